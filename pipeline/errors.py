@@ -1,0 +1,79 @@
+"""The exceptions that end a command, each with the exit code that scripts rely on.
+
+    SqshpipeError            1  unexpected
+    ├── ConfigError          2  usage or configuration
+    ├── ToolError            3  a tool is missing or failed
+    ├── RegistryError        4  a registry refused, lied or could not be reached
+    ├── ScanRejected         5  the scan gate did not pass
+    ├── FormatError          6  bad OCI or squashfs bytes
+    ├── VerificationError    7  a .sqsh is not what it should be
+    └── PublishError         8  the store refused, or a version is taken
+
+``message`` says what happened with which file or reference; ``hint`` says what to do about it. Neither may
+hold a secret: both are printed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+EXIT_DONE = 0
+EXIT_PLAN_HAS_CHANGES = 10
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 143
+
+
+class SqshpipeError(Exception):
+    """A foreseeable end of a command, told in one sentence and never as a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(SqshpipeError):
+    """Usage or configuration: images.yaml, images.lock, a flag or an environment variable."""
+
+    exit_code = 2
+
+
+class ToolError(SqshpipeError):
+    """A program or daemon that we drive is missing, too old, or failed; also a full disk."""
+
+    exit_code = 3
+
+
+class RegistryError(SqshpipeError):
+    """A registry refused, could not be reached, or answered with something else than asked for."""
+
+    exit_code = 4
+
+
+class ScanRejected(SqshpipeError):
+    """The scan gate did not pass: findings that block, or no complete result."""
+
+    exit_code = 5
+
+
+class FormatError(SqshpipeError):
+    """Bytes that are not valid OCI, tar or squashfs, or that try to leave the root."""
+
+    exit_code = 6
+
+
+class VerificationError(SqshpipeError):
+    """A .sqsh that differs from the image that it was made from, or from its record."""
+
+    exit_code = 7
+
+
+class PublishError(SqshpipeError):
+    """The store cannot take a release: taken version, damaged record, no permission."""
+
+    exit_code = 8
