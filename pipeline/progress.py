@@ -1,7 +1,9 @@
-"""How a long stage tells how far it is, without knowing who listens."""
+"""How stages tell what they do and how far they are, without knowing who listens."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -18,6 +20,19 @@ class Meter(Protocol):
         """Pass on one line of a tool's own output (build steps and the like), without its newline."""
 
 
+class Story(Protocol):
+    """Follows one image through its stages."""
+
+    def stage(self, name: str) -> AbstractContextManager[Meter]:
+        """Open a stage; leaving it normally means that it is done, with an exception that it failed."""
+
+    def skip(self, name: str, why: str) -> None:
+        """Say that a stage has nothing to do, and why."""
+
+    def result(self, text: str) -> None:
+        """Say in a few words what the open stage came to (a digest, a verdict)."""
+
+
 class _Silent:
     def total(self, amount: int) -> None:
         pass
@@ -29,4 +44,17 @@ class _Silent:
         pass
 
 
+class _Untold:
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Meter]:  # noqa: ARG002 - nobody listens
+        yield SILENT
+
+    def skip(self, name: str, why: str) -> None:
+        pass
+
+    def result(self, text: str) -> None:
+        pass
+
+
 SILENT: Meter = _Silent()
+UNTOLD: Story = _Untold()

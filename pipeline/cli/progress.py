@@ -1,0 +1,180 @@
+"""The story of one image on stderr: bars on a terminal, one plain line a stage elsewhere, a closing summary."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+
+from pipeline.cli import output
+from pipeline.progress import Meter, Story
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class StageTime:
+    """What the summary says of one stage: seconds, bytes, and its result or the reason for skipping it."""
+
+    name: str
+    seconds: float = 0.0
+    bytes_done: int = 0
+    outcome: str = "done"
+    text: str = ""
+
+
+@dataclass(slots=True)
+class _CountingMeter:
+    """Counts for the summary; passes on to a bar where there is one."""
+
+    stage: StageTime
+    bar: tuple[Progress, TaskID] | None = None
+    announced: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def total(self, amount: int) -> None:
+        with self.lock:
+            self.announced += amount
+            if self.bar:
+                self.bar[0].update(self.bar[1], total=self.announced)
+
+    def advance(self, amount: int) -> None:
+        with self.lock:
+            self.stage.bytes_done += amount
+            if self.bar:
+                self.bar[0].update(self.bar[1], advance=amount)
+
+    def line(self, text: str) -> None:
+        log.info(text)
+
+
+@dataclass(slots=True)
+class Teller:
+    """A `Story` for people and CI logs; `stages` holds what happened, for the summary and ``--json``."""
+
+    stages: list[StageTime] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Meter]:
+        entry = StageTime(name)
+        self.stages.append(entry)
+        started = time.monotonic()
+        with structlog.contextvars.bound_contextvars(stage=name):
+            try:
+                with _meter(entry) as meter:
+                    yield meter
+            except BaseException:
+                entry.outcome = "failed"
+                raise
+            finally:
+                entry.seconds = time.monotonic() - started
+            _tell_done(entry)
+
+    def skip(self, name: str, why: str) -> None:
+        self.stages.append(StageTime(name, outcome="skipped", text=why))
+        with structlog.contextvars.bound_contextvars(stage=name):
+            log.info(f"skipped: {why}")
+
+    def result(self, text: str) -> None:
+        self.stages[-1].text = text
+
+    def as_json(self) -> list[dict[str, object]]:
+        """The stages in order, seconds as float, bytes as int."""
+        return [
+            {
+                "stage": stage.name,
+                "outcome": stage.outcome,
+                "seconds": round(stage.seconds, 3),
+                "bytes": stage.bytes_done,
+                "text": stage.text,
+            }
+            for stage in self.stages
+        ]
+
+    def summary(self) -> None:
+        """Say at the end where the time went, unless there was none to speak of."""
+        spent = [stage for stage in self.stages if stage.outcome != "skipped"]
+        if not spent or output.logs_json():
+            return
+        width = max(len(stage.name) for stage in spent)
+        for stage in spent:
+            amount = human_bytes(stage.bytes_done) if stage.bytes_done else ""
+            log.info(f"  {stage.name:<{width}}  {human_seconds(stage.seconds):>8}  {amount:>9}".rstrip())
+        log.info(f"  {'total':<{width}}  {human_seconds(sum(stage.seconds for stage in spent)):>8}")
+
+
+@contextmanager
+def _meter(entry: StageTime) -> Iterator[Meter]:
+    if not output.draws_bars():
+        yield _CountingMeter(entry)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn(f"{entry.name:<8}"),
+        SpinnerColumn(),
+        BarColumn(bar_width=24),
+        DownloadColumn(binary_units=False),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, transient=True, refresh_per_second=8) as progress:
+        task = progress.add_task(entry.name, total=None)
+        with output.diverted(lambda text: console.print(Text(text), soft_wrap=True)):
+            yield _CountingMeter(entry, bar=(progress, task))
+
+
+def _tell_done(entry: StageTime) -> None:
+    if output.logs_json():
+        log.info("done", seconds=round(entry.seconds, 3), bytes=entry.bytes_done, result=entry.text)
+        return
+    parts = [human_seconds(entry.seconds)]
+    if entry.bytes_done:
+        parts.append(human_bytes(entry.bytes_done))
+        if entry.seconds > 0.5:
+            parts.append(f"{human_bytes(int(entry.bytes_done / entry.seconds))}/s")
+    log.info(f"{entry.text or 'done'}  ({', '.join(parts)})")
+
+
+def human_bytes(amount: int) -> str:
+    """`amount` bytes in the decimal units that disks and registries are sold in: ``1.5 GB``."""
+    value = float(amount)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """``0.3 s``, ``12 s``, ``3 m 05 s``, ``1 h 02 m``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
+
+
+_: type[Story] = Teller

@@ -1,0 +1,81 @@
+"""The story on stderr: what is said, what is counted, what stays out."""
+
+import json
+
+import pytest
+import structlog
+
+from pipeline.cli import output
+from pipeline.cli.progress import Teller, human_bytes, human_seconds
+from pipeline.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _plain_log():
+    output.configure(quiet=False, verbose=False, log_format="text")
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (15_300_000_000, "15.3 GB"),
+        (2_000_000_000_000, "2.0 TB"),
+    ],
+)
+def test_bytes_are_told_in_decimal_units(amount, text):
+    assert human_bytes(amount) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (12.3, "12 s"), (185, "3 m 05 s"), (3720, "1 h 02 m")]
+)
+def test_seconds_are_told_in_the_unit_that_fits(seconds, text):
+    assert human_seconds(seconds) == text
+
+
+def test_one_plain_line_a_stage_where_nobody_watches(capsys):
+    teller = Teller()
+    with teller.stage("push") as meter:
+        meter.total(2_000)
+        meter.advance(2_000)
+        teller.result("sha256:abc")
+    teller.skip("build", "the registry has this image")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["push     sha256:abc  (0.0 s, 2.0 kB)", "build    skipped: the registry has this image"]
+
+
+def test_json_lines_carry_run_image_and_stage(capsys):
+    output.configure(quiet=False, verbose=False, log_format="json")
+    with structlog.contextvars.bound_contextvars(run="r1", image="demo"), Teller().stage("pin"):
+        pass
+    line = json.loads(capsys.readouterr().err)
+    assert (line["run"], line["image"], line["stage"], line["event"]) == ("r1", "demo", "pin", "done")
+
+
+def test_a_failed_stage_is_marked_and_not_called_done(capsys):
+    teller = Teller()
+    with pytest.raises(ConfigError), teller.stage("pin"):
+        raise ConfigError("no")
+    assert teller.as_json()[0]["outcome"] == "failed"
+    assert capsys.readouterr().err == ""
+
+
+def test_control_characters_of_a_hostile_name_are_escaped(capsys):
+    output.failure(ConfigError("no file \x1b[2Jname\nsqshpipe: all is well", hint="look\x07"))
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert "\x07" not in err
+    assert "\nsqshpipe: all is well" not in err
+
+
+def test_quiet_tells_errors_only(capsys):
+    output.configure(quiet=True, verbose=False, log_format="text")
+    with Teller().stage("pin"):
+        pass
+    output.failure(ConfigError("broken"))
+    assert capsys.readouterr().err == "sqshpipe: broken\n"
