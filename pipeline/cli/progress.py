@@ -1,4 +1,4 @@
-"""The story of one image on stderr: bars on a terminal, one plain line a stage elsewhere, a closing summary."""
+"""The story of one image on stderr: bars on a terminal, plain lines elsewhere, a closing summary."""
 
 from __future__ import annotations
 
