@@ -1,0 +1,30 @@
+"""One private Slurm of two nodes for all tests of this folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.slurm import Slurm, missing, private_slurm
+
+
+@pytest.fixture(scope="package")
+def shared_slurm() -> Iterator[Slurm]:
+    if missing():
+        pytest.skip(missing())
+    with (
+        tempfile.TemporaryDirectory(prefix="sqshpipe-slurm-", dir="/var/tmp") as folder,
+        private_slurm(Path(folder)) as cluster,
+    ):
+        yield cluster
+
+
+@pytest.fixture
+def slurm(shared_slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    """The shared cluster, with this process's own Slurm commands pointed at it."""
+    for name, value in shared_slurm.env.items():
+        monkeypatch.setenv(name, value)
+    return shared_slurm
