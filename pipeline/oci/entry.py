@@ -1,0 +1,70 @@
+"""One member of a layer, and the bounds that reading a layer keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class EntryKind(IntEnum):
+    """What a member of a layer is. A merged tree has no HARDLINK: there it is the kind of what it links
+    to.
+    """
+
+    FILE = 1
+    DIRECTORY = 2
+    SYMLINK = 3
+    HARDLINK = 4
+    CHAR = 5
+    BLOCK = 6
+    FIFO = 7
+
+
+@dataclass(slots=True)
+class Entry:
+    """A member of a layer. Not frozen since a layer has up to a million of them; treat it as if it were.
+
+    path    relative to the root, no leading or trailing "/", no "." or ".." components; b"" is the root
+    mode    permission bits with setuid, setgid and sticky: 0o7777 at most
+    mtime   seconds since 1970, never negative
+    size    bytes of a file's content (holes of a sparse file included); 0 for all other kinds
+    target  a symlink's target as it stands there, or a hard link's target in the form of `path`
+    xattrs  (name, value) pairs sorted by name; names with their prefix, as b"user.note"
+    crc32   of a file's content (zlib's polynomial); 0 until the reader has passed the content
+    """
+
+    path: bytes
+    kind: EntryKind
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    size: int = 0
+    target: bytes = b""
+    major: int = 0
+    minor: int = 0
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    crc32: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much a layer may hold. The defaults are far beyond any image that was seen, and within what a host
+    bears.
+
+    max_unpacked  bytes of one layer's tar, and bytes of all its files with their holes
+    max_entries   members of one layer
+    max_ratio     bytes unpacked for one byte stored, looked at beyond `ratio_floor` bytes (gzip ends at 1032)
+    max_path      bytes of a path or of a link's target (Linux: PATH_MAX)
+    max_name      bytes of one component of a path (Linux: NAME_MAX)
+    """
+
+    max_unpacked: int = 1 << 40
+    max_entries: int = 16_000_000
+    max_ratio: int = 2000
+    ratio_floor: int = 1 << 30
+    max_path: int = 4095
+    max_name: int = 255
+
+
+DEFAULT_LIMITS = Limits()

@@ -1,0 +1,42 @@
+"""Where an image is read from: the one interface of OCI layouts, docker archives, registries and daemons."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import BinaryIO, Protocol
+
+from pipeline.errors import FormatError
+from pipeline.oci.config import ImageConfig
+from pipeline.oci.manifest import Manifest
+
+
+class ImageSource(Protocol):
+    """One image for one platform. Methods may be called from several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: `oci:DIR:tag`, `docker://host/repo@sha256:…`. Used in errors."""
+
+    def manifest(self) -> Manifest:
+        """The image's manifest, its digest checked. Cheap after the first call."""
+
+    def config(self) -> ImageConfig:
+        """The image's config, its digest checked, its layers as many as the manifest's. Cheap after the
+        first call.
+        """
+
+    def open_layer(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Layer `index` (0 is the lowest) as it is stored, maybe compressed.
+
+        Who reads to the end has the blob's digest checked: a difference raises FormatError (RegistryError
+        from a registry) at the read that reaches the end. Several layers may be open at once.
+        """
+
+
+def check_layer_count(manifest: Manifest, config: ImageConfig, name: str) -> None:
+    """Raise FormatError unless `config` has one diff_id for each layer of `manifest`."""
+    if len(manifest.layers) != len(config.diff_ids):
+        raise FormatError(
+            f"{name} has {len(manifest.layers)} layers in its manifest"
+            f" but {len(config.diff_ids)} in its config"
+        )
