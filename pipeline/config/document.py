@@ -1,0 +1,280 @@
+"""images.yaml as pydantic models: the text from outside is checked here, and the JSON schema comes from here.
+
+Each model has the file's keys and the built-in defaults. Settings that ``defaults`` and an image share live
+in `ImageSettings`; what an image leaves out is taken from ``defaults``, key by key, also inside ``convert``,
+``scan`` and ``slurm``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from pipeline.config import names
+from pipeline.errors import SqshpipeError
+from pipeline.oci.platform import Platform
+from pipeline.oci.reference import Reference
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SECRET_ANYWHERE = ("SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL")
+_SECRET_ENDINGS = ("TOKEN", "TOKENS", "APIKEY", "SSHKEY", "PRIVATEKEY", "ACCESSKEY")
+_SECRET_PARTS = frozenset({"KEY", "KEYS", "PASS", "PWD", "AUTH", "NETRC"})
+
+
+def _checked(check: Callable[[str], object]) -> AfterValidator:
+    """A validator that says what one of our own parsers says, and keeps the text."""
+
+    def validate(text: str) -> str:
+        try:
+            check(text)
+        except SqshpipeError as error:
+            raise ValueError(str(error)) from None
+        return text
+
+    return AfterValidator(validate)
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, timedelta):
+        return value
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([smhdw])", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("write a time such as 90m, 12h, 30d or 2w")
+    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+
+
+def _block_size(value: object) -> object:
+    match = re.fullmatch(r"([1-9][0-9]{0,6})(K|KiB|M|MiB)?", str(value))
+    size = int(match[1]) * {"K": 1024, "M": 1 << 20, "": 1}[(match[2] or "")[:1]] if match else 0
+    if isinstance(value, bool) or not (4096 <= size <= 1 << 20) or size & (size - 1):
+        raise ValueError("write a power of two from 4K to 1M, such as 128K")
+    return size
+
+
+def looks_secret(name: str) -> bool:
+    """True for a build argument's name that says that its value is a secret."""
+    parts = re.split(r"[^A-Z0-9]+", name.upper())
+    return any(
+        part in _SECRET_PARTS
+        or part.endswith(_SECRET_ENDINGS)
+        or any(word in part for word in _SECRET_ANYWHERE)
+        for part in parts
+    )
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    WithJsonSchema({"type": "string", "pattern": "^[1-9][0-9]*[smhdw]$", "examples": ["12h", "30d"]}),
+]
+BlockSize = Annotated[
+    int,
+    BeforeValidator(_block_size),
+    WithJsonSchema({"type": ["string", "integer"], "examples": ["128K", "1M"]}),
+]
+ReferenceText = Annotated[str, _checked(Reference.parse)]
+PlatformText = Annotated[str, _checked(Platform.parse)]
+ImageName = Annotated[str, _checked(names.check_image)]
+Channel = Annotated[str, _checked(names.check_channel)]
+ArgumentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Model(BaseModel):
+    """Strict: an unknown key is an error, and a number is no text (4.10 would become 4.1)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class EcrModel(Model):
+    """An AWS account's registry."""
+
+    account: str = Field(pattern=r"^[0-9]{12}$", description="AWS account, 12 digits in quotes.")
+    region: str = Field(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]$", examples=["us-east-1"])
+    prefix: str = Field(default="", description="Put before each repository.", examples=["team/training"])
+
+
+class RegistryModel(Model):
+    """Where images are pushed: url or ecr."""
+
+    url: str | None = Field(default=None, description="host[:port][/path], or with http:// for plain HTTP.")
+    ecr: EcrModel | None = None
+    plain_http: bool = Field(default=False, description="Speak HTTP; loopback hosts need no such word.")
+
+    @model_validator(mode="after")
+    def _one(self) -> RegistryModel:
+        if (self.url is None) == (self.ecr is None):
+            raise ValueError("give exactly one of url and ecr")
+        return self
+
+
+class StoreModel(Model):
+    """The shared folder of releases."""
+
+    root: str = Field(min_length=1, examples=["/fsx/containers"])
+    group: str | None = Field(default=None, description="Group that the store's files get.")
+
+
+class ConvertModel(Model):
+    """How the .sqsh is made."""
+
+    converter: Literal["auto", "enroot", "mksquashfs", "native"] = "auto"
+    zstd_level: int = Field(default=3, ge=1, le=22)
+    block_size: BlockSize = Field(default=131072, description="A power of two from 4K to 1M.")
+    keep_owners: bool = Field(
+        default=False, description="Keep uid and gid; otherwise all files belong to root."
+    )
+    keep_xattrs: bool = False
+
+
+class ScanModel(Model):
+    """When a scan blocks a release."""
+
+    scanner: Literal["auto", "none", "ecr", "trivy"] = "auto"
+    fail_on: Literal["low", "medium", "high", "critical", "never"] = Field(
+        default="high", description="The lowest severity that blocks."
+    )
+    new_since_base: bool = Field(default=False, description="Count only what the base did not bring.")
+    fixable_only: bool = Field(default=False, description="Count only what an update would mend.")
+    waivers: str | None = Field(
+        default=None, description="A file of waivers, from the folder of images.yaml."
+    )
+    max_age: Duration = Field(default=timedelta(days=1), description="How old a verdict may be.")
+    timeout: Duration = Field(default=timedelta(minutes=30), description="How long to wait for a result.")
+
+
+class SecretModel(Model):
+    """A BuildKit secret: from an environment variable or a file."""
+
+    env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> SecretModel:
+        if (self.env is None) == (self.file is None):
+            raise ValueError("give exactly one of env and file")
+        return self
+
+
+class TrackModel(Model):
+    """Which newer tags of the base count."""
+
+    pattern: str = Field(min_length=1, examples=["YY.MM-py3"])
+    policy: Literal["newest", "notify"] = "notify"
+
+
+class SlurmModel(Model):
+    """What one image's job asks for with ``--executor slurm``."""
+
+    partition: str | None = None
+    account: str | None = None
+    time: Duration = Field(default=timedelta(hours=2), description="The job's time limit.")
+    cpus: int = Field(default=4, ge=1)
+    memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*[KMGT]?$", examples=["32G"])
+    constraint: str | None = None
+
+
+class ImageSettings(Model):
+    """What ``defaults`` and an image share."""
+
+    platform: PlatformText = "linux/amd64"
+    convert: ConvertModel = ConvertModel()
+    scan: ScanModel = ScanModel()
+    slurm: SlurmModel = SlurmModel()
+    channels: list[Channel] = list(names.DEFAULT_CHANNELS)
+    keep: int = Field(default=5, ge=1, description="How many releases prune leaves.")
+    max_age: Duration | None = Field(
+        default=None, description="Rebuild without a changed input after this time."
+    )
+    track: TrackModel | None = None
+
+
+class ImageModel(ImageSettings):
+    """One image; without a Dockerfile the base is mirrored unchanged."""
+
+    base: ReferenceText = Field(examples=["nvcr.io/nvidia/pytorch:24.01-py3"])
+    dockerfile: str | None = Field(default=None, description="From the folder of images.yaml.")
+    context: str | None = Field(
+        default=None, description="The build's folder; the Dockerfile's own if left out."
+    )
+    build_args: dict[ArgumentName, str] = {}
+    secrets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")], SecretModel] = {}
+    target: str | None = Field(default=None, description="The stage of the Dockerfile that is the result.")
+    test: list[str] = Field(
+        default=[], description="A command that must succeed in the image, as a list of words."
+    )
+
+    @field_validator("build_args")
+    @classmethod
+    def _no_secrets(cls, arguments: dict[str, str]) -> dict[str, str]:
+        for name in arguments:
+            if looks_secret(name):
+                raise ValueError(
+                    f"{name} looks like a secret, and build arguments end in the image's history; "
+                    "use secrets: and RUN --mount=type=secret"
+                )
+        return arguments
+
+    @model_validator(mode="after")
+    def _mirror_builds_nothing(self) -> ImageModel:
+        if self.dockerfile is None:
+            given = [k for k in ("context", "build_args", "secrets", "target") if k in self.model_fields_set]
+            if given:
+                raise ValueError(f"{given[0]} needs a dockerfile: without one the base is mirrored unchanged")
+        return self
+
+
+class NotifyModel(Model):
+    """Whom to tell: exactly one of sns, webhook_env and command."""
+
+    sns: str | None = Field(default=None, pattern=r"^arn:", description="ARN of an SNS topic.")
+    webhook_env: str | None = Field(
+        default=None, description="Environment variable that holds the webhook's address."
+    )
+    command: list[str] | None = Field(
+        default=None, min_length=1, description="Gets the event as JSON on stdin."
+    )
+    on: list[Literal["published", "blocked", "failed", "base-moved"]] = Field(
+        default=["published", "blocked", "failed", "base-moved"], min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> NotifyModel:
+        if sum(value is not None for value in (self.sns, self.webhook_env, self.command)) != 1:
+            raise ValueError("give exactly one of sns, webhook_env and command")
+        return self
+
+
+class ImagesFile(Model):
+    """images.yaml of sqshpipe."""
+
+    version: Literal[1]
+    registry: RegistryModel | None = None
+    store: StoreModel | None = None
+    cache: str | None = Field(default=None, description="Packs and blobs kept between runs.")
+    scratch: str | None = Field(default=None, description="Local disk for one run's work.")
+    notify: list[NotifyModel] = []
+    defaults: ImageSettings = ImageSettings()
+    images: dict[ImageName, ImageModel] = Field(min_length=1)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of images.yaml, for editors."""
+    schema = ImagesFile.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "sqshpipe images.yaml",
+    }

@@ -1,0 +1,267 @@
+"""From images.yaml to `Config`: parse, check, apply defaults, apply overrides (flag, environment, file)."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.config import document, yamlfile
+from pipeline.config.names import nearest
+from pipeline.config.types import (
+    Config,
+    ConvertOptions,
+    EcrSettings,
+    ImageSpec,
+    Notify,
+    RegistrySettings,
+    ScanPolicy,
+    SecretSource,
+    SlurmSettings,
+    StoreSettings,
+    Track,
+)
+from pipeline.errors import ConfigError
+from pipeline.oci.platform import Platform
+from pipeline.oci.reference import Reference
+
+_MAX_ERRORS = 8
+_ECR_URL = re.compile(r"([0-9]{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?(?:/(.*))?")
+_MISSING = "write one (sqshpipe schema describes it), or name another with --config"
+
+
+def load(
+    path: Path,
+    *,
+    store: Path | None = None,
+    registry: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Config:
+    """Read ``path``; ``store`` and ``registry`` (flags) win over the environment, and that over the file.
+
+    Raises ConfigError naming file, line and key for whatever is wrong in the file, and for a Dockerfile,
+    context, waivers or secret file that does not exist.
+    """
+    env = os.environ if environment is None else environment
+    source = yamlfile.read(path, missing_hint=_MISSING)
+    file = _validate(source)
+    folder = path.resolve().parent
+    return Config(
+        path=path,
+        registry=_registry(file, registry or env.get("SQSHPIPE_REGISTRY") or None, source),
+        store=_store(file, store, env, folder),
+        images={name: _image(name, model, file, source) for name, model in file.images.items()},
+        cache=_place(env.get("SQSHPIPE_CACHE"), file.cache, folder, _default_cache(env)),
+        scratch=_place(env.get("SQSHPIPE_SCRATCH"), file.scratch, folder, Path(tempfile.gettempdir())),
+        notify=tuple(
+            Notify(
+                sns=entry.sns,
+                webhook_env=entry.webhook_env,
+                command=tuple(entry.command) if entry.command else None,
+                on=frozenset(entry.on),
+            )
+            for entry in file.notify
+        ),
+    )
+
+
+def _validate(source: yamlfile.Document) -> document.ImagesFile:
+    if not isinstance(source.value, dict):
+        raise ConfigError(
+            f"{source.path} has no settings", hint="sqshpipe schema describes what belongs there"
+        )
+    try:
+        return document.ImagesFile.model_validate(source.value)
+    except ValidationError as failure:
+        errors = failure.errors(include_url=False)
+        told = list(dict.fromkeys(_tell(source, error) for error in errors))
+        if len(told) > _MAX_ERRORS:
+            told[_MAX_ERRORS:] = [f"and {len(told) - _MAX_ERRORS} more"]
+        raise ConfigError("\n".join(told)) from None
+
+
+def _tell(source: yamlfile.Document, error: ErrorDetails) -> str:
+    """One line for one of pydantic's errors: where, what, and the nearest known key."""
+    # "[key]" is pydantic's word for an error in a mapping's key itself.
+    key = tuple(part for part in error["loc"] if part != "[key]")
+    kind, given = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        known = sorted(_model_at(document.ImagesFile, key[:-1]).model_fields)
+        guess = nearest(str(key[-1]), known) or f"known here: {', '.join(known)}"
+        return f"{source.where(key)}: unknown key ({guess})"
+    if kind == "missing":
+        return f"{source.where(key[:-1])}: {key[-1]} is missing"
+    if kind == "value_error":
+        return f"{source.where(key)}: {error['ctx']['error']}"
+    if kind == "string_type" and isinstance(given, int | float) and not isinstance(given, bool):
+        return f'{source.where(key)}: {given} is a number here, put it in quotes: "{given}"'
+    message = error["msg"][0].lower() + error["msg"][1:]
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and len(str(given)) < 80 else ""
+    return f"{source.where(key)}: {message}{shown}"
+
+
+def _model_at(model: type[BaseModel], key: tuple[str | int, ...]) -> type[BaseModel]:
+    """The model that stands at ``key``: fields by name, through mappings and lists to their members."""
+    for part in key:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            found = _models_in(field.annotation)
+            model = found[0] if found else model
+    return model
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+
+
+def _registry(file: document.ImagesFile, override: str | None, source: yamlfile.Document) -> RegistrySettings:
+    if override is not None:
+        return parse_registry(override, "--registry or SQSHPIPE_REGISTRY")
+    given = file.registry
+    if given is None:
+        return RegistrySettings()
+    if given.ecr is not None:
+        ecr = EcrSettings(
+            account=given.ecr.account, region=given.ecr.region, prefix=given.ecr.prefix.strip("/")
+        )
+        settings = RegistrySettings(ecr=ecr, plain_http=given.plain_http)
+        _check_registry(settings, source.where(("registry", "ecr", "prefix")))
+        return settings
+    return parse_registry(given.url or "", source.where(("registry", "url")), plain_http=given.plain_http)
+
+
+def parse_registry(text: str, where: str, *, plain_http: bool = False) -> RegistrySettings:
+    """``[http[s]://]host[:port][/path]``; an ECR host becomes EcrSettings. ConfigError names ``where``."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme, rest = "https", text
+    rest = rest.strip("/")
+    if "@" in rest:
+        raise ConfigError(f"{where}: no user or password in the registry's address", hint="use docker login")
+    if scheme not in ("http", "https") or not rest:
+        raise ConfigError(f"{where}: {text!r} is not a registry", hint="write HOST[:PORT][/PATH]")
+    match = _ECR_URL.fullmatch(rest)
+    if match:
+        ecr = EcrSettings(account=match[1], region=match[2], prefix=match[3] or "")
+        settings = RegistrySettings(ecr=ecr)
+    else:
+        settings = RegistrySettings(url=rest, plain_http=plain_http or scheme == "http")
+    _check_registry(settings, where)
+    return settings
+
+
+def _check_registry(settings: RegistrySettings, where: str) -> None:
+    try:
+        host = settings.repository("image").registry
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
+    if host != settings.host:
+        # A first part without dot, colon or "localhost" is read as a path on Docker's own registry.
+        raise ConfigError(
+            f"{where}: {settings.host!r} is no host", hint="write HOST.DOMAIN[/PATH] or HOST:PORT[/PATH]"
+        )
+
+
+def _store(
+    file: document.ImagesFile, flag: Path | None, env: Mapping[str, str], folder: Path
+) -> StoreSettings:
+    group = file.store.group if file.store else None
+    given = flag or (Path(env["SQSHPIPE_STORE"]) if env.get("SQSHPIPE_STORE") else None)
+    if given is not None:
+        return StoreSettings(configured=given.expanduser().absolute(), group=group)
+    root = (folder / Path(file.store.root).expanduser()).absolute() if file.store else None
+    return StoreSettings(configured=root, group=group)
+
+
+def _place(override: str | None, given: str | None, folder: Path, default: Path) -> Path:
+    if override:
+        return Path(override).expanduser().absolute()
+    return (folder / Path(given).expanduser()).absolute() if given else default.absolute()
+
+
+def _default_cache(env: Mapping[str, str]) -> Path:
+    base = env.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "sqshpipe"
+
+
+def _image(
+    name: str, model: document.ImageModel, file: document.ImagesFile, source: yamlfile.Document
+) -> ImageSpec:
+    settings = _with_defaults(model, file.defaults)
+    key: yamlfile.Key = ("images", name)
+    folder = source.path.resolve().parent
+    dockerfile = context = None
+    if model.dockerfile is not None:
+        dockerfile = folder / model.dockerfile
+        if not dockerfile.is_file():
+            raise source.error(
+                (*key, "dockerfile"), f"{model.dockerfile} does not exist", "paths start at images.yaml"
+            )
+        context = folder / model.context if model.context is not None else dockerfile.parent
+        if not context.is_dir():
+            raise source.error(
+                (*key, "context"), f"{model.context} is not a folder", "paths start at images.yaml"
+            )
+    return ImageSpec(
+        name=name,
+        base=_base(model.base, source, key),
+        platform=Platform.parse(settings.platform),
+        dockerfile=dockerfile,
+        context=context,
+        build_args=dict(model.build_args),
+        secrets={secret: _secret(entry, folder) for secret, entry in model.secrets.items()},
+        target=model.target,
+        convert=ConvertOptions(**settings.convert.model_dump()),
+        scan=_scan(settings.scan, source, key),
+        slurm=SlurmSettings(**settings.slurm.model_dump()),
+        channels=tuple(settings.channels),
+        keep=settings.keep,
+        max_age=settings.max_age,
+        test=tuple(model.test),
+        track=Track(**settings.track.model_dump()) if settings.track else None,
+    )
+
+
+def _with_defaults(model: document.ImageModel, defaults: document.ImageSettings) -> document.ImageSettings:
+    """The image's settings over ``defaults``, key by key, one level deep for the nested ones."""
+    shared = set(document.ImageSettings.model_fields)
+    own = model.model_dump(exclude_unset=True, include=shared)
+    merged = defaults.model_dump(exclude_unset=True)
+    for name, value in own.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = {**merged[name], **value} if nested else value
+    return document.ImageSettings.model_validate(merged)
+
+
+def _base(text: str, source: yamlfile.Document, key: yamlfile.Key) -> Reference:
+    base = Reference.parse(text)
+    if base.tag is None and base.digest is None:
+        raise source.error(
+            (*key, "base"), f"{text} has no tag", f"write the tag that you mean, {text}:latest at worst"
+        )
+    return base
+
+
+def _secret(entry: document.SecretModel, folder: Path) -> SecretSource:
+    file = folder / Path(entry.file).expanduser() if entry.file is not None else None
+    return SecretSource(env=entry.env, file=file)
+
+
+def _scan(model: document.ScanModel, source: yamlfile.Document, key: yamlfile.Key) -> ScanPolicy:
+    waivers = None
+    if model.waivers is not None:
+        waivers = source.path.resolve().parent / model.waivers
+        if not waivers.is_file():
+            own = (*key, "scan", "waivers")
+            where = own if own in source.lines else ("defaults", "scan", "waivers")
+            raise source.error(where, f"{model.waivers} does not exist", "paths start at images.yaml")
+    fields = model.model_dump(exclude={"fail_on", "waivers"})
+    return ScanPolicy(fail_on=None if model.fail_on == "never" else model.fail_on, waivers=waivers, **fields)

@@ -1,0 +1,206 @@
+"""The configuration as values: frozen, complete, with defaults and overrides applied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config.names import nearest
+from pipeline.errors import ConfigError
+from pipeline.oci.platform import Platform
+from pipeline.oci.reference import Reference
+
+ConverterName = Literal["auto", "enroot", "mksquashfs", "native"]
+ScannerName = Literal["auto", "none", "ecr", "trivy"]
+Severity = Literal["low", "medium", "high", "critical"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EcrSettings:
+    """An account's registry; ``prefix`` is put before each repository, without slashes at its ends."""
+
+    account: str
+    region: str
+    prefix: str = ""
+
+    @property
+    def host(self) -> str:
+        domain = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
+        return f"{self.account}.dkr.ecr.{self.region}.{domain}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrySettings:
+    """Where images are pushed: ``url`` is ``host[:port][/path]`` without a scheme, or ``ecr`` is set."""
+
+    url: str | None = None
+    ecr: EcrSettings | None = None
+    plain_http: bool = False
+
+    @property
+    def base(self) -> str:
+        """``host[:port][/path]`` in which each image has a repository; ConfigError when none is given."""
+        if self.ecr is not None:
+            return "/".join(filter(None, (self.ecr.host, self.ecr.prefix)))
+        if self.url is None:
+            raise ConfigError(
+                "no registry is given",
+                hint="set registry: {url: HOST/PATH} in images.yaml, SQSHPIPE_REGISTRY, or --registry",
+            )
+        return self.url
+
+    @property
+    def host(self) -> str:
+        """``host[:port]``; ConfigError when no registry is given."""
+        return self.base.split("/", 1)[0]
+
+    def repository(self, image: str) -> Reference:
+        """The repository of ``image``, without tag and digest; ConfigError when no registry is given."""
+        parsed = Reference.parse(f"{self.base}/{image}")
+        return Reference(registry=parsed.registry, repository=parsed.repository, tag=None, digest=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """The shared folder of releases; ``group`` is the group that its files get, if any."""
+
+    configured: Path | None
+    group: str | None = None
+
+    @property
+    def root(self) -> Path:
+        """The store's folder; ConfigError when none is given."""
+        if self.configured is None:
+            raise ConfigError(
+                "no store is given",
+                hint="set store: {root: DIR} in images.yaml, SQSHPIPE_STORE, or --store",
+            )
+        return self.configured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """How the .sqsh is made; ``block_size`` is in bytes, a power of two from 4 KiB to 1 MiB."""
+
+    converter: ConverterName = "auto"
+    zstd_level: int = 3
+    block_size: int = 131072
+    keep_owners: bool = False
+    keep_xattrs: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanPolicy:
+    """When a scan blocks a release.
+
+    ``fail_on`` is the lowest severity that blocks, None for never; ``new_since_base`` counts only what the
+    base did not bring; ``max_age`` is how old a verdict may be before it is asked for again.
+    """
+
+    scanner: ScannerName = "auto"
+    fail_on: Severity | None = "high"
+    new_since_base: bool = False
+    fixable_only: bool = False
+    waivers: Path | None = None
+    max_age: timedelta = timedelta(days=1)
+    timeout: timedelta = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretSource:
+    """Where a BuildKit secret comes from: exactly one of an environment variable's name and a file."""
+
+    env: str | None = None
+    file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Track:
+    """Which newer tags of the base count: ``pattern`` such as ``YY.MM-py3``; take them or only tell."""
+
+    pattern: str
+    policy: Literal["newest", "notify"] = "notify"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmSettings:
+    """What one image's job asks for when Slurm runs it; ``memory`` in sbatch's form (32G)."""
+
+    partition: str | None = None
+    account: str | None = None
+    time: timedelta = timedelta(hours=2)
+    cpus: int = 4
+    memory: str | None = None
+    constraint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notify:
+    """Whom to tell and of what: one of ``sns`` (topic ARN), ``webhook_env`` (a variable), ``command``."""
+
+    sns: str | None = None
+    webhook_env: str | None = None
+    command: tuple[str, ...] | None = None
+    on: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """One entry of images.yaml with defaults applied; without a Dockerfile the base is mirrored unchanged."""
+
+    name: str
+    base: Reference
+    platform: Platform
+    dockerfile: Path | None = None
+    context: Path | None = None
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, SecretSource] = field(default_factory=dict)
+    target: str | None = None
+    convert: ConvertOptions = field(default_factory=ConvertOptions)
+    scan: ScanPolicy = field(default_factory=ScanPolicy)
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
+    channels: tuple[str, ...] = ("latest", "stable")
+    keep: int = 5
+    max_age: timedelta | None = None
+    test: tuple[str, ...] = ()
+    track: Track | None = None
+
+    @property
+    def mirrored(self) -> bool:
+        """True when there is nothing to build: the base goes to the registry as it is."""
+        return self.dockerfile is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """images.yaml. ``cache`` keeps packs and blobs between runs, ``scratch`` is for one run's work."""
+
+    path: Path
+    registry: RegistrySettings
+    store: StoreSettings
+    images: Mapping[str, ImageSpec]
+    cache: Path
+    scratch: Path
+    notify: tuple[Notify, ...] = ()
+
+    @property
+    def lock_path(self) -> Path:
+        """images.lock beside images.yaml (for NAME.yaml: NAME.lock)."""
+        return self.path.with_suffix(".lock")
+
+    def image(self, name: str) -> ImageSpec:
+        """The entry called ``name``; ConfigError with the nearest name otherwise."""
+        spec = self.images.get(name)
+        if spec is None:
+            known = ", ".join(sorted(self.images)) or "none"
+            hint = nearest(name, self.images) or f"it has: {known}"
+            raise ConfigError(f"{self.path} has no image {name!r}", hint=hint)
+        return spec
+
+    def select(self, names: Iterable[str]) -> tuple[ImageSpec, ...]:
+        """The named entries in the given order, all of them for no name; ConfigError for an unknown one."""
+        wanted = list(dict.fromkeys(names))
+        return tuple(self.image(name) for name in wanted) if wanted else tuple(self.images.values())

@@ -1,0 +1,169 @@
+"""The build key follows the build's inputs and nothing else, and differences are told by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ImageSpec
+from pipeline.errors import ConfigError
+from pipeline.inputs import BuildInputs, context_paths, explain, gather
+from pipeline.oci.digest import Digest
+from pipeline.oci.platform import Platform
+from pipeline.oci.reference import Reference
+
+BASE, OTHER_BASE = Digest.of(b"base"), Digest.of(b"other base")
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    folder = tmp_path / "demo"
+    (folder / "src").mkdir(parents=True)
+    (folder / "Dockerfile").write_text("FROM base\nCOPY . /app\n")
+    (folder / "train.py").write_text("print(1)\n")
+    (folder / "src" / "model.py").write_text("x = 1\n")
+    (folder / "link").symlink_to("train.py")
+    return folder
+
+
+def spec(folder: Path, **changes: object) -> ImageSpec:
+    whole = ImageSpec(
+        name="demo",
+        base=Reference.parse("example.com/base:1"),
+        platform=Platform.parse("linux/amd64"),
+        dockerfile=folder / "Dockerfile",
+        context=folder,
+        build_args={"A": "1"},
+    )
+    return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def test_key_is_the_same_for_the_same_content_elsewhere(context: Path, tmp_path: Path) -> None:
+    before = gather(spec(context), BASE)
+    moved = context.rename(tmp_path / "moved")
+    os.utime(moved / "train.py", (1, 1))
+    (moved / "train.py").chmod(0o600)
+    after = gather(spec(moved), BASE)
+    assert after.key == before.key
+    assert len(after.key) == 64
+    assert set(after.context) == {"src", "src/model.py", "train.py", "link"}
+
+
+def write(path: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / path).write_text(text) and None
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, object], Digest, tuple[str, ...]]] = {
+    "base": (
+        lambda _: None,
+        {},
+        OTHER_BASE,
+        (f"base {str(BASE)[:19]} -> {str(OTHER_BASE)[:19]}",),
+    ),
+    "Dockerfile": (write("Dockerfile", "FROM base\n"), {}, BASE, ("Dockerfile changed",)),
+    "a file": (write("src/model.py", "x = 2\n"), {}, BASE, ("context src/model.py changed",)),
+    "a new file": (write("new.py", "1"), {}, BASE, ("context new.py is new",)),
+    "a file gone": (lambda f: (f / "train.py").unlink(), {}, BASE, ("context train.py is gone",)),
+    "executable": (lambda f: (f / "train.py").chmod(0o755), {}, BASE, ("context train.py changed",)),
+    "a link": (
+        lambda f: ((f / "link").unlink(), (f / "link").symlink_to("src")),
+        {},
+        BASE,
+        ("context link changed",),
+    ),
+    "an empty folder": (lambda f: (f / "empty").mkdir(), {}, BASE, ("context empty is new",)),
+    "an argument": (lambda _: None, {"build_args": {"A": "2"}}, BASE, ("argument A 1 -> 2",)),
+    "arguments": (
+        lambda _: None,
+        {"build_args": {"B": "1"}},
+        BASE,
+        ("argument A is gone", "argument B is new"),
+    ),
+    "target": (lambda _: None, {"target": "final"}, BASE, ("target None -> final",)),
+    "platform": (
+        lambda _: None,
+        {"platform": Platform.parse("linux/arm64")},
+        BASE,
+        ("platform linux/amd64 -> linux/arm64",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_each_change_gives_another_key_and_is_named(context: Path, case: str) -> None:
+    change, fields, base, told = CHANGES[case]
+    before = gather(spec(context), BASE)
+    recorded = json.loads(json.dumps(before.record()))
+    assert explain(recorded, BASE, gather(spec(context), BASE)) == ()
+    change(context)
+    after = gather(spec(context, **fields), base)
+    assert after.key != before.key
+    assert explain(recorded, BASE, after) == told
+
+
+def test_dockerignore_leaves_files_out(context: Path) -> None:
+    before = gather(spec(context), BASE)
+    (context / ".dockerignore").write_text("# not sent\n*.log\nsrc/*\n!src/model.py\n")
+    (context / "run.log").write_text("1")
+    (context / "src" / "junk").write_text("1")
+    after = gather(spec(context), BASE)
+    assert set(after.context) == {*before.context, ".dockerignore"}
+    (context / "run.log").write_text("2")
+    assert gather(spec(context), BASE).key == after.key
+
+
+def test_ignore_file_beside_the_dockerfile_wins(context: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "other.Dockerfile"
+    outside.write_text("FROM base\n")
+    (tmp_path / "other.Dockerfile.dockerignore").write_text("src\nlink\n")
+    (context / ".dockerignore").write_text("train.py\n")
+    assert context_paths(outside, context) == [".dockerignore", "Dockerfile", "train.py"]
+
+
+def test_large_contexts_are_recorded_by_folder_and_still_explained(context: Path) -> None:
+    for folder in range(30):
+        (context / f"d{folder}").mkdir()
+        for file in range(20):
+            (context / f"d{folder}" / f"{file}.txt").write_text("x")
+    recorded = gather(spec(context), BASE).record()
+    assert len(recorded["context"]) < 40
+    (context / "d7" / "3.txt").write_text("y")
+    assert explain(recorded, BASE, gather(spec(context), BASE)) == ("context d7 changed",)
+
+
+def test_many_differences_are_counted(context: Path) -> None:
+    recorded = gather(spec(context), BASE).record()
+    for number in range(9):
+        (context / f"new{number}").write_text("x")
+    told = explain(recorded, BASE, gather(spec(context), BASE))
+    assert told[-1] == "4 more files of the context"
+    assert len(told) == 6
+
+
+def test_records_that_say_nothing_explain_nothing(context: Path) -> None:
+    assert explain({}, None, gather(spec(context), BASE)) == ()
+    assert explain({}, OTHER_BASE, gather(spec(context), BASE))[0].startswith("base ")
+
+
+def test_a_pipe_in_the_context_is_refused(context: Path) -> None:
+    os.mkfifo(context / "pipe")
+    with pytest.raises(ConfigError, match="pipe is a socket, pipe or device"):
+        gather(spec(context), BASE)
+
+
+def test_mirrored_images_have_no_inputs(context: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to build"):
+        gather(spec(context, dockerfile=None, context=None), BASE)
+
+
+def test_names_that_are_no_utf8_count(context: Path) -> None:
+    (context / os.fsdecode(b"\xff.bin")).write_text("x")
+    inputs = gather(spec(context), BASE)
+    assert isinstance(inputs, BuildInputs)
+    assert len(inputs.key) == 64
+    json.dumps(inputs.record())
