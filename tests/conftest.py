@@ -1,0 +1,73 @@
+"""What the test session shares: a private Docker Engine, a private registry, and what a test may demand.
+
+A laptop may lack tools, so there a test that needs one is skipped and says why. In CI (the environment
+variable CI is set) the same test fails: what is not run there is not checked anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from demo.engine import PrivateEngine
+from pipeline.errors import ToolError
+
+if TYPE_CHECKING:
+    from demo.registry import PrivateRegistry
+
+_SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the long campaigns (marker slow)")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("slow") and not item.config.getoption("--slow"):
+        pytest.skip("a long campaign: give --slow to run it")
+    for marker in item.iter_markers("needs"):
+        for tool in marker.args:
+            if not _there(tool):
+                missing(f"{tool} is not here")
+
+
+def _there(tool: str) -> bool:
+    if tool == "root":
+        return os.geteuid() == 0
+    if tool.startswith("/"):
+        return os.path.exists(tool)  # noqa: PTH110 - a device or a folder, as a marker's plain string
+    return shutil.which(tool, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])) is not None
+
+
+def missing(reason: str) -> None:
+    """Skip the running test, or fail it in CI."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}, and in CI nothing may be left out", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[PrivateEngine]:
+    """A Docker Engine of this session's own; ``engine.host`` is what DOCKER_HOST has to be."""
+    private = PrivateEngine()
+    try:
+        private.start()
+    except ToolError as error:
+        missing(str(error))
+    yield private
+    private.stop()
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[PrivateRegistry]:
+    """A registry on loopback that asks for a password."""
+    from demo.registry import PrivateRegistry
+
+    if not _there("docker-registry"):
+        missing("docker-registry is not here")
+    with PrivateRegistry() as private:
+        yield private
