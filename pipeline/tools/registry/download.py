@@ -1,0 +1,315 @@
+"""Blobs out of a registry: streamed, taken up again where the line broke, never handed over unchecked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import re
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import BinaryIO, TypeVar, cast
+
+import httpx
+import structlog
+
+from pipeline.errors import RegistryError, ToolError
+from pipeline.oci.digest import Digest
+from pipeline.oci.manifest import Descriptor
+from pipeline.progress import SILENT, Meter
+from pipeline.tools.registry.auth import Scope
+from pipeline.tools.registry.errors import Refused
+from pipeline.tools.registry.session import Session
+
+log = structlog.get_logger()
+
+_T = TypeVar("_T")
+_READ = 1 << 20
+_PROGRESS = 1 << 20  # a connection that brought this much is not counted as a failure when it breaks
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class Stopped(Exception):
+    """Another blob failed or the user gave up: this one need not go on."""
+
+
+def chunks(
+    session: Session,
+    repository: str,
+    blob: Descriptor,
+    *,
+    offset: int = 0,
+    stop: threading.Event | None = None,
+) -> Generator[bytes, None, None]:
+    """The blob's bytes from ``offset``, in pieces as they come, over as many requests as it takes.
+
+    Length is checked, the digest is not: see `checked`. Raises RegistryError.
+    """
+    what = f"blob {blob.digest} of {session.host}/{repository}"
+    position, failures = offset, 0
+    while position < blob.size:
+        started_at = position
+        response, skip = _open_at(session, repository, blob, position, what)
+        try:
+            for part in response.iter_raw():
+                if stop is not None and stop.is_set():
+                    raise Stopped
+                piece = part[skip:] if skip else part
+                skip = max(0, skip - len(part))
+                position += len(piece)
+                if position > blob.size:
+                    raise RegistryError(
+                        f"{what}: more than the {blob.size} bytes that its manifest names",
+                        hint="the registry or a proxy changes bytes",
+                    )
+                if piece:
+                    yield piece
+            reason: Exception | None = None
+        except httpx.TransportError as error:
+            reason = error
+        finally:
+            response.close()
+        if position < blob.size:
+            failures = 0 if position - started_at >= _PROGRESS else failures + 1
+            _before_next(session, what, position, failures, reason)
+
+
+def _open_at(
+    session: Session, repository: str, blob: Descriptor, position: int, what: str
+) -> tuple[httpx.Response, int]:
+    """An answer that brings the blob from ``position``, after as many bytes to skip as are returned with
+    it."""
+    headers = {"Range": f"bytes={position}-"} if position else {}
+    response = session.patiently(
+        lambda: session.once(
+            "GET",
+            f"/v2/{repository}/blobs/{blob.digest}",
+            scopes=(Scope(repository, "pull"),),
+            what=what,
+            expected=(200, 206),
+            headers=headers,
+        )
+    )
+    if response.status_code == httpx.codes.OK:
+        return response, position
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+    if match is None or int(match.group(1)) != position:
+        response.close()
+        raise RegistryError(
+            f"{what}: asked from byte {position}, it answers {response.headers.get('content-range')!r}",
+            hint="a proxy in between does not understand Range",
+        )
+    return response, 0
+
+
+def _before_next(session: Session, what: str, position: int, failures: int, reason: Exception | None) -> None:
+    patience = session.patience
+    if failures >= patience.attempts:
+        if isinstance(reason, httpx.TransportError):
+            raise session.cut(what, reason).final from reason
+        raise RegistryError(f"{what}: the registry ends it after {position} bytes", hint="try again later")
+    log.warning("download broke off, going on", what=what, at=position)
+    patience.sleep(min(patience.first * 2.0**failures, patience.longest))
+
+
+def checked(
+    session: Session, repository: str, blob: Descriptor, *, stop: threading.Event | None = None
+) -> Generator[bytes, None, None]:
+    """Like `chunks` from the start; the last piece is only handed out when all of it has the right digest."""
+    seen = blob.digest.hasher()
+    held: bytes | None = None
+    for piece in chunks(session, repository, blob, stop=stop):
+        if held is not None:
+            yield held
+        seen.update(piece)
+        held = piece
+    _compare(session, repository, blob, seen.hexdigest())
+    if held is not None:
+        yield held
+
+
+def _compare(session: Session, repository: str, blob: Descriptor, found: str) -> None:
+    if found != blob.digest.hex:
+        raise RegistryError(
+            f"{session.host}/{repository} gives other bytes for {blob.digest}:"
+            f" {blob.digest.algorithm}:{found}",
+            hint="the registry's storage or a proxy in between damages data; nothing was used",
+        )
+
+
+class _Reader(io.RawIOBase):
+    """`checked` as a file."""
+
+    def __init__(self, pieces: Generator[bytes, None, None]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        target = memoryview(cast("bytearray", buffer)).cast("B")
+        if not self._rest:
+            self._rest = memoryview(next(self._pieces, b""))
+        count = min(len(target), len(self._rest))
+        target[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        self._pieces.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def open_blob(session: Session, repository: str, blob: Descriptor) -> Iterator[BinaryIO]:
+    """The blob as a file that can be read once; reading to its end raises RegistryError if the digest is
+    wrong."""
+    with io.BufferedReader(_Reader(checked(session, repository, blob)), buffer_size=_READ) as stream:
+        yield stream
+
+
+def fetch_blob(
+    session: Session,
+    repository: str,
+    blob: Descriptor,
+    destination: Path,
+    meter: Meter = SILENT,
+    *,
+    stop: threading.Event | None = None,
+) -> Path:
+    """The blob in a file, complete and checked, or not there at all.
+
+    Bytes are gathered in ``DESTINATION.partial``, which a later call goes on with. Two processes may fetch
+    the same
+    blob: the second waits for the first. Raises RegistryError, and ToolError for a full disk.
+    """
+    partial = destination.with_name(destination.name + ".partial")
+    try:
+        if _has(destination, blob):
+            meter.advance(blob.size)
+            return destination
+        with partial.open("a+b") as file:
+            with contextlib.suppress(OSError):  # some file systems have no locks; they only save work
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _has(destination, blob):
+                meter.advance(blob.size)
+                return destination
+            try:
+                _fill(session, repository, blob, file, meter, stop)
+            except (_BadPartial, Refused) as error:
+                if isinstance(error, Refused) and error.status != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    raise
+                log.warning("a partial download was not right, starting anew", blob=str(blob.digest))
+                file.truncate(0)
+                _fill(session, repository, blob, file, meter, stop)
+            partial.replace(destination)
+    except OSError as error:
+        raise _disk_error(error, destination) from error
+    return destination
+
+
+class _BadPartial(Exception):
+    """What was left over from an earlier run was damaged."""
+
+
+def _has(path: Path, blob: Descriptor) -> bool:
+    """Whether the complete blob is already there: its bytes are read, since a name proves nothing."""
+    try:
+        if path.stat().st_size != blob.size:
+            return False
+        return _hash_file(path, blob.digest) == blob.digest.hex
+    except FileNotFoundError:
+        return False
+
+
+def _hash_file(path: Path, digest: Digest) -> str:
+    seen = digest.hasher()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_READ):
+            seen.update(block)
+    return seen.hexdigest()
+
+
+def _fill(
+    session: Session,
+    repository: str,
+    blob: Descriptor,
+    file: BinaryIO,
+    meter: Meter,
+    stop: threading.Event | None,
+) -> None:
+    seen = blob.digest.hasher()
+    file.seek(0)
+    offset = 0
+    while block := file.read(_READ):
+        seen.update(block)
+        offset += len(block)
+    if offset > blob.size:
+        raise _BadPartial
+    meter.advance(offset)
+    resumed = offset > 0
+    for piece in chunks(session, repository, blob, offset=offset, stop=stop):
+        seen.update(piece)
+        file.write(piece)
+        meter.advance(len(piece))
+    file.flush()
+    if seen.hexdigest() != blob.digest.hex:
+        if resumed:
+            raise _BadPartial
+        file.truncate(0)
+        _compare(session, repository, blob, seen.hexdigest())
+
+
+def _disk_error(error: OSError, destination: Path) -> ToolError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ToolError(
+            f"no space left for {destination.name} in {destination.parent}",
+            hint="free some, or point SQSHPIPE_CACHE and SQSHPIPE_SCRATCH elsewhere",
+        )
+    return ToolError(f"cannot write {destination}: {error.strerror or os.strerror(error.errno or 0)}")
+
+
+def fetch_blobs(
+    session: Session,
+    repository: str,
+    blobs: Sequence[Descriptor],
+    folder: Path,
+    meter: Meter = SILENT,
+    *,
+    workers: int = 4,
+) -> dict[Digest, Path]:
+    """Several blobs at once into ``folder``, each named by its digest's hex. The first failure stops the
+    others."""
+    wanted = {blob.digest: blob for blob in blobs}
+    meter.total(sum(blob.size for blob in wanted.values()))
+    stop = threading.Event()
+
+    def one(blob: Descriptor) -> Path:
+        return fetch_blob(session, repository, blob, folder / blob.digest.hex, meter, stop=stop)
+
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="blob") as pool:
+        futures = {digest: pool.submit(one, blob) for digest, blob in wanted.items()}
+        first_failure(list(futures.values()), stop)
+    return {digest: future.result() for digest, future in futures.items()}
+
+
+def first_failure(futures: Sequence[Future[_T]], stop: threading.Event) -> None:
+    """Wait for all; when one fails, or on Ctrl-C, stop the others, and raise what happened first."""
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:
+        if any(not future.done() or future.exception() is not None for future in futures):
+            stop.set()
+        for future in futures:
+            future.cancel()
+    started = [future for future in futures if not future.cancelled()]
+    wait(started)
+    for future in started:
+        error = future.exception()
+        if error is not None and not isinstance(error, Stopped):
+            raise error
