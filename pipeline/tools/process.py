@@ -61,13 +61,14 @@ def run(
     check: bool = True,
     hint: str = "",
     timeout: float | None = None,
+    umask: int = -1,
 ) -> Completed:
     """Run a program to its end.
 
     ``env`` replaces the environment, ``extra_env`` adds to it. ``on_line`` gets every non-empty line of
     stdout and stderr as it comes, in the caller's thread; carriage returns end a line too. ``timeout`` is in
     seconds. On any exception in here, KeyboardInterrupt and one raised by ``on_line`` included, the whole
-    process group of the program is ended before the exception goes on.
+    process group of the program is ended before the exception goes on. ``umask`` is the program's, -1 ours.
 
     Raises ToolError when the program is missing, when it runs past ``timeout``, and, with ``check``, when it
     does not exit with 0; ``hint`` becomes the error's hint.
@@ -76,7 +77,7 @@ def run(
     environment = {**(os.environ if env is None else env), **(extra_env or {})}
     program = _find(words[0], environment.get("PATH")) or words[0]
     log.debug("running", command=shlex.join(words))
-    process = _start(words, program, cwd, environment, wants_input=stdin is not None, hint=hint)
+    process = _start(words, program, cwd, environment, wants_input=stdin is not None, umask=umask, hint=hint)
     try:
         talk = _Conversation(process, stdin, on_line, None if timeout is None else time.monotonic() + timeout)
         finished = talk.listen()
@@ -127,6 +128,7 @@ def _start(
     env: Mapping[str, str],
     *,
     wants_input: bool,
+    umask: int,
     hint: str,
 ) -> subprocess.Popen[bytes]:
     try:
@@ -139,6 +141,7 @@ def _start(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
+            umask=umask,
             start_new_session=True,  # a group to end as a whole, and a Ctrl-C that reaches us first
         )
     except OSError as error:
