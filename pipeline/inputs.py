@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class BuildInputs:
 
     ``dockerfile`` is a sha256 in hex. ``context`` maps each path that the builder is sent (relative,
     with /) to its fingerprint: ``x:`` or ``-:`` and sha256 for a file, ``l:`` and target for a link,
-    ``d`` for a folder.
+    ``d`` for a folder. ``period`` counts the spec's ``max_age`` since 1970, None without one: a new period is
+    another build of the same files, so that package updates arrive, and one on all machines.
     """
 
     base: Digest
@@ -41,6 +43,7 @@ class BuildInputs:
     args: Mapping[str, str]
     target: str | None
     platform: str
+    period: int | None = None
 
     @property
     def key(self) -> str:
@@ -54,6 +57,7 @@ class BuildInputs:
                 "args": sorted(self.args.items()),
                 "target": self.target,
                 "platform": self.platform,
+                "period": self.period,
             },
             separators=(",", ":"),
             ensure_ascii=True,
@@ -71,13 +75,15 @@ class BuildInputs:
             "args": dict(sorted(self.args.items())),
             "target": self.target,
             "platform": self.platform,
+            "period": self.period,
         }
 
 
-def gather(spec: ImageSpec, base: Digest) -> BuildInputs:
+def gather(spec: ImageSpec, base: Digest, *, now: datetime | None = None) -> BuildInputs:
     """Fingerprint the Dockerfile and the context of ``spec``, built on ``base`` (the platform's manifest).
 
-    Raises ConfigError for a spec without a Dockerfile and for a file that cannot be read.
+    ``now`` matters to images with a ``max_age`` only. Raises ConfigError for a spec without a Dockerfile
+    and for a file that cannot be read.
     """
     if spec.dockerfile is None or spec.context is None:
         raise ConfigError(f"{spec.name} has no dockerfile: there is nothing to build")
@@ -93,6 +99,7 @@ def gather(spec: ImageSpec, base: Digest) -> BuildInputs:
         args=dict(spec.build_args),
         target=spec.target,
         platform=str(spec.platform),
+        period=_period(spec.max_age, now or datetime.now(timezone.utc)),
     )
 
 
@@ -133,12 +140,18 @@ def explain(recorded: Mapping[str, Any], base: Digest | None, now: BuildInputs) 
         told.append(f"target {recorded.get('target')} -> {now.target}")
     if recorded.get("platform") != now.platform:
         told.append(f"platform {recorded.get('platform')} -> {now.platform}")
+    if recorded.get("period") != now.period:
+        told.append("older than max_age" if now.period is not None else "max_age is no longer set")
     depth = recorded.get("context_depth")
     folded = _folded(now.context, depth if isinstance(depth, int) else None)
     files = _differences("context", _mapping(recorded, "context"), folded, values=False)
     if len(files) > _MAX_TOLD:
         files[_MAX_TOLD:] = [f"{len(files) - _MAX_TOLD} more files of the context"]
     return tuple(told + files)
+
+
+def _period(max_age: timedelta | None, now: datetime) -> int | None:
+    return None if max_age is None else int(now.timestamp() // max_age.total_seconds())
 
 
 def _differences(word: str, old: Mapping[str, str], new: Mapping[str, str], *, values: bool) -> list[str]:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import options, output, plan
 from pipeline.errors import EXIT_SIGINT, EXIT_SIGTERM, SqshpipeError
 
 app = typer.Typer(
@@ -32,6 +32,9 @@ def _global_options(
     log_format: options.LogFormatOption = options.LogFormat.text,
 ) -> None:
     output.configure(quiet=quiet, verbose=verbose, log_format=log_format.value)
+
+
+plan.register(app)
 
 
 class _Terminated(BaseException):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,16 @@ def test_a_pipe_in_the_context_is_refused(context: Path) -> None:
     os.mkfifo(context / "pipe")
     with pytest.raises(ConfigError, match="pipe is a socket, pipe or device"):
         gather(spec(context), BASE)
+
+
+def test_max_age_gives_one_build_a_period(context: Path) -> None:
+    monthly = spec(context, max_age=timedelta(days=30))
+    first, later, after = (
+        gather(monthly, BASE, now=datetime(1970, month, 2, tzinfo=timezone.utc)) for month in (2, 2, 4)
+    )
+    assert first.key == later.key != after.key
+    assert explain(first.record(), BASE, after) == ("older than max_age",)
+    assert gather(spec(context), BASE).period is None
 
 
 def test_mirrored_images_have_no_inputs(context: Path) -> None:

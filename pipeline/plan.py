@@ -1,0 +1,256 @@
+"""What would run, and why. Pure: `observe` gathers the facts first, the plan follows from them.
+
+The same reasoning serves ``sqshpipe plan``, ``plan --changed-since`` and ``refresh``: for each image and
+stage, run or skip, because of which changed input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import inputs as build_inputs
+from pipeline.config.types import ConvertOptions, ImageSpec
+from pipeline.inputs import BuildInputs
+from pipeline.oci.digest import Digest
+
+StageName = Literal["pin", "build", "push", "mirror", "scan", "convert", "verify", "publish"]
+_OPTIONS = ("zstd_level", "block_size", "keep_owners", "keep_xattrs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """What the record of a release says about how it came to be; ``size`` in bytes."""
+
+    version: str
+    state: str
+    source: Digest | None
+    base: Digest | None
+    build_key: str | None
+    inputs: Mapping[str, Any]
+    converter: str | None
+    options: Mapping[str, Any]
+    size: int
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """All that is known of one image before the plan.
+
+    ``base`` is the platform's manifest that a build would use; None when it is not locked and the registry
+    did not answer (then ``base_problem`` says why). ``moved_to`` is what the tag stands for now, if that is
+    something else. ``newest`` is the last release, ``taken`` the one that has the wanted version already.
+    ``pushed`` is what the registry has under the build key (for a mirrored image: whether it has the base).
+    ``target`` is where the release would appear; ``base_size`` the base's compressed bytes, if known.
+    """
+
+    spec: ImageSpec
+    version: str | None = None
+    base: Digest | None = None
+    base_problem: str = ""
+    locked: bool = False
+    moved_to: Digest | None = None
+    inputs: BuildInputs | None = None
+    newest: Released | None = None
+    taken: Released | None = None
+    pushed: Digest | None = None
+    target: Path | None = None
+    base_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One stage of one image: whether it would run, and why or why not."""
+
+    stage: StageName
+    run: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePlan:
+    """One image. ``problem`` says why the run would fail; ``writes`` is a guess in bytes, None if unknown."""
+
+    image: str
+    version: str | None
+    steps: tuple[Step, ...]
+    changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    problem: str = ""
+    target: Path | None = None
+    writes: int | None = 0
+
+    @property
+    def has_changes(self) -> bool:
+        return any(step.run for step in self.steps) or bool(self.problem)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What would run for all images that were asked for."""
+
+    images: tuple[ImagePlan, ...] = field(default_factory=tuple)
+
+    @property
+    def has_changes(self) -> bool:
+        return any(image.has_changes for image in self.images)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines; the keys are a promise."""
+        return {
+            "schema": 1,
+            "changes": self.has_changes,
+            "images": [_as_json(image) for image in self.images],
+        }
+
+
+def plan(observations: tuple[Observation, ...]) -> Plan:
+    """What would run for each observed image."""
+    return Plan(images=tuple(_plan_image(seen) for seen in observations))
+
+
+def wanted_key(seen: Observation) -> str | None:
+    """What identifies the wanted image: the build key, or the base's digest in hex for a mirrored one."""
+    if seen.spec.mirrored:
+        return seen.base.hex if seen.base else None
+    return seen.inputs.key if seen.inputs else None
+
+
+def is_current(release: Released, seen: Observation) -> bool:
+    """Whether ``release`` was made from what is wanted now."""
+    if seen.spec.mirrored:
+        return release.source is not None and release.source == seen.base
+    return release.build_key is not None and release.build_key == wanted_key(seen)
+
+
+def option_changes(release: Released, wanted: ConvertOptions) -> tuple[str, ...]:
+    """Which conversion options differ from those of ``release``; ``auto`` accepts whatever was used."""
+    told = []
+    if wanted.converter not in ("auto", release.converter):
+        told.append(f"converter {release.converter} -> {wanted.converter}")
+    for name in _OPTIONS:
+        before, after = release.options.get(name), getattr(wanted, name)
+        if before is not None and before != after:
+            told.append(f"{name} {before} -> {after}")
+    return tuple(told)
+
+
+def _plan_image(seen: Observation) -> ImagePlan:
+    pin = _pin(seen)
+    notes = _notes(seen)
+    if seen.base is None:
+        return ImagePlan(
+            image=seen.spec.name, version=seen.version, steps=(pin,), notes=notes, problem=seen.base_problem
+        )
+    reference = seen.taken or seen.newest
+    image_changes = _image_changes(reference, seen)
+    convert_changes = option_changes(reference, seen.spec.convert) if reference else ()
+    changes = (*image_changes, *convert_changes)
+    made = _image_steps(seen, reference, image_changes)
+    rest = _release_steps(seen, reference, changes, image_changed=bool(image_changes))
+    problem = ""
+    if seen.taken is not None and changes:
+        problem = f"version {seen.version} is published with other content; choose another version"
+    runs_convert = any(step.run and step.stage == "convert" for step in rest)
+    size = reference.size if reference else seen.base_size
+    return ImagePlan(
+        image=seen.spec.name,
+        version=seen.version,
+        steps=(pin, *made, *rest),
+        changes=changes,
+        notes=notes,
+        problem=problem,
+        target=seen.target if any(step.run for step in rest) else None,
+        writes=size if runs_convert else 0,
+    )
+
+
+def _pin(seen: Observation) -> Step:
+    if seen.base is None:
+        return Step(stage="pin", run=True, reason=seen.base_problem or "the base is not known")
+    how = "locked at" if seen.locked else "not locked, the tag stands for"
+    return Step(stage="pin", run=False, reason=f"{how} {_short(seen.base)}")
+
+
+def _notes(seen: Observation) -> tuple[str, ...]:
+    notes = []
+    if seen.moved_to is not None and seen.base is not None:
+        notes.append(
+            f"{seen.spec.base} moved from {_short(seen.base)} to {_short(seen.moved_to)} since it was "
+            "locked; sqshpipe lock takes the new one"
+        )
+    if seen.base is not None and seen.base_problem:
+        notes.append(f"{seen.base_problem}; the locked digest is used")
+    return tuple(notes)
+
+
+def _image_changes(reference: Released | None, seen: Observation) -> tuple[str, ...]:
+    """Why the OCI image must be another one than that of ``reference``; empty when it is the same."""
+    if reference is None:
+        return ("no release yet",)
+    if is_current(reference, seen):
+        return ()
+    if seen.inputs is None:
+        old = reference.base or reference.source
+        return (f"base {_short(old) if old else 'unknown'} -> {_short(seen.base)}",)
+    told = build_inputs.explain(reference.inputs, reference.base, seen.inputs)
+    return told or (f"{reference.version} was made from inputs that its record does not name",)
+
+
+def _image_steps(seen: Observation, reference: Released | None, changes: tuple[str, ...]) -> tuple[Step, ...]:
+    stages: tuple[StageName, ...] = ("mirror",) if seen.spec.mirrored else ("build", "push")
+    if not changes and reference is not None:
+        reason = f"nothing changed since {reference.version}"
+        return tuple(Step(stage=stage, run=False, reason=reason) for stage in stages)
+    if seen.pushed is not None:
+        reason = f"already in the registry as {_short(seen.pushed)}"
+        return tuple(Step(stage=stage, run=False, reason=reason) for stage in stages)
+    first = Step(stage=stages[0], run=True, reason="; ".join(changes))
+    return (first, *(Step(stage=stage, run=True, reason="a new image") for stage in stages[1:]))
+
+
+def _release_steps(
+    seen: Observation, reference: Released | None, changes: tuple[str, ...], *, image_changed: bool
+) -> tuple[Step, ...]:
+    if reference is not None and not changes:
+        same = f"{reference.version} has these bytes"
+        missing = seen.version is not None and seen.taken is None
+        publish = f"{seen.version} is not published" if missing else f"{reference.version} is published"
+        return (
+            Step(stage="scan", run=missing, reason="a new version" if missing else "nothing new to scan"),
+            Step(stage="convert", run=False, reason=same),
+            Step(stage="verify", run=False, reason=same),
+            Step(stage="publish", run=missing, reason=publish),
+        )
+    why = "a new image" if image_changed else "; ".join(changes)
+    scanner = seen.spec.scan.scanner
+    scan = "scanner: none, nothing is looked at" if scanner == "none" else why
+    named = seen.version or "the version that is given"
+    return (
+        Step(stage="scan", run=scanner != "none", reason=scan),
+        Step(stage="convert", run=True, reason=why),
+        Step(stage="verify", run=True, reason="a new file"),
+        Step(stage="publish", run=True, reason=f"as {named}"),
+    )
+
+
+def _short(digest: Digest | None) -> str:
+    return str(digest)[: len("sha256:") + 12]
+
+
+def _as_json(image: ImagePlan) -> dict[str, Any]:
+    return {
+        "image": image.image,
+        "version": image.version,
+        "changes": image.has_changes,
+        "because": list(image.changes),
+        "notes": list(image.notes),
+        "problem": image.problem or None,
+        "publishes": str(image.target) if image.target else None,
+        "writes": image.writes,
+        "steps": [{"stage": step.stage, "run": step.run, "reason": step.reason} for step in image.steps],
+    }
