@@ -1,0 +1,203 @@
+"""Reading a squashfs file without mounting it: the tree, single files, and where their bytes are."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pipeline.errors import FormatError
+from pipeline.squashfs.blocks import LENGTH, Span, check_span, read_fragment, read_fragments, read_span
+from pipeline.squashfs.codecs import make_expand
+from pipeline.squashfs.directory import read_listing
+from pipeline.squashfs.inode import NO_FRAGMENT, NO_XATTRS, Inode, InodeParser, Kind
+from pipeline.squashfs.metadata import MetadataReader, read_indexed
+from pipeline.squashfs.superblock import SIZE, Superblock
+from pipeline.squashfs.xattr import XattrReader
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+MAX_READ = 1 << 30  # `read` gives whole files; larger ones are streamed
+_MAX_DEPTH = 4096
+
+
+class SquashfsImage:
+    """An open squashfs 4.0 file.
+
+    Every position and size is checked before it is used: a damaged file ends in FormatError, after time and
+    memory bounded by the file's own size. One object serves one thread; ``readback.read_all`` reads
+    with several.
+    """
+
+    def __init__(self, descriptor: int, path: Path, superblock: Superblock) -> None:
+        self.path = path
+        self.superblock = superblock
+        self.descriptor = descriptor
+        name = self.name = str(path)
+        expand = self._expand = make_expand(superblock.compressor)
+        raw = read_indexed(
+            descriptor,
+            superblock.id_table,
+            superblock.id_count,
+            4,
+            expand,
+            end=superblock.bytes_used,
+            name=name,
+        )
+        ids = struct.unpack(f"<{superblock.id_count}I", raw)
+        self._xattrs = XattrReader(descriptor, superblock, expand, name)
+        self.fragments = read_fragments(descriptor, superblock, expand, name)
+        inodes = MetadataReader(descriptor, superblock.inode_table, superblock.directory_table, expand, name)
+        self._inodes = InodeParser(inodes, ids, superblock.block_size, superblock.inode_count)
+        end = superblock.fragment_table if self.fragments else superblock.id_table
+        self._listings = MetadataReader(descriptor, superblock.directory_table, end, expand, name)
+        self._fragment: tuple[int, bytes] = (NO_FRAGMENT, b"")
+
+    @classmethod
+    def open(cls, path: Path) -> SquashfsImage:
+        """Open and check the file's tables; FormatError if it is not a sound squashfs file."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise FormatError(f"cannot open {path}: {error.strerror}") from error
+        try:
+            size = os.fstat(descriptor).st_size
+            superblock = Superblock.parse(os.pread(descriptor, SIZE, 0), file_size=size, name=str(path))
+            return cls(descriptor, path, superblock)
+        except OSError as error:
+            os.close(descriptor)
+            raise FormatError(f"cannot read {path}: {error.strerror}") from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def root(self) -> Inode:
+        inode = self._inode(self.superblock.root_inode)
+        if inode.kind is not Kind.DIRECTORY:
+            raise self._damaged("its root is not a folder")
+        return inode
+
+    def walk(self) -> Iterator[tuple[bytes, Inode]]:
+        """Every path with its inode: parents first, names of one folder sorted by bytes; b"" is the root."""
+        root = self.root()
+        yield b"", root
+        folders = {root.number}
+        budget = self._listings.most_bytes - root.listing
+        stack = [(b"", self._entries(root))]
+        while stack:
+            prefix, entries = stack[-1]
+            for name, inode in entries:
+                path = prefix + name
+                yield path, inode
+                if inode.kind is Kind.DIRECTORY:
+                    budget -= inode.listing
+                    if inode.number in folders or budget < 0 or len(stack) >= _MAX_DEPTH:
+                        raise self._damaged(f"the folder {os.fsdecode(path)} is inside itself")
+                    folders.add(inode.number)
+                    stack.append((path + b"/", self._entries(inode)))
+                    break
+            else:
+                stack.pop()
+
+    def lookup(self, path: bytes) -> Inode:
+        """The inode at `path` (no leading "/", links not followed); FileNotFoundError if there is none."""
+        inode = self.root()
+        for part in path.split(b"/") if path else ():
+            inode = self._child(inode, part, path)
+        return inode
+
+    def _child(self, folder: Inode, name: bytes, path: bytes) -> Inode:
+        if folder.kind is Kind.DIRECTORY:
+            for entry, reference, _ in read_listing(
+                self._listings, folder.start, folder.offset, folder.listing
+            ):
+                if entry == name:
+                    return self._inode(reference)
+        raise FileNotFoundError(f"{self.path} has no {os.fsdecode(path)}")
+
+    def listdir(self, folder: Inode) -> Iterator[tuple[bytes, Inode]]:
+        """The names in a folder with their inodes, sorted by bytes."""
+        return self._entries(folder)
+
+    def spans(self, inode: Inode) -> Iterator[Span]:
+        """The blocks of a file, in order, without a fragment at its end."""
+        block_size = self.superblock.block_size
+        position, left = inode.start, inode.size
+        for (word,) in struct.iter_unpack("<I", inode.words):
+            yield check_span(Span(position, word, min(block_size, left)), self.superblock, self.name)
+            position += word & LENGTH
+            left -= block_size
+
+    def open_file(self, inode: Inode) -> Iterator[bytes]:
+        """A file's bytes, block by block; FormatError where they are damaged."""
+        if inode.kind is not Kind.FILE:
+            raise FormatError(f"inode {inode.number} of {self.path} is not a file")
+        for span in self.spans(inode):
+            yield read_span(self.descriptor, span, self._expand, self.name)
+        if inode.fragment != NO_FRAGMENT:
+            length = inode.size % self.superblock.block_size
+            plain = self._expanded_fragment(inode.fragment)
+            yield self.cut(plain, inode.offset, length)
+
+    def read(self, inode: Inode, *, limit: int = MAX_READ) -> bytes:
+        """A whole file; FormatError when it is damaged or larger than `limit` bytes."""
+        if inode.size > limit:
+            raise FormatError(
+                f"a file of {inode.size} bytes in {self.path}; at most {limit} are read at once"
+            )
+        return b"".join(self.open_file(inode))
+
+    def fragment_span(self, number: int) -> Span:
+        """Where a fragment block is; its `length` is only the most that it can expand to."""
+        if number >= len(self.fragments):
+            raise self._damaged(f"fragment {number} of {len(self.fragments)}")
+        position, word = self.fragments[number]
+        return check_span(Span(position, word, self.superblock.block_size), self.superblock, self.name)
+
+    def cut(self, fragment: bytes, offset: int, length: int) -> bytes:
+        """A file's tail out of its expanded fragment block."""
+        tail = fragment[offset : offset + length]
+        if len(tail) != length:
+            raise self._damaged(f"a tail of {length} bytes at {offset} of a fragment of {len(fragment)}")
+        return tail
+
+    def _expanded_fragment(self, number: int) -> bytes:
+        if self._fragment[0] != number:
+            span = self.fragment_span(number)
+            self._fragment = (number, read_fragment(self.descriptor, span, self._expand, self.name))
+        return self._fragment[1]
+
+    def _entries(self, folder: Inode) -> Iterator[tuple[bytes, Inode]]:
+        for name, reference, number in read_listing(
+            self._listings, folder.start, folder.offset, folder.listing
+        ):
+            inode = self._inode(reference)
+            if inode.number != number:
+                raise self._damaged(f"the name {name!r} leads to inode {inode.number}, not {number}")
+            yield name, inode
+
+    def _inode(self, reference: int) -> Inode:
+        inode = self._inodes.read(reference)
+        if inode.xattr_id != NO_XATTRS:
+            inode.xattrs = self._xattrs.get(inode.xattr_id)
+        return inode
+
+    def _damaged(self, what: str) -> FormatError:
+        return FormatError(f"{self.path} is damaged: {what}", hint="make or copy the file again")
