@@ -26,7 +26,15 @@ class Refused(RegistryError):
 
 
 class Unreachable(RegistryError):
-    """A registry could not be asked: name, connection, TLS, or it broke off more often than we try."""
+    """A registry could not be asked: name, connection, TLS, or it broke off more often than we try.
+
+    ``attempts`` bounds how often it is worth trying: a bad certificate stays bad, a refused connection may
+    be a restart.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", attempts: int = 1_000) -> None:
+        super().__init__(message, hint=hint)
+        self.attempts = attempts
 
 
 def parse_body(body: bytes) -> tuple[str, str]:
@@ -59,19 +67,19 @@ def _sentence(
 ) -> tuple[str, str]:
     if status == 401 or code == "UNAUTHORIZED":
         verb = "refuses the password" if had_credentials else "asks for a password"
-        return f"{host} {verb} for {what}", login_hint(host)
+        return f"{host} {verb}, asked for {what}", login_hint(host)
     if status == 403 or code == "DENIED":
         return f"{host} denies {what}", _denied_hint(host, had_credentials)
     if code == "NAME_UNKNOWN":
         ecr = ".dkr.ecr." in host
         hint = "make it with: sqshpipe ecr apply" if ecr else "check the repository's name"
-        return f"{host} has no such repository, for {what}", hint
+        return f"{host} has no such repository, asked for {what}", hint
     if status == 404:
-        return f"{host} does not have {what}", "check name and tag"
+        return f"{what} does not exist", "check name and tag"
     if status == 429:
         wait = f"in {retry_after:.0f} s" if retry_after else "later"
         return (
-            f"{host} asks us to slow down, for {what}",
+            f"{host} asks us to slow down, asked for {what}",
             f"try again {wait}; signing in often raises the limit",
         )
     if code in _NOT_TAKEN:
@@ -96,22 +104,30 @@ def unreachable(host: str, what: str, error: Exception) -> Unreachable:
             return Unreachable(
                 f"{host} shows a TLS certificate that cannot be trusted: {cause.verify_message}",
                 hint="put its authority into SSL_CERT_FILE or /etc/docker/certs.d/HOST/ca.crt",
+                attempts=1,
             )
         if isinstance(cause, ssl.SSLError):
             return Unreachable(
                 f"{host} does not speak TLS as it should: {cause.reason or cause}",
                 hint="a registry without TLS is only used when SQSHPIPE_PLAIN_HTTP names its host",
+                attempts=1,
             )
         if isinstance(cause, socket.gaierror):
             return Unreachable(
-                f"{host} is not a name that can be looked up", hint="check the name and the network"
+                f"{host} is not a name that can be looked up",
+                hint="check the name and the network",
+                attempts=3,
             )
         if isinstance(cause, ConnectionRefusedError):
             return Unreachable(
-                f"nothing listens at {host}", hint="is the registry running, and the port right?"
+                f"nothing listens at {host}",
+                hint="is the registry running, and the port right?",
+                attempts=3,
             )
     if isinstance(error, httpx.TimeoutException):
-        return Unreachable(f"{host} did not answer {what} in time", hint="check the network, try again")
+        attempts = 3 if isinstance(error, httpx.ConnectTimeout) else 1_000
+        hint = "check the network, try again"
+        return Unreachable(f"{host} did not answer in time, asked for {what}", hint=hint, attempts=attempts)
     reason = _printable(str(error)) or type(error).__name__
     return Unreachable(f"{host} broke off during {what}: {reason}", hint="check the network, try again")
 

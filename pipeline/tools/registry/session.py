@@ -6,7 +6,6 @@ from __future__ import annotations
 import email.utils
 import http
 import random
-import ssl
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -181,12 +180,7 @@ class Session:
     def cut(self, what: str, error: httpx.TransportError) -> TryAgain:
         """A request that broke off, as something to try again."""
         final = unreachable(self.host, what, error)
-        causes = (error.__cause__, error.__context__)
-        if any(isinstance(cause, ssl.SSLError) for cause in causes) or "CERTIFICATE_VERIFY" in str(error):
-            return TryAgain(final, most=1)
-        if isinstance(error, httpx.UnsupportedProtocol):
-            return TryAgain(final, most=1)
-        return TryAgain(final, most=3 if isinstance(error, httpx.ConnectError) else 1_000)
+        return TryAgain(final, most=final.attempts)
 
     def _header_for(self, url: str, scopes: tuple[Scope, ...]) -> str | None:
         """Credentials go to the registry's own origin and to nobody else, whatever address it hands out."""
