@@ -77,7 +77,7 @@ class _Signer:
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
-        now = dt.dt.now(dt.timezone.utc)
+        now = dt.datetime.now(dt.timezone.utc)
         self._certificate = (
             x509.CertificateBuilder()
             .subject_name(name)
