@@ -1,0 +1,99 @@
+"""``sqshpipe lock`` against a real registry: what it writes, what it tells, and what stops it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from demo.registry import PrivateRegistry
+from pipeline.cli.app import app
+from pipeline.config import load
+from pipeline.errors import ConfigError, RegistryError
+from pipeline.lock import read_lock
+from pipeline.tools.credentials import credentials_provider
+from pipeline.tools.registry import RegistryClient
+from tests.support.images import push_image, push_index
+
+
+@pytest.fixture
+def client(registry: PrivateRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterator[RegistryClient]:
+    for name, value in registry.variables.items():
+        monkeypatch.setenv(name, value)
+    with RegistryClient(registry.address, credentials=credentials_provider(registry.address)) as made:
+        yield made
+
+
+def write_images(folder: Path, **bases: str) -> Path:
+    path = folder / "images.yaml"
+    lines = "".join(f"  {name}: {{base: '{base}'}}\n" for name, base in bases.items())
+    path.write_text(f"version: 1\nimages:\n{lines}")
+    return path
+
+
+def lock(path: Path, *more: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["lock", "--config", str(path), *more], catch_exceptions=False)
+    return result.exit_code, result.stdout
+
+
+def test_locks_follows_and_reports(client: RegistryClient, tmp_path: Path) -> None:
+    first = push_image(client, "lock/base", "1", content="one")
+    index, platforms = push_index(
+        client, "lock/multi", "1", content="x", platforms=("linux/amd64", "linux/arm64")
+    )
+    path = write_images(
+        tmp_path,
+        a=f"{client.host}/lock/base:1",
+        b=f"{client.host}/lock/base:1",
+        c=f"{client.host}/lock/multi:1",
+    )
+    assert lock(path, "--check")[0] == 10
+    assert not path.with_suffix(".lock").exists()
+    code, said = lock(path)
+    assert code == 0
+    assert said.count("new") == 2
+    held = read_lock(path.with_suffix(".lock"))
+    config = load(path)
+    base, multi = (held.get(config.image(name).base, config.image(name).platform) for name in "ac")
+    assert base is not None
+    assert multi is not None
+    assert (base.digest, base.index_digest) == (first, None)
+    assert (multi.digest, multi.index_digest) == (platforms["linux/amd64"], index)
+
+    assert lock(path, "--check") == (0, lock(path)[1])
+    written = path.with_suffix(".lock").read_bytes()
+    second = push_image(client, "lock/base", "1", content="two")
+    code, said = lock(path, "--check", "--json")
+    assert code == 10
+    moved = json.loads(said)[0]
+    assert moved["images"] == ["a", "b"]
+    assert (moved["locked"], moved["digest"], moved["moved"]) == (str(first), str(second), True)
+    assert path.with_suffix(".lock").read_bytes() == written
+    assert lock(path)[1].count(f"was {first}") == 1
+    assert read_lock(path.with_suffix(".lock")).bases != held.bases
+
+
+def test_entries_that_nothing_wants_go(client: RegistryClient, tmp_path: Path) -> None:
+    for tag in ("1", "2"):
+        push_image(client, "lock/old", tag, content=tag)
+    lock(write_images(tmp_path, a=f"{client.host}/lock/old:1"))
+    lock(write_images(tmp_path, a=f"{client.host}/lock/old:2"))
+    assert [key[0] for key in read_lock(tmp_path / "images.lock").bases] == [f"{client.host}/lock/old:2"]
+
+
+def test_a_tag_that_is_not_there_writes_nothing(client: RegistryClient, tmp_path: Path) -> None:
+    push_image(client, "lock/there", "1", content="x")
+    path = write_images(tmp_path, a=f"{client.host}/lock/there:1", b=f"{client.host}/lock/there:9")
+    with pytest.raises(RegistryError, match=r"lock/there:9 does not exist"):
+        lock(path)
+    assert not (tmp_path / "images.lock").exists()
+
+
+def test_a_base_for_another_platform_is_told(client: RegistryClient, tmp_path: Path) -> None:
+    push_image(client, "lock/arm", "1", content="x", platform="linux/arm64")
+    path = write_images(tmp_path, a=f"{client.host}/lock/arm:1")
+    with pytest.raises(ConfigError, match="is not made for linux/amd64"):
+        lock(path)
