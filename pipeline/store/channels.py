@@ -1,0 +1,166 @@
+"""Decisions about releases: which version a channel names, what is yanked, what is kept.
+
+Each is one event; the functions here look at the present state, refuse what makes no sense, and make the
+event.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from pipeline.errors import ConfigError, PublishError
+from pipeline.store import atomic
+from pipeline.store.events import Change, Event, append
+from pipeline.store.layout import Layout
+from pipeline.store.names import CHANNELS, DEFAULT_PLATFORM, check_channel, nearest
+from pipeline.store.reading import exists, load, read_record
+from pipeline.store.state import ImageState, Standing
+
+Decision = Callable[[ImageState], Change | None]
+
+
+def decide(layout: Layout, image: str, decision: Decision) -> Event | None:
+    """Make the event that `decision` wants in the light of the present state; None when it wants none."""
+
+    def look() -> tuple[int, Change | None]:
+        state = load(layout, image).state
+        return state.events, decision(state)
+
+    with atomic.told(f"recording a change of {image}"):
+        layout.events(image).mkdir(parents=True, exist_ok=True)
+        return append(layout, image, look)
+
+
+def promote(
+    layout: Layout, image: str, version: str, channel: str, *, allow_external: bool = False, reason: str = ""
+) -> Event | None:
+    """Let `channel` name `version`. None when it does already.
+
+    Raises ConfigError for an unknown version or bad channel, PublishError for one that does not resolve or
+    that was made elsewhere and is not allowed here.
+    """
+    check_channel(channel)
+    _claim_channel(layout, image, channel)
+
+    def decision(state: ImageState) -> Change | None:
+        standing = published(state, version)
+        if not allow_external and any(held.external for held in standing.platforms.values()):
+            raise PublishError(
+                f"{image}:{version} was made elsewhere and never scanned; channel {channel} does not take it",
+                hint="build it from images.yaml, or promote it with --allow-external",
+            )
+        previous = state.current(channel) or ""
+        if previous == version:
+            return None
+        return Change(kind="promote", version=version, channel=channel, previous=previous, reason=reason)
+
+    return decide(layout, image, decision)
+
+
+def advance(
+    layout: Layout, image: str, version: str, channel: str, *, allow_external: bool = False
+) -> Event | None:
+    """Let `channel` name a release that was just published, unless it names a newer one or once named this
+    one.
+
+    So a second run of a publish finishes what a killed one began, and never undoes a rollback.
+    """
+    check_channel(channel)
+    _claim_channel(layout, image, channel)
+
+    def decision(state: ImageState) -> Change | None:
+        standing = state.releases.get(version)
+        if standing is None or not standing.resolvable():
+            return None
+        if not allow_external and any(held.external for held in standing.platforms.values()):
+            return None
+        previous = state.current(channel) or ""
+        if version in state.channels.get(channel, ()) or standing.named_until:
+            return None
+        if previous and state.releases[previous].created > standing.created:
+            return None
+        return Change(kind="promote", version=version, channel=channel, previous=previous, reason="published")
+
+    return decide(layout, image, decision)
+
+
+def rollback(layout: Layout, image: str, channel: str, *, reason: str = "") -> Event:
+    """Let `channel` name what it named before. Raises PublishError when nothing before still resolves."""
+    check_channel(channel)
+
+    def decision(state: ImageState) -> Change:
+        names = state.channels.get(channel, [])
+        if not names:
+            raise ConfigError(f"{image} has no channel {channel!r}", hint=nearest(channel, state.channels))
+        for earlier in reversed(names[:-1]):
+            if earlier != names[-1] and state.releases[earlier].resolvable():
+                return Change(
+                    kind="rollback", version=earlier, channel=channel, previous=names[-1], reason=reason
+                )
+        raise PublishError(
+            f"{image}:{channel} named nothing before {names[-1]} that still resolves",
+            hint=f"name one: sqshpipe promote {image}:VERSION {channel}",
+        )
+
+    event = decide(layout, image, decision)
+    assert event is not None  # noqa: S101 - the decision gives a change or raises
+    return event
+
+
+def mark(layout: Layout, image: str, version: str, kind: str, *, reason: str = "") -> Event | None:
+    """yank, unyank, keep or unkeep a version. None when it stands so already."""
+
+    def decision(state: ImageState) -> Change | None:
+        standing = known(state, version)
+        already = {
+            "yank": standing.yanked,
+            "unyank": not standing.yanked,
+            "keep": standing.kept,
+            "unkeep": not standing.kept,
+        }
+        return None if already[kind] else Change(kind=kind, version=version, reason=reason)
+
+    return decide(layout, image, decision)
+
+
+def known(state: ImageState, version: str) -> Standing:
+    """The standing of a version that has a record. Raises ConfigError naming what there is."""
+    standing = state.releases.get(version)
+    if standing is None or not standing.platforms:
+        names = [name for name, one in state.newest_first()[::-1] if one.platforms]
+        raise ConfigError(f"there is no release {state.image}:{version}", hint=nearest(version, names))
+    return standing
+
+
+def published(state: ImageState, version: str) -> Standing:
+    """Like `known`, but it must resolve. Raises PublishError when it does not."""
+    standing = known(state, version)
+    if not standing.resolvable():
+        why = f": {standing.reason}" if standing.reason else ""
+        raise PublishError(
+            f"{state.image}:{version} is {standing.state()}{why}", hint="choose another version"
+        )
+    return standing
+
+
+def _claim_channel(layout: Layout, image: str, channel: str) -> None:
+    """Take the record name of a channel, so that a version can never be called so; `latest` and such are
+    reserved.
+    """
+    if channel in CHANNELS:
+        return
+    path = layout.record(image, channel, DEFAULT_PLATFORM)
+    content = json.dumps({"schema": 1, "image": image, "channel": channel}) + "\n"
+    with atomic.told(f"naming the channel {channel} of {image}"):
+        if exists(layout.image(image)) and not exists(path):
+            atomic.create(path, content.encode())
+    if is_release(layout, image, channel):
+        raise ConfigError(
+            f"{image}:{channel} is a version and cannot be a channel", hint="choose another name"
+        )
+
+
+def is_release(layout: Layout, image: str, name: str) -> bool:
+    """Whether a record file of that name is a version's, and not a channel's claim to the name."""
+    return read_record(layout, image, name, DEFAULT_PLATFORM) is not None

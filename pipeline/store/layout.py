@@ -1,0 +1,90 @@
+"""Where things lie under the root of a store.
+
+blobs/sha256/<hex>.sqsh            the bytes
+<image>/<version>.json             the record: the commit
+<image>/<version>.sqsh             symlink to the bytes
+<image>/<channel>.sqsh             symlink to a version
+<image>/index.json, SHA256SUMS     caches
+<image>/.meta/events/<number>.json what was done since, one file each
+<image>/.meta/head.json            cache: channels, and what does not resolve
+<image>/.meta/<version>/           signatures, SBOM, findings
+manifest.json                      cache of everything
+leases/                            who uses what
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.store.names import is_image, stem
+
+RECORD_SUFFIX = ".json"
+LINK_SUFFIX = ".sqsh"
+INDEX = "index.json"
+SUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths of a store; knows names only and touches no disk, except to list images."""
+
+    root: Path
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / "blobs" / "sha256"
+
+    @property
+    def leases(self) -> Path:
+        return self.root / "leases"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def meta(self) -> Path:
+        """What belongs to the whole store: how far a scrub got."""
+        return self.root / ".meta"
+
+    def blob(self, sha256: str) -> Path:
+        return self.blobs / f"{sha256}{LINK_SUFFIX}"
+
+    def image(self, image: str) -> Path:
+        return self.root / image
+
+    def record(self, image: str, version: str, platform: str) -> Path:
+        return self.root / image / (stem(version, platform) + RECORD_SUFFIX)
+
+    def link(self, image: str, name: str, platform: str) -> Path:
+        """The path for people, of a version or a channel."""
+        return self.root / image / (stem(name, platform) + LINK_SUFFIX)
+
+    def index(self, image: str) -> Path:
+        return self.root / image / INDEX
+
+    def sums(self, image: str) -> Path:
+        return self.root / image / SUMS
+
+    def head(self, image: str) -> Path:
+        return self.root / image / ".meta" / "head.json"
+
+    def events(self, image: str) -> Path:
+        return self.root / image / ".meta" / "events"
+
+    def event(self, image: str, number: int) -> Path:
+        return self.events(image) / f"{number:08d}.json"
+
+    def attachments(self, image: str, version: str, platform: str) -> Path:
+        return self.root / image / ".meta" / stem(version, platform)
+
+    def images(self) -> list[str]:
+        """Names of the images that have a folder, sorted. No store at all is an empty list."""
+        try:
+            with os.scandir(self.root) as entries:
+                names = [entry.name for entry in entries if is_image(entry.name) and entry.is_dir()]
+        except FileNotFoundError:
+            return []
+        return sorted(names)

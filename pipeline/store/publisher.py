@@ -1,0 +1,114 @@
+"""Publishing from end to end: the steps of `publishing`, with what is done left out and what was left
+undone mended.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import PublishError
+from pipeline.progress import Meter
+from pipeline.store import atomic, caches, channels, publishing
+from pipeline.store.events import Change
+from pipeline.store.layout import Layout
+from pipeline.store.names import DEFAULT_PLATFORM
+from pipeline.store.reading import exists, load, read_record
+from pipeline.store.record import Record
+from pipeline.store.state import ImageState, Standing
+from pipeline.store.writer import is_temporary, temporary_name
+
+
+def publish(
+    layout: Layout,
+    record: Record,
+    file: Path,
+    *,
+    moves: tuple[str, ...],
+    allow_external: bool,
+    meter: Meter,
+) -> None:
+    """Make the release exist, complete, with its channels and caches; see Store.publish."""
+    with atomic.told(f"publishing {record.image}:{record.version} in {layout.root}"):
+        _refuse_channel_name(layout, record)
+        there = read_record(layout, record.image, record.version, record.platform)
+        if there is not None:
+            publishing.refuse_other_content(record, there)
+        standing = load(layout, record.image).state.releases.get(record.version) if there else None
+        if there is None or not _stands(layout, there, standing):
+            _bring(layout, record, file, standing, meter)
+        for channel in moves:
+            channels.advance(layout, record.image, record.version, channel, allow_external=allow_external)
+        caches.refresh(layout, record.image)
+        caches.refresh_manifest(layout)
+
+
+def _refuse_channel_name(layout: Layout, record: Record) -> None:
+    if exists(layout.record(record.image, record.version, DEFAULT_PLATFORM)) and not channels.is_release(
+        layout, record.image, record.version
+    ):
+        raise PublishError(
+            f"{record.version!r} is a channel of {record.image} and cannot be a version",
+            hint="choose another version",
+        )
+
+
+def _stands(layout: Layout, record: Record, standing: Standing | None) -> bool:
+    """Whether a release that was committed before is whole: bytes there, neither hidden, pruned nor
+    damaged.
+    """
+    if standing is not None and (
+        standing.pruned or standing.hidden_at or record.platform in standing.damaged
+    ):
+        return False
+    return publishing.bytes_are_there(layout, record)
+
+
+def _bring(layout: Layout, record: Record, file: Path, standing: Standing | None, meter: Meter) -> None:
+    """Steps 1 to 4, and the events that bring back what was hidden, pruned or damaged."""
+    for folder in (layout.blobs, layout.events(record.image)):
+        folder.mkdir(parents=True, exist_ok=True)
+    with publishing.staging(layout) as own:
+        staged = file if _is_staged(layout, file) else own
+        if staged is file:
+            sha256 = publishing.hash_file(staged, meter=meter)
+        else:
+            sha256 = publishing.copy_in(file, staged, meter=meter)
+        publishing.seal(staged, record, sha256)
+        if standing is not None and record.platform in standing.damaged:
+            _set_aside(layout, record)
+        publishing.put_bytes(layout, staged, record)
+        publishing.commit(layout, record)
+        _bring_back(layout, record)
+        if not publishing.bytes_are_there(layout, record):
+            publishing.put_bytes(layout, staged, record)
+
+
+def _is_staged(layout: Layout, file: Path) -> bool:
+    return file.parent == layout.blobs and is_temporary(file.name)
+
+
+def _set_aside(layout: Layout, record: Record) -> None:
+    """Take bytes that a scrub found damaged away from their name; `prune` removes them."""
+    blob = layout.blob(record.sha256)
+    if exists(blob) and publishing.hash_file(blob) != record.sha256:
+        blob.rename(blob.with_name(temporary_name(".damaged")))
+
+
+def _bring_back(layout: Layout, record: Record) -> None:
+    """A version that was hidden, pruned or damaged has its bytes again."""
+    version, platform = record.version, record.platform
+
+    def decision(state: ImageState) -> Change | None:
+        standing = state.releases.get(version)
+        if standing is None:
+            return None
+        if platform in standing.damaged:
+            return Change(kind="repaired", version=version, platform=platform, sha256=record.sha256)
+        if standing.pruned:
+            return Change(kind="restore", version=version, reason="published again")
+        if standing.hidden_at:
+            return Change(kind="unhide", version=version, reason="published again")
+        return None
+
+    while channels.decide(layout, record.image, decision) is not None:
+        pass

@@ -1,0 +1,136 @@
+"""The one way in which a release comes into being.
+
+1. the bytes, written and hashed under a temporary name in blobs/sha256/, flushed, 0444;
+2. linked to the name that is their digest (never replacing), the folder flushed;
+3. the record linked to <version>.json: from here on the release exists;
+4. the bytes looked for once more, since a prune may have judged them unused a moment ago;
+5. channel, caches.
+
+A kill between two steps leaves bytes without a record, or a release whose caches the next run makes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import PublishError, VerificationError
+from pipeline.progress import SILENT, Meter
+from pipeline.store import atomic, exclusive
+from pipeline.store.layout import Layout
+from pipeline.store.reading import exists, read_record
+from pipeline.store.record import Record
+from pipeline.store.writer import temporary_name
+
+_PIECE = 4 << 20
+
+
+@contextmanager
+def staging(layout: Layout) -> Iterator[Path]:
+    """A name in blobs/sha256/ that a converter may write its .sqsh to, and longer names that begin with it.
+
+    What lies there on leaving is removed; what a killed process leaves, `prune` removes.
+    """
+    with atomic.told("preparing the store"):
+        layout.blobs.mkdir(parents=True, exist_ok=True)
+    path = layout.blobs / temporary_name(".sqsh")
+    try:
+        yield path
+    finally:
+        for leftover in layout.blobs.glob(f"{path.name}*"):
+            leftover.unlink(missing_ok=True)
+
+
+def copy_in(file: Path, staged: Path, *, meter: Meter = SILENT) -> str:
+    """Copy `file` to `staged`, which must be new, and give the sha256 of what was written."""
+    digest = hashlib.sha256()
+    buffer = bytearray(_PIECE)
+    with file.open("rb", buffering=0) as source:
+        meter.total(os.fstat(source.fileno()).st_size)
+        with staged.open("xb", buffering=0) as target:
+            while count := source.readinto(buffer):
+                piece = memoryview(buffer)[:count]
+                digest.update(piece)
+                while piece:
+                    piece = piece[target.write(piece) :]
+                meter.advance(count)
+    return digest.hexdigest()
+
+
+def hash_file(path: Path, *, meter: Meter = SILENT) -> str:
+    """sha256 of a file in hex."""
+    digest = hashlib.sha256()
+    buffer = bytearray(_PIECE)
+    with path.open("rb", buffering=0) as source:
+        meter.total(os.fstat(source.fileno()).st_size)
+        while count := source.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+            meter.advance(count)
+    return digest.hexdigest()
+
+
+def seal(staged: Path, record: Record, sha256: str) -> None:
+    """Check that the staged bytes are those of `record`, make them read-only and durable."""
+    size = staged.stat().st_size
+    if (size, sha256) != (record.size, record.sha256):
+        raise VerificationError(
+            f"{record.image}:{record.version}: {size} bytes with sha256 {sha256} arrived in the store, "
+            f"{record.size} with {record.sha256} were sent",
+            hint="the file changed meanwhile or the disk is failing; convert it again",
+        )
+    descriptor = os.open(staged, os.O_RDONLY)
+    try:
+        os.fchmod(descriptor, atomic.READ_ONLY)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_bytes(layout: Layout, staged: Path, record: Record) -> None:
+    """Give sealed bytes the name of their digest. Bytes that are there already stay."""
+    blob = layout.blob(record.sha256)
+    if exclusive.place(staged, blob):
+        atomic.sync_folder(layout.blobs)
+    elif (digest := hash_file(blob)) != record.sha256:
+        raise VerificationError(
+            f"{blob} is damaged: its sha256 is {digest}",
+            hint="run sqshpipe scrub, which marks what is damaged; then publish again, which mends it",
+        )
+
+
+def commit(layout: Layout, record: Record) -> bool:
+    """Make the release exist. False when the same content was published before; raises when other content
+    was.
+    """
+    path = layout.record(record.image, record.version, record.platform)
+    if atomic.create(path, record.as_bytes()):
+        return True
+    refuse_other_content(record, atomic.patiently(lambda: _taken(layout, record)))
+    return False
+
+
+def _taken(layout: Layout, record: Record) -> Record:
+    there = read_record(layout, record.image, record.version, record.platform)
+    if there is None:
+        path = layout.record(record.image, record.version, record.platform)
+        raise FileNotFoundError(errno.ENOENT, "not to be seen yet", str(path))
+    return there
+
+
+def refuse_other_content(record: Record, there: Record) -> None:
+    """Raise PublishError when `there`, already published under that version, is not what `record` brings."""
+    if there.sha256 != record.sha256:
+        raise PublishError(
+            f"{record.image}:{record.version} for {record.platform} was published at {there.created} with "
+            f"other content (sha256 {there.sha256[:12]}…, not {record.sha256[:12]}…)",
+            hint="a published version never changes, also after it was pruned: choose another version",
+        )
+
+
+def bytes_are_there(layout: Layout, record: Record) -> bool:
+    blob = layout.blob(record.sha256)
+    return exists(blob) and blob.stat().st_size == record.size

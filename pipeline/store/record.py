@@ -1,0 +1,181 @@
+"""One release: what its record file says, and the value that the rest of the program holds.
+
+Record files never change. Schema 1 is what this version writes; schema 0 (hand-made records without `schema`,
+`platform`, `scan`) is read with defaults; a newer one is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PublishError
+from pipeline.store.names import DEFAULT_PLATFORM
+
+SCHEMA = 1
+_HEX = re.compile(r"[0-9a-f]{64}")
+_LIMIT = 16 << 20
+EXTERNAL: Mapping[str, Any] = {"status": "external", "scanner": "none"}
+"""The scan entry of a .sqsh that was made elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The facts of a release as its record holds them; sizes in bytes, digests in hex, `created` in UTC."""
+
+    image: str
+    version: str
+    platform: str
+    sha256: str
+    size: int
+    source: Mapping[str, str] | None = None
+    base: Mapping[str, str] | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+    converter: Mapping[str, Any] | None = None
+    scan: Mapping[str, Any] = field(default_factory=lambda: dict(EXTERNAL))
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    checks: tuple[str, ...] = ()
+    created: str
+
+    @property
+    def file(self) -> str:
+        """Where the bytes lie, relative to the root."""
+        return f"blobs/sha256/{self.sha256}.sqsh"
+
+    @property
+    def external(self) -> bool:
+        """Whether the file was made elsewhere, so that nothing is known about what is in it."""
+        return self.scan.get("status") == "external"
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as it is written, keys in the order in which people read them."""
+        return {
+            "schema": SCHEMA,
+            "image": self.image,
+            "version": self.version,
+            "platform": self.platform,
+            "file": self.file,
+            "sha256": self.sha256,
+            "size": self.size,
+            "source": None if self.source is None else dict(self.source),
+            "base": None if self.base is None else dict(self.base),
+            "keys": dict(self.keys),
+            "converter": None if self.converter is None else dict(self.converter),
+            "scan": dict(self.scan),
+            "provenance": dict(self.provenance),
+            "checks": list(self.checks),
+            "created": self.created,
+        }
+
+    def as_bytes(self) -> bytes:
+        return (json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release(Record):
+    """A record and where it stands now: published, yanked, hidden, pruned or damaged."""
+
+    path: Path
+    """The bytes; this name is their content."""
+    link: Path
+    """The path for people: <root>/<image>/<version>.sqsh."""
+    state: str = "published"
+
+    @property
+    def name(self) -> str:
+        return f"{self.image}:{self.version}"
+
+    @property
+    def public_path(self) -> Path:
+        """`link` where it leads to the bytes as it should, else the bytes themselves."""
+        try:
+            leads = self.link.samefile(self.path)
+        except OSError:
+            leads = False
+        return self.link if leads else self.path
+
+
+def release_of(record: Record, *, path: Path, link: Path, state: str) -> Release:
+    """The release that `record` describes."""
+    facts = {item.name: getattr(record, item.name) for item in dataclasses.fields(Record)}
+    return Release(**facts, path=path, link=link, state=state)
+
+
+def check_schema(data: Any, path: Path, *, newest: int = SCHEMA) -> dict[str, Any]:
+    """`data` as an object whose schema this program knows. Raises PublishError naming `path`."""
+    if not isinstance(data, dict):
+        raise PublishError(f"{path} is damaged: not a JSON object", hint="sqshpipe scrub tells what else is")
+    schema = data.get("schema", 0)
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 0:
+        raise PublishError(f"{path} is damaged: schema {schema!r}", hint="sqshpipe scrub tells what else is")
+    if schema > newest:
+        raise PublishError(
+            f"{path} has schema {schema}; this sqshpipe knows up to {newest}",
+            hint="a newer sqshpipe wrote it: upgrade this one",
+        )
+    return data
+
+
+def parse_record(raw: bytes, path: Path) -> Record:
+    """Read the bytes of a record file. Raises PublishError naming `path` when they are not one."""
+    if len(raw) > _LIMIT:
+        raise PublishError(f"{path} is damaged: {len(raw)} bytes", hint="a record has a few kilobytes")
+    try:
+        data = check_schema(json.loads(raw), path)
+        record = Record(
+            image=_text(data, "image"),
+            version=_text(data, "version"),
+            platform=_text(data, "platform", DEFAULT_PLATFORM),
+            sha256=_text(data, "sha256"),
+            size=_count(data, "size"),
+            source=_mapping(data, "source"),
+            base=_mapping(data, "base"),
+            keys=_mapping(data, "keys") or {},
+            converter=_mapping(data, "converter"),
+            scan=_mapping(data, "scan") or dict(EXTERNAL),
+            provenance=_mapping(data, "provenance") or {},
+            checks=tuple(str(check) for check in data.get("checks") or ()),
+            created=_text(data, "created", "1970-01-01T00:00:00Z"),
+        )
+    except (ValueError, RecursionError) as error:
+        raise PublishError(
+            f"{path} is damaged: {error}", hint="sqshpipe store rebuild leaves it out and says so"
+        ) from error
+    if not _HEX.fullmatch(record.sha256):
+        raise PublishError(f"{path} is damaged: sha256 {record.sha256!r}", hint="restore it from a backup")
+    return record
+
+
+def is_claim(raw: bytes) -> bool:
+    """Whether a file among the records only holds its name for a channel: {"schema": 1, "image",
+    "channel"}.
+    """
+    return len(raw) < 512 and b'"channel"' in raw and b'"sha256"' not in raw
+
+
+def _text(data: dict[str, Any], key: str, default: str | None = None) -> str:
+    value = data.get(key, default)
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {'missing' if value is None else 'not text'}")
+    return value
+
+
+def _count(data: dict[str, Any], key: str) -> int:
+    value = data.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{key} is not a size")
+    return value
+
+
+def _mapping(data: dict[str, Any], key: str) -> dict[str, Any] | None:
+    value = data.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is not an object")
+    return value

@@ -1,0 +1,276 @@
+"""The store: a shared folder of releases that never change.
+
+`Store` is what the rest of the program holds. Looking things up needs nothing but read access and the
+standard library; what changes the store is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError, PublishError, VerificationError
+from pipeline.progress import SILENT, Meter
+from pipeline.store import atomic
+from pipeline.store.layout import Layout
+from pipeline.store.names import (
+    CHANNELS,
+    DEFAULT_CHANNEL,
+    DEFAULT_PLATFORM,
+    check_image,
+    check_platform,
+    check_version,
+    nearest,
+    split_name,
+    stem,
+)
+from pipeline.store.reading import Head, exists, head_of, load, read_head, read_record
+from pipeline.store.record import Record, Release, release_of
+from pipeline.store.state import ImageState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One line of `list`: a release as the index has it. `size` in bytes."""
+
+    image: str
+    version: str
+    platform: str
+    state: str
+    sha256: str
+    size: int
+    created: str
+    channels: tuple[str, ...]
+    kept: bool
+
+
+class Store:
+    """The releases under `root`. Creating the value touches nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.layout = Layout(Path(os.path.abspath(root)))  # noqa: PTH100 - symlinks in the path stay as they are
+
+    @property
+    def root(self) -> Path:
+        return self.layout.root
+
+    def images(self) -> list[str]:
+        """Names of the images that were ever published here, sorted."""
+        return [
+            image
+            for image in self.layout.images()
+            if exists(self.layout.index(image)) or load(self.layout, image).state.releases
+        ]
+
+    def state(self, image: str) -> ImageState:
+        """All that is true of one image now; an unknown one is empty."""
+        return load(self.layout, check_image(image)).state
+
+    def listed(self, image: str) -> list[Listed]:
+        """The releases of one image, newest first, without reading their records."""
+        state = self.state(image)
+        lines = []
+        for version, standing in state.newest_first():
+            for platform, held in sorted(standing.platforms.items()):
+                lines.append(
+                    Listed(
+                        image=image,
+                        version=version,
+                        platform=platform,
+                        state=standing.state(platform),
+                        sha256=held.sha256,
+                        size=held.size,
+                        created=standing.created,
+                        channels=tuple(state.channels_of(version)),
+                        kept=standing.kept,
+                    )
+                )
+        return lines
+
+    def releases(self, image: str) -> list[Release]:
+        """Every release of one image with its record, newest first."""
+        found = (self.release(image, line.version, line.platform) for line in self.listed(image))
+        return [release for release in found if release is not None]
+
+    def release(self, image: str, version: str, platform: str = DEFAULT_PLATFORM) -> Release | None:
+        """One release, whatever its state; None when that version was never published for that platform."""
+        record = self._record(check_image(image), version, check_platform(platform))
+        if record is None:
+            return None
+        return self._release(record, self._head(image))
+
+    def resolve(self, name: str, platform: str = DEFAULT_PLATFORM) -> Release:
+        """What "image[:version|:channel]" means now, its file looked at.
+
+        Raises ConfigError when there is no such release, PublishError when it is yanked, hidden or pruned,
+        and VerificationError when its bytes are damaged or missing.
+        """
+        image, wanted = split_name(name)
+        check_platform(platform)
+        head = self._head(image)
+        version = head.channels.get(wanted, wanted)
+        record = self._record(image, version, platform)
+        if record is None:
+            raise self._unknown(image, wanted, platform)
+        release = self._release(record, head)
+        if release.state == "damaged":
+            raise VerificationError(
+                f"{release.name} is damaged: a scrub found other bytes than were published",
+                hint="publish the same content again, which mends it, or resolve another version",
+            )
+        if release.state != "published":
+            reason = self.state(image).releases[version].reason
+            raise PublishError(
+                f"{release.name} is {release.state}" + (f": {reason}" if reason else ""),
+                hint=self._others(image),
+            )
+        self._look_at_bytes(release)
+        return release
+
+    def _look_at_bytes(self, release: Release) -> None:
+        try:
+            size = atomic.patiently(lambda: release.path.stat().st_size)
+        except FileNotFoundError:
+            raise VerificationError(
+                f"the file of {release.name} is missing: {release.path}",
+                hint="publish the same content again, or restore the file from a backup",
+            ) from None
+        if size != release.size:
+            raise VerificationError(
+                f"{release.path} has {size} bytes instead of {release.size}",
+                hint="sqshpipe scrub marks what is damaged; publish the same content again to mend it",
+            )
+
+    def _head(self, image: str) -> Head:
+        return read_head(self.layout, image) or head_of(load(self.layout, image).state)
+
+    def _record(self, image: str, version: str, platform: str) -> Record | None:
+        from_channel = version in CHANNELS
+        return None if from_channel else read_record(self.layout, image, version, platform)
+
+    def _release(self, record: Record, head: Head) -> Release:
+        state = head.states.get(record.version, "published")
+        if (
+            state in ("published", "yanked", "hidden")
+            and stem(record.version, record.platform) in head.damaged
+        ):
+            state = "damaged"
+        return release_of(
+            record,
+            path=self.root / record.file,
+            link=self.layout.link(record.image, record.version, record.platform),
+            state=state,
+        )
+
+    def _unknown(self, image: str, wanted: str, platform: str) -> ConfigError:
+        if not self.root.is_dir():
+            return ConfigError(
+                f"there is no store at {self.root}", hint="name it with --store or SQSHPIPE_STORE"
+            )
+        state = load(self.layout, image).state
+        if not state.releases:
+            return ConfigError(f"no release of {image!r} in {self.root}", hint=nearest(image, self.images()))
+        standing = state.releases.get(state.current(wanted) or wanted)
+        if standing is not None and standing.platforms:
+            return ConfigError(
+                f"{image}:{wanted} is not published for {platform}",
+                hint="there is: " + ", ".join(sorted(standing.platforms)),
+            )
+        if wanted in (DEFAULT_CHANNEL, *state.channels, *CHANNELS):
+            return ConfigError(f"the channel {image}:{wanted} names no release", hint=self._others(image))
+        names = [name for name, one in state.newest_first()[::-1] if one.resolvable()]
+        return ConfigError(
+            f"there is no release {image}:{wanted} in {self.root}",
+            hint=nearest(wanted, [*names, *state.channels]),
+        )
+
+    def _others(self, image: str) -> str:
+        state = load(self.layout, image).state
+        names = [name for name, one in state.newest_first() if one.resolvable()]
+        return nearest("", names) if names else "nothing of this image resolves at present"
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """A name inside blobs/sha256/ to write a .sqsh to, so that publishing it costs no copy."""
+        from pipeline.store.publishing import staging
+
+        return staging(self.layout)
+
+    def publish(
+        self,
+        record: Record,
+        file: Path,
+        *,
+        channels: Iterable[str] = (DEFAULT_CHANNEL,),
+        allow_external: bool = False,
+        meter: Meter = SILENT,
+    ) -> Release:
+        """Make `file` the release that `record` describes, and let `channels` name it when they may.
+
+        A `file` under `staging` is taken as it lies; any other is copied. The same content under the same
+        version is done already. Raises PublishError when the version has other content, also after it was
+        pruned.
+        """
+        from pipeline.store.publisher import publish
+
+        check_image(record.image)
+        check_version(record.version)
+        check_platform(record.platform)
+        publish(self.layout, record, file, moves=tuple(channels), allow_external=allow_external, meter=meter)
+        release = self.release(record.image, record.version, record.platform)
+        if release is None:
+            raise PublishError(
+                f"{record.image}:{record.version} was published and cannot be read back", hint="run it again"
+            )
+        return release
+
+    def promote(self, name: str, channel: str, *, allow_external: bool = False, reason: str = "") -> bool:
+        """Let `channel` name the release "image:version" (or what another channel names). False: it does
+        already.
+        """
+        from pipeline.store import channels
+
+        image, wanted = split_name(name)
+        version = self._head(image).channels.get(wanted, wanted)
+        return self._changed(
+            image,
+            channels.promote(
+                self.layout, image, version, channel, allow_external=allow_external, reason=reason
+            ),
+        )
+
+    def rollback(self, image: str, channel: str, *, reason: str = "") -> str:
+        """Let `channel` name what it named before, and give that version."""
+        from pipeline.store import channels
+
+        event = channels.rollback(self.layout, check_image(image), channel, reason=reason)
+        self._changed(image, event)
+        return event.change.version
+
+    def mark(self, name: str, kind: str, *, reason: str = "") -> bool:
+        """yank, unyank, keep or unkeep "image:version". False: it stands so already."""
+        from pipeline.store import channels
+
+        image, version = split_name(name)
+        return self._changed(image, channels.mark(self.layout, image, version, kind, reason=reason))
+
+    def _changed(self, image: str, event: object | None) -> bool:
+        self.refresh(image)
+        return event is not None
+
+    def refresh(self, image: str) -> None:
+        """Bring the caches of one image, and manifest.json, up to date."""
+        from pipeline.store.caches import refresh, refresh_manifest
+
+        with atomic.told(f"writing the index of {image}"):
+            refresh(self.layout, image)
+            refresh_manifest(self.layout)
+
+    def rebuild(self) -> list[str]:
+        """Write every cache anew from records and events; gives what could not be read, one sentence each."""
+        from pipeline.store.caches import rebuild
+
+        with atomic.told("rebuilding the caches"):
+            return rebuild(self.layout)
