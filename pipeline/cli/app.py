@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import options, output, plan
+from pipeline.cli import options, output, plan, store
 from pipeline.errors import EXIT_SIGINT, EXIT_SIGTERM, SqshpipeError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ def _global_options(
 
 
 plan.register(app)
+store.register(app)
 
 
 class _Terminated(BaseException):

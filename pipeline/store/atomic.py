@@ -26,7 +26,7 @@ CACHE_MODE = 0o644
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _LATE = frozenset({errno.ESTALE, errno.ENOENT})
-_LATE_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+_LATE_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 Result = TypeVar("Result")
 

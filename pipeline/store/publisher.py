@@ -25,6 +25,7 @@ def publish(
     *,
     moves: tuple[str, ...],
     allow_external: bool,
+    sha256: str | None,
     meter: Meter,
 ) -> None:
     """Make the release exist, complete, with its channels and caches; see Store.publish."""
@@ -35,7 +36,7 @@ def publish(
             publishing.refuse_other_content(record, there)
         standing = load(layout, record.image).state.releases.get(record.version) if there else None
         if there is None or not _stands(layout, there, standing):
-            _bring(layout, record, file, standing, meter)
+            _bring(layout, record, file, standing, sha256, meter)
         for channel in moves:
             channels.advance(layout, record.image, record.version, channel, allow_external=allow_external)
         caches.refresh(layout, record.image)
@@ -63,14 +64,21 @@ def _stands(layout: Layout, record: Record, standing: Standing | None) -> bool:
     return publishing.bytes_are_there(layout, record)
 
 
-def _bring(layout: Layout, record: Record, file: Path, standing: Standing | None, meter: Meter) -> None:
+def _bring(
+    layout: Layout,
+    record: Record,
+    file: Path,
+    standing: Standing | None,
+    sha256: str | None,
+    meter: Meter,
+) -> None:
     """Steps 1 to 4, and the events that bring back what was hidden, pruned or damaged."""
     for folder in (layout.blobs, layout.events(record.image)):
         folder.mkdir(parents=True, exist_ok=True)
     with publishing.staging(layout) as own:
         staged = file if _is_staged(layout, file) else own
         if staged is file:
-            sha256 = publishing.hash_file(staged, meter=meter)
+            sha256 = sha256 or publishing.hash_file(staged, meter=meter)
         else:
             sha256 = publishing.copy_in(file, staged, meter=meter)
         publishing.seal(staged, record, sha256)

@@ -205,10 +205,12 @@ class Store:
         *,
         channels: Iterable[str] = (DEFAULT_CHANNEL,),
         allow_external: bool = False,
+        sha256: str | None = None,
         meter: Meter = SILENT,
     ) -> Release:
         """Make `file` the release that `record` describes, and let `channels` name it when they may.
 
+        `sha256` is what was hashed while `file` was written, if it was; else it is read for that.
         A `file` under `staging` is taken as it lies; any other is copied. The same content under the same
         version is done already. Raises PublishError when the version has other content, also after it was
         pruned.
@@ -218,7 +220,15 @@ class Store:
         check_image(record.image)
         check_version(record.version)
         check_platform(record.platform)
-        publish(self.layout, record, file, moves=tuple(channels), allow_external=allow_external, meter=meter)
+        publish(
+            self.layout,
+            record,
+            file,
+            moves=tuple(channels),
+            allow_external=allow_external,
+            sha256=sha256,
+            meter=meter,
+        )
         release = self.release(record.image, record.version, record.platform)
         if release is None:
             raise PublishError(

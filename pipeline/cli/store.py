@@ -1,0 +1,279 @@
+"""What is in the store, and which version a channel names: list, show, resolve, publish, promote,
+rollback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform as machine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import options, output
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.store.record import Release
+    from pipeline.store.store import Listed, Store
+
+Name = Annotated[str, typer.Argument(metavar="IMAGE[:VERSION|:CHANNEL]", help="What is wanted.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the history.")]
+AllowExternal = Annotated[
+    bool, typer.Option("--allow-external", help="Let channels name a .sqsh that was made elsewhere.")
+]
+Platform = Annotated[str | None, typer.Option("--platform", help="os/architecture; default: this machine's.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module to ``app``."""
+    app.command("list")(list_releases)
+    app.command()(show)
+    app.command()(resolve)
+    app.command()(publish)
+    app.command()(promote)
+    app.command()(rollback)
+    app.command("yank")(yank)
+    app.command("keep")(keep)
+
+
+def open_store(root: Path | None, config: Path = options.DEFAULT_CONFIG) -> Store:
+    """The store of --store or SQSHPIPE_STORE, else of images.yaml. Raises ConfigError when neither is
+    given.
+    """
+    from pipeline.store.store import Store
+
+    if root is None:
+        if not config.is_file():
+            raise ConfigError(
+                "no store is given", hint="use --store DIR or SQSHPIPE_STORE, or run it beside an images.yaml"
+            )
+        from pipeline.config import load
+
+        root = load(config).store.root
+    return Store(root)
+
+
+def host_platform() -> str:
+    """This machine as a platform."""
+    architecture = machine.machine()
+    return "linux/" + {"x86_64": "amd64", "aarch64": "arm64"}.get(architecture, architecture)
+
+
+def list_releases(
+    image: Annotated[str | None, typer.Argument(help="Only this image.")] = None,
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    every: Annotated[bool, typer.Option("--all", help="Also what no longer resolves.")] = False,
+    json: options.Json = False,
+) -> None:
+    """The releases of the store, newest first."""
+    opened = open_store(store, config)
+    if not opened.root.is_dir():
+        raise ConfigError(
+            f"there is no store at {opened.root}", hint="name it with --store or SQSHPIPE_STORE"
+        )
+    if image is not None and image not in opened.images():
+        from pipeline.store.names import check_image, nearest
+
+        raise ConfigError(
+            f"no release of {check_image(image)!r} in {opened.root}", hint=nearest(image, opened.images())
+        )
+    lines = [
+        line
+        for name in ([image] if image else opened.images())
+        for line in opened.listed(name)
+        if every or line.state == "published"
+    ]
+    if json:
+        output.data_json([dataclasses.asdict(line) for line in lines])
+        return
+    for row in _columns([_row(line) for line in lines]):
+        output.data(row)
+
+
+def _row(line: Listed) -> tuple[str, ...]:
+    return (
+        f"{line.image}:{line.version}",
+        line.platform,
+        f"{line.size / (1 << 20):,.1f} MiB",
+        line.created,
+        line.sha256[:12],
+        ",".join(line.channels) or "-",
+        line.state + (" kept" if line.kept else ""),
+    )
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows as lines with aligned columns, under a heading."""
+    heading = ("RELEASE", "PLATFORM", "SIZE", "CREATED", "SHA256", "CHANNELS", "STATE")
+    rows = [heading, *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def show(
+    name: Name,
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    platform: Platform = None,
+    json: options.Json = False,
+) -> None:
+    """Everything that the record of a release says, whatever its state."""
+    from pipeline.store.names import split_name
+
+    opened = open_store(store, config)
+    image, wanted = split_name(name)
+    state = opened.state(image)
+    version = state.current(wanted) or wanted
+    release = opened.release(image, version, platform or host_platform())
+    if release is None:
+        release = opened.resolve(name, platform or host_platform())  # raises, naming what there is
+    facts = {
+        **release.as_json(),
+        "state": release.state,
+        "path": str(release.public_path),
+        "channels": state.channels_of(version),
+    }
+    if json:
+        output.data_json(facts)
+        return
+    for key, value in facts.items():
+        if value not in (None, {}, [], ()):
+            output.data(f"{key:<11} {_plain(value)}")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{key}={_plain(item)}" for key, item in value.items() if item not in (None, {}, []))
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
+    return str(value)
+
+
+def resolve(
+    name: Name,
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    platform: Platform = None,
+    json: options.Json = False,
+) -> None:
+    """Print the path of a release, for ``srun --container-image=$(sqshpipe resolve demo)``."""
+    release = open_store(store, config).resolve(name, platform or host_platform())
+    _print_release(release, json=json)
+
+
+def _print_release(release: Release, *, json: bool) -> None:
+    if json:
+        output.data_json({**release.as_json(), "state": release.state, "path": str(release.public_path)})
+    else:
+        output.data(str(release.public_path))
+
+
+def publish(
+    file: Annotated[Path, typer.Argument(help="A .sqsh that was made elsewhere.")],
+    image: Annotated[str, typer.Option("--image", help="Name of the image.")],
+    tag: Annotated[str, typer.Option("--tag", help="Version.")],
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    platform: Annotated[str, typer.Option("--platform", help="os/architecture.")] = "linux/amd64",
+    allow_external: AllowExternal = False,
+    json: options.Json = False,
+) -> None:
+    """Publish a .sqsh that was made elsewhere. Its record says external, unscanned; channels do not take
+    it.
+    """
+    from pipeline.cli.progress import Teller
+    from pipeline.stages.publish import publish_external
+
+    opened = open_store(store, config)
+    with Teller().stage("publish") as meter:
+        release = publish_external(
+            file,
+            store=opened,
+            image=image,
+            version=tag,
+            platform=platform,
+            allow_external=allow_external,
+            meter=meter,
+        )
+    _print_release(release, json=json)
+
+
+def promote(
+    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION", help="A release, or what a channel names.")],
+    channel: Annotated[str, typer.Argument(help="The channel that will name it.")],
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    allow_external: AllowExternal = False,
+    reason: Reason = "",
+) -> None:
+    """Let a channel name a release."""
+    from pipeline.store.names import split_name
+
+    opened = open_store(store, config)
+    changed = opened.promote(name, channel, allow_external=allow_external, reason=reason)
+    image, _ = split_name(name)
+    _tell_channel(opened, image, channel, changed=changed)
+
+
+def rollback(
+    image: Annotated[str, typer.Argument(metavar="IMAGE")],
+    channel: Annotated[str, typer.Argument(help="The channel to roll back.")],
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    reason: Reason = "",
+) -> None:
+    """Let a channel name what it named before."""
+    opened = open_store(store, config)
+    opened.rollback(image, channel, reason=reason)
+    _tell_channel(opened, image, channel, changed=True)
+
+
+def _tell_channel(store: Store, image: str, channel: str, *, changed: bool) -> None:
+    import structlog
+
+    version = store.state(image).current(channel)
+    structlog.get_logger().info(f"{image}:{channel} {'now names' if changed else 'names'} {version}")
+    output.data(f"{image}:{version}")
+
+
+def yank(
+    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    reason: Reason = "",
+    undo: Annotated[bool, typer.Option("--undo", help="Let it resolve again.")] = False,
+) -> None:
+    """Hide a release from resolving without deleting it; channels go back to what they named before."""
+    _mark(open_store(store, config), name, "unyank" if undo else "yank", reason)
+
+
+def keep(
+    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    reason: Reason = "",
+    undo: Annotated[bool, typer.Option("--undo", help="Let prune have it again.")] = False,
+) -> None:
+    """Mark a release so that prune never takes it."""
+    _mark(open_store(store, config), name, "unkeep" if undo else "keep", reason)
+
+
+def _mark(store: Store, name: str, kind: str, reason: str) -> None:
+    import structlog
+
+    if ":" not in name:
+        raise ConfigError(f"{name!r} names no version", hint=f"write IMAGE:VERSION, such as {name}:v1.0")
+    changed = store.mark(name, kind, reason=reason)
+    words = {
+        "yank": "no longer resolves",
+        "unyank": "resolves again",
+        "keep": "is kept",
+        "unkeep": "is not kept",
+    }
+    structlog.get_logger().info(f"{name} {words[kind]}" + ("" if changed else ", as before"))
+    output.data(name)

@@ -1,0 +1,152 @@
+"""Publish: a verified .sqsh becomes an immutable release of the store.
+
+The store takes plain facts; this module gathers them from the values that the stages before it returned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.progress import SILENT, Meter
+from pipeline.store.names import DEFAULT_CHANNEL, DEFAULT_PLATFORM
+from pipeline.store.publishing import copy_in
+from pipeline.store.record import EXTERNAL, Record, Release
+from pipeline.store.store import Store
+
+
+class _File(Protocol):
+    """What is published of a converted file (`stages.convert.SquashfsFile`)."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def source(self) -> object: ...
+    @property
+    def converter(self) -> Any: ...
+    @property
+    def convert_key(self) -> str: ...
+
+
+class _Verified(Protocol):
+    """What verification returned (`stages.verify.VerifiedSquashfs`)."""
+
+    @property
+    def file(self) -> Any: ...
+    @property
+    def checks(self) -> tuple[str, ...]: ...
+
+
+class _Pushed(Protocol):
+    """Where the image lies in the registry (`stages.push.PushedImage`)."""
+
+    @property
+    def repository(self) -> Any: ...
+    @property
+    def digest(self) -> object: ...
+    @property
+    def config_digest(self) -> object: ...
+    @property
+    def base(self) -> Any: ...
+    @property
+    def build_key(self) -> str | None: ...
+
+
+def publish(
+    verified: _Verified,
+    *,
+    store: Store,
+    image: str,
+    version: str,
+    source: _Pushed | None = None,
+    scan: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+    platform: str = DEFAULT_PLATFORM,
+    channels: Iterable[str] = (DEFAULT_CHANNEL,),
+    meter: Meter = SILENT,
+) -> Release:
+    """Make `verified` the release image:version for `platform`, and let `channels` name it.
+
+    `scan` is what the record says of the scan: {"status": "unscanned" | "passed", "scanner", "findings"}. The
+    same content under the same version is done already. Raises PublishError when the version has other
+    content.
+    """
+    file: _File = verified.file
+    keys = {"convert": file.convert_key}
+    if source is not None and source.build_key is not None:
+        keys["build"] = source.build_key
+    record = Record(
+        image=image,
+        version=version,
+        platform=platform,
+        sha256=file.sha256,
+        size=file.size,
+        source=_source(file, source),
+        base=None if source is None else _base(source.base),
+        keys=keys,
+        converter=dataclasses.asdict(file.converter),
+        scan=dict(scan),
+        provenance=dict(provenance or {}),
+        checks=tuple(verified.checks),
+        created=_now(),
+    )
+    return store.publish(record, file.path, channels=channels, meter=meter)
+
+
+def publish_external(
+    file: Path,
+    *,
+    store: Store,
+    image: str,
+    version: str,
+    platform: str = DEFAULT_PLATFORM,
+    allow_external: bool = False,
+    meter: Meter = SILENT,
+) -> Release:
+    """Take a .sqsh that was made elsewhere in as a release; its record says external, unscanned.
+
+    Raises FormatError when it is no sound squashfs file, PublishError when the version has other content.
+    """
+    from pipeline.squashfs.reader import SquashfsImage
+
+    with SquashfsImage.open(file) as opened:
+        compressor = str(opened.superblock.compressor)
+    with store.staging() as staged:
+        sha256 = copy_in(file, staged, meter=meter)
+        record = Record(
+            image=image,
+            version=version,
+            platform=platform,
+            sha256=sha256,
+            size=staged.stat().st_size,
+            scan=dict(EXTERNAL),
+            provenance={"file": file.name, "compressor": compressor},
+            checks=("superblock and tables",),
+            created=_now(),
+        )
+        return store.publish(record, staged, allow_external=allow_external, sha256=sha256)
+
+
+def _source(file: _File, source: _Pushed | None) -> dict[str, str]:
+    if source is None:
+        return {"digest": str(file.source)}
+    return {
+        "repository": str(source.repository),
+        "digest": str(source.digest),
+        "config_digest": str(source.config_digest),
+    }
+
+
+def _base(base: Any) -> dict[str, str]:
+    return {"reference": str(base.reference), "digest": str(base.digest)}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
