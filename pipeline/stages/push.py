@@ -1,0 +1,137 @@
+"""Push: from the engine to the registry under the key of what was built, and the version's tag when it is
+published.
+
+The key's tag is what makes a build unnecessary: a run that died after its push goes on from there, also on
+another machine. A version's tag comes last, so that a version which the scan stopped is not burnt where
+tags are immutable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import RegistryError, ToolError
+from pipeline.oci.digest import Digest
+from pipeline.oci.manifest import Index, Manifest
+from pipeline.oci.reference import Reference
+from pipeline.progress import SILENT, Meter
+from pipeline.stages.build import BuiltImage
+from pipeline.stages.pin import BaseImage
+from pipeline.tools.credentials import CredentialsProvider, credentials_for
+from pipeline.tools.docker import Engine
+from pipeline.tools.registry import RegistryClient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushedImage:
+    """An image in the registry: ``repository@digest``. `size` is the bytes of config and layers as they are
+    stored.
+
+    `build_key` is None for a base that was mirrored. `adopted` says that it was there already.
+    """
+
+    repository: Reference
+    digest: Digest
+    config_digest: Digest
+    size: int
+    base: BaseImage
+    build_key: str | None
+    adopted: bool
+
+    @property
+    def reference(self) -> Reference:
+        """``host/repo@sha256:…``."""
+        return self.repository.with_digest(self.digest)
+
+
+def key_tag(key: str) -> str:
+    """The tag under which an image with this build key is pushed."""
+    return f"key-{key}"
+
+
+def adopt(repository: Reference, key: str, base: BaseImage, client: RegistryClient) -> PushedImage | None:
+    """The image that was pushed under `key` before; None when there is none.
+
+    Raises RegistryError when the registry cannot be asked.
+    """
+    found = client.head(repository.repository, key_tag(key))
+    if found is None:
+        return None
+    manifest = _manifest(repository, found.digest, base, client)
+    return _pushed(repository, manifest, base, key, adopted=True)
+
+
+def push(
+    built: BuiltImage,
+    repository: Reference,
+    engine: Engine,
+    client: RegistryClient,
+    *,
+    credentials: CredentialsProvider = credentials_for,
+    meter: Meter = SILENT,
+) -> PushedImage:
+    """Push `built` as ``repository:key-<key>``.
+
+    The digest is the one that the engine tells, and the registry has to confirm it under the tag. Raises
+    RegistryError when the registry refuses, cannot be reached, or has something else than was pushed.
+    """
+    target = repository.with_tag(key_tag(built.key))
+    engine.tag(built.local_id, target)
+    told = engine.push(target, credentials(repository.registry), meter)
+    found = client.head(repository.repository, key_tag(built.key))
+    if found is None or found.digest != told:
+        has = "nothing" if found is None else str(found.digest)
+        raise RegistryError(
+            f"{target} was pushed as {told}, but the registry has {has} there",
+            hint="somebody else pushes to this repository, or the registry is not consistent; run it again",
+        )
+    manifest = _manifest(repository, told, built.base, client)
+    if built.config_digest is not None and manifest.config.digest != built.config_digest:
+        raise ToolError(
+            f"{target} has the config {manifest.config.digest}, but {built.config_digest} was built",
+            hint="the Docker Engine pushed another image than it built; run it again",
+        )
+    return _pushed(repository, manifest, built.base, built.key, adopted=False)
+
+
+def tag_version(pushed: PushedImage, version: str, client: RegistryClient) -> None:
+    """Put the image's manifest under the version's tag; nothing to do when it is there already.
+
+    Raises RegistryError when the tag stands for another image.
+    """
+    name = pushed.repository.repository
+    found = client.head(name, version)
+    if found is not None and found.digest == pushed.digest:
+        return
+    if found is not None:
+        raise RegistryError(
+            f"{pushed.repository.with_tag(version)} is another image already: {found.digest}"
+            f", not {pushed.digest}",
+            hint="a version is never moved to other content: choose the next version",
+        )
+    manifest = client.get_manifest(name, str(pushed.digest))
+    client.put_manifest(name, version, manifest.raw, manifest.media_type)
+
+
+def _manifest(repository: Reference, digest: Digest, base: BaseImage, client: RegistryClient) -> Manifest:
+    """The manifest of the base's platform: attestations turn one image into an index of several manifests."""
+    found = client.get_manifest(repository.repository, str(digest))
+    if isinstance(found, Index):
+        found = client.get_manifest(repository.repository, str(found.select(base.platform).digest))
+    if isinstance(found, Index):
+        raise RegistryError(f"{repository.with_digest(digest)} is an index of indexes, not an image")
+    return found
+
+
+def _pushed(
+    repository: Reference, manifest: Manifest, base: BaseImage, key: str, *, adopted: bool
+) -> PushedImage:
+    return PushedImage(
+        repository=repository,
+        digest=manifest.digest,
+        config_digest=manifest.config.digest,
+        size=manifest.config.size + sum(layer.size for layer in manifest.layers),
+        base=base,
+        build_key=key,
+        adopted=adopted,
+    )

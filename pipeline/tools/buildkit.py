@@ -1,0 +1,196 @@
+"""BuildKit through the command line that offers it.
+
+Only the ``docker`` command speaks BuildKit's session protocol (contexts, secrets, credentials), and not
+every one does: ``docker buildx build`` where the plugin is installed; a command line before 23 by itself,
+with ``DOCKER_BUILDKIT=1``; one from 23 on without the plugin refuses. A machine may have several, so each
+``docker`` in PATH is looked at.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from pipeline.errors import ConfigError, ToolError
+from pipeline.oci.digest import Digest
+from pipeline.progress import SILENT, Meter
+from pipeline.tools import process
+from pipeline.tools.docker import LAST_LINES, BuildOrder, Engine, build_failure
+
+log = structlog.get_logger()
+
+_BUILDX = re.compile(r"docker/buildx\s+v?(\d+)\.(\d+)")
+_OLDEST_BUILDX = (0, 10)  # the first that knows --provenance
+_FIRST_REFUSING = 23  # the first docker command line that leaves BuildKit to the plugin
+_PROBE_TIMEOUT = 30.0  # seconds
+_NOISE = re.compile(r"^(#\d+ (sha256:|DONE|CACHED|\[internal\]|transferring)|-{4,}$)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontend:
+    """A command line that builds with BuildKit: ``argv`` up to and with ``build``."""
+
+    argv: tuple[str, ...]
+    version: str
+    has_buildx: bool
+
+
+def find_frontend(engine: Engine) -> Frontend | None:
+    """The command line to build with on this engine; None when only the classic builder is left."""
+    if not engine.has_buildkit:
+        return None
+    programs = _docker_programs()
+    return _with_buildx(programs) or _old_enough(programs, engine.host)
+
+
+def build(
+    frontend: Frontend, order: BuildOrder, engine: Engine, docker_config: Path, meter: Meter = SILENT
+) -> tuple[str, Digest | None]:
+    """Build and leave the image in the engine: its Id there, and its config's digest where the builder
+    tells it.
+
+    `docker_config` is a folder with the bases' credentials. Raises ToolError with the last lines of the
+    step that failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="sqshpipe-build-") as name:
+        scratch = Path(name)
+        dockerfile = scratch / order.path.name
+        dockerfile.write_text(order.dockerfile, encoding="utf-8")
+        if order.dockerignore is not None:
+            dockerfile.with_name(f"{order.path.name}.dockerignore").write_text(
+                order.dockerignore, encoding="utf-8"
+            )
+        argv = [*frontend.argv, *_options(frontend, order, dockerfile), str(order.context)]
+        told: deque[str] = deque(maxlen=LAST_LINES)
+
+        def listen(line: str) -> None:
+            meter.line(line)
+            if not _NOISE.match(line):
+                told.append(line)
+
+        done = process.run(argv, env=_environment(engine.host, docker_config), on_line=listen, check=False)
+        if done.returncode != 0:
+            raise _failure(told)
+        return _built(dockerfile)
+
+
+def secret_option(identifier: str, source: str) -> str:
+    """The value of one ``--secret``, which is read as CSV; `source` is ``env=NAME`` or ``src=FILE``."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow([f"id={identifier}", source])
+    return line.getvalue()
+
+
+def _options(frontend: Frontend, order: BuildOrder, dockerfile: Path) -> list[str]:
+    options = ["--progress=plain", f"--file={dockerfile}", f"--iidfile={dockerfile.with_name('.id')}"]
+    if frontend.has_buildx:
+        # attestations would turn one image into an index of two manifests
+        options += ["--load", "--provenance=false", "--sbom=false"]
+        options += [f"--metadata-file={dockerfile.with_name('.metadata')}"]
+    if order.network is not None:
+        options += [f"--network={order.network}"]
+    if order.platform is not None:
+        options += [f"--platform={order.platform}"]
+    if order.target is not None:
+        options += [f"--target={order.target}"]
+    if order.no_cache:
+        options += ["--no-cache"]
+    options += [f"--build-arg={name}={value}" for name, value in sorted(order.build_args.items())]
+    options += [f"--label={name}={value}" for name, value in sorted(order.labels.items())]
+    options += [f"--secret={secret_option(name, source)}" for name, source in sorted(order.secrets.items())]
+    return options
+
+
+def _environment(host: str, docker_config: Path) -> dict[str, str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("DOCKER_CONTEXT", "BUILDX_BUILDER")
+    }
+    if environment.get("DOCKER_TLS_VERIFY"):
+        # the command line looks for certificates beside its configuration, and that is another one here
+        environment.setdefault("DOCKER_CERT_PATH", str(Path.home() / ".docker"))
+    return environment | {
+        "DOCKER_HOST": host,
+        "DOCKER_CONFIG": str(docker_config),
+        "DOCKER_BUILDKIT": "1",
+        "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
+        "DOCKER_CLI_HINTS": "false",
+    }
+
+
+def _built(dockerfile: Path) -> tuple[str, Digest | None]:
+    try:
+        local_id = dockerfile.with_name(".id").read_text(encoding="ascii").strip()
+        metadata = json.loads(dockerfile.with_name(".metadata").read_bytes())
+    except FileNotFoundError as error:
+        if error.filename.endswith(".id"):
+            raise ToolError("the builder ended well and left no image id") from error
+        metadata = {}
+    digest = metadata.get("containerimage.config.digest")
+    return local_id, Digest.parse(digest) if digest else None
+
+
+def _failure(told: deque[str]) -> ToolError:
+    """BuildKit's last line is the reason; a source excerpt and the step's own output stand before it."""
+    reason = told.pop() if told else "the builder said nothing"
+    return build_failure(re.sub(r"^(ERROR|error): ", "", reason), told)
+
+
+def _docker_programs() -> list[str]:
+    """Every ``docker`` in PATH, in PATH's order, each file once."""
+    found: dict[Path, str] = {}
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        program = Path(folder or ".") / "docker"
+        if program.is_file() and os.access(program, os.X_OK):
+            found.setdefault(program.resolve(), str(program))
+    return list(found.values())
+
+
+def _with_buildx(programs: list[str]) -> Frontend | None:
+    for program in programs:
+        answer = process.run([program, "buildx", "version"], check=False, timeout=_PROBE_TIMEOUT)
+        match = _BUILDX.search(answer.stdout) if answer.returncode == 0 else None
+        if match is None:
+            continue
+        if (int(match[1]), int(match[2])) < _OLDEST_BUILDX:
+            log.warning("this buildx is too old and is not used", program=program, version=match[0])
+            continue
+        # the builder named default is the engine itself, whatever `docker buildx use` has chosen
+        argv = (program, "buildx", "build", "--builder=default")
+        return Frontend(argv=argv, version=f"buildx {match[1]}.{match[2]}", has_buildx=True)
+    return None
+
+
+def _old_enough(programs: list[str], host: str) -> Frontend | None:
+    for program in programs:
+        # the server's version makes it talk to the engine, which may be too new for so old a command line
+        query = "{{.Client.Version}} {{.Server.Version}}"
+        argv = [program, "--host", host, "version", "--format", query]
+        answer = process.run(argv, check=False, timeout=_PROBE_TIMEOUT)
+        major = answer.stdout.split(".", 1)[0]
+        if answer.returncode == 0 and major.isdigit() and int(major) < _FIRST_REFUSING:
+            return Frontend(
+                argv=(program, "build"), version=f"docker {answer.stdout.split()[0]}", has_buildx=False
+            )
+    return None
+
+
+def secret_source(identifier: str, env: str | None, file: Path | None) -> str:
+    """Where a secret comes from, in ``--secret``'s words. Raises ConfigError when nothing is there."""
+    if env is not None:
+        if not os.environ.get(env):
+            raise ConfigError(
+                f"secret {identifier}: the environment variable {env} is not set", hint=f"export {env}=…"
+            )
+        return f"env={env}"
+    if file is None or not file.is_file():
+        raise ConfigError(f"secret {identifier}: there is no file {file}")
+    return f"src={file}"

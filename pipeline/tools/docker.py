@@ -1,0 +1,413 @@
+"""The Docker Engine, through its HTTP API.
+
+The engine answers ``200 OK`` before it begins a build or a push, and tells a failure as one more event of
+the stream; docker-py passes such events on like any other. So each stream is read here to its end, and an
+error in it is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, final
+
+import docker
+import requests
+import structlog
+import tenacity
+from docker.context import ContextAPI
+from docker.errors import APIError, DockerException, ImageNotFound
+from docker.utils import kwargs_from_env
+
+from pipeline.errors import RegistryError, ToolError
+from pipeline.oci.digest import Digest
+from pipeline.oci.platform import Platform
+from pipeline.oci.reference import Reference
+from pipeline.progress import SILENT, Meter
+from pipeline.tools.credentials import Credentials
+
+log = structlog.get_logger()
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+LAST_LINES = 15
+_CONNECT_TIMEOUT = 10  # seconds
+_SILENCE_TIMEOUT = 1800  # seconds: the engine says nothing while it compresses or commits a large layer
+_SAVE_PIECE = 1 << 20  # bytes
+_PUSH_ATTEMPTS = 5
+
+# What may pass by itself. Everything else (denied, tag invalid, name unknown, connection refused …) is an
+# answer.
+_WORTH_RETRYING = re.compile(
+    r"toomanyrequests|too many requests|\b429\b"
+    r"|(status|response|HTTP)\D{0,20}\b5\d\d\b|\b5\d\d (Internal|Bad Gateway|Service|Gateway)"
+    r"|\bEOF\b|timed? ?out|deadline exceeded|connection reset|broken pipe",
+    re.IGNORECASE,
+)
+_REFUSED = re.compile(r"denied|unauthorized|no basic auth|authentication required|\b40[13]\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalImage:
+    """An image that the engine holds. `local_id` is its own word for it, not always the config's digest."""
+
+    local_id: str
+    config_digest: Digest | None
+    platform: Platform
+    labels: Mapping[str, str]
+    diff_ids: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOrder:
+    """One build, for whichever builder does it.
+
+    `secrets` are what BuildKit's ``--secret`` takes: id to ``env=NAME`` or ``src=FILE``, never a value.
+    `platform` and `network` are None for the engine's own.
+    """
+
+    context: Path
+    path: Path  # of the Dockerfile on disk
+    dockerfile: str  # the text to build, in which the base is pinned
+    dockerignore: str | None = (
+        None  # the text of NAME.dockerignore; None: the context's own .dockerignore counts
+    )
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    target: str | None = None
+    platform: str | None = None
+    network: str | None = None
+    registries: tuple[str, ...] = ()  # hosts of the images that it builds on
+    no_cache: bool = False
+
+
+@final
+class Engine:
+    """A connection to a Docker Engine; a context manager.
+
+    Raises ToolError where the engine fails or cannot be reached, RegistryError where a registry refuses the
+    engine.
+    """
+
+    def __init__(self, client: docker.APIClient, host: str) -> None:
+        self._client = client
+        self._info: dict[str, Any] | None = None
+        self.host = host
+
+    @classmethod
+    def connect(cls, host: str | None = None) -> Engine:
+        """Connect to `host`, else where DOCKER_HOST or the chosen docker context leads, else the usual
+        socket.
+
+        Raises ToolError when no engine answers within 10 s.
+        """
+        tls: dict[str, Any] = {}
+        if host is None and os.environ.get("DOCKER_HOST"):
+            tls = {k: v for k, v in kwargs_from_env().items() if k == "tls"}
+            host = os.environ["DOCKER_HOST"]
+        elif host is None:
+            host = _context_host() or DEFAULT_HOST
+        hint = "start Docker, or set DOCKER_HOST to an engine that runs; sqshpipe doctor says more"
+        try:
+            _check_socket(host)
+            client = docker.APIClient(base_url=host, version="auto", timeout=_CONNECT_TIMEOUT, **tls)
+        except PermissionError as error:
+            raise ToolError(
+                f"no permission for the Docker Engine at {host}", hint="join the group docker, or be root"
+            ) from error
+        except (DockerException, requests.RequestException, OSError) as error:
+            raise ToolError(f"no Docker Engine answers at {host}: {_reason(error)}", hint=hint) from error
+        client.timeout = _SILENCE_TIMEOUT
+        return cls(client, host)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+    # What it is
+
+    def info(self) -> Mapping[str, Any]:
+        """The engine's own description of itself (``docker info``), asked for once."""
+        if self._info is None:
+            with _told("asking the Docker Engine about itself"):
+                self._info = dict(self._client.info())
+        return self._info
+
+    @property
+    def version(self) -> str:
+        return str(self.info().get("ServerVersion", "unknown"))
+
+    @property
+    def platform(self) -> Platform:
+        return _platform(
+            str(self.info().get("OSType", "linux")), str(self.info().get("Architecture", "amd64"))
+        )
+
+    @property
+    def containerd_store(self) -> bool:
+        """True where an image's Id is the digest of its manifest, not of its config (Docker 29's default)."""
+        return any(
+            "containerd.snapshotter" in str(value)
+            for row in self.info().get("DriverStatus") or ()
+            for value in row
+        )
+
+    @property
+    def has_buildkit(self) -> bool:
+        """True where the engine itself can build with BuildKit (since 18.09)."""
+        with _told("asking the Docker Engine about BuildKit"):
+            response = self._client.get(f"{self._client.base_url}/_ping", timeout=_CONNECT_TIMEOUT)
+        with response:
+            return response.headers.get("Builder-Version") == "2"
+
+    def default_network(self) -> str | None:
+        """The network that a build's RUN steps need to be told: ``host`` on an engine without a bridge."""
+        with _told("listing the Docker Engine's networks"):
+            names = {network["Name"] for network in self._client.networks()}
+        return None if "bridge" in names else "host"
+
+    # Its images
+
+    def image(self, name: str) -> LocalImage | None:
+        """The local image of that name or Id; None when there is none."""
+        try:
+            with _told(f"looking for the local image {name}"):
+                found: dict[str, Any] = self._client.inspect_image(name)  # type: ignore[no-untyped-call]
+        except _NotThere:
+            return None
+        return LocalImage(
+            local_id=found["Id"],
+            config_digest=None if self.containerd_store else Digest.parse(found["Id"]),
+            platform=_platform(found["Os"], found["Architecture"]),
+            labels=dict((found.get("Config") or {}).get("Labels") or {}),
+            diff_ids=tuple(Digest.parse(text) for text in found["RootFS"].get("Layers") or ()),
+        )
+
+    def tag(self, local_id: str, reference: Reference) -> None:
+        """Give a local image the name that it is pushed under."""
+        with _told(f"tagging {local_id} as {reference}"):
+            self._client.tag(local_id, reference.name, tag=reference.tag)
+
+    def untag(self, reference: Reference) -> None:
+        """Take a name away; the image goes with its last name. A name that is not there is fine."""
+        with contextlib.suppress(_NotThere), _told(f"removing the tag {reference}"):
+            self._client.remove_image(str(reference), noprune=False)
+
+    def save(self, name: str, dest: Path, meter: Meter = SILENT) -> None:
+        """Write a local image to `dest` as a docker-archive; about 160 MB/s.
+
+        Raises ToolError when the engine has no such image; `dest` may then hold a part.
+        """
+        with _told(f"saving the local image {name}"), dest.open("wb") as file:
+            size = self._client.inspect_image(name).get("Size")  # type: ignore[no-untyped-call]
+            meter.total(int(size or 0))
+            pieces = self._client.get_image(name, chunk_size=_SAVE_PIECE)
+            with contextlib.closing(pieces):
+                for piece in pieces:
+                    file.write(piece)
+                    meter.advance(len(piece))
+
+    # Its work
+
+    def build(
+        self,
+        context: IO[bytes],
+        dockerfile: str,
+        order: BuildOrder,
+        *,
+        docker_config: Path | None = None,
+        meter: Meter = SILENT,
+    ) -> str:
+        """Build with the engine's classic builder and return the image's Id.
+
+        `context` is a tar that holds the Dockerfile under the name `dockerfile`. `docker_config` is a
+        folder whose config.json has the credentials for the bases. Raises ToolError with the last lines of
+        a failing step.
+        """
+        if docker_config is not None:
+            self._client.reload_config(str(docker_config / "config.json"))
+        image_id = ""
+        told: deque[str] = deque(maxlen=LAST_LINES)
+        with _told("building with the Docker Engine"):
+            events = self._client.build(
+                fileobj=context,
+                custom_context=True,
+                dockerfile=dockerfile,
+                buildargs=dict(order.build_args),
+                labels=dict(order.labels),
+                target=order.target,
+                platform=order.platform,
+                network_mode=order.network,
+                nocache=order.no_cache,
+                rm=True,
+                forcerm=True,  # else a failing RUN leaves its container behind
+                use_config_proxy=False,
+                decode=True,
+            )
+            failure = None
+            for event in events:
+                failure = failure or event.get("error")
+                image_id = (event.get("aux") or {}).get("ID", image_id)
+                for line in _lines(event):
+                    told.append(line)
+                    meter.line(line)
+        if failure:
+            raise build_failure(str(failure), told)
+        return str(image_id)
+
+    def push(self, reference: Reference, credentials: Credentials | None, meter: Meter = SILENT) -> Digest:
+        """Push a local image under its own name and return the manifest's digest, as the engine tells it.
+
+        Tried again, up to 5 times, on what passes by itself: rate limits, 5xx, cut connections, timeouts.
+        Raises RegistryError when the registry refuses or cannot be reached.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Passing),
+            stop=tenacity.stop_after_attempt(_PUSH_ATTEMPTS),
+            wait=tenacity.wait_exponential_jitter(initial=1, max=30),
+            before_sleep=lambda state: log.warning("push failed, trying again", attempt=state.attempt_number),
+            reraise=True,
+        )
+        return retrying(self._push_once, reference, credentials, meter)
+
+    def _push_once(self, reference: Reference, credentials: Credentials | None, meter: Meter) -> Digest:
+        transfer = _Transfer(meter)
+        failure: str | None = None
+        digest: str | None = None
+        with _told(f"pushing {reference}"):
+            events = self._client.push(
+                reference.name, tag=reference.tag, auth_config=_auth(credentials), stream=True, decode=True
+            )
+            for event in events:
+                failure = failure or event.get("error")
+                digest = (event.get("aux") or {}).get("Digest", digest)
+                transfer.take(event)
+        if failure:
+            raise push_failure(str(failure), reference)
+        if digest is None:
+            raise RegistryError(f"the Docker Engine pushed {reference} and did not tell its digest")
+        return Digest.parse(digest)
+
+
+class _NotThere(ToolError):
+    """The engine has no such image."""
+
+
+class _Passing(RegistryError):
+    """A failure that may be gone at the next attempt."""
+
+
+def build_failure(message: str, told: Iterable[str]) -> ToolError:
+    """What a failed build is told as: the builder's sentence, then its last lines."""
+    lines = [f"  | {line}" for line in told if line.strip()]
+    return ToolError(
+        "\n".join([f"the build failed: {message.strip()}", *lines]),
+        hint="see the last lines of the step above",
+    )
+
+
+def push_failure(message: str, reference: Reference) -> RegistryError:
+    """What an error event of a push means: worth another attempt, no right to push, or just no."""
+    text = f"pushing {reference} failed: {message.strip()}"
+    if _REFUSED.search(message):
+        return RegistryError(
+            text,
+            hint=f"check the user and password for {reference.registry}: docker login {reference.registry}",
+        )
+    if _WORTH_RETRYING.search(message):
+        return _Passing(
+            text, hint="the registry is overloaded or the network bad; run the same command again later"
+        )
+    return RegistryError(text, hint=f"is {reference.registry} a registry that the Docker Engine can reach?")
+
+
+def _auth(credentials: Credentials | None) -> dict[str, str]:
+    if credentials is None:
+        return {}  # not None, at which docker-py would look for others itself
+    if credentials.identity_token:
+        return {"identitytoken": credentials.identity_token}
+    return {"username": credentials.username, "password": credentials.password}
+
+
+class _Transfer:
+    """Sums the per-layer progress of a push up for a meter. The engine counts uncompressed bytes."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._known: dict[str, int] = {}
+        self._done: dict[str, int] = {}
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        layer, detail = str(event.get("id", "")), event.get("progressDetail") or {}
+        total, current = int(detail.get("total") or 0), int(detail.get("current") or 0)
+        if not layer or event.get("status") != "Pushing" or not total:
+            return
+        current = min(current, total)
+        if total > self._known.get(layer, 0):
+            self._meter.total(total - self._known.get(layer, 0))
+            self._known[layer] = total
+        if current > self._done.get(layer, 0):
+            self._meter.advance(current - self._done.get(layer, 0))
+            self._done[layer] = current
+
+
+@contextlib.contextmanager
+def _told(doing: str) -> Iterator[None]:
+    """Turn docker-py's and requests' exceptions into ours."""
+    try:
+        yield
+    except ImageNotFound as error:
+        raise _NotThere(f"{doing}: {_reason(error)}") from error
+    except (DockerException, requests.RequestException) as error:
+        raise ToolError(f"{doing} failed: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, APIError) and error.explanation:
+        return str(error.explanation)
+    return str(error)
+
+
+def _lines(event: Mapping[str, Any]) -> Iterator[str]:
+    text = event.get("stream")
+    if text is None and event.get("status") and not event.get("progressDetail"):
+        text = " ".join(str(event[key]) for key in ("id", "status") if event.get(key))
+    yield from (line.rstrip() for line in str(text or "").splitlines() if line.strip())
+
+
+def _context_host() -> str | None:
+    """Where the docker context leads that the user has chosen (Docker Desktop and colima set one)."""
+    try:
+        context = ContextAPI.get_current_context()
+        return str(context.Host) if context is not None and context.Host else None
+    except (DockerException, OSError, ValueError, KeyError):
+        return None
+
+
+def _check_socket(host: str) -> None:
+    """Raise OSError where nobody listens; docker-py would leave the socket of a refused connection open."""
+    if host.startswith("unix://"):
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+            probe.settimeout(_CONNECT_TIMEOUT)
+            probe.connect(host.removeprefix("unix://"))
+
+
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
+
+
+def _platform(system: str, machine: str) -> Platform:
+    return Platform.parse(f"{system}/{_MACHINES.get(machine, machine)}")
