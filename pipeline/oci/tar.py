@@ -1,0 +1,269 @@
+"""A streaming reader of tars from strangers: ustar, PAX, GNU long names, base-256 numbers, sparse files,
+xattrs.
+
+It reads pieces of about a megabyte and hands content on as slices of them, so that Python works once for each
+member and once for each piece, never for each block. Where readers of tar are known to disagree about what a
+member means, the member is refused: what is checked here must be what is unpacked elsewhere.
+
+Of engines' habits it follows: a plain tar may end without its marker (Go's archive/tar), what follows the
+marker is not looked at, the time of a member before 1970 is 1970 (docker and containerd), data behind links
+and folders is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from pipeline.errors import FormatError
+from pipeline.oci import pax, sparse
+from pipeline.oci.content import EMPTY, Content, SparseContent, Window
+from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
+from pipeline.oci.tar_header import BLOCK, ZERO_BLOCK, Header, natural, number, parse_header
+
+__all__ = ["Content", "Entry", "EntryKind", "Limits", "TarReader"]
+
+_KINDS = {
+    b"0": EntryKind.FILE,
+    b"\0": EntryKind.FILE,
+    b"7": EntryKind.FILE,
+    b"S": EntryKind.FILE,
+    b"1": EntryKind.HARDLINK,
+    b"2": EntryKind.SYMLINK,
+    b"3": EntryKind.CHAR,
+    b"4": EntryKind.BLOCK,
+    b"5": EntryKind.DIRECTORY,
+    b"6": EntryKind.FIFO,
+}
+_MAX_ID = (1 << 32) - 1
+_MAX_EXTENDED = 1 << 20  # bytes of a long name or of PAX records, as Go's archive/tar bounds it
+
+
+class Pieces(Protocol):
+    """Where the bytes come from."""
+
+    def next(self) -> bytes:
+        """The next piece, of any size; empty at the end."""
+
+
+class TarReader:
+    """Iterate once over the members: each is an Entry and its Content, which is valid until the next
+    member.
+    """
+
+    def __init__(self, pieces: Pieces, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._window = Window(pieces.next)
+        self._limits = limits
+        self._files = 0
+        self.ended_with_marker = False
+
+    def __iter__(self) -> Iterator[tuple[Entry, Content]]:
+        """Raises FormatError for anything that is no tar, hostile, ambiguous or beyond the limits."""
+        window = self._window
+        count = 0
+        while (block := self._next_header()) is not None:
+            pending = None
+            header = parse_header(block)
+            while header.kind in b"xgLK":
+                pending = pending or _Pending()
+                self._extended(header, pending)
+                block = window.take(BLOCK)
+                if block == ZERO_BLOCK:
+                    raise FormatError("a tar ends after an extended header, without its member")
+                header = parse_header(block)
+            count += 1
+            if count > self._limits.max_entries:
+                raise FormatError(f"a layer has more than {self._limits.max_entries} members")
+            entry, content = self._member(header, block, pending)
+            yield entry, content
+            content.finish()
+        self._drain()
+
+    def _next_header(self) -> bytes | None:
+        """The next header block; None at the end marker or where the stream ends between members."""
+        block = self._window.take_or_end(BLOCK)
+        if block == ZERO_BLOCK:
+            second = self._window.take_or_end(BLOCK)
+            if second not in (ZERO_BLOCK, b""):
+                raise FormatError("a tar goes on after half of its end marker")
+            self.ended_with_marker = True
+            return None
+        return block or None
+
+    def _drain(self) -> None:
+        while self._window.piece(1 << 62):
+            pass
+
+    def _extended(self, header: Header, pending: _Pending) -> None:
+        size = natural(header.size, "size")
+        if size > _MAX_EXTENDED:
+            raise FormatError(f"a tar has an extended header of {size} bytes")
+        body = self._window.take(size + -size % BLOCK)[:size]
+        if header.kind == b"g":
+            if pax.parse_records(body).changes_members:
+                raise FormatError(
+                    "a tar sets values for all members at once, which engines ignore and tar does not"
+                )
+        elif header.kind == b"x":
+            pending.set_pax(pax.parse_records(body))
+        else:
+            pending.set_gnu(header.kind, body.partition(b"\0")[0])
+
+    def _member(self, header: Header, block: bytes, pending: _Pending | None) -> tuple[Entry, Content]:
+        kind = _KINDS.get(header.kind)
+        if kind is None:
+            raise FormatError(
+                f"member {header.name[:200]!r} has type {header.kind!r}, which no engine unpacks"
+            )
+        name, target, records = header.name, header.target, _NO_RECORDS
+        xattrs: tuple[tuple[bytes, bytes], ...] = ()
+        uid, gid, mtime, size = (
+            number(header.uid),
+            number(header.gid),
+            number(header.mtime),
+            number(header.size),
+        )
+        if pending is not None:
+            name, target, records = pending.name(name), pending.target(target), pending.pax.sparse
+            uid, gid, size, mtime = pending.numbers(uid, gid, size, mtime)
+            xattrs = tuple(sorted(pending.pax.xattrs.items()))
+        if size < 0 or not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
+            raise FormatError(f"member {name[:200]!r} has a size or an owner that cannot be")
+        if kind is EntryKind.FILE and name[-1:] == b"/":
+            if size or records:
+                raise FormatError(f"member {name[:200]!r} is a file by its content and a folder by its name")
+            kind = EntryKind.DIRECTORY
+        mode = number(header.mode) & 0o7777
+        entry = Entry(self._path(name), kind, mode, uid, gid, max(mtime, 0), 0, b"", 0, 0, xattrs)
+        if kind is EntryKind.DIRECTORY:
+            return entry, EMPTY
+        if not entry.path:
+            raise FormatError("a tar makes the root something else than a folder")
+        if kind is EntryKind.FILE:
+            return entry, self._content(entry, header, block, size, records)
+        self._special(entry, header, target)
+        return entry, EMPTY
+
+    def _special(self, entry: Entry, header: Header, target: bytes) -> None:
+        """Fill in what links and devices have."""
+        if entry.kind is EntryKind.HARDLINK:
+            entry.target = self._path(target)
+        elif entry.kind is EntryKind.SYMLINK:
+            if not target or len(target) > self._limits.max_path or b"\0" in target:
+                raise FormatError(f"symlink {entry.path[:200]!r} has a target that cannot be")
+            entry.target = target
+        elif entry.kind is not EntryKind.FIFO:
+            entry.major, entry.minor = natural(header.major, "a device"), natural(header.minor, "a device")
+            if entry.major >= 1 << 12 or entry.minor >= 1 << 20:
+                raise FormatError(f"device {entry.path[:200]!r} has numbers beyond Linux's")
+
+    def _content(
+        self, entry: Entry, header: Header, block: bytes, stored: int, records: list[tuple[bytes, bytes]]
+    ) -> Content:
+        """The content of a file of `stored` bytes here, and its size without holes left out in `entry`."""
+        padding = -stored % BLOCK
+        stretches: list[tuple[int, int]] | None = None
+        size = stored
+        if header.kind == b"S":
+            size = natural(block[483:495], "the size of a sparse file")
+            stretches = sparse.from_old_header(
+                block, lambda: self._window.take(BLOCK), lambda field: natural(field, "a sparse map")
+            )
+        elif records:
+            size, stretches = _sparse_size(records, entry.path), sparse.from_records(records)
+            if stretches is None:
+                stretches, used = sparse.from_data(self._window.take)
+                stored -= used
+        self._files += size
+        if self._files > self._limits.max_unpacked:
+            raise FormatError(
+                f"file {entry.path[:200]!r} takes its layer beyond {self._limits.max_unpacked} bytes",
+                hint="no sound layer is that large",
+            )
+        entry.size = size
+        if stretches is None:
+            return Content(entry, self._window, size, padding)
+        return SparseContent(entry, self._window, sparse.checked(stretches, size, stored), padding)
+
+    def _path(self, raw: bytes) -> bytes:
+        """`raw` relative to the root and without needless parts. Raises FormatError for `..` and the like."""
+        path = raw[2:] if raw[:2] == b"./" else raw
+        if path[-1:] == b"/":
+            path = path[:-1]
+        if path[:1] in b"/." or b"//" in path or b"/." in path or path[-1:] == b"/":
+            parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+            if b".." in parts:
+                raise FormatError(f"member {raw[:200]!r} tries to leave the root by '..'")
+            path = b"/".join(parts)
+        if not raw or b"\0" in path:
+            raise FormatError(f"a tar has a member named {raw[:200]!r}, which cannot be")
+        limits = self._limits
+        if len(path) > limits.max_name and (
+            len(path) > limits.max_path or max(map(len, path.split(b"/"))) > limits.max_name
+        ):
+            raise FormatError(f"member {raw[:200]!r}… has a name that is longer than a file system takes")
+        return path
+
+
+class _Pending:
+    """What extended headers said of the member to come."""
+
+    __slots__ = ("_long", "pax")
+
+    def __init__(self) -> None:
+        self.pax = _NO_PAX
+        self._long: dict[bytes, bytes] = {}
+
+    def set_pax(self, header: pax.PaxHeader) -> None:
+        if self.pax is not _NO_PAX:
+            raise FormatError("a member of a tar has two extended headers, which readers take differently")
+        self.pax = header
+
+    def set_gnu(self, kind: bytes, value: bytes) -> None:
+        if kind in self._long:
+            raise FormatError("a member of a tar has two long names")
+        self._long[kind] = value
+
+    def numbers(self, uid: int, gid: int, size: int, mtime: int) -> tuple[int, int, int, int]:
+        """The header's numbers, replaced where the extended header has others."""
+        values = self.pax.values
+        if b"uid" in values:
+            uid = pax.number(values[b"uid"], "uid")
+        if b"gid" in values:
+            gid = pax.number(values[b"gid"], "gid")
+        if b"size" in values:
+            size = pax.number(values[b"size"], "size")
+        if b"mtime" in values:
+            mtime = pax.seconds(values[b"mtime"])
+        return uid, gid, size, mtime
+
+    def name(self, short: bytes) -> bytes:
+        """The member's name; that of a sparse file is in a record of its own, beside a made-up one."""
+        for key, value in self.pax.sparse:
+            if key == b"name" and value:
+                return value
+        return self._agreed(b"path", b"L", short)
+
+    def target(self, short: bytes) -> bytes:
+        return self._agreed(b"linkpath", b"K", short)
+
+    def _agreed(self, key: bytes, kind: bytes, short: bytes) -> bytes:
+        from_pax, from_gnu = self.pax.values.get(key), self._long.get(kind)
+        if from_pax is not None and from_gnu is not None and from_pax != from_gnu:
+            raise FormatError(f"a member of a tar has two names, {from_pax[:100]!r} and {from_gnu[:100]!r}")
+        if from_pax is not None:
+            return from_pax
+        return short if from_gnu is None else from_gnu
+
+
+_NO_PAX = pax.PaxHeader()
+_NO_RECORDS: list[tuple[bytes, bytes]] = []
+
+
+def _sparse_size(records: list[tuple[bytes, bytes]], path: bytes) -> int:
+    """The size that a sparse file has with its holes, out of GNU.sparse.* records."""
+    values = dict(records)
+    for key in (b"realsize", b"size"):
+        if key in values:
+            return pax.number(values[key], "the size of a sparse file")
+    raise FormatError(f"sparse file {path[:200]!r} has no size")
