@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import options, output, plan, store
+from pipeline.cli import cluster, options, output, plan, store
 from pipeline.errors import EXIT_SIGINT, EXIT_SIGTERM, SqshpipeError
 
 app = typer.Typer(
@@ -23,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+cluster.register(app)
 
 
 @app.callback()

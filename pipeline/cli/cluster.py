@@ -1,0 +1,79 @@
+"""Verbs for the nodes of a cluster: what is put on them, and what runs there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import options, output
+from pipeline.errors import ConfigError
+
+cluster = typer.Typer(no_args_is_help=True, help="What nodes need: importer, bootstrap script, cluster file.")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(cluster, name="cluster")
+
+
+def need_store(store: Path | None) -> Path:
+    """The store that --store or SQSHPIPE_STORE names, absolute. Raises ConfigError when neither does."""
+    if store is None:
+        raise ConfigError("no store is named", hint="give --store DIR or set SQSHPIPE_STORE")
+    return store.absolute()
+
+
+@cluster.command("install")
+def install(
+    prefix: Annotated[Path, typer.Option("--prefix", help="Where on this node; PREFIX/bin/pyxis-importer.")],
+    store: options.Store = None,
+    registry: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image-registry", help="HOST/PREFIX whose repositories are images of the store; repeatable."
+        ),
+    ] = None,
+    missing: Annotated[
+        str,
+        typer.Option("--missing", help="For what is not published: refuse, or import (enroot, once a node)."),
+    ] = "refuse",
+    local: Annotated[
+        Path | None, typer.Option("--local", help="Node-local folder of prewarmed copies (NVMe).")
+    ] = None,
+    state: Annotated[
+        Path, typer.Option("--state", help="Node-local folder for marks and imported images.")
+    ] = Path("/var/lib/sqshpipe"),
+    trusted_uid: Annotated[
+        list[int] | None,
+        typer.Option("--trusted-uid", help="Whose local copies count, besides root's; repeatable."),
+    ] = None,
+    leases: Annotated[
+        Path | None, typer.Option("--leases", help="Where leases go, if not STORE/leases.")
+    ] = None,
+    cluster_name: Annotated[str, typer.Option("--cluster-name", help="Told in leases.")] = "",
+    enroot: Annotated[str, typer.Option("--enroot", help="The enroot to import with.")] = "enroot",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check each file's whole sha256, once a node and digest.")
+    ] = False,
+) -> None:
+    """Put the pyxis importer on this node (as root) and print the line for plugstack.conf."""
+    from pipeline.cluster.install import ImporterSettings, plugstack_line
+    from pipeline.cluster.install import install as put
+
+    program = put(
+        ImporterSettings(
+            store=need_store(store),
+            registries=tuple(registry or ()),
+            missing=missing,
+            enroot=enroot,
+            state=state.absolute(),
+            local=local.absolute() if local else None,
+            trusted_uids=tuple(dict.fromkeys([0, *(trusted_uid or ())])),
+            verify=verify,
+            cluster=cluster_name,
+            leases=leases.absolute() if leases else None,
+        ),
+        prefix,
+    )
+    output.data(plugstack_line(program))

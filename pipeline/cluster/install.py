@@ -1,0 +1,147 @@
+"""Puts the pyxis importer on a node: one program and its settings, owned by root, outside the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from pipeline.cluster import pyxis_importer
+from pipeline.errors import ConfigError, ToolError
+from pipeline.tools import process
+
+log = structlog.get_logger()
+
+PROGRAM = "pyxis-importer"
+PYTHON = "/usr/bin/python3"
+STATE_MODE = 0o1777  # every job's user leaves marks there, and removes only its own
+
+_NEEDS = "the importer needs /usr/bin/python3, 3.8 or later"
+# Without docstrings, and without the __future__ import (which searches folders for 3 ms) but with its effect.
+_COMPILE = """
+import __future__, ast, binascii, marshal, sys
+tree = ast.parse(sys.stdin.buffer.read())
+tree.body = [node for node in tree.body if getattr(node, "module", "") != "__future__"]
+flag = __future__.annotations.compiler_flag
+code = compile(tree, "pyxis-importer", "exec", flags=flag, dont_inherit=True, optimize=2)
+print(sys.modules["_frozen_importlib_external"].MAGIC_NUMBER)
+print(binascii.b2a_base64(marshal.dumps(code), newline=False).decode())
+"""
+_PROGRAM = """\
+#!{python} -IS
+# Made by `sqshpipe cluster install`: SOURCE is the program; CODE is the same, compiled by the Python that was
+# here then, since compiling takes longer than a look-up. Any other Python compiles SOURCE.
+import binascii, marshal, sys
+SOURCE = r'''{source}'''
+CODE = "{code}"
+SAME = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER == {magic}
+exec(marshal.loads(binascii.a2b_base64(CODE)) if SAME else compile(SOURCE, __file__, "exec"))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImporterSettings:
+    """What the importer does on this node; each field is documented in pyxis_importer.Settings."""
+
+    store: Path
+    registries: tuple[str, ...] = ()
+    missing: str = "refuse"
+    enroot: str = "enroot"
+    state: Path = Path("/var/lib/sqshpipe")
+    local: Path | None = None
+    trusted_uids: tuple[int, ...] = (0,)
+    verify: bool = False
+    cluster: str = ""
+    leases: Path | None = None
+
+    def __post_init__(self) -> None:
+        for path in (self.store, self.state, self.local, self.leases):
+            if path is not None and (not path.is_absolute() or not str(path).isprintable()):
+                raise ConfigError(f"{str(path)!r} is not an absolute path on one line")
+        if self.missing not in ("refuse", "import"):
+            raise ConfigError(f"missing: {self.missing!r} is neither refuse nor import")
+
+    def as_json(self) -> str:
+        values = {
+            "schema": pyxis_importer.SCHEMA,
+            "store": str(self.store),
+            "leases": str(self.leases or self.store / "leases"),
+            "registries": list(self.registries),
+            "missing": self.missing,
+            "enroot": self.enroot,
+            "state": str(self.state),
+            "local": str(self.local or ""),
+            "trusted_uids": list(self.trusted_uids),
+            "verify": self.verify,
+            "cluster": self.cluster,
+        }
+        return json.dumps(values, indent=2) + "\n"
+
+
+def install(settings: ImporterSettings, prefix: Path) -> Path:
+    """Write PREFIX/bin/pyxis-importer and pyxis-importer.json, make the state folder, and try a release.
+
+    Can be repeated: files are swapped by rename, so that a step that starts meanwhile sees the old or the new
+    one. Raises ConfigError for a prefix inside the store, ToolError when the program does not run.
+    """
+    prefix = prefix.absolute()
+    if prefix.resolve().is_relative_to(settings.store.resolve()):
+        raise ConfigError(
+            f"the importer cannot be installed into the store ({prefix})",
+            hint="it runs as every user: put it on each node's own disk, for example --prefix /opt/sqshpipe",
+        )
+    folder = prefix / "bin"
+    program = folder / PROGRAM
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _swap(folder / f"{PROGRAM}.json", settings.as_json().encode(), 0o644)
+        _swap(program, _program(Path(pyxis_importer.__file__).read_text(encoding="utf-8")), 0o755)
+        for each in (settings.state, settings.state / "verified", settings.state / "imported"):
+            each.mkdir(parents=True, exist_ok=True)
+            if each.stat().st_uid == os.geteuid():
+                each.chmod(STATE_MODE)
+    except OSError as error:
+        raise ToolError(f"cannot install the importer: {error}", hint="run it as root on the node") from error
+    if os.geteuid() != 0:
+        log.warning("the importer is not owned by root: whoever owns it can change what every user runs")
+    process.run([program, "release"], env={}, timeout=30, hint=_NEEDS)
+    if not settings.store.is_dir():
+        log.warning("the store is not there yet", store=str(settings.store))
+    return program
+
+
+def _program(source: str) -> bytes:
+    """The importer as one file that this node's Python need not compile on every call.
+
+    Compiling takes longer than the look-up itself, and Python keeps no cache of the file that it is started
+    with. So it holds its source, for people and for any other Python, and the code that this one makes of it.
+    """
+    compiled = process.run(
+        [PYTHON, "-IS", "-c", _COMPILE], env={}, stdin=source.encode(), timeout=30, hint=_NEEDS
+    )
+    magic, code = compiled.stdout.split("\n", 1)
+    if "'''" in source:
+        raise ToolError("the importer's source cannot be quoted")
+    return _PROGRAM.format(python=PYTHON, source=source, magic=magic, code=code.strip()).encode()
+
+
+def plugstack_line(program: Path, spank: str = "spank_pyxis.so", options: Sequence[str] = ()) -> str:
+    """The line of plugstack.conf that makes pyxis use the importer and start straight from the file."""
+    return " ".join(["required", spank, "use_squashfuse=1", f"importer={program}", *options])
+
+
+def _swap(path: Path, content: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.chmod(mode)
+        if os.geteuid() == 0:
+            shutil.chown(temporary, 0, 0)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

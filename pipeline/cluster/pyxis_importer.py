@@ -1,0 +1,513 @@
+#!/usr/bin/python3 -IS
+"""pyxis-importer: give pyxis the published .sqsh that a user named, without importing anything.
+
+    pyxis-importer get docker://IMAGE[:VERSION|:CHANNEL]
+    pyxis-importer get docker://HOST/REPO[:TAG|@sha256:DIGEST], also HOST#REPO and USER@HOST#REPO
+    pyxis-importer release
+
+plugstack.conf:  required spank_pyxis.so use_squashfuse=1 importer=PREFIX/bin/pyxis-importer
+
+`get` prints one absolute path; all else goes to stderr, which pyxis shows when `get` fails. It runs as the
+job's user on every node of a step at once, so it takes no lock, writes nothing but a lease (who uses the
+file), and works on a store that users can only read. `release` drops the lease, any number of times.
+Settings: pyxis-importer.json beside this file, which stands alone: Python 3.8, standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+SCHEMA = 1
+LATEST = "latest"
+USUAL_PLATFORM = "linux/amd64"
+MACHINES = {"x86_64": USUAL_PLATFORM, "aarch64": "linux/arm64"}
+HUBS = ("docker.io", "index.docker.io", "registry-1.docker.io")
+NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+HEX = frozenset("0123456789abcdef")
+MAGIC = b"hsqs"
+SUPERBLOCK = 96
+STATES = {"hidden": "about to be pruned", "pruned": "pruned", "yanked": "withdrawn", "damaged": "damaged"}
+
+
+class Refused(Exception):
+    """No file for this reference; the text is for the user."""
+
+
+class NotPublished(Refused):
+    """The store has nothing of this name: what the setting `missing` is about."""
+
+
+class Settings:
+    """What pyxis-importer.json may say."""
+
+    store = ""  # root of the releases
+    leases = ""  # where leases are left; empty: STORE/leases
+    registries: tuple[str, ...] | list[str] = ()  # HOST/PREFIX whose repositories are the images of the store
+    missing = "refuse"  # or "import": run enroot import into a cache of this node
+    enroot = "enroot"
+    state = "/var/lib/sqshpipe"  # node-local, mode 1777: marks of checked files, imported images
+    local = ""  # node-local folder of prewarmed copies, preferred when there
+    trusted_uids: tuple[int, ...] | list[int] = (0,)  # whose copies in `local` count, besides the user's own
+    verify = False  # compare the whole file's sha256, once a node and digest
+    cluster = ""
+    cache_hours = 24  # how long an imported image is taken for fresh, and kept unused
+    lease_hours = 720  # until when a lease counts whose job's end is not known
+
+    def __init__(self, values: dict[str, object]) -> None:
+        for key, value in values.items():
+            if key != "schema":
+                wanted = getattr(Settings, key, None)
+                if type(value) is not (list if isinstance(wanted, tuple) else type(wanted)):
+                    raise Refused(f"pyxis-importer.json: bad value of {key}")
+                setattr(self, key, value)
+
+
+class Wanted:
+    """What the user wrote, taken apart: repository, image (its last part), version or channel, digest.
+
+    Without a host it is just an image of the store; two names without a host are Docker Hub's, as ever.
+    """
+
+    def __init__(self, text: str) -> None:
+        scheme, separator, rest = text.partition("://")
+        self.text = rest = rest if separator else text
+        rest, at, self.digest = rest.partition("@sha256:")
+        host, sharp, path = rest.partition("#")
+        if not sharp:
+            host, slash, path = rest.partition("/")
+            bare = host.rpartition("@")[2]
+            if not slash or not ("." in bare or ":" in bare or bare == "localhost"):
+                host, path = "", rest
+        self.host = host.rpartition("@")[2]
+        folder, slash, last = path.rpartition("/")
+        self.image, colon, self.name = last.partition(":")
+        if self.host in HUBS or (slash and not self.host):
+            self.host, folder, slash = HUBS[0], folder or "library", "/"
+        self.repository = folder + slash + self.image
+        well = all(map(is_name, self.repository.split("/"))) and (not colon or is_name(self.name))
+        well = (
+            well
+            and (not self.host or is_name(self.host.replace(":", "")))
+            and (not at or is_digest(self.digest))
+        )
+        if not well or (separator and scheme != "docker"):
+            raise Refused(f"{text} is not an image reference that can be looked up")
+
+    def is_repository(self, name: str) -> bool:
+        """Whether `name` (host/repository, as records have it) is what the user means."""
+        return name == f"{self.host}/{self.repository}"
+
+
+class Found:
+    """A file of the store, as index.json or a record tells."""
+
+    def __init__(self, image: str, version: str, entry: dict[str, object]) -> None:
+        self.image, self.version = image, version
+        self.sha256, self.file = str(entry.get("sha256")), str(entry.get("file"))
+        self.size = entry.get("size")
+        if not is_digest(self.sha256) or self.file != f"blobs/sha256/{self.sha256}.sqsh":
+            raise Refused(f"the store's entry of {image}:{version} is damaged; tell its owner")
+
+
+def is_name(text: str) -> bool:
+    return 0 < len(text) <= 128 and text[0] not in ".-" and NAME.issuperset(text)
+
+
+def is_digest(text: str) -> bool:
+    return len(text) == 64 and HEX.issuperset(text)
+
+
+def tail_of(digest: object) -> str:
+    return str(digest).rpartition(":")[2]
+
+
+def table(value: object, *keys: str) -> dict[str, object]:
+    """The JSON object at a path of keys; empty where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+class Scanning:
+    """What json's scanner asks of a decoder."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float, parse_int = float, int
+    parse_constant = float
+
+
+def parse_json(data: bytes) -> object:
+    """As json.loads, by the scanner beneath it: importing json and re takes longer than all else here."""
+    text = data.decode("utf-8").strip()
+    try:
+        from _json import make_scanner
+
+        return make_scanner(Scanning)(text, 0)[0]  # type: ignore[arg-type]
+    except StopIteration:
+        raise ValueError("not JSON") from None
+    except (ImportError, AttributeError, TypeError):
+        import json
+
+        return json.loads(text)
+
+
+def read_table(path: str) -> dict[str, object]:
+    """A JSON object of the store; empty when it is missing or broken, so that another source is asked."""
+    data = b""
+    for attempt in range(4):  # a file renamed over while it is opened is stale on NFS: open the new one
+        try:
+            with open(path, "rb", buffering=0) as file:
+                data = file.read()
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            if attempt == 3:
+                raise Refused(f"cannot read {path}: {error.strerror}") from None
+    try:
+        found = table(parse_json(data))
+    except (ValueError, RecursionError):
+        return {}
+    schema = found.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise Refused(f"{path} is newer than this importer; run `sqshpipe cluster install` on the nodes")
+    return found
+
+
+def list_folder(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def platform() -> str:
+    machine = os.uname().machine
+    return MACHINES.get(machine, "linux/" + machine)
+
+
+def stem(version: str) -> str:
+    """The file name of a version: other platforms than the usual one have a suffix."""
+    return version if platform() == USUAL_PLATFORM else version + "." + platform().replace("/", "-")
+
+
+def find(settings: Settings, wanted: Wanted) -> Found:
+    """The file that a reference names, by index.json, else by its record."""
+    root = settings.store
+    folder = f"{root}/{wanted.image}"
+    index = read_table(folder + "/index.json")
+    if wanted.digest:
+        version = version_of_digest(folder, wanted.digest, index)
+    else:
+        version = version_of_name(folder, wanted.name or LATEST, index)
+    if not is_name(version):
+        raise not_published(root, wanted, index)
+    release = table(index, "releases", version)
+    entry = table(release, "platforms", platform())
+    state = str(release.get("state", "published"))
+    from_elsewhere = wanted.host and not wanted.digest and not is_ours(settings, wanted)
+    record = {} if entry and not from_elsewhere else read_table(f"{folder}/{stem(version)}.json")
+    if not entry:
+        entry, state = record, state if release else state_of_record(folder, version)
+    if not entry or (from_elsewhere and not made_from(record, wanted)):
+        raise not_published(root, wanted, index)
+    if state != "published":
+        raise Refused(f"{wanted.image}:{version} is {STATES.get(state, state)}{known(wanted, index)}")
+    return Found(wanted.image, version, entry)
+
+
+def version_of_name(folder: str, name: str, index: dict[str, object]) -> str:
+    """A channel's version, else the name itself."""
+    version = table(index, "channels").get(name)
+    if version is None and not index:
+        try:
+            link = os.path.basename(os.readlink(f"{folder}/{stem(name)}.sqsh"))
+        except OSError:
+            return name
+        version = link[: -len(".sqsh")].replace("." + platform().replace("/", "-"), "")
+        return name if is_digest(version) else version  # a version's own link leads to its bytes
+    return str(version or name)
+
+
+def version_of_digest(folder: str, digest: str, index: dict[str, object]) -> str:
+    """The newest version made from an image of this digest, or whose file has it; published first."""
+    found = []
+    for version, release in table(index, "releases").items():
+        for each in table(release, "platforms").values():
+            if digest in (tail_of(table(each).get("source")), table(each).get("sha256")):
+                state = table(release).get("state")
+                found.append((state == "published", str(table(release).get("created")), version))
+    for name in [] if index else list_folder(folder):
+        record = read_table(f"{folder}/{name}") if name.endswith(".json") else {}
+        if digest in (tail_of(table(record, "source").get("digest")), record.get("sha256")):
+            found.append((True, str(record.get("created")), str(record.get("version"))))
+    return max(found)[2] if found else ""
+
+
+def is_ours(settings: Settings, wanted: Wanted) -> bool:
+    """Whether the repository is one that the settings declare to be an image of the store."""
+    names = [f"{each.rstrip('/')}/{wanted.image}" for each in settings.registries]
+    return any(wanted.is_repository(name) for name in names)
+
+
+def made_from(record: dict[str, object], wanted: Wanted) -> bool:
+    """Whether a release came from the repository that the user wrote, directly or mirrored unchanged."""
+    source, base = table(record, "source"), table(record, "base")
+    if wanted.is_repository(str(source.get("repository"))):
+        return True
+    mirrored = base.get("digest") is not None and base.get("digest") == source.get("digest")
+    name, _, tag = str(base.get("reference")).partition("@")[0].rpartition(":")
+    return mirrored and wanted.is_repository(name) and tag == (wanted.name or LATEST)
+
+
+def state_of_record(folder: str, version: str) -> str:
+    """Without an index: a version that is not to be started any more has lost its link."""
+    return "published" if os.path.lexists(f"{folder}/{stem(version)}.sqsh") else "withdrawn"
+
+
+def known(wanted: Wanted, index: dict[str, object]) -> str:
+    """What of this image could be meant instead: what is spelled alike, then the newest."""
+    from difflib import get_close_matches
+
+    releases = table(index, "releases")
+    names = [each for each in releases if table(releases, each).get("state") == "published"]
+    names.sort(key=lambda each: str(table(releases, each).get("created")), reverse=True)
+    near = get_close_matches(wanted.name, names, 4, 0.4) + names[:4] + list(table(index, "channels"))
+    return (
+        "; there is: " + ", ".join(f"{wanted.image}:{each}" for each in dict.fromkeys(near)) if near else ""
+    )
+
+
+def not_published(root: str, wanted: Wanted, index: dict[str, object]) -> NotPublished:
+    from difflib import get_close_matches
+
+    version = version_of_name(f"{root}/{wanted.image}", wanted.name or LATEST, index)
+    platforms = table(index, "releases", version, "platforms")
+    if platforms and platform() not in platforms:
+        there = ", ".join(sorted(platforms))
+        return NotPublished(f"{wanted.text} is not published for {platform()}, only for {there}")
+    hint = known(wanted, index)
+    if not index:
+        images = [each for each in list_folder(root) if os.path.isdir(f"{root}/{each}") and is_name(each)]
+        images = [each for each in images if each not in ("blobs", "leases")]
+        near = get_close_matches(wanted.image, images, 3, 0.5) or images[:8]
+        hint = "; did you mean one of: " + ", ".join(near) if near else "; there is no image at all"
+    return NotPublished(f"{wanted.text} is not published in {root}{hint}")
+
+
+def lease_names(settings: Settings) -> list[str]:
+    """What this step's lease on this node may be called; SLURMD_NODENAME is empty when pyxis releases."""
+    job, step = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_STEP_ID", "")
+    if not job.isdigit():
+        return []
+    leases = settings.leases or f"{settings.store}/leases"
+    name = f"job-{job}.{clean(step) or 0}-{clean(os.uname().nodename)}-{os.getuid()}"
+    return [f"{leases}/{name}{more}.json" for more in ("", "-1", "-2")]  # others may squat on a name
+
+
+def clean(text: str) -> str:
+    return "".join(letter for letter in text if letter in NAME)
+
+
+def leave_lease(settings: Settings, found: Found) -> None:
+    """Say who uses the file, for prune. A lease that cannot be left must not stop the job."""
+    now = time.time()
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    until = float(end) + 3600 if end.isdigit() else now + 3600 * settings.lease_hours
+    stamp = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each)) for each in (now, until)]
+    values = (
+        ("sha256", found.sha256), ("image", found.image), ("version", found.version),
+        ("host", clean(os.uname().nodename)), ("job", os.environ.get("SLURM_JOB_ID", "")),
+        ("step", clean(os.environ.get("SLURM_STEP_ID", ""))), ("uid", os.getuid()),
+        ("cluster", clean(os.environ.get("SLURM_CLUSTER_NAME", "") or settings.cluster)),
+        ("created", stamp[0]), ("expires", stamp[1]),
+    )  # fmt: skip
+    text = ", ".join(f'"{key}": {each}' if key == "uid" else f'"{key}": "{each}"' for key, each in values)
+    for path in lease_names(settings):
+        if is_safe(path, (os.getuid(),)) and read_table(path).get("sha256") == found.sha256:
+            return  # asked again: some file systems write a file out at once when it is renamed over
+        temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{os.getpid()}"
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                os.fchmod(descriptor, 0o644)  # whoever prunes must be able to read it
+                os.write(descriptor, (f'{{"schema": 1, {text}}}\n').encode())
+            finally:
+                os.close(descriptor)
+            os.rename(temporary, path)
+        except OSError:
+            drop(temporary)
+        else:
+            return
+
+
+def drop(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        return
+
+
+def check(path: str, found: Found) -> None:
+    """The file is there, whole by its size, and begins as a squashfs 4.0 that fits into it."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(SUPERBLOCK)
+    except OSError as error:
+        raise Refused(f"cannot read {path} of {found.image}:{found.version}: {error.strerror}") from None
+    used = int.from_bytes(head[40:48], "little")
+    whole = size == found.size and len(head) == SUPERBLOCK and used <= size
+    if not whole or head[:4] != MAGIC or head[28:30] != b"\4\0":
+        what = f"{path} of {found.image}:{found.version}"
+        raise Refused(f"{what} is damaged ({size} bytes, recorded {found.size}); tell the store's owner")
+
+
+def verify(path: str, found: Found, settings: Settings, *, trusted: bool) -> None:
+    """Compare the whole file's sha256, once a node: a mark tells which file (inode, time) was read."""
+    stat = os.stat(path)
+    folder = f"{settings.state}/verified"
+    mark = f"{folder}/{found.sha256}-{stat.st_dev:x}-{stat.st_ino:x}-{stat.st_mtime_ns:x}"
+    if (trusted and os.path.exists(mark)) or is_safe(mark, (*settings.trusted_uids, os.getuid())):
+        return
+    import hashlib
+
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        block = file.read(1 << 22)
+        while block:
+            digest.update(block)
+            block = file.read(1 << 22)
+    if digest.hexdigest() != found.sha256:
+        raise Refused(
+            f"{path} of {found.image}:{found.version} has changed its bytes; tell the store's owner"
+        )
+    try:
+        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT, 0o644))
+    except OSError:
+        return
+
+
+def is_safe(path: str, owners: tuple[int, ...]) -> bool:
+    """Whether this is a file of one of these users that nobody else can write."""
+    try:
+        stat = os.lstat(path)
+    except OSError:
+        return False
+    return stat.st_uid in owners and stat.st_mode & 0o170022 == 0o100000
+
+
+def local_copy(settings: Settings, found: Found) -> str:
+    """A prewarmed copy on this node, when it is whole and by somebody trusted; else empty."""
+    path = f"{settings.local}/{found.sha256}.sqsh"
+    if not settings.local or not is_safe(path, (*settings.trusted_uids, os.getuid())):
+        return ""
+    try:
+        check(path, found)
+        verify(path, found, settings, trusted=False)
+    except (Refused, OSError) as why:
+        sys.stderr.write(f"pyxis-importer: not using a local copy: {why}\n")
+        return ""
+    return path
+
+
+def get(settings: Settings, text: str) -> str:
+    try:
+        wanted = Wanted(text)
+        found = find(settings, wanted)
+    except NotPublished:
+        if settings.missing != "import":
+            raise
+        return import_once(settings, text)
+    leave_lease(settings, found)
+    try:
+        return local_copy(settings, found) or checked(settings, wanted, found)
+    except BaseException:
+        release(settings)
+        raise
+
+
+def checked(settings: Settings, wanted: Wanted, found: Found) -> str:
+    """The file in the store, looked at; a second time after a moment, since new names come late on NFS."""
+    path = f"{settings.store}/{found.file}"
+    try:
+        check(path, found)
+    except Refused:
+        time.sleep(0.3)
+        again = find(settings, wanted)
+        if again.sha256 != found.sha256:  # a channel moved on meanwhile
+            leave_lease(settings, again)
+        found, path = again, f"{settings.store}/{again.file}"
+        check(path, found)
+    if settings.verify:
+        verify(path, found, settings, trusted=True)
+    return path
+
+
+def release(settings: Settings) -> None:
+    for path in lease_names(settings):
+        drop(path)
+
+
+def import_once(settings: Settings, text: str) -> str:
+    """Run enroot import into this user's cache on this node; the others of the node wait and share it."""
+    import fcntl
+    import hashlib
+    import subprocess
+
+    folder = f"{settings.state}/imported/{os.getuid()}"
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if os.lstat(folder).st_uid != os.getuid():
+        raise Refused(f"{folder} belongs to somebody else")
+    oldest = time.time() - 3600 * settings.cache_hours
+    path = f"{folder}/{hashlib.sha256(text.encode()).hexdigest()}.sqsh"
+    with open(path + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # node-local, and this user's own: sure to work, and nobody else's
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".sqsh") and entry.stat().st_mtime < oldest:
+                    drop(entry.path)
+        if not os.path.exists(path):
+            temporary = f"{path}.{os.getpid()}.partial.sqsh"
+            drop(temporary)
+            command = [settings.enroot, "import", "--output", temporary, text]
+            try:
+                done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
+                with open(temporary, "rb") as file:
+                    if done.returncode or file.read(4) != MAGIC:
+                        raise Refused(f"{text} is not published, and enroot import failed")
+                os.rename(temporary, path)
+            except OSError as error:
+                raise Refused(f"{text} is not published, and enroot import failed: {error}") from None
+            finally:
+                drop(temporary)
+    return path
+
+
+def main(arguments: list[str]) -> int:
+    beside = os.path.dirname(os.path.realpath(__file__)) + "/pyxis-importer.json"
+    try:
+        settings = Settings(read_table(beside))
+        if arguments == ["release"]:
+            release(settings)
+            return 0
+        if len(arguments) != 2 or arguments[0] != "get":
+            sys.stderr.write("usage: pyxis-importer get docker://REFERENCE | pyxis-importer release\n")
+            return 2
+        if not settings.store:
+            raise Refused(f"{beside} names no store; run `sqshpipe cluster install` on this node")
+        os.write(1, os.fsencode(get(settings, arguments[1])) + b"\n")
+    except Refused as error:
+        sys.stderr.write(f"pyxis-importer: {error}\n")
+        return 0 if arguments == ["release"] else 1
+    except OSError as error:
+        sys.stderr.write(f"pyxis-importer: {error.filename}: {error.strerror}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

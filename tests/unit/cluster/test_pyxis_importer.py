@@ -1,0 +1,396 @@
+"""What the importer finds for what people write, and what it refuses."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.cluster import pyxis_importer as importer
+from pipeline.cluster.install import ImporterSettings, install
+from pipeline.errors import ConfigError
+from tests.support.handmade_store import HandmadeStore, squashfs_like
+
+SOURCE = "sha256:" + "5" * 64
+ECR = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
+BASE = ("nvcr.io/nvidia/pytorch:24.01-py3", "sha256:" + "7" * 64)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HandmadeStore:
+    for name in list(os.environ):
+        if name.startswith("SLURM"):
+            monkeypatch.delenv(name)
+    on_machine(monkeypatch, "x86_64")
+    made = HandmadeStore(tmp_path / "store")
+    made.release("demo", "v1.0", source=SOURCE, repository=f"{ECR}/containers")
+    made.release("demo", "v1.1", repository=f"{ECR}/containers", created="2026-11-23T12:00:00Z")
+    made.channel("demo", "latest", "v1.1")
+    made.channel("demo", "stable", "v1.0")
+    made.release("pytorch", "24.01-py3", base=BASE, source=BASE[1], repository=f"{ECR}/containers")
+    return made
+
+
+def on_machine(monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine, nodename="node7"))
+
+
+def in_job(monkeypatch: pytest.MonkeyPatch, job: str = "17", step: str = "0") -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setenv("SLURM_STEP_ID", step)
+
+
+def settings(store: HandmadeStore, **more: object) -> importer.Settings:
+    return importer.Settings({"schema": 1, "store": str(store.root), **more})
+
+
+def version_for(store: HandmadeStore, reference: str, **more: object) -> str:
+    path = importer.get(settings(store, **more), f"docker://{reference}")
+    image = reference.partition("@sha256")[0].rpartition("/")[2].rpartition("#")[2].partition(":")[0]
+    links = {str(link.resolve()): link.name for link in (store.root / image).glob("v*.sqsh")}
+    links |= {str(link.resolve()): link.name for link in (store.root / image).glob("2*.sqsh")}
+    return links[path].removesuffix(".sqsh")
+
+
+@pytest.mark.parametrize(
+    ("reference", "version"),
+    [
+        ("demo", "v1.1"),
+        ("demo:latest", "v1.1"),
+        ("demo:stable", "v1.0"),
+        ("demo:v1.0", "v1.0"),
+        (f"{ECR}/containers/demo:v1.0", "v1.0"),
+        (f"{ECR}/containers/demo", "v1.1"),
+        (f"{ECR}#containers/demo:stable", "v1.0"),
+        (f"AWS@{ECR}#containers/demo:v1.0", "v1.0"),
+        (f"AWS@{ECR}/containers/demo:v1.0", "v1.0"),
+        (f"{ECR}/containers/demo@{SOURCE}", "v1.0"),
+        (f"{ECR}#containers/demo@{SOURCE}", "v1.0"),
+        (f"{ECR}/containers/demo:whatever@{SOURCE}", "v1.0"),
+        (f"demo@{SOURCE}", "v1.0"),
+        ("nvcr.io/nvidia/pytorch:24.01-py3", "24.01-py3"),
+        ("nvcr.io#nvidia/pytorch:24.01-py3", "24.01-py3"),
+        (f"$oauthtoken@nvcr.io#nvidia/pytorch@{BASE[1]}", "24.01-py3"),
+    ],
+)
+def test_what_people_write_leads_to_the_release(store: HandmadeStore, reference: str, version: str) -> None:
+    assert version_for(store, reference) == version
+    for index in store.root.glob("*/index.json"):
+        index.unlink()
+    assert version_for(store, reference) == version, "by the records alone"
+
+
+def test_a_digest_of_the_file_itself_is_found(store: HandmadeStore) -> None:
+    sha256 = store.index("demo")["releases"]["v1.0"]["platforms"]["linux/amd64"]["sha256"]
+    assert version_for(store, f"demo@sha256:{sha256}") == "v1.0"
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("demo:v1.00", "demo:v1.0"),
+        ("demmo:v1.0", "did you mean one of: demo"),
+        ("docker.io/library/demo:v1.0", "not published"),
+        ("somebody/demo:v1.0", "not published"),
+        ("evil.example.com/containers/demo:v1.0", "not published"),
+        (f"{ECR}/other/demo:v1.0", "not published"),
+        ("nvcr.io/nvidia/pytorch:24.02-py3", "24.01-py3"),
+        (f"demo@sha256:{'9' * 64}", "not published"),
+        ("demo@sha256:abc", "not an image reference"),
+        ("../../etc/passwd", "not an image reference"),
+        ("demo:../v1.0", "not published"),
+        ("demo:", "not an image reference"),
+        (".meta", "not an image reference"),
+        ("", "not an image reference"),
+    ],
+)
+def test_what_is_not_published_is_refused_with_what_is(
+    store: HandmadeStore, reference: str, says: str
+) -> None:
+    with pytest.raises(importer.Refused) as refused:
+        importer.get(settings(store), f"docker://{reference}")
+    assert says in str(refused.value)
+
+
+def test_other_schemes_are_no_images_of_the_store(store: HandmadeStore) -> None:
+    with pytest.raises(importer.Refused, match="not an image reference"):
+        importer.get(settings(store), "dockerd://demo:v1.0")
+
+
+def test_declared_registries_need_no_record(store: HandmadeStore) -> None:
+    (store.root / "demo" / "v1.0.json").unlink()
+    reference = "mirror.example.com/x/demo:v1.0"
+    assert version_for(store, reference, registries=["mirror.example.com/x/"]) == "v1.0"
+    with pytest.raises(importer.NotPublished):
+        importer.get(settings(store), reference)
+
+
+@pytest.mark.parametrize("state", ["yanked", "hidden", "pruned", "damaged"])
+def test_a_version_that_is_not_to_be_started_is_refused(store: HandmadeStore, state: str) -> None:
+    store.release("demo", "v0.9", state=state)
+    for reference in ("demo:v0.9", f"{ECR}/containers/demo@{SOURCE}"):
+        if reference != "demo:v0.9":
+            store.release("demo", "v1.0", source=SOURCE, state=state)
+        with pytest.raises(importer.Refused, match=importer.STATES[state]):
+            importer.get(settings(store), reference)
+    (store.root / "demo" / "index.json").unlink()
+    with pytest.raises(importer.Refused):
+        importer.get(settings(store), "demo:v0.9")
+
+
+def test_each_node_takes_its_platform(store: HandmadeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = store.release("demo", "v1.1", platform="linux/arm64")
+    intel = importer.get(settings(store), "demo")
+    on_machine(monkeypatch, "aarch64")
+    assert importer.get(settings(store), "demo") == str(arm) != intel
+    with pytest.raises(importer.NotPublished, match="not published for linux/arm64, only for linux/amd64"):
+        importer.get(settings(store), "demo:v1.0")
+    (store.root / "demo" / "index.json").unlink()
+    assert importer.get(settings(store), "demo:v1.1") == str(arm)
+
+
+def damage(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def rewrite(path: Path) -> None:
+        path.chmod(0o644)
+        path.write_bytes(change(path.read_bytes()))
+
+    return rewrite
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        damage(lambda data: data[:-1]),
+        damage(lambda data: b""),
+        damage(lambda data: b"\0" * len(data)),
+        damage(lambda data: data[:28] + b"\3\0" + data[30:]),
+        damage(lambda data: data[:40] + (1 << 40).to_bytes(8, "little") + data[48:]),
+        Path.unlink,
+    ],
+    ids=["cut", "empty", "zeros", "format 3", "superblock larger than file", "gone"],
+)
+def test_a_damaged_file_is_refused_and_leaves_no_lease(
+    store: HandmadeStore, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    in_job(monkeypatch)
+    change((store.root / "demo" / "v1.0.sqsh").resolve())
+    with pytest.raises(importer.Refused, match=r"damaged|cannot read"):
+        importer.get(settings(store), "demo:v1.0")
+    assert not list((store.root / "leases").iterdir())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "nonsense", '{"releases": [1]}', '{"releases": {"v1.0": 7}}']
+)
+def test_a_broken_index_is_not_believed(store: HandmadeStore, text: str) -> None:
+    (store.root / "demo" / "index.json").write_text(text)
+    assert importer.get(settings(store), "demo:v1.0").endswith(".sqsh")
+
+
+def test_a_newer_index_is_refused(store: HandmadeStore) -> None:
+    (store.root / "demo" / "index.json").write_text('{"schema": 2, "releases": {}}')
+    with pytest.raises(importer.Refused, match="newer than this importer"):
+        importer.get(settings(store), "demo:v1.0")
+
+
+def test_an_entry_cannot_lead_out_of_the_store(store: HandmadeStore) -> None:
+    table = store.index("demo")
+    table["releases"]["v1.0"]["platforms"]["linux/amd64"]["file"] = "../../etc/passwd"
+    store.write_index("demo", table)
+    with pytest.raises(importer.Refused, match="damaged"):
+        importer.get(settings(store), "demo:v1.0")
+
+
+def test_a_release_that_the_index_does_not_know_yet_is_found(store: HandmadeStore) -> None:
+    path = store.release("demo", "v1.2", index=False)
+    assert importer.get(settings(store), "demo:v1.2") == str(path)
+
+
+def test_leases_come_with_get_and_go_with_release(
+    store: HandmadeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_job(monkeypatch)
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", 'gpu "west"')
+    path = importer.get(settings(store), "demo")
+    importer.get(settings(store), "demo")
+    (lease,) = (store.root / "leases").iterdir()
+    told = json.loads(lease.read_text())
+    assert lease.stat().st_mode & 0o777 == 0o644
+    assert path.endswith(f"{told['sha256']}.sqsh")
+    assert (told["image"], told["version"], told["job"], told["step"]) == ("demo", "v1.1", "17", "0")
+    assert (told["host"], told["uid"], told["cluster"]) == ("node7", os.getuid(), "gpuwest")
+    assert told["created"] < told["expires"]
+    in_job(monkeypatch, step="1")
+    importer.get(settings(store), "demo")
+    assert len(list((store.root / "leases").iterdir())) == 2
+    for _ in range(2):
+        importer.release(settings(store))
+        assert list((store.root / "leases").iterdir()) == [lease]
+
+
+def test_the_lease_lasts_as_long_as_the_job(store: HandmadeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_job(monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1800000000")
+    importer.get(settings(store), "demo")
+    (lease,) = (store.root / "leases").iterdir()
+    assert json.loads(lease.read_text())["expires"] == "2027-01-15T09:00:00Z"
+
+
+def test_a_lease_that_cannot_be_left_does_not_stop_the_job(
+    store: HandmadeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_job(monkeypatch)
+    assert importer.get(settings(store, leases="/proc/nowhere"), "demo")
+    importer.release(settings(store, leases="/proc/nowhere"))
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert importer.get(settings(store), "demo")
+    assert not list((store.root / "leases").iterdir())
+
+
+def test_the_whole_file_is_checked_once_when_asked(store: HandmadeStore, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    (state / "verified").mkdir(parents=True)
+    checking = settings(store, verify=True, state=str(state))
+    path = Path(importer.get(checking, "demo:v1.0"))
+    assert len(list((state / "verified").iterdir())) == 1
+    good = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(importer.Refused, match="changed its bytes"):
+        importer.get(checking, "demo:v1.0")
+
+
+def test_a_prewarmed_copy_is_preferred_when_it_is_whole_and_trusted(
+    store: HandmadeStore, tmp_path: Path
+) -> None:
+    local, state = tmp_path / "nvme", tmp_path / "state"
+    local.mkdir()
+    (state / "verified").mkdir(parents=True)
+    warm = settings(store, local=str(local), state=str(state), trusted_uids=[os.getuid()])
+    original = Path(importer.get(warm, "demo:v1.0"))
+    assert original.is_relative_to(store.root)
+    copy = local / original.name
+    copy.write_bytes(original.read_bytes())
+    copy.chmod(0o444)
+    assert importer.get(warm, "demo:v1.0") == str(copy)
+    copy.chmod(0o646)
+    assert importer.get(warm, "demo:v1.0") == str(original), "others can write it"
+    good = original.read_bytes()
+    copy.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    os.utime(copy, ns=(2, 2))
+    copy.chmod(0o444)
+    assert importer.get(warm, "demo:v1.0") == str(original), "other bytes"
+    copy.unlink()
+    copy.symlink_to(original)
+    assert importer.get(warm, "demo:v1.0") == str(original), "a link is nobody's copy"
+
+
+def test_the_fallback_imports_once_and_keeps_nothing_partial(store: HandmadeStore, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    fake = tmp_path / "enroot"
+    fake.write_text(
+        f'#!/bin/sh\necho "$@" >> {calls}\n[ -z "$FAIL" ] || {{ echo half > "$3"; exit 1; }}\n'
+        'printf hsqs > "$3"; head -c 200 /dev/zero >> "$3"\n'
+    )
+    fake.chmod(0o755)
+    state = tmp_path / "state"
+    policy = settings(store, missing="import", enroot=str(fake), state=str(state))
+    os.environ["FAIL"] = "1"
+    try:
+        with pytest.raises(importer.Refused, match="enroot import failed"):
+            importer.get(policy, "docker://ubuntu:24.04")
+    finally:
+        del os.environ["FAIL"]
+    assert not list(state.rglob("*.sqsh"))
+    paths = {importer.get(policy, "docker://ubuntu:24.04") for _ in range(3)}
+    assert len(paths) == 1
+    assert len(calls.read_text().splitlines()) == 2
+    assert importer.get(policy, "docker://demo:v1.0").startswith(str(store.root))
+
+
+@pytest.mark.parametrize("text", ['{"store": 7}', '{"stor": "x"}', '{"verify": 1}'])
+def test_settings_are_checked(text: str) -> None:
+    with pytest.raises(importer.Refused, match="bad value"):
+        importer.Settings(json.loads(text))
+
+
+def test_the_installed_program_stands_alone(store: HandmadeStore, tmp_path: Path) -> None:
+    prefix = tmp_path / "prefix"
+    program = install(ImporterSettings(store=store.root, state=tmp_path / "state"), prefix)
+    install(ImporterSettings(store=store.root, state=tmp_path / "state"), prefix)
+    assert sorted(each.name for each in (prefix / "bin").iterdir()) == [
+        "pyxis-importer",
+        "pyxis-importer.json",
+    ]
+    assert program.stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "state" / "verified").stat().st_mode & 0o7777 == 0o1777
+    spoiled = tmp_path / "json.py"
+    spoiled.write_text("raise SystemExit('a module of the user took part')")
+    hostile = {"PATH": "/nowhere", "PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere"}
+    done = subprocess.run([program, "get", "docker://demo:v1.0"], env=hostile, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert hashlib.sha256(Path(line).read_bytes()).hexdigest() in line
+    for arguments, code in (
+        (["release"], 0),
+        (["release"], 0),
+        (["get", "docker://x"], 1),
+        (["put"], 2),
+        ([], 2),
+    ):
+        done = subprocess.run([program, *arguments], env={}, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert "Traceback" not in done.stderr
+    assert (
+        "not published"
+        in subprocess.run([program, "get", "docker://x"], capture_output=True, text=True).stderr
+    )
+
+
+def test_the_importer_stays_out_of_the_store(store: HandmadeStore) -> None:
+    with pytest.raises(ConfigError, match="into the store"):
+        install(ImporterSettings(store=store.root, state=Path("/nowhere")), store.root / "tools")
+    with pytest.raises(ConfigError, match="absolute path"):
+        ImporterSettings(store=Path("/fsx/two\nlines"))
+
+
+def test_it_is_one_file_of_the_standard_library_for_old_pythons() -> None:
+    source = Path(importer.__file__).read_text()
+    tree = ast.parse(source, feature_version=(3, 8))
+    assert source.startswith("#!/usr/bin/python3 -IS\n")
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [each.name for each in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert imported <= set(sys.stdlib_module_names)
+    top = {each.name for node in tree.body if isinstance(node, ast.Import) for each in node.names}
+    assert top == {"os", "sys", "time"}, "what is imported on every get is what a get costs"
+
+
+def test_the_scanner_reads_what_json_reads() -> None:
+    table = {"a": [1, 2.5, None, True, 'é\n"\\u0041'], "b": {"": {}}}
+    assert importer.parse_json(("\n " + json.dumps(table, indent=1) + "\n").encode()) == table
+    for bad in (b"{", b'{"a": }', b"", b"\xff"):
+        with pytest.raises(ValueError):  # noqa: PT011 - json's own error and UnicodeDecodeError alike
+            importer.parse_json(bad)
+
+
+def test_the_handmade_bytes_pass_for_squashfs() -> None:
+    data = squashfs_like("x")
+    assert (data[:4], data[28:32], int.from_bytes(data[40:48], "little")) == (b"hsqs", b"\4\0\0\0", 4096)
