@@ -1,4 +1,4 @@
-"""A base image out of what this machine has: /bin/sh, Python with its standard library, and what they load.
+"""A base image out of what this machine has: a shell, Python with its standard library, and what they load.
 
 It stands in for the gigabytes of an NGC base: small, made in seconds, and no registry has to be asked for it.
 """
@@ -12,12 +12,20 @@ import re
 import shutil
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import docker
+from docker.errors import DockerException
+
 from pipeline.errors import ToolError
+from pipeline.oci.digest import Digest
+from pipeline.oci.reference import Reference
 from pipeline.tools import process
+from pipeline.tools.credentials import Credentials
+from pipeline.tools.docker import Engine
 
 # What no rank needs of the standard library.
 _LEFT_OUT = frozenset(
@@ -30,6 +38,7 @@ _EXTENSIONS = re.compile(
 )
 _LIBRARY = re.compile(r"(?:=>\s*)?(/\S+)\s+\(0x")
 _ASK = "import json, sys, sysconfig; print(json.dumps([sys.executable, sysconfig.get_paths()['stdlib']]))"
+_COMMANDS = ("sh", "ls", "cat")
 _FOLDERS = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "var/tmp")
 _ETC = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
@@ -50,8 +59,10 @@ def write_rootfs(tar_path: Path) -> None:
     Raises ToolError where a program that goes in is missing.
     """
     python = _find_python()
-    shell = process.which("sh", hint="every system has one")
-    programs = [shell.resolve(), python.program]
+    commands = {
+        f"bin/{name}": process.which(name, hint="every system has it").resolve() for name in _COMMANDS
+    }
+    programs = [*commands.values(), python.program]
     extensions = [
         path for path in (python.library / "lib-dynload").glob("*.so") if _EXTENSIONS.match(path.name)
     ]
@@ -65,9 +76,30 @@ def write_rootfs(tar_path: Path) -> None:
             {*programs, *_libraries([*programs, *extensions]), *extensions, *_modules(python.library)}
         ):
             _add_file(tar, seen, path)
-        for name, target in (("bin/sh", shell.resolve()), ("usr/bin/python3", python.program)):
+        for name, target in (*commands.items(), ("usr/bin/python3", python.program)):
             if str(target).lstrip("/") != name:
                 _add_link(tar, seen, name, str(target))
+
+
+def push_base(engine: Engine, reference: Reference, credentials: Credentials | None) -> Digest:
+    """Make the base image, push it as `reference`, and leave no copy in the engine: builds have to pull it.
+
+    Raises ToolError when the engine refuses, RegistryError when the registry does.
+    """
+    changes = ["CMD python3", "ENV PATH=/usr/local/bin:/usr/bin:/bin PYTORCH_VERSION=0 LANG=C.UTF-8"]
+    with tempfile.TemporaryDirectory(prefix="sqshpipe-base-", dir="/var/tmp") as folder:
+        tar = Path(folder) / "rootfs.tar"
+        write_rootfs(tar)
+        client = docker.APIClient(base_url=engine.host, version="auto")
+        try:
+            client.import_image(src=str(tar), repository=reference.name, tag=reference.tag, changes=changes)
+        except DockerException as error:
+            raise ToolError(f"the Docker Engine cannot import {reference}: {error}") from error
+        finally:
+            client.close()
+    digest = engine.push(reference, credentials)
+    engine.untag(reference)
+    return digest
 
 
 def _find_python() -> _Python:

@@ -15,6 +15,7 @@ import pytest
 
 from demo.engine import PrivateEngine
 from pipeline.errors import ToolError
+from pipeline.oci.reference import Reference
 
 if TYPE_CHECKING:
     from demo.registry import PrivateRegistry
@@ -71,3 +72,16 @@ def registry() -> Iterator[PrivateRegistry]:
         missing("docker-registry is not here")
     with PrivateRegistry() as private:
         yield private
+
+
+@pytest.fixture(scope="session")
+def base(engine: PrivateEngine, registry: PrivateRegistry) -> Reference:
+    """A base image with /bin/sh and Python, in the private registry alone: ``HOST/base/python:24.01-py3``."""
+    from demo.base import push_base
+    from pipeline.tools.credentials import Credentials
+    from pipeline.tools.docker import Engine
+
+    reference = Reference.parse(f"{registry.address}/base/python:24.01-py3")
+    with Engine.connect(engine.host) as connected:
+        push_base(connected, reference, Credentials(username=registry.username, password=registry.password))
+    return reference

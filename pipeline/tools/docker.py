@@ -41,6 +41,8 @@ _CONNECT_TIMEOUT = 10  # seconds
 _SILENCE_TIMEOUT = 1800  # seconds: the engine says nothing while it compresses or commits a large layer
 _SAVE_PIECE = 1 << 20  # bytes
 _PUSH_ATTEMPTS = 5
+_BUILDKIT_API = (1, 39)
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 # What may pass by itself. Everything else (denied, tag invalid, name unknown, connection refused …) is an
 # answer.
@@ -168,11 +170,9 @@ class Engine:
 
     @property
     def has_buildkit(self) -> bool:
-        """True where the engine itself can build with BuildKit (since 18.09)."""
-        with _told("asking the Docker Engine about BuildKit"):
-            response = self._client.get(f"{self._client.base_url}/_ping", timeout=_CONNECT_TIMEOUT)
-        with response:
-            return response.headers.get("Builder-Version") == "2"
+        """True where the engine itself can build with BuildKit: Linux engines since 18.09 (API 1.39)."""
+        api = tuple(int(part) for part in str(self._client.api_version).split("."))
+        return self.platform.os == "linux" and api >= _BUILDKIT_API
 
     def default_network(self) -> str | None:
         """The network that a build's RUN steps need to be told: ``host`` on an engine without a bridge."""
@@ -386,7 +386,8 @@ def _lines(event: Mapping[str, Any]) -> Iterator[str]:
     text = event.get("stream")
     if text is None and event.get("status") and not event.get("progressDetail"):
         text = " ".join(str(event[key]) for key in ("id", "status") if event.get(key))
-    yield from (line.rstrip() for line in str(text or "").splitlines() if line.strip())
+    plain = _ESCAPES.sub("", str(text or ""))
+    yield from (line.rstrip() for line in plain.splitlines() if line.strip())
 
 
 def _context_host() -> str | None:
