@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -104,23 +104,64 @@ def gather(spec: ImageSpec, base: Digest, *, now: datetime | None = None) -> Bui
 
 
 def context_paths(dockerfile: Path, context: Path) -> list[str]:
-    """What the builder is sent: sorted paths relative to ``context``, folders included, after .dockerignore.
-
-    ``<Dockerfile>.dockerignore`` beside the Dockerfile wins over ``.dockerignore`` in the context, as in
-    BuildKit.
-    """
-    patterns = _ignore_patterns(dockerfile, context)
-    if patterns:
-        # Imported here: it costs more than all the rest, and most contexts have no such file.
-        from docker.utils.build import exclude_paths
-
-        paths = exclude_paths(str(context), patterns, _inside(dockerfile, context))
-        return sorted(Path(path).as_posix() for path in paths)
+    """What the builder is sent: sorted paths in ``context``, folders included, after .dockerignore."""
+    ignore = Ignore.of(dockerfile, context)
+    if ignore.patterns:
+        return sorted(ignore.walk(context))
     return sorted(
         Path(folder, name).relative_to(context).as_posix()
         for folder, folders, files in os.walk(context, onerror=_refuse)
         for name in (*folders, *files)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ignore:
+    """What .dockerignore leaves out of a context, by the rules of the docker package.
+
+    ``<Dockerfile>.dockerignore`` beside the Dockerfile wins over ``.dockerignore`` in the context, as in
+    BuildKit. The Dockerfile itself is always sent.
+    """
+
+    patterns: tuple[str, ...]
+    always: tuple[str, ...]
+
+    @classmethod
+    def of(cls, dockerfile: Path, context: Path) -> Ignore:
+        """What applies to this build. ConfigError for a file of patterns that cannot be read."""
+        own = _inside(dockerfile, context)
+        always = (f"!{own}",) if own is not None else ()
+        for path in cls.files(dockerfile, context):
+            try:
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
+            except FileNotFoundError:
+                continue
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{path} cannot be read: {error}") from error
+            patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            return cls(patterns=tuple(patterns), always=always)
+        return cls(patterns=(), always=always)
+
+    @staticmethod
+    def files(dockerfile: Path, context: Path) -> tuple[Path, Path]:
+        """Where the patterns may stand, the one that wins first; neither need exist."""
+        return dockerfile.with_name(dockerfile.name + ".dockerignore"), context / ".dockerignore"
+
+    def matches(self, path: str) -> bool:
+        """Whether ``path``, relative to the context, is left out, or a folder that it is in."""
+        if not self.patterns:
+            return False
+        return bool(self._matcher().matches(path))
+
+    def walk(self, context: Path) -> Iterator[str]:
+        """The paths of ``context`` that are sent."""
+        return (Path(path).as_posix() for path in self._matcher().walk(str(context)))
+
+    def _matcher(self) -> Any:  # the stubs want path objects, on which it fails
+        # Imported here: it costs more than all the rest, and most contexts have no such file.
+        from docker.utils.build import PatternMatcher
+
+        return PatternMatcher([*self.patterns, *self.always])
 
 
 def explain(recorded: Mapping[str, Any], base: Digest | None, now: BuildInputs) -> tuple[str, ...]:
@@ -199,18 +240,6 @@ def _folded(context: Mapping[str, str], depth: int | None) -> dict[str, str]:
         name: hashlib.sha256("\n".join(members).encode(errors="surrogateescape")).hexdigest()[:_RECORDED_HEX]
         for name, members in groups.items()
     }
-
-
-def _ignore_patterns(dockerfile: Path, context: Path) -> list[str]:
-    for path in (dockerfile.with_name(dockerfile.name + ".dockerignore"), context / ".dockerignore"):
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}") from error
-        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    return []
 
 
 def _inside(dockerfile: Path, context: Path) -> str | None:

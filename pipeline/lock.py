@@ -76,9 +76,15 @@ class _File(_Model):
 
 def read_lock(path: Path) -> Lock:
     """The lock at ``path``, an empty one when there is no file; ConfigError naming file, line and key."""
-    if not path.exists():
-        return Lock()
-    source = yamlfile.read(path)
+    return _lock_of(yamlfile.read(path)) if path.exists() else Lock()
+
+
+def parse_lock(raw: bytes, path: Path) -> Lock:
+    """The lock that ``raw`` says; ``path`` is for errors. ConfigError naming file, line and key."""
+    return _lock_of(yamlfile.parse(raw, path))
+
+
+def _lock_of(source: yamlfile.Document) -> Lock:
     try:
         file = _File.model_validate(source.value)
     except ValidationError as failure:

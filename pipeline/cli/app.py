@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import cluster, options, output, plan, store
+from pipeline.cli import cluster, doctor, options, output, plan, store
 from pipeline.errors import EXIT_SIGINT, EXIT_SIGTERM, SqshpipeError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def _global_options(
     output.configure(quiet=quiet, verbose=verbose, log_format=log_format.value)
 
 
+doctor.register(app)
 plan.register(app)
 store.register(app)
 

@@ -2,23 +2,115 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
+import structlog
 import typer
 
 from pipeline.cli import options, output
-from pipeline.errors import EXIT_PLAN_HAS_CHANGES
+from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError
 
 if TYPE_CHECKING:
     from pipeline.bases import BaseAnswer
+    from pipeline.config import Config, ImageSpec
+    from pipeline.plan import Plan
+
+log = structlog.get_logger()
 
 Names = Annotated[list[str] | None, typer.Argument(help="Images; all of images.yaml if none is named.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``schema`` and ``lock`` to ``app``."""
-    app.command()(schema)
+    """Add ``plan``, ``lock`` and ``schema`` to ``app``."""
+    app.command()(plan)
     app.command()(lock)
+    app.command()(schema)
+
+
+def plan(
+    names: Names = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    store: options.Store = None,
+    registry: options.Registry = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="The version that would be published.")] = None,
+    changed_since: Annotated[
+        str | None, typer.Option("--changed-since", help="Only images that differ from this git revision.")
+    ] = None,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Only the images' names, as JSON on one line. Exits with 0.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Tell for each image and stage what would run, and why; exit with 10 if something would."""
+    from pipeline.config import load
+
+    settings = load(config, store=store, registry=registry)
+    specs = settings.select(names or ())
+    if changed_since is not None:
+        specs = _only_affected(settings, specs, changed_since)
+    if matrix:
+        output.data(json.dumps([spec.name for spec in specs]))
+        return
+    made = _made(settings, specs, tag)
+    if as_json:
+        output.data_json(made.as_json())
+    else:
+        for line in plan_lines(made):
+            output.data(line)
+    if any(image.problem and image.steps[0].run for image in made.images):
+        raise typer.Exit(RegistryError.exit_code)  # a base is unknown: nobody can say what would run
+    if made.has_changes:
+        raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
+
+
+def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str) -> tuple[ImageSpec, ...]:
+    from pipeline.affected import affected_since
+
+    reasons = {found.image: found.reasons for found in affected_since(settings, revision)}
+    for spec in specs:
+        if spec.name in reasons:
+            log.info("image is affected", name=spec.name, because="; ".join(reasons[spec.name]))
+    return tuple(spec for spec in specs if spec.name in reasons)
+
+
+def _made(settings: Config, specs: tuple[ImageSpec, ...], tag: str | None) -> Plan:
+    from pipeline import bases, observe
+    from pipeline import plan as planning
+    from pipeline.lock import read_lock
+    from pipeline.store.names import check_version
+
+    for spec in specs:
+        if tag is not None:
+            check_version(tag, channels=spec.channels)
+    with bases.Clients(settings) as clients:
+        seen = observe.observe(settings, specs, read_lock(settings.lock_path), clients, version=tag)
+    return planning.plan(seen)
+
+
+def plan_lines(made: Plan) -> Iterator[str]:
+    """The plan for people: a line an image, and one a stage where something would run."""
+    if not made.images:
+        yield "no image is concerned"
+    for image in made.images:
+        name = f"{image.image}:{image.version}" if image.version else image.image
+        if not image.has_changes:
+            same = next((step.reason for step in image.steps if step.stage in ("build", "mirror")), "")
+            yield f"{name}  nothing to do: {same}"
+        else:
+            writes = f", about {_size(image.writes)} to write" if image.writes else ""
+            where = f" to {image.target}" if image.target else ""
+            yield f"{name}  would be released{where}{writes}"
+            for step in image.steps:
+                yield f"  {'run ' if step.run else 'skip'}  {step.stage:<8} {step.reason}"
+        yield from (f"  note  {note}" for note in image.notes)
+        if image.problem:
+            yield f"  stop  {image.problem}"
+
+
+def _size(amount: int) -> str:
+    return f"{amount / (1 << 30):.1f} GiB" if amount >= 1 << 30 else f"{amount / (1 << 20):.1f} MiB"
 
 
 def schema() -> None:

@@ -6,7 +6,7 @@ the frozen dataclasses of `types`, with defaults and overrides applied.
 
 from __future__ import annotations
 
-from pipeline.config.load import load
+from pipeline.config.reading import load
 from pipeline.config.types import (
     Config,
     ConverterName,

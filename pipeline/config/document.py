@@ -23,10 +23,10 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config import names
 from pipeline.errors import SqshpipeError
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.store import names
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SECRET_ANYWHERE = ("SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL")
@@ -193,7 +193,7 @@ class ImageSettings(Model):
     convert: ConvertModel = ConvertModel()
     scan: ScanModel = ScanModel()
     slurm: SlurmModel = SlurmModel()
-    channels: list[Channel] = list(names.DEFAULT_CHANNELS)
+    channels: list[Channel] = list(names.CHANNELS)
     keep: int = Field(default=5, ge=1, description="How many releases prune leaves.")
     max_age: Duration | None = Field(
         default=None, description="Rebuild without a changed input after this time."

@@ -8,10 +8,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.names import nearest
 from pipeline.errors import ConfigError
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.store.names import CHANNELS, nearest
 
 ConverterName = Literal["auto", "enroot", "mksquashfs", "native"]
 ScannerName = Literal["auto", "none", "ecr", "trivy"]
@@ -162,7 +162,7 @@ class ImageSpec:
     convert: ConvertOptions = field(default_factory=ConvertOptions)
     scan: ScanPolicy = field(default_factory=ScanPolicy)
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
-    channels: tuple[str, ...] = ("latest", "stable")
+    channels: tuple[str, ...] = CHANNELS
     keep: int = 5
     max_age: timedelta | None = None
     test: tuple[str, ...] = ()
@@ -195,9 +195,7 @@ class Config:
         """The entry called ``name``; ConfigError with the nearest name otherwise."""
         spec = self.images.get(name)
         if spec is None:
-            known = ", ".join(sorted(self.images)) or "none"
-            hint = nearest(name, self.images) or f"it has: {known}"
-            raise ConfigError(f"{self.path} has no image {name!r}", hint=hint)
+            raise ConfigError(f"{self.path} has no image {name!r}", hint=nearest(name, self.images))
         return spec
 
     def select(self, names: Iterable[str]) -> tuple[ImageSpec, ...]:

@@ -219,7 +219,7 @@ ERRORS = {
         IMAGE.replace("demo", "../x"),
         r"line 3, .*'\.\./x' is not an image name",
     ),
-    "reserved name": (IMAGE.replace("demo", "blobs"), r"line 3, .*'blobs' cannot be an image name"),
+    "reserved name": (IMAGE.replace("demo", "blobs"), r"line 3, .*an image cannot be called 'blobs'"),
     "bad block size": (
         IMAGE + "    convert: {block_size: 100K}\n",
         r"line 5, .*block_size: write a power of two",
@@ -231,7 +231,10 @@ ERRORS = {
     ),
     "bad time": (IMAGE + "    max_age: 30 days\n", r"line 5, .*max_age: write a time such as 90m"),
     "bad platform": (IMAGE + "    platform: amd64\n", r"line 5, .*platform: "),
-    "bad channel": (IMAGE + "    channels: [key-abc]\n", r"line 5, .*channels\[0\]: .*build keys"),
+    "bad channel": (
+        IMAGE + "    channels: [key-abc]\n",
+        r"channels\[0\]: 'key-abc' is not a channel name",
+    ),
     "account as number": (IMAGE + "registry: {ecr: {account: 123456789012, region: us-east-1}}\n", r"quotes"),
     "two registries": (
         IMAGE + 'registry: {url: a.b, ecr: {account: "123456789012", region: us-east-1}}\n',

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +15,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.config import document, yamlfile
-from pipeline.config.names import nearest
 from pipeline.config.types import (
     Config,
     ConvertOptions,
@@ -48,26 +49,33 @@ def load(
     Raises ConfigError naming file, line and key for whatever is wrong in the file, and for a Dockerfile,
     context, waivers or secret file that does not exist.
     """
-    env = os.environ if environment is None else environment
     source = yamlfile.read(path, missing_hint=_MISSING)
+    env = os.environ if environment is None else environment
+    return build(source, env, store=store, registry=registry)
+
+
+def build(
+    source: yamlfile.Document,
+    env: Mapping[str, str],
+    *,
+    store: Path | None = None,
+    registry: str | None = None,
+    check_files: bool = True,
+) -> Config:
+    """The configuration that ``source`` says; without ``check_files`` the files that it names may be missing,
+    as for a version of images.yaml that is no longer checked out.
+    """
     file = _validate(source)
-    folder = path.resolve().parent
+    folder = source.path.resolve().parent
+    reader = _Reader(source=source, file=file, folder=folder, check_files=check_files)
     return Config(
-        path=path,
+        path=source.path,
         registry=_registry(file, registry or env.get("SQSHPIPE_REGISTRY") or None, source),
         store=_store(file, store, env, folder),
-        images={name: _image(name, model, file, source) for name, model in file.images.items()},
+        images={name: reader.image(name, model) for name, model in file.images.items()},
         cache=_place(env.get("SQSHPIPE_CACHE"), file.cache, folder, _default_cache(env)),
         scratch=_place(env.get("SQSHPIPE_SCRATCH"), file.scratch, folder, Path(tempfile.gettempdir())),
-        notify=tuple(
-            Notify(
-                sns=entry.sns,
-                webhook_env=entry.webhook_env,
-                command=tuple(entry.command) if entry.command else None,
-                on=frozenset(entry.on),
-            )
-            for entry in file.notify
-        ),
+        notify=tuple(_notify(entry) for entry in file.notify),
     )
 
 
@@ -93,7 +101,8 @@ def _tell(source: yamlfile.Document, error: ErrorDetails) -> str:
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
         known = sorted(_model_at(document.ImagesFile, key[:-1]).model_fields)
-        guess = nearest(str(key[-1]), known) or f"known here: {', '.join(known)}"
+        close = difflib.get_close_matches(str(key[-1]), known, n=1)
+        guess = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
         return f"{source.where(key)}: unknown key ({guess})"
     if kind == "missing":
         return f"{source.where(key[:-1])}: {key[-1]} is missing"
@@ -192,42 +201,81 @@ def _default_cache(env: Mapping[str, str]) -> Path:
     return Path(base).expanduser() / "sqshpipe"
 
 
-def _image(
-    name: str, model: document.ImageModel, file: document.ImagesFile, source: yamlfile.Document
-) -> ImageSpec:
-    settings = _with_defaults(model, file.defaults)
-    key: yamlfile.Key = ("images", name)
-    folder = source.path.resolve().parent
-    dockerfile = context = None
-    if model.dockerfile is not None:
-        dockerfile = folder / model.dockerfile
-        if not dockerfile.is_file():
-            raise source.error(
-                (*key, "dockerfile"), f"{model.dockerfile} does not exist", "paths start at images.yaml"
-            )
-        context = folder / model.context if model.context is not None else dockerfile.parent
-        if not context.is_dir():
-            raise source.error(
-                (*key, "context"), f"{model.context} is not a folder", "paths start at images.yaml"
-            )
-    return ImageSpec(
-        name=name,
-        base=_base(model.base, source, key),
-        platform=Platform.parse(settings.platform),
-        dockerfile=dockerfile,
-        context=context,
-        build_args=dict(model.build_args),
-        secrets={secret: _secret(entry, folder) for secret, entry in model.secrets.items()},
-        target=model.target,
-        convert=ConvertOptions(**settings.convert.model_dump()),
-        scan=_scan(settings.scan, source, key),
-        slurm=SlurmSettings(**settings.slurm.model_dump()),
-        channels=tuple(settings.channels),
-        keep=settings.keep,
-        max_age=settings.max_age,
-        test=tuple(model.test),
-        track=Track(**settings.track.model_dump()) if settings.track else None,
+def _notify(entry: document.NotifyModel) -> Notify:
+    return Notify(
+        sns=entry.sns,
+        webhook_env=entry.webhook_env,
+        command=tuple(entry.command) if entry.command else None,
+        on=frozenset(entry.on),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reader:
+    """From an image's model to its spec: defaults, paths, and whether the files are there."""
+
+    source: yamlfile.Document
+    file: document.ImagesFile
+    folder: Path
+    check_files: bool
+
+    def image(self, name: str, model: document.ImageModel) -> ImageSpec:
+        settings = _with_defaults(model, self.file.defaults)
+        key: yamlfile.Key = ("images", name)
+        dockerfile, context = self.build_files(key, model)
+        return ImageSpec(
+            name=name,
+            base=self.base(key, model.base),
+            platform=Platform.parse(settings.platform),
+            dockerfile=dockerfile,
+            context=context,
+            build_args=dict(model.build_args),
+            secrets={secret: self.secret(entry) for secret, entry in model.secrets.items()},
+            target=model.target,
+            convert=ConvertOptions(**settings.convert.model_dump()),
+            scan=self.scan(key, settings.scan),
+            slurm=SlurmSettings(**settings.slurm.model_dump()),
+            channels=tuple(settings.channels),
+            keep=settings.keep,
+            max_age=settings.max_age,
+            test=tuple(model.test),
+            track=Track(**settings.track.model_dump()) if settings.track else None,
+        )
+
+    def build_files(self, key: yamlfile.Key, model: document.ImageModel) -> tuple[Path | None, Path | None]:
+        if model.dockerfile is None:
+            return None, None
+        dockerfile = self.folder / model.dockerfile
+        context = self.folder / model.context if model.context is not None else dockerfile.parent
+        if self.check_files and not dockerfile.is_file():
+            raise self.missing((*key, "dockerfile"), f"{model.dockerfile} does not exist")
+        if self.check_files and not context.is_dir():
+            raise self.missing((*key, "context"), f"{model.context} is not a folder")
+        return dockerfile, context
+
+    def missing(self, key: yamlfile.Key, problem: str) -> ConfigError:
+        return self.source.error(key, problem, f"paths start at {self.folder}")
+
+    def base(self, key: yamlfile.Key, text: str) -> Reference:
+        base = Reference.parse(text)
+        if base.tag is None and base.digest is None:
+            hint = f"write the tag that you mean, {text}:latest at worst"
+            raise self.source.error((*key, "base"), f"{text} has no tag", hint)
+        return base
+
+    def secret(self, entry: document.SecretModel) -> SecretSource:
+        file = self.folder / Path(entry.file).expanduser() if entry.file is not None else None
+        return SecretSource(env=entry.env, file=file)
+
+    def scan(self, key: yamlfile.Key, model: document.ScanModel) -> ScanPolicy:
+        waivers = self.folder / model.waivers if model.waivers is not None else None
+        if waivers is not None and self.check_files and not waivers.is_file():
+            own = (*key, "scan", "waivers")
+            where = own if own in self.source.lines else ("defaults", "scan", "waivers")
+            raise self.missing(where, f"{model.waivers} does not exist")
+        fields = model.model_dump(exclude={"fail_on", "waivers"})
+        fail_on = None if model.fail_on == "never" else model.fail_on
+        return ScanPolicy(fail_on=fail_on, waivers=waivers, **fields)
 
 
 def _with_defaults(model: document.ImageModel, defaults: document.ImageSettings) -> document.ImageSettings:
@@ -239,29 +287,3 @@ def _with_defaults(model: document.ImageModel, defaults: document.ImageSettings)
         nested = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = {**merged[name], **value} if nested else value
     return document.ImageSettings.model_validate(merged)
-
-
-def _base(text: str, source: yamlfile.Document, key: yamlfile.Key) -> Reference:
-    base = Reference.parse(text)
-    if base.tag is None and base.digest is None:
-        raise source.error(
-            (*key, "base"), f"{text} has no tag", f"write the tag that you mean, {text}:latest at worst"
-        )
-    return base
-
-
-def _secret(entry: document.SecretModel, folder: Path) -> SecretSource:
-    file = folder / Path(entry.file).expanduser() if entry.file is not None else None
-    return SecretSource(env=entry.env, file=file)
-
-
-def _scan(model: document.ScanModel, source: yamlfile.Document, key: yamlfile.Key) -> ScanPolicy:
-    waivers = None
-    if model.waivers is not None:
-        waivers = source.path.resolve().parent / model.waivers
-        if not waivers.is_file():
-            own = (*key, "scan", "waivers")
-            where = own if own in source.lines else ("defaults", "scan", "waivers")
-            raise source.error(where, f"{model.waivers} does not exist", "paths start at images.yaml")
-    fields = model.model_dump(exclude={"fail_on", "waivers"})
-    return ScanPolicy(fail_on=None if model.fail_on == "never" else model.fail_on, waivers=waivers, **fields)

@@ -1,0 +1,138 @@
+"""Which images a change of the sources touches, and why: what ``plan --changed-since`` chooses.
+
+Only the sources are looked at: the checkout now, and images.yaml and images.lock as they were. Nothing is
+asked of registry or store, so that it also works where neither can be reached (pull requests from forks).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Config, ImageSpec, yamlfile
+from pipeline.config.reading import build
+from pipeline.errors import ConfigError
+from pipeline.inputs import Ignore
+from pipeline.lock import Lock, parse_lock, read_lock
+from pipeline.tools.git import Checkout
+
+_COMPARED = (
+    "base",
+    "platform",
+    "dockerfile",
+    "context",
+    "build_args",
+    "secrets",
+    "target",
+    "convert",
+    "scan",
+    "max_age",
+    "test",
+)
+_MAX_FILES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affected:
+    """An image that a change touches, with a short sentence a reason."""
+
+    image: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Past:
+    """What images.yaml and images.lock said; ``config`` is None, with the reason, when nothing compares.
+
+    ``moved``: registry or store are others now.
+    """
+
+    config: Config | None
+    lock: Lock
+    reason: str = ""
+    moved: bool = False
+
+
+def affected_since(config: Config, revision: str) -> tuple[Affected, ...]:
+    """The images of ``config`` that differ from where HEAD left ``revision``, in the file's order.
+
+    Raises ConfigError outside of a checkout and for a revision that git does not know here.
+    """
+    checkout = Checkout.around(config.path.resolve().parent)
+    commit = checkout.branched_from(revision)
+    if commit is None:
+        return tuple(Affected(image=name, reasons=("there is no earlier commit",)) for name in config.images)
+    changed = frozenset(path.resolve() for path in checkout.changed_since(commit))
+    past = _past(config, checkout, commit)
+    lock = read_lock(config.lock_path)
+    found = []
+    for spec in config.images.values():
+        reasons = (
+            *_settings(spec, config, past),
+            *_locked(spec, lock, past),
+            *_files(spec, changed),
+        )
+        if reasons:
+            found.append(Affected(image=spec.name, reasons=reasons))
+    return tuple(found)
+
+
+def _past(config: Config, checkout: Checkout, commit: str) -> _Past:
+    raw = checkout.content(commit, config.path)
+    locked = checkout.content(commit, config.lock_path)
+    try:
+        lock = parse_lock(locked, config.lock_path) if locked else Lock()
+    except ConfigError:
+        lock = Lock()
+    if raw is None:
+        return _Past(config=None, lock=lock, reason=f"{config.path.name} is new")
+    try:
+        # The same environment as now: an override is no change of the sources.
+        old = build(yamlfile.parse(raw, config.path), os.environ, check_files=False)
+    except ConfigError:
+        return _Past(config=None, lock=lock, reason=f"{config.path.name} could not be read before")
+    now = build(yamlfile.read(config.path), os.environ, check_files=False)
+    return _Past(config=old, lock=lock, moved=(old.registry, old.store) != (now.registry, now.store))
+
+
+def _settings(spec: ImageSpec, config: Config, past: _Past) -> Iterator[str]:
+    if past.config is None:
+        yield past.reason
+        return
+    old = past.config.images.get(spec.name)
+    if old is None:
+        yield f"{config.path.name}: {spec.name} is new"
+        return
+    for name in _COMPARED:
+        if getattr(old, name) != getattr(spec, name):
+            yield f"{config.path.name}: {name} changed"
+    if past.moved:
+        yield f"{config.path.name}: registry or store changed"
+
+
+def _locked(spec: ImageSpec, lock: Lock, past: _Past) -> Iterator[str]:
+    before, now = (held.get(spec.base, spec.platform) for held in (past.lock, lock))
+    if before is None and now is None:
+        return
+    if before is None or now is None or before.digest != now.digest:
+        was = str(before.digest)[:19] if before else "not locked"
+        then = str(now.digest)[:19] if now else "not locked"
+        yield f"images.lock: {spec.base} {was} -> {then}"
+
+
+def _files(spec: ImageSpec, changed: frozenset[Path]) -> Iterator[str]:
+    if spec.scan.waivers is not None and spec.scan.waivers.resolve() in changed:
+        yield f"{spec.scan.waivers.name} changed"
+    if spec.dockerfile is None or spec.context is None:
+        return
+    dockerfile, context = spec.dockerfile.resolve(), spec.context.resolve()
+    ignore = Ignore.of(dockerfile, context)
+    own = {dockerfile, *(path.resolve() for path in Ignore.files(dockerfile, context))}
+    told = [path.name for path in sorted(own & changed)]
+    inside = (path.relative_to(context) for path in sorted(changed - own) if path.is_relative_to(context))
+    told += [path.as_posix() for path in inside if not ignore.matches(path.as_posix())]
+    yield from (f"{name} changed" for name in told[:_MAX_FILES])
+    if len(told) > _MAX_FILES:
+        yield f"{len(told) - _MAX_FILES} more files changed"

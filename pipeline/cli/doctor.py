@@ -1,0 +1,49 @@
+"""``sqshpipe doctor``: is this machine ready, and what is to be done if not."""
+
+from __future__ import annotations
+
+import typer
+
+from pipeline.cli import options, output
+from pipeline.errors import ConfigError, ToolError
+
+_INDENT = 18
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``doctor`` to ``app``."""
+    app.command()(doctor)
+
+
+def doctor(
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    store: options.Store = None,
+    registry: options.Registry = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check tools, space, daemon, registry and store; exit with 3 if something needed is missing."""
+    from pipeline.config import load
+    from pipeline.doctor import examine
+
+    problem = None
+    settings = None
+    try:
+        settings = load(config, store=store, registry=registry)
+    except ConfigError as error:
+        problem = error
+    checks = examine(settings, problem)
+    if as_json:
+        output.data_json(
+            [
+                {"check": check.name, "status": check.status, "found": check.found, "advice": check.advice}
+                for check in checks
+            ]
+        )
+    else:
+        for check in checks:
+            found = output.safe(check.found.replace("\n", "; "))
+            output.data(f"{check.status:<4}  {check.name:<12}{found}")
+            if check.advice and check.status != "ok":
+                output.data(" " * _INDENT + output.safe(check.advice))
+    if any(check.status == "fail" for check in checks):
+        raise typer.Exit(ToolError.exit_code)

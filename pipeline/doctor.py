@@ -1,0 +1,266 @@
+"""Looks at the machine: what is there, what is missing, and what to do about it.
+
+Each check is one line: ok, warn (works, but look at it) or fail (something that images.yaml needs is not
+there). Nothing is changed, apart from a probe file in the store that is removed at once.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.config.types import Config
+from pipeline.errors import SqshpipeError
+from pipeline.tools import process
+
+Status = Literal["ok", "warn", "fail"]
+
+_GIB = 1 << 30
+# An NGC image is about 10 GiB of compressed layers, 25 GiB unpacked, and as much again as a .sqsh.
+_SCRATCH_GIB = 60
+_CACHE_GIB = 30
+_STORE_GIB = 50
+_NETWORK_KINDS = frozenset({"nfs", "nfs4", "lustre", "cifs", "ceph", "gpfs", "beegfs", "fuse.sshfs", "9p"})
+_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line: what was looked at, what was found, and what to do if that is not well."""
+
+    name: str
+    status: Status
+    found: str
+    advice: str = ""
+
+
+def examine(config: Config | None, problem: SqshpipeError | None = None) -> tuple[Check, ...]:
+    """Look at everything; ``problem`` is why there is no ``config``. Slow checks run side by side."""
+    checks: list[Callable[[], Check]] = [_python, lambda: _configuration(config, problem)]
+    checks += [lambda: _docker(config), lambda: _mksquashfs(config), lambda: _enroot(config)]
+    checks += [_fuse, lambda: _optional("git", "default versions and provenance come from it")]
+    checks += [lambda: _scanner(config), _slurm]
+    if config is not None:
+        checks += [
+            lambda: _space("scratch", config.scratch, _SCRATCH_GIB, "SQSHPIPE_SCRATCH", local=True),
+            lambda: _space("cache", config.cache, _CACHE_GIB, "SQSHPIPE_CACHE", local=False),
+            lambda: _registry(config),
+            lambda: _store(config),
+        ]
+    with ThreadPoolExecutor(max_workers=len(checks)) as pool:
+        return tuple(pool.map(lambda check: check(), checks))
+
+
+def _python() -> Check:
+    return Check(name="python", status="ok", found=f"{platform.python_version()} at {sys.executable}")
+
+
+def _configuration(config: Config | None, problem: SqshpipeError | None) -> Check:
+    if config is None:
+        found, advice = (problem.message, problem.hint) if problem else ("none", "write an images.yaml")
+        return Check(name="images.yaml", status="fail", found=found, advice=advice)
+    count = len(config.images)
+    return Check(name="images.yaml", status="ok", found=f"{config.path}, {count} image{'s' * (count != 1)}")
+
+
+def _docker(config: Config | None) -> Check:
+    needed = config is None or any(not spec.mirrored for spec in config.images.values())
+    secrets = config is not None and any(spec.secrets for spec in config.images.values())
+    try:
+        from pipeline.tools.docker import Engine
+
+        with Engine.connect() as engine:
+            buildkit = engine.has_buildkit
+            found = f"{engine.version} at {engine.host}, {'BuildKit' if buildkit else 'classic builder'}"
+    except SqshpipeError as error:
+        status: Status = "fail" if needed else "warn"
+        return Check(name="docker", status=status, found=error.message, advice=error.hint)
+    if secrets and not buildkit:
+        advice = "secrets: need BuildKit: install the docker-buildx plugin or a newer engine"
+        return Check(name="docker", status="fail", found=found, advice=advice)
+    return Check(name="docker", status="ok", found=found)
+
+
+def _mksquashfs(config: Config | None) -> Check:
+    from pipeline.tools.mksquashfs import Mksquashfs
+
+    needed = config is not None and _pinned(config, "mksquashfs")
+    try:
+        found = Mksquashfs.find().version_text
+    except SqshpipeError as error:
+        status: Status = "fail" if needed else "warn"
+        return Check(name="mksquashfs", status=status, found=error.message, advice=error.hint)
+    return Check(name="mksquashfs", status="ok", found=found)
+
+
+def _enroot(config: Config | None) -> Check:
+    from pipeline.tools.enroot import Enroot
+
+    needed = config is not None and _pinned(config, "enroot")
+    if not needed and not _there("enroot"):
+        return Check(name="enroot", status="ok", found="not installed; converter auto does without it")
+    try:
+        found = Enroot.find().version_text
+    except SqshpipeError as error:
+        status: Status = "fail" if needed else "warn"
+        return Check(name="enroot", status=status, found=error.message, advice=error.hint)
+    return Check(name="enroot", status="ok", found=found)
+
+
+def _pinned(config: Config, converter: str) -> bool:
+    return any(spec.convert.converter == converter for spec in config.images.values())
+
+
+def _fuse() -> Check:
+    if os.geteuid() == 0:
+        return Check(name="mount", status="ok", found="root mounts .sqsh files with the kernel")
+    if not _there("squashfuse"):
+        advice = "to mount without root: sudo apt-get install squashfuse fuse3"
+        return Check(name="mount", status="warn", found="squashfuse is not installed", advice=advice)
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        advice = "ask for access to /dev/fuse, or mount as root"
+        return Check(name="mount", status="warn", found="/dev/fuse cannot be opened", advice=advice)
+    return Check(name="mount", status="ok", found="squashfuse")
+
+
+def _scanner(config: Config | None) -> Check:
+    wanted = {spec.scan.scanner for spec in config.images.values()} if config else set()
+    if _there("trivy"):
+        return Check(name="scanner", status="ok", found="trivy")
+    if "trivy" in wanted:
+        advice = "install trivy, or choose another scanner in images.yaml"
+        return Check(name="scanner", status="fail", found="trivy is not installed", advice=advice)
+    if config is not None and config.registry.ecr is not None:
+        return Check(name="scanner", status="ok", found="ECR scans what is pushed")
+    if wanted <= {"none"}:
+        return Check(name="scanner", status="ok", found="none is asked for")
+    advice = "install trivy, or say scan: {scanner: none} so that nobody takes the images for scanned"
+    return Check(name="scanner", status="warn", found="none is here", advice=advice)
+
+
+def _slurm() -> Check:
+    if not _there("sbatch"):
+        return Check(name="slurm", status="ok", found="not installed; --executor slurm needs it")
+    said = process.run(["sbatch", "--version"], check=False, timeout=_TIMEOUT)
+    return Check(name="slurm", status="ok", found=said.stdout.strip() or "sbatch")
+
+
+def _optional(tool: str, use: str) -> Check:
+    if _there(tool):
+        return Check(name=tool, status="ok", found="installed")
+    return Check(name=tool, status="warn", found="not installed", advice=f"{use}: install {tool}")
+
+
+def _space(name: str, place: Path, wanted_gib: int, variable: str, *, local: bool) -> Check:
+    existing = _existing(place)
+    if not os.access(existing, os.W_OK):
+        advice = f"set {variable} to a folder that you may write"
+        return Check(name=name, status="fail", found=f"{place} cannot be written", advice=advice)
+    free = shutil.disk_usage(existing).free
+    kind = filesystem(existing)
+    found = f"{place}, {kind}, {free / _GIB:.1f} GiB free"
+    if local and kind in _NETWORK_KINDS:
+        advice = f"whiteouts and many small files do badly there: set {variable} to local disk"
+        return Check(name=name, status="warn", found=found, advice=advice)
+    if free < _GIB:
+        return Check(name=name, status="fail", found=found, advice=f"free space, or set {variable}")
+    if free < wanted_gib * _GIB:
+        advice = f"an NGC image wants {wanted_gib} GiB here: set {variable} to a larger disk"
+        return Check(name=name, status="warn", found=found, advice=advice)
+    return Check(name=name, status="ok", found=found)
+
+
+def _registry(config: Config) -> Check:
+    from pipeline.bases import Clients
+
+    if config.registry.url is None and config.registry.ecr is None:
+        advice = "set registry: in images.yaml, or SQSHPIPE_REGISTRY"
+        return Check(name="registry", status="warn", found="none is configured", advice=advice)
+    try:
+        with Clients(config) as clients:
+            clients(config.registry.host).ping()
+    except SqshpipeError as error:
+        return Check(name="registry", status="fail", found=error.message, advice=error.hint)
+    return Check(name="registry", status="ok", found=f"{config.registry.base} answers and lets us in")
+
+
+def _store(config: Config) -> Check:
+    if config.store.configured is None:
+        advice = "set store: in images.yaml, or SQSHPIPE_STORE"
+        return Check(name="store", status="warn", found="none is configured", advice=advice)
+    root = config.store.root
+    if not root.exists():
+        parent = _existing(root)
+        if os.access(parent, os.W_OK):
+            found = f"{root} does not exist yet; the first release makes it"
+            return Check(name="store", status="ok", found=found)
+        advice = f"{parent} cannot be written: make the folder as the user that publishes"
+        return Check(name="store", status="fail", found=f"{root} does not exist", advice=advice)
+    refusal = _refuses_links(root)
+    if refusal:
+        advice = "run as the user that publishes; users only read"
+        return Check(name="store", status="fail", found=f"{root}: {refusal}", advice=advice)
+    free = shutil.disk_usage(root).free
+    found = f"{root}, {filesystem(root)}, {free / _GIB:.1f} GiB free"
+    if free < _STORE_GIB * _GIB:
+        advice = "sqshpipe prune frees what nothing uses; sqshpipe du says what takes the space"
+        return Check(name="store", status="warn", found=found, advice=advice)
+    return Check(name="store", status="ok", found=found)
+
+
+def _refuses_links(root: Path) -> str:
+    """Why a release cannot be committed here (it is made by link(2)), or nothing. Leaves nothing behind."""
+    try:
+        with tempfile.TemporaryDirectory(dir=root, prefix=".doctor-") as folder:
+            probe = Path(folder, "probe")
+            probe.write_bytes(b"probe")
+            Path(folder, "link").hardlink_to(probe)
+    except OSError as error:
+        return f"no file can be made and linked here ({error.strerror})"
+    return ""
+
+
+def filesystem(path: Path) -> str:
+    """The kind of file system that ``path`` is on, such as ext4 or lustre; ``unknown`` without /proc."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "unknown"
+    best, kind = "", "unknown"
+    resolved = str(path.resolve())
+    for mount, found in _mounts(lines):
+        inside = resolved == mount or resolved.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, found
+    return kind
+
+
+def _mounts(lines: list[str]) -> Iterator[tuple[str, str]]:
+    """Mount point and kind of each line (proc(5), mountinfo); spaces are written as octal there."""
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        fields, kinds = left.split(), right.split()
+        if len(fields) > 4 and kinds:
+            yield fields[4].replace("\\040", " "), kinds[0]
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _there(tool: str) -> bool:
+    try:
+        process.which(tool, hint="")
+    except SqshpipeError:
+        return False
+    return True

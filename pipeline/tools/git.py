@@ -1,0 +1,77 @@
+"""What git knows of the sources: which files changed, what a file said, what this checkout is called."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError, ToolError
+from pipeline.tools import process
+
+_HINT = "install git, or leave out what needs it"
+_TIMEOUT = 60.0
+_NOTHING_BEFORE = re.compile(r"0{40}|0{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkout:
+    """A work tree; ``root`` is its top folder."""
+
+    root: Path
+
+    @classmethod
+    def around(cls, folder: Path) -> Checkout:
+        """The work tree that ``folder`` is in. ConfigError when there is none, ToolError without git."""
+        said = _git(folder, "rev-parse", "--show-toplevel", check=False)
+        if said.returncode != 0:
+            raise ConfigError(f"{folder} is not in a git work tree", hint="run it in a checkout")
+        return cls(root=Path(said.stdout.rstrip("\n")))
+
+    def branched_from(self, revision: str) -> str | None:
+        """The commit where HEAD left ``revision``; None for the all-zero name that a first push reports.
+
+        Raises ConfigError when the revision is not here.
+        """
+        if _NOTHING_BEFORE.fullmatch(revision):
+            return None
+        if revision.startswith("-"):
+            raise ConfigError(f"{revision!r} is not a revision")
+        known = _git(self.root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", check=False)
+        if known.returncode != 0:
+            raise ConfigError(
+                f"git does not know {revision!r} here",
+                hint="a shallow clone lacks history: fetch it (in Actions: fetch-depth: 0)",
+            )
+        commit = known.stdout.strip()
+        base = _git(self.root, "merge-base", commit, "HEAD", check=False)
+        # A branch that was pushed anew shares no history: then what it had is compared itself.
+        return base.stdout.strip() if base.returncode == 0 else commit
+
+    def changed_since(self, commit: str) -> frozenset[Path]:
+        """Files that differ between ``commit`` and the work tree, untracked ones too; absolute paths."""
+        tracked = _git(self.root, "diff", "--name-only", "--no-renames", "-z", commit, "--")
+        untracked = _git(self.root, "ls-files", "--others", "--exclude-standard", "-z")
+        names = (tracked.stdout + untracked.stdout).split("\0")
+        return frozenset(self.root / name for name in names if name)
+
+    def content(self, commit: str, path: Path) -> bytes | None:
+        """What ``path`` said at ``commit``; None when it was not there."""
+        name = path.resolve().relative_to(self.root.resolve()).as_posix()
+        said = _git(self.root, "cat-file", "blob", f"{commit}:{name}", check=False)
+        return said.stdout.encode() if said.returncode == 0 else None
+
+    def describe(self) -> str | None:
+        """The version that ``git describe`` gives this checkout; None without a commit."""
+        said = _git(self.root, "describe", "--tags", "--always", "--dirty", check=False)
+        return said.stdout.strip() or None if said.returncode == 0 else None
+
+
+def _git(folder: Path, *words: str, check: bool = True) -> process.Completed:
+    try:
+        return process.run(["git", "-C", folder, *words], check=check, hint=_HINT, timeout=_TIMEOUT)
+    except ToolError as error:
+        if "dubious ownership" in error.message:
+            hint = f"git config --global --add safe.directory {folder.resolve()}"
+            raise ToolError(error.message, hint=hint) from error
+        raise

@@ -1,0 +1,131 @@
+"""Each check says what it found and what to do; what images.yaml does not need is no failure."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline import doctor
+from pipeline.cli.app import app
+from pipeline.config import load
+from pipeline.doctor import Check, examine
+from pipeline.errors import ConfigError
+
+MIRROR = "version: 1\nimages: {demo: {base: 'debian:12', scan: {scanner: none}}}\n"
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with nothing installed but what a test puts into the folder that comes back."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setattr("pipeline.tools.process._MORE_PATH", ())
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    for name in ("SQSHPIPE_STORE", "SQSHPIPE_REGISTRY", "SQSHPIPE_SCRATCH", "SQSHPIPE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    return tools
+
+
+def put_tool(folder: Path, name: str, says: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\necho '{says}'\n")
+    path.chmod(0o755)
+
+
+def look(tmp_path: Path, text: str, **environment: str) -> dict[str, Check]:
+    (tmp_path / "images.yaml").write_text(text)
+    (tmp_path / "Dockerfile").touch()
+    defaults = {"SQSHPIPE_SCRATCH": str(tmp_path), "SQSHPIPE_CACHE": str(tmp_path)}
+    config = load(tmp_path / "images.yaml", environment={**defaults, **environment})
+    return {check.name: check for check in examine(config)}
+
+
+def test_a_mirror_needs_neither_docker_nor_tools(tmp_path: Path) -> None:
+    checks = look(tmp_path, MIRROR)
+    assert [check.name for check in checks.values() if check.status == "fail"] == []
+    assert checks["docker"].status == "warn"
+    assert checks["enroot"].status == "ok"
+    assert all(check.advice for check in checks.values() if check.status != "ok")
+
+
+def test_a_build_needs_docker(tmp_path: Path) -> None:
+    checks = look(tmp_path, "version: 1\nimages: {demo: {base: 'debian:12', dockerfile: Dockerfile}}\n")
+    assert checks["docker"].status == "fail"
+    assert "none.sock" in checks["docker"].found
+    assert checks["docker"].advice
+
+
+@pytest.mark.parametrize("converter", ["mksquashfs", "enroot"])
+def test_a_pinned_converter_must_be_there(tmp_path: Path, bare_machine: Path, converter: str) -> None:
+    text = f"version: 1\nimages: {{demo: {{base: 'debian:12', convert: {{converter: {converter}}}}}}}\n"
+    assert look(tmp_path, text)[converter].status == "fail"
+    put_tool(bare_machine, "enroot", "4.1.2")
+    put_tool(bare_machine, "mksquashfs", "mksquashfs version 4.6.1 (2023/03/25)")
+    check = look(tmp_path, text)[converter]
+    assert (check.status, check.found.startswith("4.")) == ("ok", True)
+
+
+def test_a_scanner_that_is_asked_for_must_be_there(tmp_path: Path, bare_machine: Path) -> None:
+    text = "version: 1\nimages: {demo: {base: 'debian:12', scan: {scanner: trivy}}}\n"
+    assert look(tmp_path, text)["scanner"].status == "fail"
+    assert look(tmp_path, text.replace("trivy", "auto"))["scanner"].status == "warn"
+    put_tool(bare_machine, "trivy", "")
+    assert look(tmp_path, text)["scanner"].status == "ok"
+
+
+def test_the_store_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    assert look(tmp_path, MIRROR, SQSHPIPE_STORE=str(root))["store"].status == "ok"
+    root.mkdir()
+    assert look(tmp_path, MIRROR, SQSHPIPE_STORE=str(root))["store"].status in ("ok", "warn")
+    assert list(root.iterdir()) == []
+    assert look(tmp_path, MIRROR)["store"].status == "warn"
+
+
+def test_a_store_without_links_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    check = look(tmp_path, MIRROR, SQSHPIPE_STORE=str(tmp_path))["store"]
+    assert (check.status, "Operation not permitted" in check.found) == ("fail", True)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".doctor")] == []
+
+
+def test_a_registry_that_does_not_answer(tmp_path: Path) -> None:
+    check = look(tmp_path, MIRROR, SQSHPIPE_REGISTRY="127.0.0.1:1")["registry"]
+    assert (check.status, "127.0.0.1:1" in check.found) == ("fail", True)
+
+
+def test_little_space_and_network_disks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 5 << 30})
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+    assert look(tmp_path, MIRROR)["scratch"].status == "warn"
+    usage.free = 1 << 20  # type: ignore[attr-defined]
+    assert look(tmp_path, MIRROR)["scratch"].status == "fail"
+    monkeypatch.setattr(doctor, "filesystem", lambda _: "lustre")
+    assert "local disk" in look(tmp_path, MIRROR)["scratch"].advice
+
+
+def test_filesystem_is_that_of_the_innermost_mount() -> None:
+    assert doctor.filesystem(Path("/proc/self")) == "proc"
+    assert doctor.filesystem(Path("/")) not in ("proc", "unknown")
+
+
+def test_no_configuration_is_the_first_thing_told() -> None:
+    checks = {check.name: check for check in examine(None, ConfigError("gone", hint="write one"))}
+    assert checks["images.yaml"] == Check(name="images.yaml", status="fail", found="gone", advice="write one")
+
+
+def test_verb_prints_and_exits_with_3(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.yaml")
+    result = CliRunner().invoke(app, ["doctor", "--config", missing])
+    assert result.exit_code == 3
+    assert "fail  images.yaml " in result.stdout
+    listed = json.loads(CliRunner().invoke(app, ["doctor", "--config", missing, "--json"]).stdout)
+    assert {"check", "status", "found", "advice"} == set(listed[0])
