@@ -27,7 +27,9 @@ Platform = Annotated[str | None, typer.Option("--platform", help="os/architectur
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs of this module to ``app``."""
+    """Add the verbs of this module, and of those that care for the store, to ``app``."""
+    from pipeline.cli import retention
+
     app.command("list")(list_releases)
     app.command()(show)
     app.command()(resolve)
@@ -36,6 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command()(rollback)
     app.command("yank")(yank)
     app.command("keep")(keep)
+    retention.register(app)
 
 
 def open_store(root: Path | None, config: Path = options.DEFAULT_CONFIG) -> Store:

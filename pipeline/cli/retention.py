@@ -1,0 +1,164 @@
+"""What stays in the store and who uses it: lease, prune, store rebuild."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import options, output
+from pipeline.cli.store import Platform, host_platform, open_store
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.store.prune import Report
+    from pipeline.store.retention import LiveJobs, Policy
+
+_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
+WithoutSlurm = Annotated[
+    bool, typer.Option("--no-slurm", help="No Slurm cluster uses this store: do not ask for its jobs.")
+]
+Keep = Annotated[int | None, typer.Option("--keep", help="Newest releases to keep; default: images.yaml, 5.")]
+
+store_verbs = typer.Typer(help="Care of the whole store.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module to ``app``."""
+    app.command()(lease)
+    app.command()(prune)
+    app.add_typer(store_verbs, name="store")
+
+
+def duration(text: str, option: str) -> timedelta:
+    """90m, 12h, 30d or 2w. Raises ConfigError naming the option."""
+    number, unit = text[:-1], text[-1:]
+    if text == "0":
+        return timedelta(0)
+    if not number.isdigit() or unit not in _UNITS:
+        raise ConfigError(f"{option} {text!r} is no time", hint="write 90m, 12h, 30d or 2w")
+    return timedelta(seconds=int(number) * _UNITS[unit])
+
+
+def lease(
+    name: Annotated[
+        str | None, typer.Argument(metavar="IMAGE[:VERSION|:CHANNEL]", help="What is used.")
+    ] = None,
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    platform: Platform = None,
+    hours: Annotated[float, typer.Option("--hours", help="For how long at most.")] = 24.0,
+    drop: Annotated[Path | None, typer.Option("--drop", help="Give this lease back instead.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Say that you use a release, so that prune leaves its file; prints the lease, which --drop takes.
+
+    Without a name: the leases that there are.
+    """
+    from pipeline.store import leases
+
+    opened = open_store(store, config)
+    if drop is not None:
+        path = opened.layout.leases / drop.name
+        leases.drop(path)
+        output.data(str(path))
+    elif name is not None:
+        release = opened.resolve(name, platform or host_platform())
+        output.data(str(leases.take(opened.layout, release, seconds=hours * 3600)))
+    else:
+        present = leases.read_all(opened.layout)
+        if json:
+            output.data_json([dataclasses.asdict(one) for one in present])
+            return
+        for one in present:
+            output.data(f"{one.name}  {one.image}:{one.version}  {one.sha256[:12]}  {one.holder()}")
+
+
+def prune(
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    keep: Keep = None,
+    grace: Annotated[
+        str, typer.Option("--grace", help="How long a release outlives its last channel.")
+    ] = "30d",
+    delete_after: Annotated[
+        str, typer.Option("--delete-after", help="How long bytes outlive hiding: the longest job.")
+    ] = "14d",
+    no_slurm: WithoutSlurm = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen, and why.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Hide releases that nobody needs, and delete those that were hidden long enough ago."""
+    from pipeline.store.prune import no_jobs
+    from pipeline.store.prune import prune as run
+
+    opened = open_store(store, config)
+    if not opened.root.is_dir():
+        raise ConfigError(
+            f"there is no store at {opened.root}", hint="name it with --store or SQSHPIPE_STORE"
+        )
+    policy = _policy(config, keep, duration(grace, "--grace"), duration(delete_after, "--delete-after"))
+    report = run(opened.layout, policy, no_jobs if no_slurm else ask_slurm, dry_run=dry_run)
+    _print_report(report, dry_run=dry_run, json=json)
+
+
+def ask_slurm() -> LiveJobs:
+    """What Slurm's jobs use. Raises ToolError when it cannot be asked."""
+    from pipeline.errors import ToolError
+    from pipeline.store.retention import LiveJobs
+    from pipeline.tools import slurm
+
+    if not slurm.installed():
+        raise ToolError(
+            "squeue is not installed here",
+            hint="run it on a host of the cluster; --no-slurm where no cluster uses the store",
+        )
+    jobs = slurm.jobs()
+    digests = frozenset(digest for job in jobs for digest in job.digests)
+    return LiveJobs(digests=digests, ids=frozenset(job.id for job in jobs), cluster=slurm.cluster_name())
+
+
+def _policy(config: Path, keep: int | None, grace: timedelta, delete_after: timedelta) -> Policy:
+    from pipeline.store.retention import Policy
+
+    per_image: dict[str, int] = {}
+    if keep is None and config.is_file():
+        from pipeline.config import load
+
+        per_image = {name: spec.keep for name, spec in load(config).images.items()}
+    return Policy(keep=keep or 5, per_image=per_image, named_grace=grace, delete_after=delete_after)
+
+
+def _print_report(report: Report, *, dry_run: bool, json: bool) -> None:
+    import structlog
+
+    if report.unreachable:
+        structlog.get_logger().warning(
+            f"nothing is hidden or deleted, since running jobs are not known: {report.unreachable}"
+        )
+    if json:
+        output.data_json(dataclasses.asdict(report))
+        return
+    for verdict in report.verdicts:
+        output.data(f"{verdict.action:<6}  {verdict.image}:{verdict.version}  {verdict.reason}")
+    for path, reason in report.files:
+        output.data(f"{'remove':<6}  {path}  {reason}")
+    word = "would free" if dry_run else "freed"
+    structlog.get_logger().info(f"{word} {report.freed / (1 << 20):,.1f} MiB in {len(report.blobs)} files")
+
+
+@store_verbs.command()
+def rebuild(
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+) -> None:
+    """Write manifest.json, every index and every link anew from the records and events."""
+    import structlog
+
+    opened = open_store(store, config)
+    for message in opened.rebuild():
+        structlog.get_logger().warning(message)
+    output.data(str(opened.layout.manifest))

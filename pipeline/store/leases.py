@@ -1,0 +1,159 @@
+"""Who uses what: one small file in <root>/leases/ for each holder, made and dropped without a lock.
+
+Anyone may write there, so nothing that a lease says is believed unless the file's owner is the user whose
+job it speaks of, and none counts for longer than `LONGEST_SECONDS` after it was last changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.store import atomic
+from pipeline.store.events import moment, whoami
+from pipeline.store.layout import Layout
+from pipeline.store.record import Release
+
+SCHEMA = 1
+LONGEST_SECONDS = 60 * 24 * 3600.0
+FOLDER_MODE = 0o1777
+_LIMIT = 64 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """One holder's word that it uses a file. `job` and `cluster` are empty for a person; times are
+    seconds.
+    """
+
+    name: str
+    sha256: str
+    image: str = ""
+    version: str = ""
+    host: str = ""
+    job: str = ""
+    step: str = ""
+    uid: int
+    cluster: str = ""
+    expires: float
+
+    def holder(self) -> str:
+        """Who holds it, for people."""
+        if self.job:
+            return f"job {self.job} on {self.host}" + (f" of {self.cluster}" if self.cluster else "")
+        return f"{self.name.removesuffix('.json')} (uid {self.uid})"
+
+
+def take(layout: Layout, release: Release, *, seconds: float, job: str = "", cluster: str = "") -> Path:
+    """Leave a lease on the bytes of `release` for `seconds`; gives its path, which `drop` takes."""
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise ConfigError(
+            f"a lease cannot last {seconds / 86400:.0f} days",
+            hint=f"the longest is {LONGEST_SECONDS / 86400:.0f}; use sqshpipe keep for what must stay",
+        )
+    now = time.time()
+    host = os.uname().nodename
+    data = {
+        "schema": SCHEMA,
+        "sha256": release.sha256,
+        "image": release.image,
+        "version": release.version,
+        "host": host,
+        "job": job,
+        "step": "",
+        "uid": os.getuid(),
+        "cluster": cluster,
+        "created": _text(now),
+        "expires": _text(now + seconds),
+    }
+    path = layout.leases / f"person-{whoami().replace('/', '_')}-{secrets.token_hex(4)}.json"
+    with atomic.told("leaving a lease"):
+        prepare(layout)
+        atomic.create(path, json.dumps(data).encode() + b"\n", mode=0o644)
+    return path
+
+
+def drop(path: Path) -> None:
+    """Give a lease back; one that is gone already is fine."""
+    with atomic.told("dropping a lease"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(layout: Layout, release: Release, *, seconds: float) -> Iterator[None]:
+    """Hold a lease for as long as the block runs."""
+    path = take(layout, release, seconds=seconds)
+    try:
+        yield
+    finally:
+        drop(path)
+
+
+def prepare(layout: Layout) -> None:
+    """Make the folder in which everyone may leave leases and nobody may touch another's."""
+    try:
+        layout.leases.mkdir(parents=True)
+    except FileExistsError:
+        return
+    layout.leases.chmod(FOLDER_MODE)
+
+
+def read_all(layout: Layout) -> list[Lease]:
+    """The leases that can be believed, expired ones too."""
+    leases = []
+    try:
+        names = sorted(entry.name for entry in layout.leases.iterdir() if not entry.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    for name in names:
+        lease = _read(layout.leases / name)
+        if lease is not None:
+            leases.append(lease)
+    return leases
+
+
+def _read(path: Path) -> Lease | None:
+    """A lease, or None for what is none: a link, a pipe, another's name, bytes that do not say what they
+    must.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LIMIT:
+            return None
+        data: Any = json.loads(os.read(descriptor, _LIMIT))
+        latest = status.st_ctime + LONGEST_SECONDS
+        lease = Lease(
+            name=path.name,
+            sha256=str(data["sha256"]),
+            image=str(data.get("image", "")),
+            version=str(data.get("version", "")),
+            host=str(data.get("host", "")),
+            job=str(data.get("job") or ""),
+            step=str(data.get("step") or ""),
+            uid=int(data["uid"]),
+            cluster=str(data.get("cluster") or ""),
+            expires=min(moment(str(data["expires"])).timestamp(), latest),
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    finally:
+        os.close(descriptor)
+    return lease if lease.uid == status.st_uid else None
+
+
+def _text(when: float) -> str:
+    return datetime.fromtimestamp(when, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
