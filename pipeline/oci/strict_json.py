@@ -1,6 +1,6 @@
 """JSON from strangers, read so that no two readers can understand it differently.
 
-Refused: duplicate keys, NaN and Infinity, numbers beyond 64 bits, deep nesting, bytes that are not UTF-8, and
+Refused: duplicate keys, NaN and Infinity, numbers beyond 64 bits, deep nesting, what is not UTF-8, and
 keys that differ from a wanted one in case alone (Go's decoder would take them, ours would not).
 """
 
@@ -48,7 +48,17 @@ def parse_object(raw: bytes, *, max_size: int, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FormatError(f"{what} is not a JSON object")
     _check_depth(value, what)
+    if rb"\u" in raw and not _is_text(value):
+        raise FormatError(f"{what} holds half of a surrogate pair, which is no text")
     return value
+
+
+def _is_text(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_depth(value: object, what: str) -> None:

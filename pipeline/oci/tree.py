@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pipeline.oci.entry import Entry
+from pipeline.errors import FormatError
+from pipeline.oci.entry import Entry, EntryKind
 
 MADE = -1
+_MAX_FOLLOWED = 40  # symlinks in one path, as Linux allows
 
 
 @dataclass(slots=True)
@@ -55,3 +57,35 @@ class Tree(Mapping[bytes, Node]):
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    def follow(self, path: bytes) -> bytes:
+        """Where `path` leads when all symlinks in it, the last one too, are followed inside this root.
+
+        What is missing stays as it is named, so the result need not be in the tree. `/` and `..` in targets
+        do not leave the root. Raises FormatError for symlinks in a circle.
+        """
+        return follow(self._nodes, path)
+
+
+def follow(nodes: Mapping[bytes, Node], path: bytes) -> bytes:
+    """`Tree.follow` for nodes that are not a tree yet."""
+    trail: list[bytes] = []
+    names = path.split(b"/")[::-1]
+    followed = 0
+    while names:
+        name = names.pop()
+        if name in (b"", b"."):
+            continue
+        if name == b"..":
+            del trail[-1:]
+            continue
+        trail.append(name)
+        node = nodes.get(b"/".join(trail))
+        if node is not None and node.entry.kind is EntryKind.SYMLINK:
+            followed += 1
+            if followed > _MAX_FOLLOWED:
+                raise FormatError(f"the symlinks in {path[:200]!r} lead in a circle")
+            target = node.entry.target
+            del trail[0 if target.startswith(b"/") else -1 :]
+            names += target.split(b"/")[::-1]
+    return b"/".join(trail)
