@@ -1,74 +1,71 @@
-"""Small images put straight into a registry, for tests that need a tag and its digest and no engine."""
+"""Images pushed into a registry of a test: any bytes as layers, indexes of several platforms."""
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 
 from pipeline.oci.digest import Digest
-from pipeline.oci.manifest import Descriptor
+from pipeline.oci.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor, Index, Manifest
+from pipeline.oci.platform import Platform
 from pipeline.tools.registry import RegistryClient
-from tests.support.layers import LayerBuilder
-
-_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_INDEX = "application/vnd.oci.image.index.v1+json"
-_CONFIG = "application/vnd.oci.image.config.v1+json"
-_LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 def push_image(
-    client: RegistryClient, repository: str, tag: str, *, content: str, platform: str = "linux/amd64"
-) -> Digest:
-    """One layer with ``content`` in the file /etc/content, under ``tag``; gives the manifest's digest."""
-    raw = _image(client, repository, content, platform)
-    return client.put_manifest(repository, tag, raw, _MANIFEST)
+    client: RegistryClient,
+    repository: str,
+    *layers: bytes,
+    tag: str = "v1",
+    platform: str = "linux/amd64",
+    layer_type: str = OCI_LAYER,
+) -> Manifest:
+    """A small image whose layers are any bytes, under ``tag``."""
+    where = Platform.parse(platform)
+    config = {"architecture": where.architecture, "os": where.os, "config": {}}
+    diff_ids = [str(Digest.of(layer)) for layer in layers]
+    config_bytes = json.dumps({**config, "rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode()
+    raw = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": push_bytes(client, repository, OCI_CONFIG, config_bytes),
+            "layers": [push_bytes(client, repository, layer_type, layer) for layer in layers],
+        }
+    ).encode()
+    client.put_manifest(repository, tag, raw, OCI_MANIFEST)
+    found = client.get_manifest(repository, tag)
+    assert isinstance(found, Manifest)
+    return found
+
+
+def push_bytes(client: RegistryClient, repository: str, media_type: str, data: bytes) -> dict[str, object]:
+    """One blob; gives its descriptor as a manifest holds it."""
+    digest = Digest.of(data)
+    client.push_blob(
+        repository, Descriptor(media_type=media_type, digest=digest, size=len(data)), io.BytesIO(data)
+    )
+    return {"mediaType": media_type, "digest": str(digest), "size": len(data)}
 
 
 def push_index(
-    client: RegistryClient, repository: str, tag: str, *, content: str, platforms: tuple[str, ...]
-) -> tuple[Digest, dict[str, Digest]]:
-    """An index of one image a platform under ``tag``; gives its digest and those of the platforms."""
-    entries, digests = [], {}
-    for platform in platforms:
-        raw = _image(client, repository, f"{content} {platform}", platform)
-        digest = client.put_manifest(repository, str(Digest.of(raw)), raw, _MANIFEST)
-        digests[platform] = digest
+    client: RegistryClient, repository: str, children: Mapping[str, Manifest], *, tag: str = "v1"
+) -> Index:
+    """An index over ``children``, keyed by platform; ``unknown/unknown`` is marked as an attestation."""
+    entries: list[dict[str, object]] = []
+    for platform, child in children.items():
         os_name, architecture = platform.split("/")
-        entries.append(
-            {
-                "mediaType": _MANIFEST,
-                "digest": str(digest),
-                "size": len(raw),
-                "platform": {"os": os_name, "architecture": architecture},
-            }
-        )
-    index = json.dumps({"schemaVersion": 2, "mediaType": _INDEX, "manifests": entries}).encode()
-    return client.put_manifest(repository, tag, index, _INDEX), digests
-
-
-def _image(client: RegistryClient, repository: str, content: str, platform: str) -> bytes:
-    layer = LayerBuilder().dir("etc").file("etc/content", content.encode()).tar()
-    os_name, architecture = platform.split("/")
-    config = json.dumps(
-        {
-            "os": os_name,
-            "architecture": architecture,
-            "config": {},
-            "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(layer))]},
+        entry: dict[str, object] = {
+            "mediaType": child.media_type,
+            "digest": str(child.digest),
+            "size": len(child.raw),
+            "platform": {"os": os_name, "architecture": architecture},
         }
-    ).encode()
-    return json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": _MANIFEST,
-            "config": _push(client, repository, config, _CONFIG),
-            "layers": [_push(client, repository, layer, _LAYER)],
-        }
-    ).encode()
-
-
-def _push(client: RegistryClient, repository: str, data: bytes, media_type: str) -> dict[str, object]:
-    digest = Digest.of(data)
-    descriptor = Descriptor(media_type=media_type, digest=digest, size=len(data))
-    client.push_blob(repository, descriptor, io.BytesIO(data))
-    return {"mediaType": media_type, "digest": str(digest), "size": len(data)}
+        if os_name == "unknown":
+            entry["annotations"] = {"vnd.docker.reference.type": "attestation-manifest"}
+        entries.append(entry)
+    raw = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+    client.put_manifest(repository, tag, raw, OCI_INDEX)
+    found = client.get_manifest(repository, tag)
+    assert isinstance(found, Index)
+    return found

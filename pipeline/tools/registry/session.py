@@ -7,6 +7,7 @@ import email.utils
 import http
 import random
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -69,7 +70,7 @@ class TryAgain(Exception):
 
 
 class Session:
-    """HTTP with one registry host. Safe to call from several threads; `close` it at the end."""
+    """HTTP with one registry host. Safe to call from several threads; `close()` it at the end."""
 
     def __init__(
         self,
@@ -85,13 +86,12 @@ class Session:
         self.patience = patience or Patience()
         self._base = our_http.base_url(_HUB.get(host, host), plain_http)
         self._client = our_http.client(host, connections=connections, transport=transport)
+        # a client that nobody closed lets its connections go with itself
+        self.close = weakref.finalize(self, self._client.close)
         self._auth = Authenticator(host, credentials, self._fetch_token)
 
     def __repr__(self) -> str:
         return f"Session({self._base!r})"
-
-    def close(self) -> None:
-        self._client.close()
 
     def patiently(self, action: Callable[[], _T]) -> _T:
         """Call ``action`` until it does not raise TryAgain, as long as that can help."""

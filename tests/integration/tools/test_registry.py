@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,10 @@ import pytest
 from demo.registry import PrivateRegistry
 from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
-from pipeline.oci.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, Manifest
+from pipeline.oci.manifest import OCI_LAYER, OCI_MANIFEST, Descriptor
 from pipeline.tools.credentials import Credentials
 from pipeline.tools.registry import Patience, Refused, RegistryClient, RegistrySource
+from tests.support.images import push_image
 from tests.support.registry import Fault, FaultyProxy, TokenRegistry, error_body
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
@@ -51,38 +51,6 @@ def through(proxy: FaultyProxy, registry: PrivateRegistry) -> Iterator[RegistryC
         made.ping()  # past the challenge, so that faults meet what they are meant for
         proxy.seen.clear()
         yield made
-
-
-def push_image(client: RegistryClient, repository: str, *layers: bytes, tag: str = "v1") -> Manifest:
-    """A small image whose layers are any bytes."""
-    config = json.dumps(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {},
-            "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(layer)) for layer in layers]},
-        }
-    ).encode()
-
-    def entry(media_type: str, data: bytes) -> dict[str, object]:
-        digest = Digest.of(data)
-        client.push_blob(
-            repository, Descriptor(media_type=media_type, digest=digest, size=len(data)), io.BytesIO(data)
-        )
-        return {"mediaType": media_type, "digest": str(digest), "size": len(data)}
-
-    raw = json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": entry(OCI_CONFIG, config),
-            "layers": [entry(OCI_LAYER, layer) for layer in layers],
-        }
-    ).encode()
-    client.put_manifest(repository, tag, raw, OCI_MANIFEST)
-    found = client.get_manifest(repository, tag)
-    assert isinstance(found, Manifest)
-    return found
 
 
 def test_an_image_goes_in_and_comes_out(direct: RegistryClient) -> None:
