@@ -77,7 +77,7 @@ def _observe(
     store = Store(config.store.root)
     platform = str(spec.platform)
     newest = _newest(store, spec)
-    taken = _released(store.release(spec.name, version, platform)) if version else None
+    taken = _facts(store.release(spec.name, version, platform)) if version else None
     seen = Observation(
         spec=spec,
         version=version,
@@ -105,13 +105,12 @@ def _newest(store: Store, spec: ImageSpec) -> Released | None:
     platform = str(spec.platform)
     for line in store.listed(spec.name):
         if line.platform == platform and line.state in _LIVE:
-            return _released(store.release(spec.name, line.version, platform))
+            return _facts(store.release(spec.name, line.version, platform))
     return None
 
 
-def _released(release: Release | None) -> Released | None:
-    if release is None:
-        return None
+def released(release: Release) -> Released:
+    """What the record of ``release`` says about how it came to be."""
     converter: Mapping[str, Any] = release.converter or {}
     return Released(
         version=release.version,
@@ -125,6 +124,10 @@ def _released(release: Release | None) -> Released | None:
         size=release.size,
         created=_time(release.created),
     )
+
+
+def _facts(release: Release | None) -> Released | None:
+    return None if release is None else released(release)
 
 
 def _digest(named: Mapping[str, str] | None) -> Digest | None:

@@ -147,11 +147,11 @@ def _plan_image(seen: Observation) -> ImagePlan:
             image=seen.spec.name, version=seen.version, steps=(pin,), notes=notes, problem=seen.base_problem
         )
     reference = seen.taken or seen.newest
-    image_changes = _image_changes(reference, seen)
+    other_image = image_changes(reference, seen)
     convert_changes = option_changes(reference, seen.spec.convert) if reference else ()
-    changes = (*image_changes, *convert_changes)
-    made = _image_steps(seen, reference, image_changes)
-    rest = _release_steps(seen, reference, changes, image_changed=bool(image_changes))
+    changes = (*other_image, *convert_changes)
+    made = _image_steps(seen, reference, other_image)
+    rest = _release_steps(seen, reference, changes, image_changed=bool(other_image))
     problem = ""
     if seen.taken is not None and changes:
         problem = f"version {seen.version} is published with other content; choose another version"
@@ -188,7 +188,7 @@ def _notes(seen: Observation) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _image_changes(reference: Released | None, seen: Observation) -> tuple[str, ...]:
+def image_changes(reference: Released | None, seen: Observation) -> tuple[str, ...]:
     """Why the OCI image must be another one than that of ``reference``; empty when it is the same."""
     if reference is None:
         return ("no release yet",)
@@ -217,15 +217,10 @@ def _release_steps(
     seen: Observation, reference: Released | None, changes: tuple[str, ...], *, image_changed: bool
 ) -> tuple[Step, ...]:
     if reference is not None and not changes:
-        same = f"{reference.version} has these bytes"
         missing = seen.version is not None and seen.taken is None
-        publish = f"{seen.version} is not published" if missing else f"{reference.version} is published"
-        return (
-            Step(stage="scan", run=missing, reason="a new version" if missing else "nothing new to scan"),
-            Step(stage="convert", run=False, reason=same),
-            Step(stage="verify", run=False, reason=same),
-            Step(stage="publish", run=missing, reason=publish),
-        )
+        why = f"{seen.version} is not published" if missing else f"{reference.version} is published"
+        stages: tuple[StageName, ...] = ("scan", "convert", "verify", "publish")
+        return tuple(Step(stage=stage, run=missing, reason=why) for stage in stages)
     why = "a new image" if image_changed else "; ".join(changes)
     scanner = seen.spec.scan.scanner
     scan = "scanner: none, nothing is looked at" if scanner == "none" else why

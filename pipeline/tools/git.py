@@ -67,6 +67,15 @@ class Checkout:
         return said.stdout.strip() or None if said.returncode == 0 else None
 
 
+def revision(folder: Path) -> str | None:
+    """The commit that ``folder`` is checked out at, with ``-dirty`` when files differ; None without git."""
+    try:
+        said = _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", check=False)
+    except ToolError:
+        return None
+    return said.stdout.strip() or None if said.returncode == 0 else None
+
+
 def _git(folder: Path, *words: str, check: bool = True) -> process.Completed:
     try:
         return process.run(["git", "-C", folder, *words], check=check, hint=_HINT, timeout=_TIMEOUT)

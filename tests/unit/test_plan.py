@@ -83,7 +83,7 @@ CASES: dict[str, tuple[Observation, list[str], tuple[str, ...], str]] = {
     ),
     "same content under a new version": (
         observed(version="v1.1", taken=None),
-        ["scan", "publish"],
+        ["scan", "convert", "verify", "publish"],
         (),
         "",
     ),
