@@ -10,7 +10,7 @@ import importlib
 import lzma
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, FormatError
 from pipeline.squashfs.superblock import Compressor
 
 Expand = Callable[[bytes, int], bytes]  # (compressed, most bytes allowed) -> plain; FormatError
+CompressMany = Callable[[list[bytes]], Iterable[Any]]  # buffers in the order of the blocks
 Compress = Callable[[bytes | bytearray | memoryview], bytes]  # maybe longer than what went in
 
 _GZIP_FAILURE = cast("type[Exception]", isal_zlib.error)  # its stub names an instance
@@ -60,6 +61,17 @@ class Codec:
         block = _lz4_block()
         mode = "high_compression" if self.level else "default"
         return lambda data: bytes(block.compress(data, mode=mode, store_size=False))
+
+    def make_compress_many(self) -> CompressMany:
+        """Likewise for several blocks, taking the interpreter's lock once and not for each."""
+        if self.compressor is Compressor.ZSTD:
+            context = zstandard.ZstdCompressor(
+                level=self.level, write_checksum=False, write_content_size=True
+            )
+            many = cast("CompressMany", context.multi_compress_to_buffer)
+            return lambda blocks: many(blocks) if blocks else ()  # on this thread alone
+        one = self.make_compress()
+        return lambda blocks: [one(block) for block in blocks]
 
     def options(self) -> bytes:
         """The compressor options block's content, empty where the format has it left out."""

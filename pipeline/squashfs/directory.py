@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from pipeline.squashfs.metadata import MetadataReader
+from pipeline.squashfs.metadata import MetadataReader, MetadataWriter
+from pipeline.squashfs.superblock import METADATA_SIZE
 
 _HEADER = struct.Struct("<III")
 _ENTRY = struct.Struct("<HhHH")
+_INDEX = struct.Struct("<III")
 MAX_RUN = 256  # names under one header
 MAX_NAME = 255  # the kernel's limit; the format's own is 256
 
@@ -45,3 +47,61 @@ def read_listing(
                 raise table.damaged(f"the name {name!r} after {previous!r} in a listing")
             previous = name
             yield name, block << 16 | inode_offset, base + delta
+
+
+class ListingWriter:
+    """Writes the listing of one folder into the directory table.
+
+    A run ends after 256 names, where the inodes go on in another metadata block, where an inode number is too
+    far from the run's first, and where the listing itself passes into another metadata block: from there the
+    index leads to it, so that a name in a large folder is found without reading all before it.
+    """
+
+    def __init__(self, table: MetadataWriter) -> None:
+        self._table = table
+        self.start = table.position
+        self._indexed = 0
+        self._size = 0
+        self._index: list[bytes] = []
+        self._run = bytearray()
+        self._count = 0
+        self._block = -1
+        self._base = 0
+
+    def add(self, name: bytes, kind: int, block: int, offset: int, number: int) -> None:
+        """One name, greater than the one before, with its inode's basic type, position and number."""
+        delta = number - self._base
+        if (
+            block != self._block
+            or self._count == MAX_RUN
+            or not -0x8000 <= delta <= 0x7FFF
+            or self.start[1] + self._size + len(self._run) >= (self._indexed + 1) * METADATA_SIZE
+        ):
+            self._end_run()
+            self._begin_run(name, block, number)
+            delta = 0
+        self._run += _ENTRY.pack(offset, delta, kind, len(name) - 1)
+        self._run += name
+        self._count += 1
+
+    def finish(self) -> tuple[int, list[bytes]]:
+        """The size of the listing in bytes, and its index entries as an extended folder inode holds them."""
+        self._end_run()
+        return self._size, self._index
+
+    def _begin_run(self, name: bytes, block: int, number: int) -> None:
+        passed = (self.start[1] + self._size) // METADATA_SIZE
+        if passed > self._indexed:
+            self._indexed = passed
+            self._index.append(_INDEX.pack(self._size, self._table.position[0], len(name) - 1) + name)
+        self._run += bytes(_HEADER.size)  # filled in when the run ends
+        self._block, self._base = block, number
+
+    def _end_run(self) -> None:
+        if not self._count:
+            return
+        _HEADER.pack_into(self._run, 0, self._count - 1, self._block, self._base)
+        self._table.write(bytes(self._run))
+        self._size += len(self._run)
+        self._run.clear()
+        self._count = 0

@@ -1,0 +1,222 @@
+"""The folder of layer packs: found by key, made under a temporary name, trimmed but never while in use."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from hashlib import sha256
+from pathlib import Path
+
+import structlog
+
+from pipeline.errors import ToolError
+from pipeline.squashfs.codecs import Codec
+from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged, footer
+from pipeline.squashfs.packindex import PackIndex
+
+log = structlog.get_logger()
+
+_SUFFIX = ".pack"
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedPack:
+    """One file of the cache, as a listing shows it; `size` in bytes."""
+
+    path: Path
+    size: int
+    used: datetime
+    in_use: bool
+    complete: bool
+
+
+def pack_key(diff_id: str, codec: Codec, block_size: int) -> str:
+    """The name of a layer's pack: its content and all that decides about the bytes."""
+    what = {
+        "diff_id": diff_id,
+        "compressor": codec.compressor.name,
+        "level": codec.level,
+        "versions": codec.versions(),
+        "block_size": block_size,
+        "format": FORMAT_VERSION,
+    }
+    return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+class PackWriteHandle:
+    """An unfinished pack: append data with `write`, end it with `complete`."""
+
+    def __init__(self, cache: PackCache, descriptor: int) -> None:
+        self._cache = cache
+        self._descriptor = descriptor
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:
+            raise self._cache.unwritable(error) from error
+        self._size += len(data)
+
+    def complete(self, index: PackIndex) -> None:
+        """Write index and footer; the pack becomes visible when the context ends."""
+        encoded = index.encode()
+        data_size = self._size
+        self.write(encoded)
+        self.write(footer(encoded, data_size))
+
+
+class PackCache:
+    """The packs in `folder`, which is made when missing. Safe for several builders at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self, key: str) -> Pack | None:
+        """The pack `key` when it is there and whole. A damaged one is removed and told as a warning."""
+        path = self._path(key)
+        try:
+            pack = Pack.open(path)
+        except FileNotFoundError:
+            return None
+        except PackDamaged as error:
+            self.discard(error)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # when it was last used decides what is trimmed first
+        return pack
+
+    def discard(self, error: PackDamaged) -> None:
+        """Remove a pack that was found damaged."""
+        log.warning(
+            "A layer pack is damaged and will be made again", pack=str(error.path), reason=error.message
+        )
+        error.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def writing(self, key: str) -> Iterator[PackWriteHandle]:
+        """Make the pack `key`: it appears, whole, when the context ends without an exception.
+
+        ToolError when the cache cannot be written or is full. Two builders of one pack do not disturb each
+        other: they write the same bytes, and the last one's file stays.
+        """
+        path, descriptor = self._create(key)
+        try:
+            yield PackWriteHandle(self, descriptor)
+            path.rename(self._path(key))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def _create(self, key: str) -> tuple[Path, int]:
+        """A new file under a temporary name, locked: the lock says that its writer lives."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            while True:
+                path = self.folder / f"{_PARTIAL}{key[:16]}-{secrets.token_hex(8)}"
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if path.exists():  # else somebody took it for a leftover before it was locked
+                    return path, descriptor
+                os.close(descriptor)
+        except OSError as error:
+            raise self.unwritable(error) from error
+
+    def packs(self) -> list[CachedPack]:
+        """All packs and leftovers, the longest unused first."""
+        found = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            complete = path.name.endswith(_SUFFIX)
+            if not complete and not path.name.startswith(_PARTIAL):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                found.append(
+                    CachedPack(
+                        path=path,
+                        size=status.st_size,
+                        used=datetime.fromtimestamp(status.st_mtime, timezone.utc),
+                        in_use=_in_use(path),
+                        complete=complete,
+                    )
+                )
+        return sorted(found, key=lambda pack: (pack.used, pack.path.name))
+
+    def trim(
+        self, *, now: datetime, max_size: int | None = None, max_age: timedelta | None = None
+    ) -> list[CachedPack]:
+        """Remove dead writers' leftovers, packs unused for longer than `max_age`, then the longest unused
+        until at most `max_size` bytes stay. What is in use stays. Returns what was removed.
+        """
+        packs = self.packs()
+        left = sum(pack.size for pack in packs)
+        removed = []
+        for pack in packs:
+            too_old = max_age is not None and now - pack.used > max_age
+            too_much = max_size is not None and left > max_size
+            if pack.in_use or not (too_old or too_much or not pack.complete):
+                continue
+            if _remove_unused(pack.path):
+                left -= pack.size
+                removed.append(pack)
+        return removed
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed writers left behind."""
+        for pack in self.packs():
+            if not pack.complete and not pack.in_use:
+                _remove_unused(pack.path)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / (key + _SUFFIX)
+
+    def unwritable(self, error: OSError) -> ToolError:
+        """The error to raise when writing into the cache fails."""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return ToolError(
+            f"cannot write a layer pack in {self.folder}: {error.strerror}",
+            hint="free space, or trim it with `sqshpipe cache --max-size 0`"
+            if full
+            else "set SQSHPIPE_CACHE",
+        )
+
+
+def _in_use(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def _remove_unused(path: Path) -> bool:
+    """Remove a file unless somebody holds its lock; the lock is kept until it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

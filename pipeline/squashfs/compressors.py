@@ -1,0 +1,108 @@
+"""Threads that compress blocks, several blocks a job, results taken in the order of the caller's choice.
+
+The codecs release the interpreter's lock, so that these threads use all cores; a job is large enough that
+taking the lock back between jobs costs nothing that can be measured.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from isal import isal_zlib
+
+from pipeline.squashfs.blocks import RAW
+from pipeline.squashfs.codecs import Codec, CompressMany
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+JOB_SIZE = 1 << 20  # plain bytes after which a job is handed over
+
+
+class Job:
+    """Some plain blocks on their way; an empty one stands for a hole and stays empty.
+
+    After `wait`: `words` (0 for a hole), `payload` the stored bytes in a row, `checksum` its crc32.
+    """
+
+    __slots__ = ("_done", "_failure", "blocks", "checksum", "payload", "words")
+
+    def __init__(self, blocks: list[bytes]) -> None:
+        self.blocks = blocks
+        self.words: list[int] = []
+        self.payload = b""
+        self.checksum = 0
+        self._failure: BaseException | None = None
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def wait(self) -> Job:
+        with self._done:
+            if self._failure is not None:
+                raise self._failure
+            return self
+
+    def run(self, compress: CompressMany) -> None:
+        """Compress on the calling thread and let `wait` return."""
+        try:
+            plain = [block for block in self.blocks if block]
+            stored = iter(compress(plain))
+            parts: list[bytes] = []
+            for block in self.blocks:
+                if not block:
+                    self.words.append(0)
+                    continue
+                small = next(stored)
+                if len(small) < len(block):
+                    self.words.append(len(small))
+                    parts.append(small)
+                else:
+                    self.words.append(len(block) | RAW)
+                    parts.append(block)
+            self.blocks = []
+            self.payload = b"".join(parts)
+            self.checksum = isal_zlib.crc32(self.payload)
+        except BaseException as failure:  # noqa: BLE001 - it is raised again where the job is waited for
+            self._failure = failure
+        finally:
+            self._done.release()
+
+
+class Compressors:
+    """A context manager around the threads. `workers` 0 means one a core."""
+
+    def __init__(self, codec: Codec, *, workers: int = 0) -> None:
+        self.codec = codec
+        self.workers = workers or os.cpu_count() or 1
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"compress-{number}", daemon=True)
+            for number in range(self.workers)
+        ]
+
+    def submit(self, blocks: list[bytes]) -> Job:
+        job = Job(blocks)
+        self._jobs.put(job)
+        return job
+
+    def _run(self) -> None:
+        compress = self.codec.make_compress_many()
+        while (job := self._jobs.get()) is not None:
+            job.run(compress)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()

@@ -1,0 +1,123 @@
+"""Copying ranges of packs into an image inside the kernel, and hashing the image from the packs meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from pipeline.squashfs.layout import Range
+from pipeline.squashfs.pack import Pack
+
+_PIECE = 1 << 20
+_MOST = 1 << 30  # bytes that one copy call may take, so that an interruption is noticed
+_UNSUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
+
+
+class Hasher(Protocol):
+    def update(self, data: bytes | memoryview, /) -> None: ...
+
+
+def copy_ranges(
+    packs: Sequence[Pack], ranges: Iterable[Range], target: int, stopped: Callable[[], bool]
+) -> None:
+    """Copy every range to its place in the file `target`; the kernel or the server copies, or clones, where
+    it can. OSError when it cannot be written; returns early when `stopped()`.
+    """
+    in_kernel = True
+    for item in ranges:
+        source, done = packs[item.layer].descriptor, 0
+        while done < item.length and not stopped():
+            if in_kernel:
+                count = _copy_in_kernel(source, target, item, done)
+                in_kernel = count > 0
+            else:
+                count = _copy_plainly(source, target, item, done)
+            done += count
+
+
+def _copy_in_kernel(source: int, target: int, item: Range, done: int) -> int:
+    """Bytes copied; 0 when this pair of files cannot be copied that way."""
+    try:
+        return os.copy_file_range(
+            source,
+            target,
+            min(item.length - done, _MOST),
+            offset_src=item.source + done,
+            offset_dst=item.target + done,
+        )
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return 0
+        raise
+
+
+def _copy_plainly(source: int, target: int, item: Range, done: int) -> int:
+    data = os.pread(source, min(item.length - done, _PIECE), item.source + done)
+    if not data:
+        raise OSError(errno.EIO, "a layer pack became shorter while it was copied")
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(target, view, item.target + done + len(data) - len(view))
+        view = view[written:]
+    return len(data)
+
+
+def hash_ranges(
+    packs: Sequence[Pack], ranges: Sequence[Range], hasher: Hasher, *, start: int, end: int
+) -> None:
+    """Feed the image's bytes from `start` to `end` to `hasher`: the ranges out of their packs, zeros between.
+
+    Each piece of a pack that a range touches is checked on the way; PackDamaged when it is not what was
+    written.
+    """
+    position = start
+    for layer, pack in enumerate(packs):
+        mine = [item for item in ranges if item.layer == layer]
+        for target, view in _checked(pack, mine):
+            feed_zeros(hasher, target - position)
+            hasher.update(view)
+            position = target + len(view)
+    feed_zeros(hasher, end - position)
+
+
+def feed_zeros(hasher: Hasher, count: int) -> None:
+    """Feed `count` zero bytes to `hasher`."""
+    while count > 0:
+        size = min(count, _PIECE)
+        hasher.update(bytes(size))
+        count -= size
+
+
+def _checked(pack: Pack, ranges: Sequence[Range]) -> Iterator[tuple[int, memoryview]]:
+    """What lies in the ranges of one pack, in order, as (position in the image, bytes), checked."""
+    waiting = iter(ranges)
+    current = next(waiting, None)
+    buffer = memoryview(bytearray(_PIECE))
+    for position, length, checksum in pack.pieces():
+        if current is None:
+            return
+        if current.source >= position + length:
+            continue
+        if length > len(buffer):
+            buffer = memoryview(bytearray(length))
+        piece = buffer[:length]
+        pack.read_piece(position, checksum, piece)
+        while current is not None and current.source < position + length:
+            begin = max(current.source, position)
+            stop = min(current.source + current.length, position + length)
+            yield current.target + begin - current.source, piece[begin - position : stop - position]
+            if stop < current.source + current.length:
+                break
+            current = next(waiting, None)
+
+
+def hash_file(descriptor: int, hasher: Hasher, *, start: int, end: int) -> None:
+    """Feed a part of a file to `hasher`; OSError when it is shorter."""
+    while start < end:
+        data = os.pread(descriptor, min(_PIECE, end - start), start)
+        if not data:
+            raise OSError(errno.EIO, "the image became shorter while it was written")
+        hasher.update(data)
+        start += len(data)

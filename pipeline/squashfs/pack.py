@@ -1,0 +1,118 @@
+"""A layer pack: one layer's compressed blocks with their index, in a file that proves its own completeness.
+
+    data      blocks and fragments, from position 0, so that an aligned copy can clone them
+    index     see packindex
+    footer    magic, format version, data size, index size, sha256 of the index
+
+The index holds a crc32 for each piece of the data, so that the footer's digest vouches for all of the file.
+The index is checked when a pack is opened, the data when it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from isal import isal_zlib
+
+from pipeline.errors import FormatError
+from pipeline.squashfs.packindex import PackIndex
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+FORMAT_VERSION = 1
+_MAGIC = b"sqshpack"
+_FOOTER = struct.Struct("<8sIIQQ32s")
+
+
+class PackDamaged(FormatError):
+    """A pack whose bytes are not what was written: it must be made again."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(
+            f"the layer pack {path} is damaged: {what}",
+            hint="it is made again from the layer; check the disk",
+        )
+        self.path = path
+
+
+def footer(index: bytes, data_size: int) -> bytes:
+    """What ends a pack file with this encoded index."""
+    return _FOOTER.pack(_MAGIC, FORMAT_VERSION, 0, data_size, len(index), sha256(index).digest())
+
+
+class Pack:
+    """An open pack, held with a shared lock so that trimming the cache passes it by."""
+
+    def __init__(self, path: Path, descriptor: int, index: PackIndex) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        self.index = index
+        self.data_size = index.data_size
+
+    @classmethod
+    def open(cls, path: Path) -> Pack:
+        """Open a pack and check its index; FileNotFoundError without one, PackDamaged if it is not whole."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            return cls(path, descriptor, _read_index(path, descriptor))
+        except FormatError as error:
+            os.close(descriptor)
+            raise error if isinstance(error, PackDamaged) else PackDamaged(path, error.message) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def pieces(self) -> Iterator[tuple[int, int, int]]:
+        """The (position, length, crc32) of each piece of the data, in order."""
+        position = 0
+        for length, checksum in zip(self.index.check_lengths, self.index.check_sums, strict=True):
+            yield position, length, checksum
+            position += length
+
+    def read_piece(self, position: int, checksum: int, into: memoryview) -> None:
+        """Fill `into` with the data at `position` and check it; PackDamaged if it is not what was written."""
+        if os.preadv(self.descriptor, [into], position) != len(into):
+            raise PackDamaged(self.path, f"it ends inside the {len(into)} bytes at {position}")
+        if isal_zlib.crc32(into) != checksum:
+            raise PackDamaged(self.path, f"the {len(into)} bytes at {position} have another checksum")
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _read_index(path: Path, descriptor: int) -> PackIndex:
+    size = os.fstat(descriptor).st_size
+    raw = os.pread(descriptor, _FOOTER.size, max(size - _FOOTER.size, 0))
+    if len(raw) != _FOOTER.size:
+        raise PackDamaged(path, f"it has {size} bytes")
+    magic, version, _, data_size, index_size, digest = _FOOTER.unpack(raw)
+    if magic != _MAGIC or version != FORMAT_VERSION or data_size + index_size + _FOOTER.size != size:
+        raise PackDamaged(path, "its end is not that of a whole pack")
+    stored = os.pread(descriptor, index_size, data_size)
+    if sha256(stored).digest() != digest:
+        raise PackDamaged(path, "its index has another digest")
+    index = PackIndex.decode(stored)
+    if index.data_size != data_size:
+        raise PackDamaged(path, "its index is of other data")
+    return index

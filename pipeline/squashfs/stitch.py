@@ -1,0 +1,356 @@
+"""Stitching: an image out of layer packs, without unpacking anything.
+
+superblock, compressor options
+packs     each from a 4 KiB border on, without what the tree does not need
+extra     files that no layer has, and tails out of fragments that held hidden bytes
+tables    inodes, listings, fragments, export, owners, xattrs; padded to 4 KiB
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from isal import isal_zlib
+
+from pipeline.errors import FormatError
+from pipeline.squashfs.blocks import FRAGMENT_ENTRY, Span, read_fragment
+from pipeline.squashfs.codecs import Codec, make_expand
+from pipeline.squashfs.compressors import Compressors
+from pipeline.squashfs.copying import copy_ranges, hash_file, hash_ranges
+from pipeline.squashfs.inode import Kind
+from pipeline.squashfs.layout import (
+    ALIGNMENT,
+    Layout,
+    content_number,
+    copy_place,
+    file_words,
+    lay_out,
+)
+from pipeline.squashfs.metadata import indexed_table
+from pipeline.squashfs.pack import Pack, PackDamaged
+from pipeline.squashfs.packindex import PackIndex
+from pipeline.squashfs.packwriter import PackWriter
+from pipeline.squashfs.superblock import ABSENT, PAD, SIZE, Flags, Superblock
+from pipeline.squashfs.tree import NodeLike, Place, TreeWriter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StitchOptions:
+    """What decides about the bytes besides tree and packs; `mkfs_time` in seconds since 1970."""
+
+    codec: Codec
+    block_size: int = 1 << 17
+    mkfs_time: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stitched:
+    """The finished image: its sha256 in hex, its size in bytes with padding, and how many inodes it has."""
+
+    sha256: str
+    size: int
+    inode_count: int
+
+
+def stitch(
+    nodes: Mapping[bytes, NodeLike],
+    packs: Sequence[Pack],
+    target: int,
+    options: StitchOptions,
+    *,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Stitched:
+    """Write the image of the tree `nodes` into the empty file open as `target`, and wait until it is on disk.
+
+    `packs[n]` is what nodes with `layer` n refer to. `on_bytes` is told of bytes as they are done. Raises
+    PackDamaged when a pack is not what was written, FormatError for what squashfs cannot hold, OSError when
+    the file cannot be written.
+    """
+    job = _Stitch(nodes, packs, target, options)
+    with _Copier(packs, job.layout, target) as copier, Compressors(options.codec, workers=1) as compressors:
+        extra_end = job.write_extra(compressors)
+        head, tables = job.tables(extra_end)
+        hasher = sha256()
+        hasher.update(head)
+        hash_ranges(packs, job.layout.ranges, _Told(hasher, on_bytes), start=len(head), end=job.layout.end)
+        hash_file(target, hasher, start=job.layout.end, end=extra_end)
+        hasher.update(tables)
+        _write(target, tables, extra_end)
+        _write(target, head, 0)
+        copier.join()
+    os.fsync(target)
+    return Stitched(sha256=hasher.hexdigest(), size=extra_end + len(tables), inode_count=job.inode_count)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Extra:
+    """A file that is packed while stitching, in the shape of a layer's entry."""
+
+    size: int
+    path: bytes = b""
+    kind: int = Kind.FILE
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    target: bytes = b""
+    major: int = 0
+    minor: int = 0
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    crc32: int = 0
+
+
+class _Stitch:
+    """The decisions and the tables of one image."""
+
+    def __init__(
+        self, nodes: Mapping[bytes, NodeLike], packs: Sequence[Pack], target: int, options: StitchOptions
+    ) -> None:
+        for pack in packs:
+            if pack.index.header.get("block_size") != options.block_size:
+                raise PackDamaged(pack.path, f"its blocks are not of {options.block_size} bytes")
+        self._nodes = nodes
+        self._packs = packs
+        self._target = target
+        self._options = options
+        self._compress = options.codec.make_compress()
+        self._literals: dict[bytes, bytes] = {}
+        self._head_size = -(-(SIZE + len(_options_block(options.codec))) // ALIGNMENT) * ALIGNMENT
+        self.layout = lay_out(packs, self._contents(), start=self._head_size, block_size=options.block_size)
+        self._extra = PackIndex(header={})
+        self._extra_numbers: dict[bytes, int] = {}
+        self.inode_count = 0
+
+    def _contents(self) -> Iterator[int]:
+        for path, node in self._nodes.items():
+            if node.entry.kind != Kind.FILE or node.link_to is not None or not node.entry.size:
+                continue
+            layer, index = node.layer, node.index
+            if layer < 0:
+                self._literals[path] = node.content or b""
+                continue
+            if layer >= len(self._packs) or self._packs[layer].index.sizes[index] != node.entry.size:
+                raise FormatError(f"the tree's {os.fsdecode(path)} is not what its layer was packed with")
+            yield content_number(layer, index)
+
+    def write_extra(self, compressors: Compressors) -> int:
+        """Pack what must be packed anew, behind the packs' ranges; returns where that ends."""
+        layout = self.layout
+        position = layout.end
+
+        def write(data: bytes) -> None:
+            nonlocal position
+            _write(self._target, data, position)
+            position += len(data)
+
+        writer = PackWriter(write, compressors, block_size=self._options.block_size, header={})
+        tails = _TailReader(self._packs, self._options)
+        for tail in layout.moved:
+            content = tails.read(tail.layer, tail.index)
+            writer.add(_Extra(size=len(content)), lambda _, content=content: content)  # type: ignore[misc]
+        for path, content in self._literals.items():
+            pieces = memoryview(content)
+            self._extra_numbers[path] = writer.add(_Extra(size=len(content)), _reader(pieces))
+        extra = self._extra = writer.finish()
+        base = len(layout.fragments)
+        for number, tail in enumerate(layout.moved):
+            layout.places[tail.layer][tail.index] = base + extra.places[number]
+            layout.offsets[tail.layer][tail.index] = extra.details[number]
+        for content_of, first in layout.followers:
+            copy_place(layout, content_of, first)
+        layout.fragments += [
+            (layout.end + at, word)
+            for at, word in zip(extra.fragment_positions, extra.fragment_words, strict=True)
+        ]
+        self._extra_base = base
+        return position
+
+    def _locate(self, path: bytes, node: NodeLike) -> Place:
+        size = node.entry.size
+        if not size:
+            return Place()
+        if node.layer < 0:
+            number = self._extra_numbers[path]
+            place, offset = self._extra.places[number], self._extra.details[number]
+            words_of = self._extra
+            shift = self.layout.end if size >= self._options.block_size else self._extra_base
+            place += shift
+        else:
+            number = node.index
+            place, offset = self.layout.places[node.layer][number], self.layout.offsets[node.layer][number]
+            words_of = self._packs[node.layer].index
+        if size < self._options.block_size:
+            return Place(fragment=place, offset=offset)
+        words = file_words(words_of, number, self._options.block_size)
+        return Place(
+            start=place, words=words.tobytes(), sparse=_sparse(words, size, self._options.block_size)
+        )
+
+    def tables(self, start: int) -> tuple[bytes, bytes]:
+        """The head of the image up to its first pack, and the tables that begin at `start`, padded."""
+        compress, layout, options = self._compress, self.layout, self._options
+        tree = TreeWriter(compress, self._locate)
+        root = tree.write(self._nodes)
+        self.inode_count = tree.inode_count
+        inodes, _ = tree.inodes.finish()
+        listings, _ = tree.listings.finish()
+        parts = [inodes, listings]
+        end = start + len(inodes) + len(listings)
+        fragments = b"".join([FRAGMENT_ENTRY.pack(at, word, 0) for at, word in layout.fragments])
+        fragment_table = ABSENT
+        indexes = []
+        for entries in (fragments, tree.export_table(), tree.id_table()):
+            table, index = indexed_table(entries, end, compress)
+            parts.append(table)
+            indexes.append(index)
+            end += len(table)
+        xattrs, xattr_table = tree.xattrs.table(end)
+        parts.append(xattrs)
+        end += len(xattrs)
+        fragment_table, export_table, id_table = indexes
+        options_block = _options_block(options.codec)
+        superblock = Superblock(
+            inode_count=tree.inode_count,
+            mkfs_time=options.mkfs_time,
+            block_size=options.block_size,
+            fragment_count=len(layout.fragments),
+            compressor=options.codec.compressor,
+            flags=Flags.DUPLICATES
+            | Flags.EXPORTABLE
+            | (Flags.COMPRESSOR_OPTIONS if options_block else Flags(0)),
+            id_count=len(tree.ids),
+            root_inode=root,
+            bytes_used=end,
+            id_table=id_table,
+            xattr_table=xattr_table,
+            inode_table=start,
+            directory_table=start + len(inodes),
+            fragment_table=fragment_table,
+            export_table=export_table,
+        )
+        parts.append(bytes(-end % PAD))
+        head = (superblock.to_bytes() + options_block).ljust(self._head_size, b"\0")
+        return head, b"".join(parts)
+
+
+class _TailReader:
+    """Single tails out of packs' fragments; those of one fragment one after the other cost one expansion."""
+
+    def __init__(self, packs: Sequence[Pack], options: StitchOptions) -> None:
+        self._packs = packs
+        self._block_size = options.block_size
+        self._expand = make_expand(options.codec.compressor)
+        self._known: tuple[int, int] = (-1, -1)
+        self._plain = b""
+
+    def read(self, layer: int, number: int) -> bytes:
+        """The content of an entry that lies in a fragment; PackDamaged when it is not what was packed."""
+        pack = self._packs[layer]
+        index = pack.index
+        fragment = index.places[number]
+        if self._known != (layer, fragment):
+            position, word = index.fragment_positions[fragment], index.fragment_words[fragment]
+            span = Span(position, word, self._block_size)
+            try:
+                self._plain = read_fragment(pack.descriptor, span, self._expand, str(pack.path))
+            except FormatError as error:
+                raise PackDamaged(pack.path, error.message) from error
+            self._known = (layer, fragment)
+        offset, size = index.details[number], index.sizes[number]
+        content = self._plain[offset : offset + size]
+        if len(content) != size or isal_zlib.crc32(content) != index.checksums[number]:
+            raise PackDamaged(pack.path, f"the content of entry {number} has another checksum")
+        return content
+
+
+class _Copier:
+    """The thread that copies the packs' ranges while the tables are made and the image is hashed."""
+
+    def __init__(self, packs: Sequence[Pack], layout: Layout, target: int) -> None:
+        self._packs = packs
+        self._layout = layout
+        self._target = target
+        self._stopped = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="stitch-copy", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            copy_ranges(self._packs, self._layout.ranges, self._target, lambda: self._stopped)
+            if not self._stopped:
+                os.fdatasync(self._target)  # begins to reach the disk while the hash is still computed
+        except BaseException as failure:  # noqa: BLE001 - raised again by join
+            self._failure = failure
+
+    def join(self) -> None:
+        """Wait for the copy; raises what it ended with."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped = True
+        self._thread.join()
+
+
+class _Told:
+    """A hasher that tells how many bytes it was fed."""
+
+    def __init__(self, hasher: object, on_bytes: Callable[[int], None]) -> None:
+        self._update: Callable[[bytes | memoryview], None] = hasher.update  # type: ignore[attr-defined]
+        self._on_bytes = on_bytes
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        self._update(data)
+        self._on_bytes(len(data))
+
+
+def _options_block(codec: Codec) -> bytes:
+    """The compressor options as an uncompressed metadata block; empty where the format leaves them out."""
+    options = codec.options()
+    return struct.pack("<H", len(options) | 0x8000) + options if options else b""
+
+
+def _sparse(words: array[int], size: int, block_size: int) -> int:
+    """How many bytes of a file lie in holes."""
+    holes = words.count(0) * block_size
+    if words[-1] == 0 and size % block_size:
+        holes -= block_size - size % block_size
+    return holes
+
+
+def _reader(content: memoryview) -> Callable[[int], bytes]:
+    position = 0
+
+    def read(size: int) -> bytes:
+        nonlocal position
+        data = bytes(content[position : position + size])
+        position += len(data)
+        return data
+
+    return read
+
+
+def _write(target: int, data: bytes, position: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(target, view, position)
+        view = view[written:]
+        position += written
