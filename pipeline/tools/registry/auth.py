@@ -27,6 +27,7 @@ _PARAMETER = re.compile(r'\s*,?\s*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|
 # way.
 _TOKEN_SECONDS = 60.0
 _RENEW_BEFORE = 10.0
+_JUST_BOUGHT = 5.0
 
 _Query = list[tuple[str, str | int | float | bool | None]]
 
@@ -72,7 +73,8 @@ class Scope:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Token:
     value: str
-    until: float  # time.monotonic()
+    bought: float  # time.monotonic()
+    until: float
 
 
 class Authenticator:
@@ -124,8 +126,9 @@ class Authenticator:
                 )
             self._challenge = chosen
             if chosen.scheme == "bearer":
-                self._tokens.pop(scopes, None)
-                return True
+                refused = self._tokens.pop(scopes, None)
+                # a token that was refused as soon as it was bought: another one would be, too
+                return sent is None or refused is None or time.monotonic() > refused.bought + _JUST_BOUGHT
             before = self._credentials
             if sent is None:
                 return self._current() is not None
@@ -157,7 +160,9 @@ class Authenticator:
                 f"the token server {request.url.host} of {self._host} gave an answer without a token",
                 hint="is a proxy or a login page in between?",
             ) from None
-        self._tokens[scopes] = _Token(value=value, until=asked_at + max(seconds - _RENEW_BEFORE, seconds / 2))
+        self._tokens[scopes] = _Token(
+            value=value, bought=asked_at, until=asked_at + max(seconds - _RENEW_BEFORE, seconds / 2)
+        )
         return value
 
     def _token_request(self, challenge: Challenge, scopes: tuple[Scope, ...]) -> httpx.Request:

@@ -152,12 +152,12 @@ class Session:
         headers: Mapping[str, str] | None = None,
         content: bytes | Iterator[bytes] | None = None,
     ) -> httpx.Response:
-        """One attempt, two when a credential had to be shown or renewed. The caller closes the response.
+        """One attempt, more when a credential had to be shown or renewed. The caller closes the response.
 
         Raises TryAgain for what another attempt may mend, RegistryError for the rest.
         """
         url = self.absolute(target)
-        for last in (False, True):
+        for last in (False, False, True):  # nothing shown, something that has expired, something fresh
             sent = self._header_for(url, scopes)
             response = self._follow(method, url, sent, headers or {}, content, what)
             if response.status_code in expected:
