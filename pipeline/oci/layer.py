@@ -41,6 +41,7 @@ __all__ = [
     "LayerReader",
     "Limits",
     "decompressed",
+    "detect",
     "read_layer",
 ]
 
@@ -80,7 +81,7 @@ class Decompressed(io.RawIOBase):
         self._stored = _Stored(stream, head)
         self._limits = limits
         self.claimed = claimed
-        self.compression = _detect(head)
+        self.compression = detect(head)
         self.unpacked = 0
         self._inner = _decoder(self.compression, self._stored)
 
@@ -152,7 +153,8 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
     return data
 
 
-def _detect(head: bytes) -> str:
+def detect(head: bytes) -> str:
+    """gzip, zstd or none (a tar), by the first 6 bytes. Raises FormatError for other kinds of compression."""
     if head.startswith(_GZIP):
         return "gzip"
     if head.startswith(_ZSTD) or (head[1:4] == _ZSTD_SKIPPABLE and 0x50 <= head[0] <= 0x5F):

@@ -5,6 +5,7 @@ Everything here runs once for each member, of which a layer may have a million: 
 
 from __future__ import annotations
 
+import re
 import struct
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,8 +18,8 @@ BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 
 _FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s8s32x32x8s8s155s12x")
+_OCTAL = re.compile(rb"[0-7]{1,8}")
 _ADLER_PRIME = 65521
-_CHECKSUM = slice(148, 156)
 _POSIX = b"ustar\x0000"
 _GNU = b"ustar  \0"
 _STAR_END = b"tar\0"
@@ -68,7 +69,8 @@ def _check(block: bytes, field: bytes) -> None:
     adler32 keeps 1 + sum modulo 65521 in its lower half, a sum at the speed of C; ancient tars that summed
     signed bytes take the slow way.
     """
-    stored = number(field)
+    digits = field.strip(b" \0")
+    stored = int(digits, 8) if _OCTAL.fullmatch(digits) else -1
     low = (isal_zlib.adler32(block) & 0xFFFF) - (isal_zlib.adler32(field) & 0xFFFF) + 256
     if (low - stored) % _ADLER_PRIME == 0 and 0 <= stored <= BLOCK * 255:
         return
