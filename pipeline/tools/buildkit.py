@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.progress import SILENT, Meter
 from pipeline.tools import process
-from pipeline.tools.docker import LAST_LINES, BuildOrder, Engine, build_failure
+from pipeline.tools.docker import BuildOrder, Engine, build_failure
 
 log = structlog.get_logger()
 
@@ -32,7 +32,9 @@ _BUILDX = re.compile(r"docker/buildx\s+v?(\d+)\.(\d+)")
 _OLDEST_BUILDX = (0, 10)  # the first that knows --provenance
 _FIRST_REFUSING = 23  # the first docker command line that leaves BuildKit to the plugin
 _PROBE_TIMEOUT = 30.0  # seconds
-_NOISE = re.compile(r"^(#\d+ (sha256:|DONE|CACHED|\[internal\]|transferring)|-{4,}$)")
+_KEPT_LINES = 2000
+_STEP_FAILED = re.compile(r"#(\d+) ERROR")
+_STEP_LINE = re.compile(r"#(\d+) (?:\d+\.\d+ )?(?!sha256:|ERROR|CANCELED|\d+ )(.*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,16 +72,15 @@ def build(
                 order.dockerignore, encoding="utf-8"
             )
         argv = [*frontend.argv, *_options(frontend, order, dockerfile), str(order.context)]
-        told: deque[str] = deque(maxlen=LAST_LINES)
+        told: deque[str] = deque(maxlen=_KEPT_LINES)
 
         def listen(line: str) -> None:
             meter.line(line)
-            if not _NOISE.match(line):
-                told.append(line)
+            told.append(line)
 
         done = process.run(argv, env=_environment(engine.host, docker_config), on_line=listen, check=False)
         if done.returncode != 0:
-            raise _failure(told)
+            raise _failure(order, list(told))
         return _built(dockerfile)
 
 
@@ -138,10 +139,15 @@ def _built(dockerfile: Path) -> tuple[str, Digest | None]:
     return local_id, Digest.parse(digest) if digest else None
 
 
-def _failure(told: deque[str]) -> ToolError:
-    """BuildKit's last line is the reason; a source excerpt and the step's own output stand before it."""
-    reason = told.pop() if told else "the builder said nothing"
-    return build_failure(re.sub(r"^(ERROR|error): ", "", reason), told)
+def _failure(order: BuildOrder, told: list[str]) -> ToolError:
+    """Steps run side by side: of the one that failed the lines are picked by its number.
+
+    BuildKit's last line is the reason.
+    """
+    reason = re.sub(r"^(ERROR|error): ", "", told[-1]) if told else "the builder said nothing"
+    failed = next((match[1] for line in reversed(told) if (match := _STEP_FAILED.match(line))), None)
+    step = [match[2] for line in told if (match := _STEP_LINE.match(line)) and match[1] == failed]
+    return build_failure(order.path, reason, step)
 
 
 def _docker_programs() -> list[str]:

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,7 @@ _SILENCE_TIMEOUT = 1800  # seconds: the engine says nothing while it compresses 
 _SAVE_PIECE = 1 << 20  # bytes
 _PUSH_ATTEMPTS = 5
 _BUILDKIT_API = (1, 39)
+_STEP = re.compile(r"Step \d+/\d+ : ")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 # What may pass by itself. Everything else (denied, tag invalid, name unknown, connection refused …) is an
@@ -241,8 +242,8 @@ class Engine:
         if docker_config is not None:
             self._client.reload_config(str(docker_config / "config.json"))
         image_id = ""
-        told: deque[str] = deque(maxlen=LAST_LINES)
-        with _told("building with the Docker Engine"):
+        step: deque[str] = deque(maxlen=LAST_LINES)
+        with _told(f"building {order.path}"):
             events = self._client.build(
                 fileobj=context,
                 custom_context=True,
@@ -263,10 +264,12 @@ class Engine:
                 failure = failure or event.get("error")
                 image_id = (event.get("aux") or {}).get("ID", image_id)
                 for line in _lines(event):
-                    told.append(line)
+                    if _STEP.match(line):
+                        step.clear()
+                    step.append(line)
                     meter.line(line)
         if failure:
-            raise build_failure(str(failure), told)
+            raise build_failure(order.path, str(failure), step)
         return str(image_id)
 
     def push(self, reference: Reference, credentials: Credentials | None, meter: Meter = SILENT) -> Digest:
@@ -311,12 +314,12 @@ class _Passing(RegistryError):
     """A failure that may be gone at the next attempt."""
 
 
-def build_failure(message: str, told: Iterable[str]) -> ToolError:
-    """What a failed build is told as: the builder's sentence, then its last lines."""
-    lines = [f"  | {line}" for line in told if line.strip()]
+def build_failure(path: Path, reason: str, step: Sequence[str]) -> ToolError:
+    """What a failed build is told as: the builder's reason, then the last lines of the step that failed."""
+    lines = [f"  | {line}" for line in step if line.strip()]
     return ToolError(
-        "\n".join([f"the build failed: {message.strip()}", *lines]),
-        hint="see the last lines of the step above",
+        "\n".join([f"building {path} failed: {reason.strip()}", *lines[-LAST_LINES:]]),
+        hint="the lines above are what the step said last" if lines else "",
     )
 
 

@@ -156,7 +156,7 @@ def test_an_error_inside_a_build_is_raised_with_the_last_lines(tmp_path: Path) -
     with pytest.raises(ToolError) as caught, (tmp_path / "context").open("w+b") as tar:
         Engine(client, "unix:///fake").build(tar, "Dockerfile", order, meter=meter)  # type: ignore[arg-type]
     assert caught.value.exit_code == 3
-    assert caught.value.message.startswith("the build failed: The command '/bin/sh -c false' returned")
+    assert caught.value.message.startswith(f"building {order.path} failed: The command '/bin/sh -c false'")
     assert "  | no such thing" in caught.value.message
     assert meter.lines == ["Step 2/2 : RUN false", "no such thing"]
     assert client.asked[0]["forcerm"] is True
@@ -180,7 +180,10 @@ def test_docker_host_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_a_long_build_is_told_by_its_end() -> None:
-    assert build_failure(" why \n", ["", "a", "b"]).message == "the build failed: why\n  | a\n  | b"
+    lines = ["", *(f"line {number}" for number in range(100))]
+    told = build_failure(Path("a/Dockerfile"), " why \n", lines).message.splitlines()
+    assert told[0] == "building a/Dockerfile failed: why"
+    assert told[1:] == [f"  | line {number}" for number in range(85, 100)]
 
 
 def test_credentials_of_a_build_are_for_the_owner_alone_and_go_with_it(
