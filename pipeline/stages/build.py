@@ -70,7 +70,7 @@ def build(
     Raises ConfigError when the Dockerfile is missing, does not build on the base, or wants secrets that
     cannot be given; ToolError when a step fails, with its last lines.
     """
-    order = _order(spec, base, version=version, revision=revision, engine=engine, fresh=fresh)
+    order = _order(spec, base, key, version=version, revision=revision, engine=engine, fresh=fresh)
     frontend = buildkit.find_frontend(engine)
     if frontend is None and order.secrets:
         raise ConfigError(
@@ -81,14 +81,14 @@ def build(
     with docker_config({host: credentials(host) for host in order.registries}) as config:
         if frontend is not None:
             log.debug("building with BuildKit", frontend=frontend.version)
-            local_id, config_digest = buildkit.build(frontend, order, engine, config, meter)
+            config_digest = buildkit.build(frontend, order, engine, config, meter)
         else:
             log.debug("building with the engine's classic builder")
             with _classic_context(order) as tar:
-                local_id = engine.build(tar, _CLASSIC_DOCKERFILE, order, docker_config=config, meter=meter)
-    found = engine.image(local_id)
+                engine.build(tar, _CLASSIC_DOCKERFILE, order, docker_config=config, meter=meter)
+    found = engine.image(order.tag)
     if found is None:
-        raise ToolError(f"{spec.name} was built, but the Docker Engine does not have {local_id}")
+        raise ToolError(f"{spec.name} was built, but the Docker Engine does not have {order.tag}")
     return BuiltImage(
         image=spec.name,
         local_id=found.local_id,
@@ -99,7 +99,14 @@ def build(
 
 
 def _order(
-    spec: ImageSpec, base: BaseImage, *, version: str, revision: str | None, engine: Engine, fresh: bool
+    spec: ImageSpec,
+    base: BaseImage,
+    key: str,
+    *,
+    version: str,
+    revision: str | None,
+    engine: Engine,
+    fresh: bool,
 ) -> BuildOrder:
     dockerfile, context = _paths(spec)
     pinned_base = base.reference.with_digest(base.digest)
@@ -111,6 +118,7 @@ def _order(
         arguments.setdefault(BASE_ARGUMENT, str(base.pinned))
     own_ignores = dockerfile.with_name(f"{dockerfile.name}.dockerignore")
     return BuildOrder(
+        tag=f"sqshpipe/{spec.name}:{key[:16]}",
         context=context,
         path=dockerfile,
         registries=tuple(dict.fromkeys((base.reference.registry, *pinned.registries))),

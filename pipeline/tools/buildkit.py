@@ -24,7 +24,8 @@ from pipeline.errors import ConfigError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.progress import SILENT, Meter
 from pipeline.tools import process
-from pipeline.tools.docker import BuildOrder, Engine, build_failure
+from pipeline.tools.docker import BuildOrder, Engine
+from pipeline.tools.docker_events import build_failure
 
 log = structlog.get_logger()
 
@@ -32,6 +33,7 @@ _BUILDX = re.compile(r"docker/buildx\s+v?(\d+)\.(\d+)")
 _OLDEST_BUILDX = (0, 10)  # the first that knows --provenance
 _FIRST_REFUSING = 23  # the first docker command line that leaves BuildKit to the plugin
 _PROBE_TIMEOUT = 30.0  # seconds
+_METADATA = ".metadata.json"
 _KEPT_LINES = 2000
 _STEP_FAILED = re.compile(r"#(\d+) ERROR")
 _STEP_LINE = re.compile(r"#(\d+) (?:\d+\.\d+ )?(?!sha256:|ERROR|CANCELED|\d+ )(.*)")
@@ -56,9 +58,8 @@ def find_frontend(engine: Engine) -> Frontend | None:
 
 def build(
     frontend: Frontend, order: BuildOrder, engine: Engine, docker_config: Path, meter: Meter = SILENT
-) -> tuple[str, Digest | None]:
-    """Build and leave the image in the engine: its Id there, and its config's digest where the builder
-    tells it.
+) -> Digest | None:
+    """Build and leave the image in the engine under its tag; gives its config's digest where buildx tells it.
 
     `docker_config` is a folder with the bases' credentials. Raises ToolError with the last lines of the
     step that failed.
@@ -81,7 +82,7 @@ def build(
         done = process.run(argv, env=_environment(engine.host, docker_config), on_line=listen, check=False)
         if done.returncode != 0:
             raise _failure(order, list(told))
-        return _built(dockerfile)
+        return _config_digest(dockerfile.with_name(_METADATA))
 
 
 def secret_option(identifier: str, source: str) -> str:
@@ -92,11 +93,11 @@ def secret_option(identifier: str, source: str) -> str:
 
 
 def _options(frontend: Frontend, order: BuildOrder, dockerfile: Path) -> list[str]:
-    options = ["--progress=plain", f"--file={dockerfile}", f"--iidfile={dockerfile.with_name('.id')}"]
+    options = ["--progress=plain", f"--file={dockerfile}", f"--tag={order.tag}"]
     if frontend.has_buildx:
         # attestations would turn one image into an index of two manifests
         options += ["--load", "--provenance=false", "--sbom=false"]
-        options += [f"--metadata-file={dockerfile.with_name('.metadata')}"]
+        options += [f"--metadata-file={dockerfile.with_name(_METADATA)}"]
     if order.network is not None:
         options += [f"--network={order.network}"]
     if order.platform is not None:
@@ -127,16 +128,13 @@ def _environment(host: str, docker_config: Path) -> dict[str, str]:
     }
 
 
-def _built(dockerfile: Path) -> tuple[str, Digest | None]:
+def _config_digest(metadata: Path) -> Digest | None:
+    """With the containerd image store the metadata are the only place that tells it."""
     try:
-        local_id = dockerfile.with_name(".id").read_text(encoding="ascii").strip()
-        metadata = json.loads(dockerfile.with_name(".metadata").read_bytes())
-    except FileNotFoundError as error:
-        if error.filename.endswith(".id"):
-            raise ToolError("the builder ended well and left no image id") from error
-        metadata = {}
-    digest = metadata.get("containerimage.config.digest")
-    return local_id, Digest.parse(digest) if digest else None
+        found = json.loads(metadata.read_bytes()).get("containerimage.config.digest")
+    except FileNotFoundError:
+        return None
+    return Digest.parse(found) if found else None
 
 
 def _failure(order: BuildOrder, told: list[str]) -> ToolError:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -32,28 +31,25 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.progress import SILENT, Meter
 from pipeline.tools.credentials import Credentials
+from pipeline.tools.docker_events import (
+    LAST_LINES,
+    STEP,
+    Passing,
+    Transfer,
+    build_failure,
+    lines,
+    push_failure,
+    pushed_digest,
+)
 
 log = structlog.get_logger()
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
-LAST_LINES = 15
 _CONNECT_TIMEOUT = 10  # seconds
 _SILENCE_TIMEOUT = 1800  # seconds: the engine says nothing while it compresses or commits a large layer
 _SAVE_PIECE = 1 << 20  # bytes
 _PUSH_ATTEMPTS = 5
 _BUILDKIT_API = (1, 39)
-_STEP = re.compile(r"Step \d+/\d+ : ")
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-# What may pass by itself. Everything else (denied, tag invalid, name unknown, connection refused …) is an
-# answer.
-_WORTH_RETRYING = re.compile(
-    r"toomanyrequests|too many requests|\b429\b"
-    r"|(status|response|HTTP)\D{0,20}\b5\d\d\b|\b5\d\d (Internal|Bad Gateway|Service|Gateway)"
-    r"|\bEOF\b|timed? ?out|deadline exceeded|connection reset|broken pipe",
-    re.IGNORECASE,
-)
-_REFUSED = re.compile(r"denied|unauthorized|no basic auth|authentication required|\b40[13]\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +71,7 @@ class BuildOrder:
     `platform` and `network` are None for the engine's own.
     """
 
+    tag: str  # the local name that the image gets
     context: Path
     path: Path  # of the Dockerfile on disk
     dockerfile: str  # the text to build, in which the base is pinned
@@ -156,9 +153,7 @@ class Engine:
 
     @property
     def platform(self) -> Platform:
-        return _platform(
-            str(self.info().get("OSType", "linux")), str(self.info().get("Architecture", "amd64"))
-        )
+        return Platform.parse(f"{self.info()['OSType']}/{self.info()['Architecture']}")
 
     @property
     def containerd_store(self) -> bool:
@@ -193,7 +188,7 @@ class Engine:
         return LocalImage(
             local_id=found["Id"],
             config_digest=None if self.containerd_store else Digest.parse(found["Id"]),
-            platform=_platform(found["Os"], found["Architecture"]),
+            platform=Platform.parse(f"{found['Os']}/{found['Architecture']}"),
             labels=dict((found.get("Config") or {}).get("Labels") or {}),
             diff_ids=tuple(Digest.parse(text) for text in found["RootFS"].get("Layers") or ()),
         )
@@ -232,8 +227,8 @@ class Engine:
         *,
         docker_config: Path | None = None,
         meter: Meter = SILENT,
-    ) -> str:
-        """Build with the engine's classic builder and return the image's Id.
+    ) -> None:
+        """Build with the engine's classic builder, which leaves the image under its tag.
 
         `context` is a tar that holds the Dockerfile under the name `dockerfile`. `docker_config` is a
         folder whose config.json has the credentials for the bases. Raises ToolError with the last lines of
@@ -241,12 +236,12 @@ class Engine:
         """
         if docker_config is not None:
             self._client.reload_config(str(docker_config / "config.json"))
-        image_id = ""
         step: deque[str] = deque(maxlen=LAST_LINES)
         with _told(f"building {order.path}"):
             events = self._client.build(
                 fileobj=context,
                 custom_context=True,
+                tag=order.tag,
                 dockerfile=dockerfile,
                 buildargs=dict(order.build_args),
                 labels=dict(order.labels),
@@ -262,15 +257,13 @@ class Engine:
             failure = None
             for event in events:
                 failure = failure or event.get("error")
-                image_id = (event.get("aux") or {}).get("ID", image_id)
-                for line in _lines(event):
-                    if _STEP.match(line):
+                for line in lines(event):
+                    if STEP.match(line):
                         step.clear()
                     step.append(line)
                     meter.line(line)
         if failure:
             raise build_failure(order.path, str(failure), step)
-        return str(image_id)
 
     def push(self, reference: Reference, credentials: Credentials | None, meter: Meter = SILENT) -> Digest:
         """Push a local image under its own name and return the manifest's digest, as the engine tells it.
@@ -279,7 +272,7 @@ class Engine:
         Raises RegistryError when the registry refuses or cannot be reached.
         """
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Passing),
+            retry=tenacity.retry_if_exception_type(Passing),
             stop=tenacity.stop_after_attempt(_PUSH_ATTEMPTS),
             wait=tenacity.wait_exponential_jitter(initial=1, max=30),
             before_sleep=lambda state: log.warning("push failed, trying again", attempt=state.attempt_number),
@@ -288,7 +281,7 @@ class Engine:
         return retrying(self._push_once, reference, credentials, meter)
 
     def _push_once(self, reference: Reference, credentials: Credentials | None, meter: Meter) -> Digest:
-        transfer = _Transfer(meter)
+        transfer = Transfer(meter)
         failure: str | None = None
         digest: str | None = None
         with _told(f"pushing {reference}"):
@@ -297,7 +290,7 @@ class Engine:
             )
             for event in events:
                 failure = failure or event.get("error")
-                digest = (event.get("aux") or {}).get("Digest", digest)
+                digest = pushed_digest(event) or digest
                 transfer.take(event)
         if failure:
             raise push_failure(str(failure), reference)
@@ -310,62 +303,12 @@ class _NotThere(ToolError):
     """The engine has no such image."""
 
 
-class _Passing(RegistryError):
-    """A failure that may be gone at the next attempt."""
-
-
-def build_failure(path: Path, reason: str, step: Sequence[str]) -> ToolError:
-    """What a failed build is told as: the builder's reason, then the last lines of the step that failed."""
-    lines = [f"  | {line}" for line in step if line.strip()]
-    return ToolError(
-        "\n".join([f"building {path} failed: {reason.strip()}", *lines[-LAST_LINES:]]),
-        hint="the lines above are what the step said last" if lines else "",
-    )
-
-
-def push_failure(message: str, reference: Reference) -> RegistryError:
-    """What an error event of a push means: worth another attempt, no right to push, or just no."""
-    text = f"pushing {reference} failed: {message.strip()}"
-    if _REFUSED.search(message):
-        return RegistryError(
-            text,
-            hint=f"check the user and password for {reference.registry}: docker login {reference.registry}",
-        )
-    if _WORTH_RETRYING.search(message):
-        return _Passing(
-            text, hint="the registry is overloaded or the network bad; run the same command again later"
-        )
-    return RegistryError(text, hint=f"is {reference.registry} a registry that the Docker Engine can reach?")
-
-
 def _auth(credentials: Credentials | None) -> dict[str, str]:
     if credentials is None:
         return {}  # not None, at which docker-py would look for others itself
     if credentials.identity_token:
         return {"identitytoken": credentials.identity_token}
     return {"username": credentials.username, "password": credentials.password}
-
-
-class _Transfer:
-    """Sums the per-layer progress of a push up for a meter. The engine counts uncompressed bytes."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._known: dict[str, int] = {}
-        self._done: dict[str, int] = {}
-
-    def take(self, event: Mapping[str, Any]) -> None:
-        layer, detail = str(event.get("id", "")), event.get("progressDetail") or {}
-        total, current = int(detail.get("total") or 0), int(detail.get("current") or 0)
-        if not layer or event.get("status") != "Pushing" or not total:
-            return
-        current = min(current, total)
-        if total > self._known.get(layer, 0):
-            self._meter.total(total - self._known.get(layer, 0))
-            self._known[layer] = total
-        if current > self._done.get(layer, 0):
-            self._meter.advance(current - self._done.get(layer, 0))
-            self._done[layer] = current
 
 
 @contextlib.contextmanager
@@ -385,14 +328,6 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _lines(event: Mapping[str, Any]) -> Iterator[str]:
-    text = event.get("stream")
-    if text is None and event.get("status") and not event.get("progressDetail"):
-        text = " ".join(str(event[key]) for key in ("id", "status") if event.get(key))
-    plain = _ESCAPES.sub("", str(text or ""))
-    yield from (line.rstrip() for line in plain.splitlines() if line.strip())
-
-
 def _context_host() -> str | None:
     """Where the docker context leads that the user has chosen (Docker Desktop and colima set one)."""
     try:
@@ -408,10 +343,3 @@ def _check_socket(host: str) -> None:
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
             probe.settimeout(_CONNECT_TIMEOUT)
             probe.connect(host.removeprefix("unix://"))
-
-
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
-
-
-def _platform(system: str, machine: str) -> Platform:
-    return Platform.parse(f"{system}/{_MACHINES.get(machine, machine)}")

@@ -147,8 +147,8 @@ def test_builds_on_the_locked_digest_and_says_so_in_labels(
     assert spec.dockerfile.read_bytes() == before
     image = connected.image(built.local_id)
     assert image is not None
-    assert built.config_digest is not None
-    assert built.local_id == str(built.config_digest)
+    if not connected.containerd_store:
+        assert built.local_id == str(built.config_digest)
     prefix = "org.opencontainers.image"
     assert image.labels[f"{prefix}.title"] == "demo"
     assert image.labels[f"{prefix}.version"] == "v1.0"

@@ -14,8 +14,9 @@ from pipeline.errors import RegistryError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.reference import Reference
 from pipeline.tools.credentials import Credentials
-from pipeline.tools.docker import BuildOrder, Engine, build_failure
+from pipeline.tools.docker import BuildOrder, Engine
 from pipeline.tools.docker_config import docker_config
+from pipeline.tools.docker_events import build_failure
 
 REFERENCE = Reference.parse("127.0.0.1:5000/demo:key-1")
 DIGEST = str(Digest.of(b"manifest"))
@@ -76,6 +77,10 @@ def test_the_digest_comes_from_the_last_event() -> None:
     assert str(push(client, Credentials(username="u", password="p"))) == DIGEST
     assert client.asked[0]["repository"] == "127.0.0.1:5000/demo"
     assert client.asked[0]["auth_config"] == {"username": "u", "password": "p"}
+
+
+def test_with_the_containerd_image_store_it_is_in_the_text_of_a_status() -> None:
+    assert str(push(Client([{"status": f"key-1: digest: {DIGEST} size: 402"}]))) == DIGEST
 
 
 def test_without_credentials_none_are_looked_up_elsewhere() -> None:
@@ -151,7 +156,9 @@ def test_an_error_inside_a_build_is_raised_with_the_last_lines(tmp_path: Path) -
         {"error": "The command '/bin/sh -c false' returned a non-zero code: 1", "errorDetail": {"code": 1}},
     ]
     meter = Counter()
-    order = BuildOrder(context=tmp_path, path=tmp_path / "Dockerfile", dockerfile="FROM x\nRUN false\n")
+    order = BuildOrder(
+        tag="a:b", context=tmp_path, path=tmp_path / "Dockerfile", dockerfile="FROM x\nRUN false\n"
+    )
     client = Client(events)
     with pytest.raises(ToolError) as caught, (tmp_path / "context").open("w+b") as tar:
         Engine(client, "unix:///fake").build(tar, "Dockerfile", order, meter=meter)  # type: ignore[arg-type]
