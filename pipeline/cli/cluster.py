@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import node, options, output
 from pipeline.errors import ConfigError
 
 cluster = typer.Typer(no_args_is_help=True, help="What nodes need: importer, bootstrap script, cluster file.")
 
 
 def register(app: typer.Typer) -> None:
+    """Add the verbs of this module and of `node` to ``app``."""
     app.add_typer(cluster, name="cluster")
+    node.register(app)
 
 
 def need_store(store: Path | None) -> Path:

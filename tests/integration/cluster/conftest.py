@@ -1,4 +1,4 @@
-"""One private Slurm of two nodes for all tests of this folder."""
+"""One private Slurm of two nodes, and one image, for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import squashed
 from tests.support.slurm import Slurm, missing, private_slurm
 
 
@@ -28,3 +29,11 @@ def slurm(shared_slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     for name, value in shared_slurm.env.items():
         monkeypatch.setenv(name, value)
     return shared_slurm
+
+
+@pytest.fixture(scope="package")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .sqsh that can be started; /word says "one mount"."""
+    if squashed.missing():
+        pytest.skip(squashed.missing())
+    return squashed.squash(tmp_path_factory.mktemp("image"), word="one mount")

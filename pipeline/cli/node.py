@@ -1,0 +1,132 @@
+"""Verbs that run on a node: mount, unmount, run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import options, output
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.cluster.running import ImageFile
+    from pipeline.tools.mount import Kind
+
+Image = Annotated[str, typer.Argument(metavar="IMAGE[:VERSION|:CHANNEL]", help="Or a path with a / in it.")]
+HolderPid = Annotated[
+    int | None, typer.Option("--holder-pid", help="The process that holds the mount; default: the caller.")
+]
+Job = Annotated[
+    str | None, typer.Option("--job", help="Held by this Slurm job until its epilog, not by a process.")
+]
+With = Annotated[
+    str | None, typer.Option("--with", help="kernel or fuse; default: the kernel where allowed.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module to ``app``."""
+    app.command()(mount)
+    app.command()(unmount)
+    app.command()(run)
+
+
+def wanted(name: str, store: Path | None) -> ImageFile:
+    """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names."""
+    from pipeline.cluster.running import ImageFile, image_file
+
+    if "/" in name:
+        return image_file(Path(name))
+    from pipeline.cli.store import host_platform, open_store
+
+    release = open_store(store).resolve(name, host_platform())
+    return ImageFile(path=release.path, sha256=release.sha256)
+
+
+def _kind(text: str | None) -> Kind | None:
+    kinds: dict[str | None, Kind | None] = {None: None, "kernel": "kernel", "fuse": "fuse"}
+    if text in kinds:
+        return kinds[text]
+    raise ConfigError(f"--with {text!r} is neither kernel nor fuse")
+
+
+def mount(
+    image: Image,
+    store: options.Store = None,
+    holder_pid: HolderPid = None,
+    job: Job = None,
+    by: With = None,
+    json: options.Json = False,
+) -> None:
+    """Mount an image once on this node, count the caller, and print the folder.
+
+    The mount stays until every holder has called `unmount` or has ended.
+    """
+    from pipeline.cluster import running, shared_mount
+
+    holder = shared_mount.job_holder(job) if job else running.holder_for_caller(holder_pid)
+    found = wanted(image, store)
+    shared = shared_mount.acquire(found.path, found.sha256, holder, kind=_kind(by))
+    if json:
+        output.data_json(
+            {"folder": str(shared.root), "file": str(found.path), "by": shared.kind, "device": shared.device}
+        )
+    else:
+        output.data(str(shared.root))
+
+
+def unmount(
+    image: Annotated[str | None, typer.Argument(help="As given to mount; not needed with --job.")] = None,
+    store: options.Store = None,
+    holder_pid: HolderPid = None,
+    job: Job = None,
+) -> None:
+    """Count the caller no longer; the last one unmounts. Also clears away what killed callers left."""
+    from pipeline.cluster import running, shared_mount
+
+    if image is not None:
+        holder = shared_mount.job_holder(job) if job else running.holder_for_caller(holder_pid)
+        shared_mount.release(wanted(image, store).sha256, holder)
+    elif job:
+        shared_mount.release_job(job)
+    else:
+        shared_mount.clear(shared_mount.node_folder())
+
+
+def run(
+    image: Image,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="After --; default: what the image starts.")
+    ] = None,
+    store: options.Store = None,
+    bind: Annotated[
+        list[str] | None, typer.Option("--mount", "-m", help="/host/folder[:/inside[:rw]]; repeatable.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", "-e", help="NAME=VALUE, or NAME to keep the job's; repeatable."),
+    ] = None,
+    entrypoint: Annotated[
+        bool, typer.Option("--entrypoint", help="Run the image's entrypoint first.")
+    ] = False,
+    gpu: Annotated[bool, typer.Option("--gpu/--no-gpu", help="Show the host's GPU driver inside.")] = True,
+    by: With = None,
+) -> None:
+    """Run a command in an image that all tasks of this node share, with the image's environment."""
+    from pipeline.cluster import running
+    from pipeline.cluster.enter import Bind
+
+    named = [each if "=" in each else f"{each}={os.environ.get(each, '')}" for each in env or ()]
+    code = running.run(
+        wanted(image, store),
+        command or (),
+        binds=[Bind.parse(each) for each in bind or ()],
+        env=[(key, value) for key, _, value in (each.partition("=") for each in named)],
+        entrypoint=entrypoint,
+        gpu=gpu,
+        kind=_kind(by),
+    )
+    raise typer.Exit(code)

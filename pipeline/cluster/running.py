@@ -1,0 +1,163 @@
+"""Runs commands in an image that this node mounts once: for hosts without enroot, and for trying images."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.cluster import enter, shared_mount
+from pipeline.errors import ConfigError, FormatError, SqshpipeError, ToolError
+from pipeline.tools import process
+from pipeline.tools.mount import Kind
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFile:
+    """A .sqsh to mount and the name by which callers of this node share the mount (64 hex digits)."""
+
+    path: Path
+    sha256: str
+
+
+def image_file(path: Path) -> ImageFile:
+    """A .sqsh that is named by its path: shared by all who name the same file, unchanged.
+
+    Raises ConfigError when there is no such file, FormatError when it is no squashfs.
+    """
+    try:
+        with path.open("rb") as file:
+            magic, found = file.read(4), os.fstat(file.fileno())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    if magic != b"hsqs":
+        raise FormatError(f"{path} is not a squashfs file")
+    identity = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
+    return ImageFile(path=path.resolve(), sha256=hashlib.sha256(identity.encode()).hexdigest())
+
+
+@contextlib.contextmanager
+def held(image: ImageFile, *, kind: Kind | None = None) -> Iterator[shared_mount.SharedMount]:
+    """The image's shared mount for as long as the block lasts."""
+    holder = shared_mount.holder_of(os.getpid())
+    mounted = shared_mount.acquire(image.path, image.sha256, holder, kind=kind)
+    try:
+        yield mounted
+    finally:
+        shared_mount.release(image.sha256, holder)
+
+
+def run(
+    image: ImageFile,
+    command: Sequence[str],
+    *,
+    binds: Sequence[enter.Bind] = (),
+    env: Sequence[tuple[str, str]] = (),
+    entrypoint: bool = False,
+    gpu: bool = True,
+    kind: Kind | None = None,
+) -> int:
+    """Run a command in the image with our stdin, stdout and stderr, pass signals on, and give its exit code.
+
+    A command that a signal ended gives 128 and the signal's number, as shells do.
+    """
+    with held(image, kind=kind) as mounted, _scratch() as scratch:
+        entering = enter.Entering(
+            image=str(mounted.root),
+            scratch=str(scratch),
+            command=tuple(command),
+            binds=tuple(binds),
+            env=tuple(env),
+            entrypoint=entrypoint,
+            gpu=gpu,
+        )
+        return _follow(entering)
+
+
+def capture(
+    image: ImageFile,
+    command: Sequence[str],
+    *,
+    binds: Sequence[enter.Bind] = (),
+    env: Sequence[tuple[str, str]] = (),
+    timeout: float | None = None,
+) -> process.Completed:
+    """Run a command in the image and keep what it says. Its exit code is the caller's to judge."""
+    with held(image) as mounted, _scratch() as scratch:
+        entering = enter.Entering(
+            image=str(mounted.root),
+            scratch=str(scratch),
+            command=tuple(command),
+            binds=tuple(binds),
+            env=tuple(env),
+        )
+        package = str(Path(__file__).resolve().parents[2])
+        return process.run(
+            [sys.executable, "-I", "-c", _START, package, entering.as_json()], check=False, timeout=timeout
+        )
+
+
+_START = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); import pipeline.cluster.enter as e; sys.exit(e.main())"
+)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """An empty folder for a new root; the tmpfs on it is seen in the command's namespace only."""
+    folder = shared_mount.node_folder() / f"root-{os.getpid()}"
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _follow(entering: enter.Entering) -> int:
+    """Fork, become the command in the child, and stay with it to its end: the mount is ours to release."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            for number in _PASSED_ON:
+                signal.signal(number, signal.SIG_DFL)
+            enter.become(entering)
+        except SqshpipeError as error:
+            sys.stderr.write(f"sqshpipe: {error}\n")
+            code = error.exit_code
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    before = {number: signal.signal(number, lambda got, _: os.kill(child, got)) for number in _PASSED_ON}
+    try:
+        _, status = os.waitpid(child, 0)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def holder_for_caller(pid: int | None) -> str:
+    """Who holds a mount that a command makes for its caller: that process, by default our parent."""
+    caller = os.getppid() if pid is None else pid
+    if caller <= 1:
+        raise ToolError(
+            "nobody to hold the mount for: the caller has ended",
+            hint="name a living process with --holder-pid",
+        )
+    return shared_mount.holder_of(caller)

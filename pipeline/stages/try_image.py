@@ -1,0 +1,79 @@
+"""Try a finished .sqsh before a channel names it: the commands of ``test:``, here or on a GPU node."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from pipeline.cluster import running
+from pipeline.errors import VerificationError
+from pipeline.progress import SILENT, Meter
+from pipeline.tools import process, slurm
+
+log = structlog.get_logger()
+
+SECONDS = 1800.0
+_LAST_LINES = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """A command that did what it should, and how long it took."""
+
+    command: str
+    seconds: float
+
+
+def try_image(
+    path: Path,
+    commands: Sequence[str],
+    *,
+    slurm_options: Sequence[str] | None = None,
+    timeout: float = SECONDS,
+    meter: Meter = SILENT,
+) -> tuple[Tried, ...]:
+    """Run each command by ``/bin/sh -c`` inside the image, in the image's environment and working folder.
+
+    With `slurm_options` (``["--partition=gpu", "--gpus=1"]``) each is a step that Slurm places, so that CUDA
+    meets a driver; the nodes must then see the path. `timeout` (seconds, each command) includes the
+    waiting for Slurm. Raises VerificationError with the last lines of the first command that fails, ToolError
+    when the image cannot be mounted.
+    """
+    tried = []
+    for command in commands:
+        began = time.monotonic()
+        meter.line(f"test: {command}")
+        if slurm_options is None:
+            done = running.capture(running.image_file(path), _shell(command), timeout=timeout)
+        else:
+            done = _on_a_node(path, command, slurm_options, timeout)
+        if done.returncode != 0:
+            raise _failed(path, command, done)
+        tried.append(Tried(command=command, seconds=time.monotonic() - began))
+        log.debug("test passed", command=command)
+    return tuple(tried)
+
+
+def _shell(command: str) -> list[str]:
+    return ["/bin/sh", "-c", command]
+
+
+def _on_a_node(path: Path, command: str, options: Sequence[str], timeout: float) -> process.Completed:
+    package = str(Path(__file__).resolve().parents[2])
+    start = f"import sys; sys.path.insert(0, {package!r}); from pipeline.cli.app import main; main()"
+    step = [sys.executable, "-I", "-c", start, "run", str(path), "--", *_shell(command)]
+    return slurm.srun(["--nodes=1", "--ntasks=1", *options], step, timeout=timeout, check=False)
+
+
+def _failed(path: Path, command: str, done: process.Completed) -> VerificationError:
+    lines = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()][-_LAST_LINES:]
+    said = "".join(f"\n  | {line}" for line in lines)
+    return VerificationError(
+        f"a test of {path.name} failed with exit code {done.returncode}: {command}{said}",
+        hint="the release stays out of its channels; mend the image or its test: in images.yaml",
+    )

@@ -1,0 +1,200 @@
+"""One mount for all callers of a node, and commands that run in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import running, shared_mount
+from pipeline.errors import ConfigError, FormatError
+from pipeline.tools.mount import Kind
+
+CALLERS = 8
+SQSHPIPE = [sys.executable, "-m", "pipeline"]
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Path) -> Iterator[Path]:
+    """A node folder of this test's own; nothing may stay mounted in it."""
+    if os.geteuid() != 0 and not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("mounting needs root or /dev/fuse")
+    folder = tmp_path / "node"
+    monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(folder))
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    yield folder
+    left = [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(folder) in line]
+    for line in left:
+        subprocess.run(["umount", "-l", line.split()[1]], check=False, timeout=30)
+    assert not left
+
+
+def sqshpipe(*words: str | Path, **more: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*SQSHPIPE, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,  # type: ignore[call-overload]
+    )
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, f"{out}\n{err}"
+    assert "Traceback" not in err
+    return out
+
+
+def mounts(node: Path) -> list[str]:
+    return [
+        line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines() if str(node) in line
+    ]
+
+
+def test_eight_callers_share_one_mount_and_the_last_unmounts(node: Path, image: Path) -> None:
+    holders = [subprocess.Popen(["sleep", "600"]) for _ in range(CALLERS)]
+    try:
+        calls = [sqshpipe("mount", image, "--holder-pid", str(each.pid)) for each in holders]
+        folders = {ended(each).strip() for each in calls}
+        assert len(folders) == 1
+        (folder,) = folders
+        assert (Path(folder) / "word").read_text() == "one mount\n"
+        assert mounts(node) == [folder]
+        for each in holders[:-1]:
+            ended(sqshpipe("unmount", image, "--holder-pid", str(each.pid)))
+        assert mounts(node) == [folder]
+        ended(sqshpipe("unmount", image, "--holder-pid", str(holders[-1].pid)))
+        assert mounts(node) == []
+        assert [each for each in node.iterdir() if each.is_dir()] == []
+    finally:
+        for each in holders:
+            each.kill()
+            each.wait()
+
+
+@pytest.mark.parametrize("kind", ["kernel", "fuse"])
+def test_a_killed_caller_does_not_hold_the_mount(node: Path, image: Path, kind: Kind) -> None:
+    if kind == "kernel" and os.geteuid() != 0:
+        pytest.skip("a kernel mount needs root")
+    file = running.image_file(image)
+    doomed, other = subprocess.Popen(["sleep", "600"]), subprocess.Popen(["sleep", "600"])
+    try:
+        for each in (doomed, other):
+            shared_mount.acquire(image, file.sha256, shared_mount.holder_of(each.pid), kind=kind)
+        doomed.send_signal(signal.SIGKILL)
+        doomed.wait()
+        shared_mount.clear(node)
+        assert len(mounts(node)) == 1, "somebody lives"
+        other.kill()
+        other.wait()
+        ended(sqshpipe("unmount"))
+        assert mounts(node) == []
+    finally:
+        for each in (doomed, other):
+            each.kill()
+            each.wait()
+
+
+def test_a_squashfuse_that_was_killed_is_mounted_again(node: Path, image: Path) -> None:
+    file, holder = running.image_file(image), shared_mount.holder_of(os.getpid())
+    first = shared_mount.acquire(image, file.sha256, holder, kind="fuse")
+    server = next(
+        int(each.name)
+        for each in Path("/proc").iterdir()
+        if each.name.isdigit() and str(first.root).encode() in (each / "cmdline").read_bytes()
+    )
+    os.kill(server, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            first.root.stat()
+        except OSError:
+            break
+        time.sleep(0.02)
+    again = shared_mount.acquire(image, file.sha256, holder, kind="fuse")
+    assert (again.root / "word").read_text() == "one mount\n"
+    shared_mount.release(file.sha256, holder)
+    assert mounts(node) == []
+
+
+def test_a_job_holds_its_mount_from_prolog_to_epilog(node: Path, image: Path) -> None:
+    folder = ended(sqshpipe("mount", image, "--job", "17")).strip()
+    ended(sqshpipe("mount", image, "--job", "18"))
+    ended(sqshpipe("unmount", "--job", "17"))
+    assert mounts(node) == [folder]
+    ended(sqshpipe("unmount", "--job", "18"))
+    ended(sqshpipe("unmount", "--job", "18"))
+    assert mounts(node) == []
+
+
+def test_commands_run_in_the_image_with_its_environment(node: Path, image: Path, tmp_path: Path) -> None:
+    def run(*words: str | Path, code: int = 0, **env: str) -> str:
+        return ended(sqshpipe("run", *words, env={**os.environ, **env}), code)
+
+    script = (
+        "cat /word; pwd; echo $GREETING, $FROM_HOST, $OF_JOB; python3 -c 'import json; print(json)' | cat"
+    )
+    told = run(
+        image, "--", "sh", "-c", script, HOST_WORD="a word", OF_JOB="of the job", LD_PRELOAD=""
+    ).splitlines()
+    assert told[:3] == ["one mount", "/work", "from the image, a word, of the job"]
+    assert "/usr/lib/python3" in told[3] or "json" in told[3]
+    assert run(image, "-e", "GREETING=mine", "--", "sh", "-c", "echo $GREETING") == "mine\n"
+    assert run(image, "--entrypoint", "--", "a", "b") == "entrypoint a b\n"
+    assert run(image) == "entrypoint command\n"
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "file").write_text("of the host")
+    mount = f"{tmp_path}/shared:/fsx"
+    assert run(image, "-m", mount, "--", "cat", "/fsx/file") == "of the host"
+    run(image, "-m", mount, "--", "sh", "-c", "echo x > /fsx/new", code=2)
+    run(image, "-m", f"{mount}:rw", "--", "sh", "-c", "echo x > /fsx/new")
+    assert (tmp_path / "shared" / "new").read_text() == "x\n"
+    run(image, "--", "sh", "-c", "echo x > /word", code=2)
+    run(image, "--", "sh", "-c", "exit 7", code=7)
+    run(image, "--", "sh", "-c", "kill -9 $$", code=137)
+    run(image, "-m", "/nowhere:/x", "--", "true", code=2)
+    run(image, "-m", "relative", "--", "true", code=2)
+    assert mounts(node) == []
+
+
+def test_ranks_that_run_together_read_one_device(node: Path, image: Path) -> None:
+    ask = "import os, time; print(os.stat('/word').st_dev, flush=True); time.sleep(1.5)"
+    ranks = [sqshpipe("run", image, "--", "python3", "-c", ask) for _ in range(CALLERS)]
+    assert len({ended(each) for each in ranks}) == 1
+    assert mounts(node) == []
+
+
+def test_a_signal_reaches_the_command_and_the_mount_goes(node: Path, image: Path) -> None:
+    rank = sqshpipe(
+        "run", image, "--", "sh", "-c", "trap 'echo told; exit 9' TERM; echo up; while :; do sleep 0.1; done"
+    )
+    assert rank.stdout is not None
+    assert rank.stdout.readline() == "up\n"
+    rank.terminate()
+    ended(rank, 9)
+    assert mounts(node) == []
+
+
+def test_capture_keeps_what_a_command_says(node: Path, image: Path) -> None:
+    done = running.capture(
+        running.image_file(image), ["sh", "-c", "cat /word; echo no >&2; exit 3"], timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "one mount\n", "no\n")
+    assert mounts(node) == []
+
+
+def test_only_squashfs_files_are_mounted(tmp_path: Path) -> None:
+    text = tmp_path / "text.sqsh"
+    text.write_text("no squashfs")
+    with pytest.raises(FormatError, match="not a squashfs"):
+        running.image_file(text)
+    with pytest.raises(ConfigError, match="No such file"):
+        running.image_file(tmp_path / "nothing")

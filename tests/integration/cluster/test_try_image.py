@@ -1,0 +1,40 @@
+"""The commands of `test:` inside a real .sqsh, here and as a Slurm step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import VerificationError
+from pipeline.stages.try_image import try_image
+from tests.support.slurm import Slurm
+
+
+@pytest.fixture
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(tmp_path / "node"))
+
+
+@pytest.mark.usefixtures("_here")
+def test_commands_that_pass_are_listed(image: Path) -> None:
+    tried = try_image(image, ["test -s /word", "python3 -c 'import json'"])
+    assert [each.command for each in tried] == ["test -s /word", "python3 -c 'import json'"]
+    assert try_image(image, []) == ()
+
+
+@pytest.mark.usefixtures("_here")
+def test_the_first_failure_ends_it_and_is_told(image: Path, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="exit code 7") as failed:
+        try_image(image, ["echo fine", "echo no CUDA here; exit 7", f"touch {tmp_path}/third"])
+    assert "| no CUDA here" in failed.value.message
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_step_of_slurm_tries_it_on_a_node(image: Path, slurm: Slurm, tmp_path: Path) -> None:
+    out = tmp_path / "step"
+    try_image(image, [f"echo $SLURMD_NODENAME > {out}; cat /word >> {out}"], slurm_options=["-w", "n2"])
+    assert out.read_text() == "n2\none mount\n"
+    with pytest.raises(VerificationError, match="exit code 3"):
+        try_image(image, ["exit 3"], slurm_options=["-w", "n2"], timeout=60)
