@@ -27,6 +27,7 @@ from pipeline.errors import SqshpipeError
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.store import names
+from pipeline.track import Pattern
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SECRET_ANYWHERE = ("SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL")
@@ -173,6 +174,12 @@ class TrackModel(Model):
 
     pattern: str = Field(min_length=1, examples=["YY.MM-py3"])
     policy: Literal["newest", "notify"] = "notify"
+
+    @field_validator("pattern")
+    @classmethod
+    def _orders(cls, pattern: str) -> str:
+        Pattern.parse(pattern)
+        return pattern
 
 
 class SlurmModel(Model):

@@ -1,0 +1,181 @@
+"""Many images: one run of ``sqshpipe image`` each, side by side within a limit, on this machine or on Slurm.
+
+Each image is a process of its own, so that one that fails or is killed costs the others nothing; the stages
+are keyed by content, so that running one twice, also on two machines at once, costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from pipeline.config.types import Config, ImageSpec, SlurmSettings
+from pipeline.errors import ConfigError, SqshpipeError
+from pipeline.tools import process
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One image to release: what is run, and what it asks for where Slurm runs it."""
+
+    image: str
+    version: str
+    argv: tuple[str, ...]
+    folder: Path
+    slurm: SlurmSettings = field(default_factory=SlurmSettings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one task ended. ``code`` is its exit code; ``told`` its own JSON; ``error`` its last words."""
+
+    task: Task
+    code: int
+    told: Mapping[str, Any]
+    error: str
+    seconds: float
+    attempts: int = 1
+    where: str = ""
+
+    @property
+    def path(self) -> str | None:
+        """The published path, when it got that far."""
+        return self.told.get("path") if self.code == 0 else None
+
+
+class Executor(Protocol):
+    """Runs tasks and tells each outcome as it comes, in the caller's thread or another."""
+
+    def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
+        """Run all ``tasks``; returns when each has ended, well or not."""
+
+
+def tasks_for(
+    config: Config, specs: Iterable[ImageSpec], version_of: Callable[[ImageSpec], str]
+) -> tuple[Task, ...]:
+    """A task an image, with this interpreter and the overrides that are in force."""
+    return tuple(
+        Task(
+            image=spec.name,
+            version=version,
+            argv=_argv(config, spec.name, version),
+            folder=Path.cwd(),
+            slurm=spec.slurm,
+        )
+        for spec in specs
+        for version in (version_of(spec),)
+    )
+
+
+def _argv(config: Config, image: str, version: str) -> tuple[str, ...]:
+    words = [sys.executable, "-m", "pipeline", "image", image, "--tag", version, "--json"]
+    words += ["--config", str(config.path.absolute()), "--store", str(config.store.root)]
+    words += ["--registry", ("http://" if config.registry.plain_http else "") + config.registry.base]
+    return tuple(words)
+
+
+def run(
+    config: Config, tasks: Sequence[Task], executor: Executor, *, done: Callable[[Outcome], None]
+) -> tuple[Outcome, ...]:
+    """Run ``tasks``, those first on whose image another is based; outcomes in the order of ``tasks``.
+
+    An image whose base failed here is not run: its outcome carries that base's exit code.
+    """
+    found: dict[str, Outcome] = {}
+
+    def note(outcome: Outcome) -> None:
+        found[outcome.task.image] = outcome
+        done(outcome)
+
+    for level in levels(config, tasks):
+        ready = []
+        for task in level:
+            broken = next((name for name in _parents(config, task, found) if found[name].code != 0), None)
+            if broken is None:
+                ready.append(task)
+            else:
+                error = f"not run: {broken}, which it is based on, failed"
+                note(Outcome(task=task, code=found[broken].code, told={}, error=error, seconds=0.0))
+        if ready:
+            executor.run(ready, note)
+    return tuple(found[task.image] for task in tasks)
+
+
+def levels(config: Config, tasks: Sequence[Task]) -> tuple[tuple[Task, ...], ...]:
+    """``tasks`` in groups, each based only on images of earlier groups. ConfigError for a circle."""
+    left, groups = list(tasks), []
+    while left:
+        names = {task.image for task in left}
+        group = tuple(task for task in left if not _parents(config, task, names))
+        if not group:
+            circle = ", ".join(sorted(names))
+            raise ConfigError(f"{config.path}: these images are based on one another: {circle}")
+        groups.append(group)
+        left = [task for task in left if task not in group]
+    return tuple(groups)
+
+
+def _parents(config: Config, task: Task, among: Iterable[str]) -> list[str]:
+    """The images of ``among`` that ``task``'s image is based on."""
+    if config.registry.url is None and config.registry.ecr is None:
+        return []
+    base = config.image(task.image).base.name
+    return [name for name in among if name != task.image and config.registry.repository(name).name == base]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalExecutor:
+    """At most ``limit`` images at once on this machine."""
+
+    limit: int
+
+    def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
+        """Run all ``tasks`` as processes of ours; they end when we are interrupted."""
+        with ThreadPoolExecutor(max_workers=max(1, min(self.limit, len(tasks)))) as pool:
+            try:
+                for outcome in pool.map(_run_here, tasks):
+                    done(outcome)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _run_here(task: Task) -> Outcome:
+    start = time.monotonic()
+    log.info("starts", name=task.image, version=task.version)
+    try:
+        ended = process.run(task.argv, cwd=task.folder, check=False)
+        code, said, errors = ended.returncode, ended.stdout, ended.stderr
+    except SqshpipeError as error:
+        code, said, errors = error.exit_code, "", str(error)
+    return outcome(task, code, said, errors, seconds=time.monotonic() - start)
+
+
+def outcome(
+    task: Task, code: int, said: str, errors: str, *, seconds: float, attempts: int = 1, where: str = ""
+) -> Outcome:
+    """The outcome that a finished process of ``task`` stands for."""
+    try:
+        told = json.loads(said) if said.strip() else {}
+    except ValueError:
+        told = {}
+    lines = [line for line in errors.splitlines() if line.strip()]
+    return Outcome(
+        task=task,
+        code=code if code >= 0 else 128 - code,
+        told=told if isinstance(told, dict) else {},
+        error="" if code == 0 else "\n".join(lines[-3:]) or f"ended with {code} without a word",
+        seconds=seconds,
+        attempts=attempts,
+        where=where,
+    )

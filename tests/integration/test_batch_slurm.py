@@ -1,0 +1,116 @@
+"""Images as tasks of job arrays on a real Slurm: limits, failures, a node that dies in the middle."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pipeline.batch import Outcome, Task
+from pipeline.batch_slurm import SlurmExecutor
+from pipeline.config import SlurmSettings
+from pipeline.errors import ToolError
+from tests.support import slurm
+from tests.support.slurm import Slurm
+
+pytestmark = pytest.mark.needs("slurmctld", "slurmd", "sbatch")
+ONE = SlurmSettings(cpus=1, time=timedelta(minutes=2))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
+    with slurm.private_slurm(tmp_path / "slurm", nodes=2, cpus=4) as running:
+        for name, value in running.env.items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+def task(name: str, script: str, tmp_path: Path, settings: SlurmSettings = ONE) -> Task:
+    return Task(image=name, version="v1", argv=("/bin/sh", "-c", script), folder=tmp_path, slurm=settings)
+
+
+def run(tmp_path: Path, tasks: list[Task], limit: int | None = None) -> dict[str, Outcome]:
+    found: dict[str, Outcome] = {}
+    executor = SlurmExecutor(shared=tmp_path / "shared", limit=limit, poll=0.3, settle=1.0)
+    executor.run(tasks, lambda outcome: found.update({outcome.task.image: outcome}))
+    return found
+
+
+def test_results_failures_and_demands(cluster: Slurm, tmp_path: Path) -> None:
+    tasks = [
+        task("good", """echo '{"path": "/s/good.sqsh"}'""", tmp_path),
+        task("bad", "echo 'sqshpipe: a step failed' >&2; exit 3", tmp_path),
+        task("slow", "exec sleep 300", tmp_path, SlurmSettings(cpus=2, time=timedelta(minutes=5))),
+    ]
+    words = ["scancel", "--name=sqshpipe", "--state=RUNNING"]
+    slow = threading.Timer(4, lambda: cluster.run(words))
+    slow.start()
+    try:
+        found = run(tmp_path, tasks)
+    finally:
+        slow.cancel()
+    assert (found["good"].path, found["good"].code) == ("/s/good.sqsh", 0)
+    assert (found["bad"].code, found["bad"].error) == (3, "sqshpipe: a step failed")
+    assert found["slow"].code == ToolError.exit_code
+    assert "CANCELLED" in found["slow"].error
+    assert found["good"].where in cluster.nodes
+
+
+def test_eight_images_with_a_node_killed_in_the_middle(cluster: Slurm, tmp_path: Path) -> None:
+    script = 'sleep 3; echo "{\\"path\\": \\"$SLURMD_NODENAME\\"}"'
+    tasks = [task(f"image{number}", script, tmp_path) for number in range(8)]
+    started = time.monotonic()
+
+    def kill() -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            shown = cluster.run(["squeue", "-h", "-r", "-t", "RUNNING", "-o", "%N"], check=False).stdout
+            if "n2" in shown:
+                cluster.kill_node("n2")
+                return
+            time.sleep(0.1)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = run(tmp_path, tasks)
+    killer.join()
+    assert {outcome.code for outcome in found.values()} == {0}
+    assert len(found) == 8
+    assert {outcome.path for outcome in found.values()} <= {"n1", "n2"}
+    again = [outcome for outcome in found.values() if outcome.attempts > 1]
+    assert again
+    assert {outcome.path for outcome in again} == {"n1"}
+    assert time.monotonic() - started < 90
+
+
+def test_refused_demands_are_told_at_once(cluster: Slurm, tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match="sbatch"):
+        run(tmp_path, [task("big", "true", tmp_path, SlurmSettings(partition="nowhere"))])
+
+
+def test_an_interrupt_cancels_what_is_left(cluster: Slurm, tmp_path: Path) -> None:
+    class Stop(BaseException):
+        pass
+
+    def interrupt(_: float) -> None:
+        raise Stop
+
+    executor = SlurmExecutor(shared=tmp_path / "shared", poll=0.1, sleep=interrupt)
+    with pytest.raises(Stop):
+        executor.run([task("slow", "exec sleep 60", tmp_path)], lambda _: None)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and cluster.run(["squeue", "-h", "-o", "%i"]).stdout.strip():
+        time.sleep(0.2)
+    assert cluster.run(["squeue", "-h", "-o", "%i"]).stdout.strip() == ""
+
+
+def test_scripts_survive_any_folder_name(cluster: Slurm, tmp_path: Path) -> None:
+    odd = tmp_path / "it's a $folder"
+    odd.mkdir()
+    found = run(odd, [task("a", json.dumps({"path": "x"}).join(("echo '", "'")), odd)])
+    assert found["a"].path == "x"
