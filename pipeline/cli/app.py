@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import cluster, doctor, options, output, plan, store
+from pipeline.cli import cluster, doctor, ecr, options, output, plan, store
 from pipeline.errors import EXIT_SIGINT, EXIT_SIGTERM, SqshpipeError
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _global_options(
 
 
 doctor.register(app)
+ecr.register(app)
 plan.register(app)
 store.register(app)
 

@@ -105,6 +105,16 @@ class EcrModel(Model):
     account: str = Field(pattern=r"^[0-9]{12}$", description="AWS account, 12 digits in quotes.")
     region: str = Field(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]$", examples=["us-east-1"])
     prefix: str = Field(default="", description="Put before each repository.", examples=["team/training"])
+    immutable: bool = Field(default=True, description="Whether a tag, once put, stays on its image.")
+    scanning: Literal["basic", "enhanced", "off"] = Field(
+        default="basic", description="Which scan ECR makes of what is pushed; enhanced is Amazon Inspector's."
+    )
+    kms_key: str | None = Field(
+        default=None, min_length=1, description="KMS key for new repositories; AES-256 of ECR if left out."
+    )
+    untagged_days: int = Field(
+        default=14, ge=1, description="After how many days images without any tag are deleted."
+    )
 
 
 class RegistryModel(Model):
@@ -151,6 +161,14 @@ class ScanModel(Model):
     fixable_only: bool = Field(default=False, description="Count only what an update would mend.")
     waivers: str | None = Field(
         default=None, description="A file of waivers, from the folder of images.yaml."
+    )
+    ignore_packages: list[str] = Field(
+        default=[],
+        description="Packages whose findings never block, as shell patterns.",
+        examples=[["linux-*"]],
+    )
+    published: Literal["report", "yank"] = Field(
+        default="report", description="What to do when a published image has become unacceptable."
     )
     max_age: Duration = Field(default=timedelta(days=1), description="How old a verdict may be.")
     timeout: Duration = Field(default=timedelta(minutes=30), description="How long to wait for a result.")

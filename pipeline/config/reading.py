@@ -138,9 +138,7 @@ def _registry(file: document.ImagesFile, override: str | None, source: yamlfile.
     if given is None:
         return RegistrySettings()
     if given.ecr is not None:
-        ecr = EcrSettings(
-            account=given.ecr.account, region=given.ecr.region, prefix=given.ecr.prefix.strip("/")
-        )
+        ecr = EcrSettings(**{**given.ecr.model_dump(), "prefix": given.ecr.prefix.strip("/")})
         settings = RegistrySettings(ecr=ecr, plain_http=given.plain_http)
         _check_registry(settings, source.where(("registry", "ecr", "prefix")))
         return settings
@@ -275,6 +273,7 @@ class _Reader:
             raise self.missing(where, f"{model.waivers} does not exist")
         fields = model.model_dump(exclude={"fail_on", "waivers"})
         fail_on = None if model.fail_on == "never" else model.fail_on
+        fields["ignore_packages"] = tuple(model.ignore_packages)
         return ScanPolicy(fail_on=fail_on, waivers=waivers, **fields)
 
 

@@ -20,11 +20,18 @@ Severity = Literal["low", "medium", "high", "critical"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EcrSettings:
-    """An account's registry; ``prefix`` is put before each repository, without slashes at its ends."""
+    """An account's registry; ``prefix`` is put before each repository, without slashes at its ends.
+
+    The rest is what its repositories shall be: `stages.repository` compares and mends.
+    """
 
     account: str
     region: str
     prefix: str = ""
+    immutable: bool = True
+    scanning: Literal["basic", "enhanced", "off"] = "basic"
+    kms_key: str | None = None
+    untagged_days: int = 14
 
     @property
     def host(self) -> str:
@@ -97,7 +104,9 @@ class ScanPolicy:
     """When a scan blocks a release.
 
     ``fail_on`` is the lowest severity that blocks, None for never; ``new_since_base`` counts only what the
-    base did not bring; ``max_age`` is how old a verdict may be before it is asked for again.
+    base did not bring; findings in ``ignore_packages`` (shell patterns) never do; ``published`` says what
+    becomes of a release that no longer passes; ``max_age`` is how old a verdict may be before it is asked
+    for again.
     """
 
     scanner: ScannerName = "auto"
@@ -105,6 +114,8 @@ class ScanPolicy:
     new_since_base: bool = False
     fixable_only: bool = False
     waivers: Path | None = None
+    ignore_packages: tuple[str, ...] = ()
+    published: Literal["report", "yank"] = "report"
     max_age: timedelta = timedelta(days=1)
     timeout: timedelta = timedelta(minutes=30)
 

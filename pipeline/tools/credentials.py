@@ -72,21 +72,40 @@ class RenewableProvider(Protocol):
         """Forget what was given for ``host`` and ask again."""
 
 
-def credentials_for(host: str) -> Credentials | None:
-    """What this machine knows for ``host``; the configured registry is the one that SQSHPIPE_REGISTRY
-    names."""
-    configured = os.environ.get("SQSHPIPE_REGISTRY", "")
-    return _lookup(host, configured_host=_bare_host(configured))
+class KnownCredentials:
+    """What this machine knows, for each host; a `RenewableProvider`.
+
+    ``configured_host`` is the registry that images.yaml or a flag names; None: the one in SQSHPIPE_REGISTRY.
+    """
+
+    def __init__(self, configured_host: str | None = None) -> None:
+        self._configured_host = configured_host
+
+    def __call__(self, host: str) -> Credentials | None:
+        return self._lookup(host, renew=False)
+
+    def renew(self, host: str) -> Credentials | None:
+        return self._lookup(host, renew=True)
+
+    def _lookup(self, host: str, *, renew: bool) -> Credentials | None:
+        configured = self._configured_host
+        if configured is None:
+            configured = _bare_host(os.environ.get("SQSHPIPE_REGISTRY", ""))
+        found = _from_environment(host, configured)
+        if found is None and ".ecr" in host:
+            from pipeline.tools.ecr.tokens import TOKENS
+
+            found = TOKENS.renew(host) if renew else TOKENS(host)
+        return found if found is not None else _from_docker_config(host)
 
 
-def credentials_provider(configured_host: str | None) -> CredentialsProvider:
+credentials_for = KnownCredentials()
+"""What this machine knows for a host, when no configuration says which registry is ours."""
+
+
+def credentials_provider(configured_host: str | None) -> KnownCredentials:
     """Like `credentials_for`, where ``configured_host`` is the registry that images.yaml or a flag names."""
-    return lambda host: _lookup(host, configured_host=configured_host or "")
-
-
-def _lookup(host: str, *, configured_host: str) -> Credentials | None:
-    found = _from_environment(host, configured_host)
-    return found if found is not None else _from_docker_config(host)
+    return KnownCredentials(configured_host or "")
 
 
 def _from_environment(host: str, configured_host: str) -> Credentials | None:

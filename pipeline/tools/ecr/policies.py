@@ -1,0 +1,69 @@
+"""The least that each role needs in IAM, as policy documents (pure). docs/ecr.md explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+Role = Literal["builder", "node", "scanner", "owner"]
+ROLES: tuple[Role, ...] = ("builder", "node", "scanner", "owner")
+
+_PULL = ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
+_PUSH = (
+    "ecr:CompleteLayerUpload",
+    "ecr:InitiateLayerUpload",
+    "ecr:PutImage",
+    "ecr:UploadLayerPart",
+)
+_SCAN = ("ecr:DescribeImages", "ecr:DescribeImageScanFindings", "ecr:ListImages", "ecr:StartImageScan")
+_LOOK = ("ecr:DescribeRepositories", "ecr:GetLifecyclePolicy")
+_MAKE = ("ecr:CreateRepository", "ecr:PutLifecyclePolicy")
+_MEND = ("ecr:PutImageScanningConfiguration", "ecr:PutImageTagMutability")
+# These two cannot be bound to a repository.
+_TOKEN = ("ecr:GetAuthorizationToken",)
+_REGISTRY = ("ecr:GetRegistryScanningConfiguration",)
+_INSPECTOR = ("inspector2:ListCoverage", "inspector2:ListFindings")
+
+
+def policy(
+    role: Role, *, account: str, region: str, prefix: str = "", enhanced: bool = False
+) -> dict[str, Any]:
+    """The policy document of ``role`` on the repositories under ``prefix``.
+
+    builder: pulls, pushes, makes missing repositories, reads findings. node: pulls. scanner: reads
+    findings and pulls
+    for trivy. owner: what ``ecr apply`` changes beyond that.
+    """
+    partition = (
+        "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
+    )
+    repositories = f"{prefix}/*" if prefix else "*"
+    arn = f"arn:{partition}:ecr:{region}:{account}:repository/{repositories}"
+    on_repositories: dict[Role, tuple[str, ...]] = {
+        "builder": (*_PULL, *_PUSH, *_SCAN, *_LOOK, *_MAKE),
+        "node": _PULL,
+        "scanner": (*_PULL, *_SCAN),
+        "owner": (*_LOOK, *_MAKE, *_MEND),
+    }
+    on_all: dict[Role, tuple[str, ...]] = {
+        "builder": _TOKEN,
+        "node": _TOKEN,
+        "scanner": _TOKEN,
+        "owner": _REGISTRY,
+    }
+    anywhere = on_all[role]
+    if enhanced and role in ("builder", "scanner"):
+        anywhere = (*anywhere, *_INSPECTOR)
+    if enhanced and role == "owner":
+        anywhere = (*anywhere, "ecr:PutRegistryScanningConfiguration", "inspector2:Enable")
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            _statement("Repositories", on_repositories[role], arn),
+            _statement("Anywhere", anywhere, "*"),
+        ],
+    }
+
+
+def _statement(name: str, actions: Sequence[str], resource: str) -> dict[str, Any]:
+    return {"Sid": name, "Effect": "Allow", "Action": sorted(actions), "Resource": resource}
