@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import node, options, output
+from pipeline.cli import job, node, options, output
 from pipeline.errors import ConfigError
 
 cluster = typer.Typer(no_args_is_help=True, help="What nodes need: importer, bootstrap script, cluster file.")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs of this module and of `node` to ``app``."""
+    """Add the verbs of this module, of `node` and of `job` to ``app``."""
     app.add_typer(cluster, name="cluster")
     node.register(app)
+    job.register(app)
 
 
 def need_store(store: Path | None) -> Path:

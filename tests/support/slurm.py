@@ -133,6 +133,10 @@ class Slurm:
             seen = {row[1] for row in rows}
             if len(rows) == len(self.nodes) and seen <= wanted:
                 return
+            if any(state.startswith("drain") for state in seen) and not any(
+                "drain" in each for each in wanted
+            ):
+                break
             time.sleep(0.2)
         raise AssertionError(
             f"nodes are {seen or 'silent'}, not {states}, after {timeout:.0f} s\n{self.tail()}"
@@ -223,9 +227,9 @@ class Slurm:
 
 @contextlib.contextmanager
 def private_slurm(
-    folder: Path, *, nodes: int = 2, cpus: int = 8, extra: str = "", plugstack: str = ""
+    folder: Path, *, nodes: int = 2, cpus: int = 8, gpus: int = 0, extra: str = "", plugstack: str = ""
 ) -> Iterator[Slurm]:
-    """Run a private Slurm of `nodes` nodes with `cpus` made-up cores each under `folder`.
+    """Run a private Slurm under `folder`: `nodes` nodes, each with made-up `cpus` cores and `gpus` GPUs.
 
     `extra` is appended to slurm.conf (Prolog=…), `plugstack` becomes the plugstack.conf.
     """
@@ -237,9 +241,15 @@ def private_slurm(
     for name in names:
         (folder / f"spool-{name}").mkdir(exist_ok=True)
     (folder / "plugstack.conf").write_text(plugstack)
+    gres = f" Gres=gpu:{gpus}" if gpus else ""
+    if gpus:
+        for number in range(gpus):  # Slurm counts device files, and believes any file
+            (folder / f"gpu{number}").touch()
+        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{gpus - 1}]\n")
+        extra += "\nGresTypes=gpu"
     lines = [
         f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} "
-        f"Sockets=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=1024 State=UNKNOWN"
+        f"Sockets=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=1024 State=UNKNOWN{gres}"
         for name, port in zip(names, ports[1:], strict=True)
     ]
     conf = _CONF.format(

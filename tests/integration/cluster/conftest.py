@@ -18,7 +18,7 @@ def shared_slurm() -> Iterator[Slurm]:
         pytest.skip(missing())
     with (
         tempfile.TemporaryDirectory(prefix="sqshpipe-slurm-", dir="/var/tmp") as folder,
-        private_slurm(Path(folder)) as cluster,
+        private_slurm(Path(folder), gpus=8) as cluster,
     ):
         yield cluster
 

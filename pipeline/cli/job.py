@@ -1,0 +1,103 @@
+"""Verbs for jobs: render a job script, and hand it to Slurm."""
+
+from __future__ import annotations
+
+import tempfile
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import options, output
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.cluster.jobs import JobSpec
+
+job = typer.Typer(no_args_is_help=True, help="Job scripts whose ranks share one image.")
+
+Values = Annotated[Path | None, typer.Option("--values", help="cluster.yaml; its part `jobs` is used.")]
+
+
+class Launcher(str, Enum):
+    pytorch = "pytorch"
+    torchrun = "torchrun"
+    mpi = "mpi"
+    mpirun = "mpirun"
+
+
+class Runtime(str, Enum):
+    pyxis = "pyxis"
+    path = "path"
+    run = "run"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module to ``app``."""
+    app.add_typer(job, name="job")
+
+
+@job.command("render")
+def render(
+    image: Annotated[str, typer.Argument(metavar="IMAGE[:VERSION|:CHANNEL]", help="Resolved once, now.")],
+    command: Annotated[list[str], typer.Argument(help="After --: what each rank runs.")],
+    store: options.Store = None,
+    values: Values = None,
+    launcher: Annotated[
+        Launcher, typer.Option("--launcher", help="pytorch, torchrun, mpi (pmix), or mpirun (no Slurm).")
+    ] = Launcher.pytorch,
+    runtime: Annotated[
+        Runtime,
+        typer.Option("--runtime", help="pyxis (by name), path (pyxis by path), run (without)."),
+    ] = Runtime.pyxis,
+    nodes: Annotated[int, typer.Option("--nodes", "-N", min=1)] = 1,
+    name: Annotated[str | None, typer.Option("--name", help="Of the job; default: the image's.")] = None,
+    sbatch: Annotated[list[str] | None, typer.Option("--sbatch", help="A further #SBATCH option.")] = None,
+    host: Annotated[list[str] | None, typer.Option("--host", help="For mpirun, once a node.")] = None,
+    gpus: Annotated[bool, typer.Option("--gpus/--no-gpus", help="Ask Slurm for the GPUs.")] = True,
+    output_file: Annotated[Path | None, typer.Option("--output", "-o", help="Default: stdout.")] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Hand it to sbatch, print its number.")] = False,
+    test_only: Annotated[bool, typer.Option("--test-only", help="Ask sbatch if it would take it.")] = False,
+) -> None:
+    """Write a job script for an image: its digest is in the job's comment, so prune keeps the file."""
+    from pipeline.cli.store import host_platform, open_store
+    from pipeline.cluster import jobs, settings
+
+    release = open_store(store).resolve(image, host_platform())
+    spec = jobs.JobSpec(
+        name=name or release.image,
+        image=jobs.Resolved(
+            image=release.image, version=release.version, sha256=release.sha256, path=release.path
+        ),
+        command=tuple(command),
+        launcher=launcher.value,
+        runtime=runtime.value,
+        nodes=nodes,
+        gpus=gpus,
+        jobs=settings.load(values).jobs if values else settings.Jobs(),
+        extra=tuple(sbatch or ()),
+        hosts=tuple(host or ()),
+    )
+    text = jobs.script(spec)
+    if output_file is not None:
+        output_file.write_text(text, encoding="utf-8")
+        output_file.chmod(0o755)
+    if submit or test_only:
+        _hand_over(spec, text, test_only=test_only)
+    elif output_file is None:
+        output.data(text.rstrip("\n"))
+
+
+def _hand_over(spec: JobSpec, text: str, *, test_only: bool) -> None:
+    from pipeline.tools import slurm
+
+    if spec.launcher == "mpirun":
+        raise ConfigError("a script for mpirun is not Slurm's to take", hint="run it with bash")
+    with tempfile.TemporaryDirectory(prefix="sqshpipe-job-") as folder:
+        script = Path(folder) / f"{spec.name}.sbatch"
+        script.write_text(text, encoding="utf-8")
+        if test_only:
+            slurm.check_script(script)
+        else:
+            output.data(slurm.submit(script))

@@ -1,0 +1,119 @@
+"""Job scripts: one image, resolved once, started so that all ranks of a node share it.
+
+The container option stands on srun and never in #SBATCH: pyxis would run the batch script itself inside the
+image, where there is neither srun nor scontrol.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pipeline.cluster.render import render
+from pipeline.cluster.settings import Jobs
+from pipeline.errors import ConfigError
+from pipeline.tools.slurm import comment_for
+
+Launcher = Literal["pytorch", "torchrun", "mpi", "mpirun"]
+Runtime = Literal["pyxis", "path", "run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """The release that the job will use, whatever its channel names later."""
+
+    image: str
+    version: str
+    sha256: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """What to start; `runtime` is pyxis by name, pyxis by path, or `sqshpipe run` where there is no pyxis."""
+
+    name: str
+    image: Resolved
+    command: tuple[str, ...]
+    launcher: Launcher = "pytorch"
+    runtime: Runtime = "pyxis"
+    nodes: int = 1
+    gpus: bool = True
+    jobs: Jobs = field(default_factory=Jobs)
+    extra: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    output: str = "%x-%j.out"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", self.name):
+            raise ConfigError(f"{self.name!r} cannot be a job's name", hint="letters, digits, . _ and -")
+        if not self.command:
+            raise ConfigError("no command to run in the image", hint="put it after --")
+        if self.nodes < 1:
+            raise ConfigError(f"a job cannot have {self.nodes} nodes")
+        if self.launcher == "mpirun" and len(self.hosts) != self.nodes:
+            raise ConfigError(
+                f"mpirun without Slurm needs a host for each of {self.nodes} nodes, not {len(self.hosts)}",
+                hint="give --host once a node",
+            )
+        if not all(each.isprintable() and each.startswith("-") for each in self.extra):
+            raise ConfigError("an extra sbatch option begins with -", hint="for example --sbatch=--qos=high")
+
+
+def script(spec: JobSpec) -> str:
+    """The job script, ready for sbatch (or for a shell, with the launcher mpirun)."""
+    per_node = 1 if spec.launcher == "torchrun" else spec.jobs.gpus_per_node
+    name = "mpirun.sh" if spec.launcher == "mpirun" else "job.sbatch"
+    return render(
+        name,
+        spec=spec,
+        jobs=spec.jobs,
+        image=spec.image,
+        comment=comment_for(spec.image.sha256),
+        tasks_per_node=per_node,
+        gpus=spec.gpus,
+        pyxis=shlex.join(_pyxis(spec)) + " " if _pyxis(spec) else "",
+        run=shlex.join(_run(spec)) + " " if _run(spec) else "",
+        command=shlex.join(_command(spec)),
+    )
+
+
+def _pyxis(spec: JobSpec) -> list[str]:
+    """Options of srun with which pyxis starts the image."""
+    if spec.runtime == "run" or spec.launcher == "mpirun":
+        return []
+    image, jobs = spec.image, spec.jobs
+    named = f"{image.image}:{image.version}" if spec.runtime == "pyxis" else str(image.path)
+    options = [f"--container-image={named}"]
+    if jobs.mounts:
+        mounts = (_mount(each, "" if jobs.writable else ":ro") for each in jobs.mounts)
+        options.append(f"--container-mounts={','.join(mounts)}")
+    if jobs.env:  # the image's environment would win otherwise
+        options.append(f"--container-env={','.join(sorted(jobs.env))}")
+    return options
+
+
+def _run(spec: JobSpec) -> list[str]:
+    """Our own start of the image, where there is no pyxis."""
+    if spec.runtime != "run" and spec.launcher != "mpirun":
+        return []
+    binds = [f"--mount={_mount(each, ':rw' if spec.jobs.writable else '')}" for each in spec.jobs.mounts]
+    env = [f"--env={name}" for name in sorted(spec.jobs.env)]
+    return ["sqshpipe", "run", *binds, *env, str(spec.image.path), "--"]
+
+
+def _mount(text: str, flag: str) -> str:
+    """SRC:DST with its flag: as it was written, else as the cluster's jobs have it."""
+    if text.endswith((":ro", ":rw")):
+        return text
+    return (text if ":" in text else f"{text}:{text}") + flag
+
+
+def _command(spec: JobSpec) -> tuple[str, ...]:
+    """The command; torchrun takes a script, so an interpreter or torchrun in front of it goes."""
+    if spec.launcher == "torchrun" and Path(spec.command[0]).name in ("python", "python3", "torchrun"):
+        return spec.command[1:]
+    return spec.command

@@ -1,0 +1,149 @@
+"""cluster.yaml: the few values from which bootstrap script, cluster file and job scripts are rendered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.errors import ConfigError
+
+# A word that a shell, YAML and slurm.conf all take as it is.
+Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:@%+=,\[\]-]+$")]
+Absolute = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/@+-]+$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Pinned(_Part):
+    """One thing that the bootstrap script installs: where from, which version, and the sha256 of the file."""
+
+    version: Plain
+    url: Annotated[str, Field(pattern=r"^(https://|s3://|file:///)[^\s'\"$`\\]+$")]
+    sha256: Sha256
+
+
+class Software(_Part):
+    """What goes onto a node; everything is pinned, nothing is looked up."""
+
+    enroot: tuple[Pinned, ...] = ()  # packages (.deb or .rpm), or one source archive
+    pyxis: Pinned | None = None  # source archive: it is compiled against the node's own Slurm
+    sqshpipe: Pinned | None = None  # wheel; only its importer is installed
+
+
+class Node(_Part):
+    """A kind of instance."""
+
+    instance: Plain
+    subnet: Plain
+    ssh_key: Plain | None = None
+
+
+class Gpu(_Part):
+    """The queue of GPU nodes."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,24}$")] = "gpu"
+    instance: Plain = "p4d.24xlarge"
+    subnet: Plain
+    min: int = Field(default=0, ge=0)
+    max: int = Field(default=4, ge=1)
+    gpus: int = Field(default=8, ge=1, le=16)
+    efa: bool = True
+    placement_group: bool = True
+    capacity_reservation: Annotated[str, Field(pattern=r"^cr-[0-9a-f]+$")] | None = None
+    idle_minutes: int = Field(default=10, ge=1)
+
+
+class Lustre(_Part):
+    """FSx for Lustre: one that exists, or a new PERSISTENT_2 one."""
+
+    mount: Absolute = "/fsx"
+    id: Plain | None = None
+    gib: int = Field(default=1200, ge=1200)
+    throughput: Literal[125, 250, 500, 1000] = 250  # MB/s per TiB: PERSISTENT_2 does not work without it
+
+
+class OpenZfs(_Part):
+    """An FSx for OpenZFS volume that exists, for homes."""
+
+    mount: Absolute = "/home"
+    volume: Plain
+
+
+class Jobs(_Part):
+    """What every job script gets."""
+
+    partition: Plain | None = None
+    gpus_per_node: int = Field(default=8, ge=1, le=16)
+    cpus_per_task: int | None = Field(default=None, ge=1)
+    time: Annotated[str, Field(pattern=r"^[0-9:-]+$")] | None = None
+    mounts: tuple[Annotated[str, Field(pattern=r"^/[^\s,;'\"$`]+$")], ...] = ()
+    writable: bool = False
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Plain] = {"NCCL_DEBUG": "WARN"}
+    port: int = Field(default=29500, ge=1024, le=65535)
+
+
+class ClusterSettings(_Part):
+    """All of cluster.yaml."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,59}$")] = "gpu-cluster"
+    region: Annotated[str, Field(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$")] = "us-east-1"
+    os: Literal["ubuntu2204", "ubuntu2404", "alinux2023"] = "ubuntu2204"
+    store: Absolute = "/fsx/containers"
+    registries: tuple[Plain, ...] = ()  # HOST/PREFIX whose repositories are images of the store
+    ecr_credentials: Literal["substitution", "timer", "none"] = "substitution"
+    missing: Literal["refuse", "import"] = "refuse"
+    prefix: Absolute = "/opt/sqshpipe"
+    local: Absolute = "/opt/dlami/nvme/sqshpipe"  # on the node's own NVMe
+    software: Software = Software()
+    head: Node | None = None
+    gpu: Gpu | None = None
+    lustre: Lustre | None = None
+    openzfs: OpenZfs | None = None
+    scripts: Annotated[str, Field(pattern=r"^s3://[a-z0-9.-]+(/[A-Za-z0-9._-]+)*$")] | None = None
+    jobs: Jobs = Jobs()
+
+    @field_validator("registries")
+    @classmethod
+    def _no_scheme(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if any("://" in name for name in names):
+            raise ValueError("write HOST/PREFIX without https://")
+        return names
+
+    @property
+    def ecr_hosts(self) -> tuple[str, ...]:
+        """Registries of ECR among the declared ones."""
+        hosts = (name.partition("/")[0] for name in self.registries)
+        return tuple(dict.fromkeys(host for host in hosts if ".dkr.ecr." in host))
+
+
+def load(path: Path) -> ClusterSettings:
+    """Read cluster.yaml. Raises ConfigError that names the file and the key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="give --values FILE") from error
+    try:
+        return parse(yaml.safe_load(text) or {})
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path}: {told(error)}", hint="sqshpipe cluster config --help lists the keys"
+        ) from error
+
+
+def parse(values: Any) -> ClusterSettings:
+    """Check values that were read elsewhere. Raises pydantic's ValidationError."""
+    return ClusterSettings.model_validate(values)
+
+
+def told(error: ValidationError) -> str:
+    """The first few things that are wrong, each with its key."""
+    lines = [f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors()[:4]]
+    return "; ".join(lines)
