@@ -13,15 +13,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import structlog
-
 from pipeline.store import atomic
 from pipeline.store.layout import LINK_SUFFIX, Layout
 from pipeline.store.names import stem
 from pipeline.store.reading import Loaded, Signature, exists, load, records_in, signature_of
 from pipeline.store.state import ImageState, write_head, write_index
 
-log = structlog.get_logger()
 MANIFEST_SCHEMA = 1
 _ROUNDS = 200
 
@@ -29,8 +26,11 @@ _ROUNDS = 200
 def refresh(layout: Layout, image: str) -> ImageState:
     """Bring the caches of `image` up to date and give the state that they now hold."""
     loaded = load(layout, image)
-    for message in loaded.broken:
-        log.warning("left out a record that cannot be read", reason=message)
+    if loaded.broken:
+        import structlog
+
+        for message in loaded.broken:
+            structlog.get_logger().warning("left out a record that cannot be read", reason=message)
     for _ in range(_ROUNDS):
         text = write_index(loaded.state)
         signature = loaded.signature
@@ -115,10 +115,13 @@ def _wrong_links(layout: Layout, loaded: Loaded) -> list[tuple[str, str]]:
     for name, (target, changes) in wanted.items():
         if name not in loaded.links or (changes and _target(folder / name) != target):
             wrong.append((name, target))
-    ours = {name + LINK_SUFFIX for name, _, _, _ in loaded.state.stems()}
     platforms = {platform for one in loaded.state.releases.values() for platform in one.platforms}
-    ours |= {stem(name, platform) + LINK_SUFFIX for name in loaded.state.channels for platform in platforms}
-    wrong += [(name, "") for name in loaded.links if name in ours and name not in wanted]
+    channels = {
+        stem(name, platform) + LINK_SUFFIX for name in loaded.state.channels for platform in platforms
+    }
+    versions = {name + LINK_SUFFIX for name, _, _, _ in loaded.state.stems()}
+    for ours in (channels, versions):  # a channel's link goes before the one that it leads to
+        wrong += [(name, "") for name in loaded.links if name in ours and name not in wanted]
     return wrong
 
 

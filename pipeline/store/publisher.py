@@ -84,11 +84,24 @@ def _bring(
         publishing.seal(staged, record, sha256)
         if standing is not None and record.platform in standing.damaged:
             _set_aside(layout, record)
+        _commit_sealed(layout, record, staged)
+
+
+def commit_staged(layout: Layout, record: Record, staged: Path) -> None:
+    """Make the release exist from staged bytes whose sha256 is known to be the record's; caches are not
+    written.
+    """
+    layout.events(record.image).mkdir(parents=True, exist_ok=True)
+    publishing.seal(staged, record, record.sha256)
+    _commit_sealed(layout, record, staged)
+
+
+def _commit_sealed(layout: Layout, record: Record, staged: Path) -> None:
+    publishing.put_bytes(layout, staged, record)
+    publishing.commit(layout, record)
+    _bring_back(layout, record)
+    if not publishing.bytes_are_there(layout, record):
         publishing.put_bytes(layout, staged, record)
-        publishing.commit(layout, record)
-        _bring_back(layout, record)
-        if not publishing.bytes_are_there(layout, record):
-            publishing.put_bytes(layout, staged, record)
 
 
 def _is_staged(layout: Layout, file: Path) -> bool:

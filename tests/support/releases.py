@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from pipeline.store.record import Record, Release
 from pipeline.store.store import Store
@@ -31,13 +32,14 @@ def record_for(
     )
 
 
-def publish(store: Store, version: str, content: bytes = b"", **details: str | bool) -> Release:
+def publish(
+    store: Store, version: str, content: bytes = b"", *, allow_external: bool = False, **details: Any
+) -> Release:
     """Publish `content` (by default, the version's own name) from a file outside the store."""
     content = content or version.encode()
     source = store.root.parent / f"{store.root.name}.source.{hashlib.sha256(content).hexdigest()[:16]}"
     source.write_bytes(content)
-    allow = bool(details.pop("allow_external", False))
-    return store.publish(record_for(content, version, **details), source, allow_external=allow)  # type: ignore[arg-type]
+    return store.publish(record_for(content, version, **details), source, allow_external=allow_external)
 
 
 def caches(store: Store) -> dict[str, bytes]:

@@ -1,0 +1,201 @@
+"""Read releases back and compare size and sha256: slowly enough for those who work, from where the last run
+stopped.
+
+What is damaged is marked by an event, so that it no longer resolves; publishing the same content again mends
+it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.progress import SILENT, Meter
+from pipeline.store import atomic, caches, channels
+from pipeline.store.events import Change
+from pipeline.store.layout import Layout
+from pipeline.store.names import split_name
+from pipeline.store.reading import load
+from pipeline.store.state import ImageState
+
+_PIECE = 4 << 20
+PROGRESS = "scrub.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """A file that is not what was published, with every release that has it."""
+
+    sha256: str
+    what: str
+    releases: tuple[str, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What was read. `skipped` files were read by a run that was cut short, or lately enough."""
+
+    checked: int = 0
+    skipped: int = 0
+    bytes_read: int = 0
+    damaged: list[Damage] = field(default_factory=list)
+
+
+def scrub(
+    layout: Layout,
+    *,
+    names: Iterable[str] = (),
+    bytes_per_second: float = 0.0,
+    sleep: Callable[[float], None] = time.sleep,
+    meter: Meter = SILENT,
+) -> Report:
+    """Read every file that a release has, or those of `names` (image, image:version), at most that fast.
+
+    A rate of 0 is no limit. A run over everything that was cut short is gone on from; one that ended is begun
+    anew. A store that cannot be written is read all the same, and nothing is marked there.
+    """
+    report = Report()
+    wanted = [split_name(name) if ":" in name else (name, "") for name in names]
+    held = _held(layout, wanted)
+    progress = _read_progress(layout)
+    todo = list(held)
+    if not wanted:
+        progress.started = progress.started or time.time()
+        todo = [digest for digest in held if progress.sound.get(digest, 0.0) < progress.started]
+    report.skipped = len(held) - len(todo)
+    meter.total(sum(held[digest].size for digest in todo))
+    pace = _Pace(bytes_per_second, sleep)
+    for digest in sorted(todo, key=lambda one: (progress.sound.get(one, 0.0), one)):
+        with atomic.told(f"reading {layout.blob(digest)}"):
+            what = _look(layout, digest, held[digest].size, pace, report, meter)
+        report.checked += 1
+        releases = tuple(f"{image}:{version}" for image, version, _ in held[digest].places)
+        progress.sound.pop(digest, None)
+        if what:
+            report.damaged.append(Damage(sha256=digest, what=what, releases=releases))
+        else:
+            progress.sound[digest] = time.time()
+        _mark(layout, digest, held[digest].places, what)
+        _write_progress(layout, progress)
+    if not wanted:
+        progress.started = 0.0
+        progress.sound = {digest: when for digest, when in progress.sound.items() if digest in held}
+        _write_progress(layout, progress)
+    return report
+
+
+@dataclass(slots=True)
+class _Held:
+    size: int
+    places: list[tuple[str, str, str]] = field(default_factory=list)
+    """(image, version, platform)"""
+
+
+def _held(layout: Layout, wanted: list[tuple[str, str]]) -> dict[str, _Held]:
+    """sha256 -> what has it, for everything that was not pruned."""
+    held: dict[str, _Held] = {}
+    for image in layout.images():
+        state = load(layout, image).state
+        for _, version, platform, one in state.stems():
+            if state.releases[version].pruned:
+                continue
+            if wanted and not {(image, version), (image, "")} & set(wanted):
+                continue
+            held.setdefault(one.sha256, _Held(one.size)).places.append((image, version, platform))
+    return held
+
+
+class _Pace:
+    """Sleeps as much as keeps the mean rate below the limit."""
+
+    def __init__(self, bytes_per_second: float, sleep: Callable[[float], None]) -> None:
+        self._rate = bytes_per_second
+        self._sleep = sleep
+        self._started = time.monotonic()
+        self._bytes = 0
+
+    def passed(self, count: int) -> None:
+        self._bytes += count
+        if self._rate:
+            ahead = self._bytes / self._rate - (time.monotonic() - self._started)
+            if ahead > 0:
+                self._sleep(ahead)
+
+
+def _look(layout: Layout, digest: str, size: int, pace: _Pace, report: Report, meter: Meter) -> str:
+    """What is wrong with the bytes, or nothing. Pages are not kept in memory, so that the disk is read."""
+    try:
+        with layout.blob(digest).open("rb", buffering=0) as file:
+            there = os.fstat(file.fileno()).st_size
+            if there != size:
+                return f"{there} bytes instead of {size}"
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            hashed = hashlib.sha256()
+            while piece := file.read(_PIECE):
+                hashed.update(piece)
+                report.bytes_read += len(piece)
+                meter.advance(len(piece))
+                pace.passed(len(piece))
+    except FileNotFoundError:
+        return "the file is missing"
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise  # no right to read, a stale handle: that says nothing about the bytes
+        return "the disk cannot read it"
+    return "" if hashed.hexdigest() == digest else f"its sha256 is {hashed.hexdigest()}"
+
+
+def _mark(layout: Layout, digest: str, places: list[tuple[str, str, str]], what: str) -> None:
+    """Mark what is damaged, and what was and is sound again."""
+    if not os.access(layout.root, os.W_OK):
+        return
+    for image, version, platform in places:
+
+        def decision(state: ImageState, version: str = version, platform: str = platform) -> Change | None:
+            standing = state.releases[version]
+            if bool(what) is (platform in standing.damaged) or standing.pruned:
+                return None
+            kind = "damaged" if what else "repaired"
+            return Change(kind=kind, version=version, platform=platform, sha256=digest, reason=what)
+
+        if channels.decide(layout, image, decision) is not None:
+            caches.refresh(layout, image)
+            caches.refresh_manifest(layout)
+
+
+def _progress_path(layout: Layout) -> Path:
+    return layout.meta / PROGRESS
+
+
+@dataclass(slots=True)
+class _Progress:
+    """`started` is when the run over everything began that has not ended yet, else 0; seconds since 1970."""
+
+    started: float = 0.0
+    sound: dict[str, float] = field(default_factory=dict)
+    """sha256 -> when it was last found sound"""
+
+
+def _read_progress(layout: Layout) -> _Progress:
+    try:
+        data: Any = json.loads(atomic.read_bytes(_progress_path(layout)))
+        sound = {str(digest): float(when) for digest, when in data["sound"].items()}
+        return _Progress(float(data["started"]), sound)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _Progress()
+
+
+def _write_progress(layout: Layout, progress: _Progress) -> None:
+    if not os.access(layout.root, os.W_OK):
+        return
+    with atomic.told("noting how far the scrub got"):
+        layout.meta.mkdir(exist_ok=True)
+        data = {"schema": 1, "started": progress.started, "sound": dict(sorted(progress.sound.items()))}
+        atomic.replace(_progress_path(layout), json.dumps(data).encode() + b"\n")

@@ -1,0 +1,313 @@
+"""Copy releases to where they are missing: another mounted store, or an object store and back.
+
+Bytes go first, then what is attached to a release, its record last; so a copy that was cut short has no
+release that lacks something, and the next run goes on from there: inside a file, too. Everything that
+arrives is hashed and compared with its record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from pipeline.errors import ConfigError, PublishError, VerificationError
+from pipeline.progress import SILENT, Meter
+from pipeline.store import atomic, caches, channels, publisher, publishing
+from pipeline.store.layout import RECORD_SUFFIX, Layout
+from pipeline.store.names import DEFAULT_CHANNEL, is_image, split_name, stem
+from pipeline.store.reading import read_record
+from pipeline.store.record import Record, is_claim, parse_record
+from pipeline.store.store import Store
+from pipeline.store.writer import is_orphan, temporary_name
+
+_PIECE = 4 << 20
+_RECORD = re.compile(r"([^/]+)/([^/]+)\.json")
+
+
+class Bucket(Protocol):
+    """What an object store must offer; keys are relative to its prefix. `tools.s3.S3Bucket` is one."""
+
+    name: str
+
+    def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(key, size) of every object under `prefix`."""
+
+    def get(self, key: str) -> bytes | None: ...
+    def put_new(self, key: str, content: bytes) -> bool:
+        """Write an object that must not be there; False when it is."""
+
+    def size(self, key: str) -> int | None: ...
+    def upload(self, key: str, path: Path, *, sha256: str, meter: Meter) -> None:
+        """Bring a file there, going on with what an earlier attempt brought; raises unless its sha256 is
+        that.
+        """
+
+    def open_from(self, key: str, offset: int) -> BinaryIO:
+        """Read an object from that byte on."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """Names of the releases copied, those that were there, and the bytes that travelled."""
+
+    copied: list[str] = field(default_factory=list)
+    present: int = 0
+    bytes_copied: int = 0
+
+
+def sync(
+    source: Store | Bucket,
+    target: Store | Bucket,
+    *,
+    names: Iterable[str] = (),
+    mirror_channels: Iterable[str] = (),
+    meter: Meter = SILENT,
+) -> Report:
+    """Copy what is published at `source` and missing at `target`: all, or those that `names` says.
+
+    `names` are images or image:version. `latest` moves at a mounted target as if its releases were published
+    there; each of `mirror_channels` will name there what it names at `source`. Raises PublishError when a
+    version has other content at `target`, VerificationError when bytes do not arrive as they were recorded.
+    """
+    report = Report()
+    wanted = [_wanted(name) for name in names]
+    if isinstance(source, Store):
+        records = _published(source, wanted)
+        if isinstance(target, Store):
+            _to_store(records, _Mounted(source.layout), target, report, meter)
+        else:
+            _to_bucket(source.layout, records, target, report, meter)
+    elif isinstance(target, Store):
+        _to_store(_recorded(source, wanted), _Remote(source), target, report, meter)
+    else:
+        raise ConfigError(
+            "one side of a sync must be a mounted store", hint="copy buckets with the provider's own tool"
+        )
+    for channel in mirror_channels:
+        _mirror(source, target, channel)
+    return report
+
+
+def _wanted(name: str) -> tuple[str, str | None]:
+    return split_name(name) if ":" in name else (split_name(name)[0], None)
+
+
+def _is_wanted(wanted: list[tuple[str, str | None]], image: str, version: str) -> bool:
+    return not wanted or (image, version) in wanted or (image, None) in wanted
+
+
+def _published(store: Store, wanted: list[tuple[str, str | None]]) -> Iterator[Record]:
+    """Records of what resolves, oldest first."""
+    if not store.root.is_dir():
+        raise ConfigError(f"there is no store at {store.root}", hint="name a folder that is one")
+    for image in store.images():
+        for line in reversed(store.listed(image)):
+            if line.state == "published" and _is_wanted(wanted, image, line.version):
+                record = read_record(store.layout, image, line.version, line.platform)
+                if record is not None:
+                    yield record
+
+
+def _recorded(bucket: Bucket, wanted: list[tuple[str, str | None]]) -> Iterator[Record]:
+    found = []
+    for key, _ in bucket.keys(""):
+        match = _RECORD.fullmatch(key)
+        if match is None or not is_image(match[1]):
+            continue
+        raw = bucket.get(key) or b""
+        record = None if is_claim(raw) else parse_record(raw, Path(f"{bucket.name}/{key}"))
+        if record is None or not _is_wanted(wanted, record.image, record.version):
+            continue
+        if (record.image, stem(record.version, record.platform)) != (match[1], match[2]):
+            raise PublishError(f"{bucket.name}/{key} is the record of {record.image}:{record.version}")
+        found.append(record)
+    yield from sorted(found, key=lambda record: record.created)
+
+
+class _From(Protocol):
+    """Where a mounted store copies from."""
+
+    def open_from(self, record: Record, offset: int) -> BinaryIO: ...
+    def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
+        """(name, bytes) of what is attached to a release."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Mounted:
+    layout: Layout
+
+    def open_from(self, record: Record, offset: int) -> BinaryIO:
+        file = self.layout.blob(record.sha256).open("rb", buffering=0)
+        file.seek(offset)
+        return file
+
+    def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
+        folder = self.layout.attachments(record.image, record.version, record.platform)
+        if folder.is_dir():
+            for path in sorted(folder.iterdir()):
+                if path.is_file() and not path.name.startswith("."):
+                    yield path.name, path.read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    bucket: Bucket
+
+    def open_from(self, record: Record, offset: int) -> BinaryIO:
+        return self.bucket.open_from(record.file, offset)
+
+    def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
+        prefix = _attachments(record)
+        for key, _ in self.bucket.keys(prefix):
+            content = self.bucket.get(key)
+            if content is not None and "/" not in key.removeprefix(prefix):
+                yield key.removeprefix(prefix), content
+
+
+def _attachments(record: Record) -> str:
+    return f"{record.image}/.meta/{stem(record.version, record.platform)}/"
+
+
+def _to_store(records: Iterable[Record], source: _From, target: Store, report: Report, meter: Meter) -> None:
+    touched: dict[str, None] = {}
+    layout = target.layout
+    try:
+        for record in records:
+            with atomic.told(f"copying {record.image}:{record.version} to {target.root}"):
+                there = read_record(layout, record.image, record.version, record.platform)
+                if there is not None:
+                    publishing.refuse_other_content(record, there)
+                _bring_attachments(layout, record, source)
+                whole = there is not None and publishing.bytes_are_there(layout, record)
+                if whole:
+                    report.present += 1
+                else:
+                    _bring_release(layout, record, source, report, meter)
+                _advance(layout, record)
+                touched[record.image] = None
+    finally:
+        with atomic.told(f"writing the caches of {target.root}"):
+            for image in touched:
+                caches.refresh(layout, image)
+            if touched:
+                caches.refresh_manifest(layout)
+
+
+def _advance(layout: Layout, record: Record) -> None:
+    channels.advance(layout, record.image, record.version, DEFAULT_CHANNEL)
+
+
+def _bring_attachments(layout: Layout, record: Record, source: _From) -> None:
+    for name, content in source.attached(record):
+        path = layout.attachments(record.image, record.version, record.platform) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            atomic.create(path, content)
+
+
+def _bring_release(layout: Layout, record: Record, source: _From, report: Report, meter: Meter) -> None:
+    layout.blobs.mkdir(parents=True, exist_ok=True)
+    with _partial(layout, record) as staged:
+        if not publishing.bytes_are_there(layout, record):
+            digest = _fetch(staged, record, source, report, meter)
+            if digest != record.sha256:
+                staged.unlink()  # what is wrong is not gone on from
+                raise VerificationError(
+                    f"{record.image}:{record.version} arrived with sha256 {digest}, not {record.sha256}",
+                    hint="run sqshpipe scrub at the source, then sync again",
+                )
+        else:
+            staged.unlink(missing_ok=True)
+            os.link(layout.blob(record.sha256), staged)
+        publisher.commit_staged(layout, record, staged)
+    report.copied.append(f"{record.image}:{record.version}")
+
+
+@contextmanager
+def _partial(layout: Layout, record: Record) -> Iterator[Path]:
+    """A staging name for these bytes, with what a killed copy of them left; an error leaves it for the
+    next run.
+    """
+    ending = f".{record.sha256}.sync"
+    path = layout.blobs / temporary_name(ending)
+    for left in layout.blobs.glob(f".tmp.*{ending}"):
+        if is_orphan(left):
+            try:
+                left.rename(path)
+                break
+            except FileNotFoundError:
+                continue  # another sync took it
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def _fetch(staged: Path, record: Record, source: _From, report: Report, meter: Meter) -> str:
+    """Complete `staged` from where it ends, and give the sha256 of the whole."""
+    digest = hashlib.sha256()
+    with staged.open("ab+", buffering=0) as file:
+        file.seek(0)
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+        have = file.tell()
+        if have > record.size:
+            file.truncate(0)
+            digest, have = hashlib.sha256(), 0
+        meter.total(record.size)
+        meter.advance(have)
+        with source.open_from(record, have) as stream:
+            while piece := stream.read(_PIECE):
+                digest.update(piece)
+                view = memoryview(piece)
+                while view:
+                    view = view[file.write(view) :]
+                report.bytes_copied += len(piece)
+                meter.advance(len(piece))
+    return digest.hexdigest()
+
+
+def _to_bucket(
+    layout: Layout, records: Iterable[Record], bucket: Bucket, report: Report, meter: Meter
+) -> None:
+    for record in records:
+        key = f"{record.image}/{stem(record.version, record.platform)}{RECORD_SUFFIX}"
+        there = bucket.get(key)
+        if there is not None:
+            publishing.refuse_other_content(record, parse_record(there, Path(f"{bucket.name}/{key}")))
+        present = set(dict(bucket.keys(_attachments(record))))
+        for name, content in _Mounted(layout).attached(record):
+            if _attachments(record) + name not in present:
+                bucket.put_new(_attachments(record) + name, content)
+        if there is not None and bucket.size(record.file) == record.size:
+            report.present += 1
+            continue
+        if bucket.size(record.file) != record.size:
+            bucket.upload(record.file, layout.blob(record.sha256), sha256=record.sha256, meter=meter)
+            report.bytes_copied += record.size
+        if there is None and not bucket.put_new(key, record.as_bytes()):
+            publishing.refuse_other_content(
+                record, parse_record(bucket.get(key) or b"", Path(f"{bucket.name}/{key}"))
+            )
+        report.copied.append(f"{record.image}:{record.version}")
+
+
+def _mirror(source: Store | Bucket, target: Store | Bucket, channel: str) -> None:
+    if not isinstance(source, Store) or not isinstance(target, Store):
+        raise ConfigError("channels travel between mounted stores only", hint="promote at the target")
+    for image in source.images():
+        version = source.state(image).current(channel)
+        if version is not None and target.release(image, version) is not None:
+            target.promote(f"{image}:{version}", channel, allow_external=True, reason=f"as at {source.root}")
+
+
+Opener = Callable[[str], Bucket]
+
+
+def parse_place(text: str, open_bucket: Opener) -> Store | Bucket:
+    """A folder, or s3://bucket/prefix opened by `open_bucket`."""
+    return open_bucket(text) if text.startswith("s3://") else Store(Path(text))
