@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import cluster, doctor, ecr, options, output, plan, store
+from pipeline.cli import cluster, convert, doctor, ecr, options, output, plan, store
 from pipeline.errors import EXIT_SIGINT, EXIT_SIGTERM, SqshpipeError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def _global_options(
     output.configure(quiet=quiet, verbose=verbose, log_format=log_format.value)
 
 
+convert.register(app)
 doctor.register(app)
 ecr.register(app)
 plan.register(app)

@@ -17,6 +17,7 @@ from pipeline.oci.config import ImageConfig, parse_config
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import ACCEPT, Descriptor, Index, Manifest, parse_manifest
 from pipeline.progress import SILENT, Meter
+from pipeline.tools import http
 from pipeline.tools.credentials import Credentials, credentials_for
 from pipeline.tools.registry import download, upload
 from pipeline.tools.registry.auth import Scope
@@ -48,6 +49,8 @@ class RegistryClient:
     ) -> None:
         self.host = host
         self.workers = workers
+        self.credentials = credentials  # for tools that speak with the registry themselves
+        self.plain_http = http.base_url(host, plain_http).startswith("http:")
         self._session = Session(
             host,
             credentials=credentials,

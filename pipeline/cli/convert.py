@@ -1,0 +1,168 @@
+"""One image to one .sqsh (``convert``), and one .sqsh against its image (``verify``)."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import options, output
+
+if TYPE_CHECKING:
+    from pipeline.config import ConvertOptions
+
+
+class ConverterChoice(str, Enum):
+    auto = "auto"
+    enroot = "enroot"
+    mksquashfs = "mksquashfs"
+    native = "native"
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="docker://HOST/NAME:TAG, oci:FOLDER[:TAG], docker-archive:FILE or docker-daemon:NAME.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="The .sqsh to make.", show_default=False, dir_okay=False)
+]
+Converter = Annotated[ConverterChoice, typer.Option("--converter", help="How to make it.")]
+PlatformOption = Annotated[str, typer.Option("--platform", help="Which of an image's platforms.")]
+ZstdLevel = Annotated[int, typer.Option("--zstd-level", min=1, max=22, help="How hard to compress.")]
+BlockSizeText = Annotated[str, typer.Option("--block-size", help="Of the .sqsh: 4K to 1M.")]
+KeepOwners = Annotated[bool, typer.Option("--keep-owners", help="Not all files to root.")]
+KeepXattrs = Annotated[bool, typer.Option("--keep-xattrs", help="Extended attributes, file capabilities.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the file if it is there.")]
+File = Annotated[Path, typer.Argument(help="A .sqsh.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``convert`` and ``verify`` to ``app``."""
+    app.command()(convert)
+    app.command()(verify)
+
+
+def convert(
+    source: Source,
+    file: Output,
+    converter: Converter = ConverterChoice.auto,
+    platform: PlatformOption = "linux/amd64",
+    zstd_level: ZstdLevel = 3,
+    block_size: BlockSizeText = "128K",
+    keep_owners: KeepOwners = False,
+    keep_xattrs: KeepXattrs = False,
+    force: Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Make a .sqsh of an image, read it back, and print its path.
+
+    Example: sqshpipe convert docker://nvcr.io/nvidia/pytorch:24.01-py3 -o pytorch.sqsh
+    """
+    from pipeline.cli.progress import Teller
+    from pipeline.errors import ConfigError
+    from pipeline.oci.platform import Platform
+    from pipeline.stages import convert as stage
+    from pipeline.stages.scratch import default_cache, default_scratch
+    from pipeline.stages.sources import opened_source
+    from pipeline.stages.verify import verify as verify_file
+
+    if file.exists() and not force:
+        raise ConfigError(f"{file} exists", hint="choose another --output, or give --force to replace it")
+    chosen = _options(converter, zstd_level, block_size, keep_owners=keep_owners, keep_xattrs=keep_xattrs)
+    scratch, teller = default_scratch(), Teller()
+    with teller.stage("convert") as meter:
+        with opened_source(source, Platform.parse(platform), scratch=scratch, meter=meter) as image:
+            made = stage.convert(
+                image, chosen, output=file, scratch=scratch, cache=default_cache(), meter=meter
+            )
+        teller.result(f"{made.converter.name}, sha256:{made.sha256[:12]}")
+    with teller.stage("verify") as meter:
+        verified = verify_file(made, meter)
+        teller.result(f"{len(made.tree)} entries read back, as in the image")
+    teller.summary()
+    if as_json:
+        output.data_json(
+            {
+                "path": str(made.path),
+                "sha256": made.sha256,
+                "size": made.size,
+                "source": str(made.source),
+                "converter": dataclasses.asdict(made.converter),
+                "convert_key": made.convert_key,
+                "checks": list(verified.checks),
+                "stages": teller.as_json(),
+            }
+        )
+    else:
+        output.data(str(made.path))
+
+
+def verify(
+    file: File,
+    source: Source,
+    platform: PlatformOption = "linux/amd64",
+    keep_owners: KeepOwners = False,
+    keep_xattrs: KeepXattrs = False,
+    enroot: Annotated[bool, typer.Option("--enroot", help="Made by enroot: allow its differences.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Read a .sqsh back entirely and compare it with an image.
+
+    Example: sqshpipe verify pytorch.sqsh docker://nvcr.io/nvidia/pytorch:24.01-py3
+    """
+    from pipeline.cli.progress import Teller
+    from pipeline.oci.platform import Platform
+    from pipeline.stages.converters.unpack import Keep
+    from pipeline.stages.scratch import default_cache, default_scratch
+    from pipeline.stages.sources import opened_source
+    from pipeline.stages.verify import described
+    from pipeline.stages.verify import verify as verify_file
+
+    teller = Teller()
+    with teller.stage("verify") as meter:
+        with opened_source(source, Platform.parse(platform), scratch=default_scratch(), meter=meter) as image:
+            keep = Keep(owners=keep_owners, xattrs=keep_xattrs)
+            expected = described(file, image, keep=keep, by_enroot=enroot, cache=default_cache(), meter=meter)
+        verified = verify_file(expected, meter)
+        teller.result(f"{len(expected.tree)} entries read back, as in the image")
+    if as_json:
+        output.data_json(
+            {
+                "path": str(file),
+                "sha256": expected.sha256,
+                "source": str(expected.source),
+                "checks": list(verified.checks),
+            }
+        )
+    else:
+        output.data(str(file))
+
+
+def _options(
+    converter: ConverterChoice, zstd_level: int, block_size: str, *, keep_owners: bool, keep_xattrs: bool
+) -> ConvertOptions:
+    from pydantic import TypeAdapter, ValidationError
+
+    from pipeline.config import ConvertOptions
+    from pipeline.config.document import BlockSize
+    from pipeline.errors import ConfigError
+
+    try:
+        size = TypeAdapter[int](BlockSize).validate_python(block_size)
+    except ValidationError as error:
+        raise ConfigError(
+            f"--block-size {block_size!r} is none", hint="write a power of two from 4K to 1M, such as 128K"
+        ) from error
+    return ConvertOptions(
+        converter=converter.value,
+        zstd_level=zstd_level,
+        block_size=size,
+        keep_owners=keep_owners,
+        keep_xattrs=keep_xattrs,
+    )

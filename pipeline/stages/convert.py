@@ -1,0 +1,185 @@
+"""Convert: from an image to a .sqsh, by one of three converters behind one interface.
+
+The file is written beside its place under another name and takes it when it is complete, so that nobody ever
+sees half of one; scratch is gone on any exit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import structlog
+
+from pipeline.config import ConvertOptions
+from pipeline.errors import ConfigError, ToolError
+from pipeline.oci.config import ImageConfig
+from pipeline.oci.digest import Digest
+from pipeline.oci.rootfs import FORMAT_VERSION
+from pipeline.oci.source import ImageSource
+from pipeline.oci.tree import Tree
+from pipeline.progress import SILENT, Meter
+from pipeline.stages.converters.interface import Converter
+from pipeline.stages.scratch import scratch_folder
+
+log = structlog.get_logger()
+
+# Counted up when a converter gives other bytes for the same input: releases are then made anew.
+CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 1}
+_HASH_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConverterRecord:
+    """How a file was made: the converter, its options, the versions of the tools, that of the four files."""
+
+    name: str
+    options: Mapping[str, str | int | bool]
+    versions: Mapping[str, str]
+    format: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SquashfsFile:
+    """A .sqsh that a converter has completed.
+
+    ``source`` is the digest of the image's manifest, ``tree`` what must be in the file, ``size`` in bytes.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+    source: Digest
+    converter: ConverterRecord
+    convert_key: str
+    tree: Tree
+    config: ImageConfig
+
+
+def choose_converter(options: ConvertOptions, *, from_registry: bool = True) -> str:
+    """The converter that ``auto`` means here: enroot where it is installed and can read the source."""
+    if options.converter != "auto":
+        return options.converter
+    keeps = options.keep_owners or options.keep_xattrs  # enroot drops both
+    if from_registry and not keeps and shutil.which("enroot"):
+        return "enroot"
+    return "native" if _has_native() else "mksquashfs"
+
+
+def convert_key(source: Digest, options: ConvertOptions, converter: str) -> str:
+    """What the file depends on, as hex: image digest, options, and the versions of converter and format.
+
+    The tools' own versions are left out: another host with another mksquashfs does not make a release stale.
+    """
+    facts = {
+        "source": str(source),
+        "converter": converter,
+        "version": CONVERTER_VERSIONS[converter],
+        "format": FORMAT_VERSION,
+        "options": _recorded(options),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def convert(
+    source: ImageSource,
+    options: ConvertOptions,
+    *,
+    output: Path,
+    scratch: Path,
+    cache: Path,
+    meter: Meter = SILENT,
+) -> SquashfsFile:
+    """Make ``output`` from ``source``; what is at ``output`` is replaced once the new file is complete.
+
+    ``scratch`` is where a working folder is made, ``cache`` keeps layers for the next time. Raises ToolError
+    (a tool, space, a folder that cannot be written), RegistryError, FormatError, ConfigError.
+    """
+    name = choose_converter(options, from_registry=_is_registry(source))
+    converter = _converter(name)
+    output = output.absolute()
+    _require_writable(output.parent)
+    partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:12]}.partial")
+    log.info("converting", image=source.name, converter=name)
+    try:
+        with scratch_folder(scratch) as folder:
+            done = converter(source, options, output=partial, scratch=folder, cache=cache, meter=meter)
+        sha256, size = _seal(partial)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return SquashfsFile(
+        path=output,
+        sha256=sha256,
+        size=size,
+        source=source.manifest().digest,
+        converter=ConverterRecord(
+            name=name, options=_recorded(options), versions=dict(done.versions), format=FORMAT_VERSION
+        ),
+        convert_key=convert_key(source.manifest().digest, options, name),
+        tree=done.tree,
+        config=source.config(),
+    )
+
+
+def _recorded(options: ConvertOptions) -> dict[str, str | int | bool]:
+    """The options that change the file; which converter was asked for is told elsewhere."""
+    return {key: value for key, value in asdict(options).items() if key != "converter"}
+
+
+def _is_registry(source: ImageSource) -> bool:
+    from pipeline.tools.registry import RegistrySource
+
+    return isinstance(source, RegistrySource)
+
+
+def _has_native() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("pipeline.stages.converters.native") is not None
+
+
+def _converter(name: str) -> Converter:
+    """The function behind a name; each brings imports that the others do not need."""
+    if name == "enroot":
+        from pipeline.stages.converters.enroot import convert_enroot
+
+        return convert_enroot
+    if name == "mksquashfs":
+        from pipeline.stages.converters.mksquashfs import convert_mksquashfs
+
+        return convert_mksquashfs
+    raise ConfigError(f"{name!r} is not a converter", hint="enroot, mksquashfs or native, or auto")
+
+
+def _require_writable(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ToolError(
+            f"cannot write to {folder}: no such folder", hint="create it, or choose another --output"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ToolError(f"cannot write to {folder}: permission denied", hint="choose another --output")
+
+
+def hash_stream(stream: BinaryIO) -> str:
+    """The sha256 of what is left of ``stream``, as hex."""
+    digest = hashlib.sha256()
+    while piece := stream.read(_HASH_PIECE):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _seal(file: Path) -> tuple[str, int]:
+    """sha256 and size of a complete file, which is on disk and readable by all afterwards."""
+    with file.open("rb") as stream:
+        sha256 = hash_stream(stream)
+        os.fchmod(stream.fileno(), 0o644)
+        os.fsync(stream.fileno())
+        return sha256, stream.tell()

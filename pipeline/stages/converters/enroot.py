@@ -1,0 +1,149 @@
+"""The ``enroot`` converter: ``enroot import`` by digest, in places of ours.
+
+enroot fetches, unpacks and packs by itself. The tree that must come out is read from the layers that it
+leaves in its cache, so that nothing is downloaded twice; verification then allows what
+`pipeline.stages.known` lists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.config import ConvertOptions
+from pipeline.errors import ConfigError, RegistryError, ToolError
+from pipeline.oci.config import ImageConfig
+from pipeline.oci.digest import Digest
+from pipeline.oci.manifest import Index, Manifest
+from pipeline.oci.source import ImageSource
+from pipeline.progress import Meter
+from pipeline.stages.blobs import trim
+from pipeline.stages.converters.interface import Converted
+from pipeline.stages.scratch import Need, require_space
+from pipeline.stages.tree import read_tree
+from pipeline.tools.enroot import OTHER_CONVERTER, Enroot, Places, import_uri, write_credentials
+from pipeline.tools.mksquashfs import Mksquashfs
+from pipeline.tools.registry import RegistrySource
+
+_UNPACKED = 2  # layers unpacked are at least this many times as large as stored
+_MOST_TAGS = 200  # looked at for one that stands for a digest
+
+
+def convert_enroot(
+    source: ImageSource, options: ConvertOptions, *, output: Path, scratch: Path, cache: Path, meter: Meter
+) -> Converted:
+    """Write ``output``; ``scratch`` is an empty folder of ours, ``cache`` holds layers for the next time.
+
+    Raises ConfigError for what enroot cannot do, ToolError when it fails, RegistryError when a tag moves
+    meanwhile (before enroot 4, which reads tags only).
+    """
+    if not isinstance(source, RegistrySource):
+        raise ConfigError(
+            f"enroot cannot import {source.name}, only images in a registry", hint=OTHER_CONVERTER
+        )
+    if options.keep_owners or options.keep_xattrs:
+        raise ConfigError("enroot keeps neither owners nor extended attributes", hint=OTHER_CONVERTER)
+    tool, packer = Enroot.find(), Mksquashfs.find()
+    manifest = source.manifest()
+    tool.refuse_layers([layer.media_type for layer in manifest.layers])
+    layers = cache / "enroot"
+    _require_space(manifest, scratch, layers, output)
+    reference = str(manifest.digest) if tool.takes_digests else _tag_of(source)
+    places = Places.below(scratch / "enroot", cache=layers)
+    _lend_credentials(source, places)
+    meter.total(manifest.size)  # its pace is not known: told as done at the end
+    tool.import_image(
+        import_uri(source.client.host, source.repository, reference),
+        output,
+        places=places,
+        architecture=source.config().platform.architecture,
+        plain_http=source.client.plain_http,
+        zstd_level=options.zstd_level,
+        block_size=options.block_size,
+        on_line=meter.line,
+    )
+    places.credentials.unlink(missing_ok=True)
+    meter.advance(manifest.size)
+    if not tool.takes_digests and not _stands_for(source, reference, manifest.digest):
+        raise RegistryError(
+            f"{source.client.host}/{source.repository}:{reference} was moved while enroot read it",
+            hint="convert again; enroot 4 reads by digest, which cannot move",
+        )
+    tree = read_tree(_EnrootCache(source, layers), meter=meter)
+    trim(layers)
+    return Converted(tree=tree, versions={"enroot": tool.version_text, "mksquashfs": packer.version_text})
+
+
+class _EnrootCache:
+    """An `ImageSource`: the layers that enroot has stored, as zstd, under the digests that they came with.
+
+    They are checked by their diff_ids, which are the image's own; a layer that is not there comes from the
+    registry.
+    """
+
+    def __init__(self, source: RegistrySource, folder: Path) -> None:
+        self.name = source.name
+        self._source = source
+        self._folder = folder
+
+    def manifest(self) -> Manifest:
+        return self._source.manifest()
+
+    def config(self) -> ImageConfig:
+        return self._source.config()
+
+    def open_layer(self, index: int) -> AbstractContextManager[BinaryIO]:
+        with contextlib.suppress(FileNotFoundError):
+            return (self._folder / self.manifest().layers[index].digest.hex).open("rb")
+        return self._source.open_layer(index)
+
+
+def _require_space(manifest: Manifest, scratch: Path, layers: Path, output: Path) -> None:
+    missing = sum(layer.size for layer in manifest.layers if not (layers / layer.digest.hex).exists())
+    require_space(
+        [
+            Need(folder=layers, size=missing, purpose="layers"),
+            Need(folder=scratch, size=_UNPACKED * manifest.size, purpose="unpacking"),
+            Need(folder=output.parent, size=manifest.size // 2, purpose="the .sqsh"),
+        ]
+    )
+
+
+def _lend_credentials(source: RegistrySource, places: Places) -> None:
+    """A netrc file for this import alone; without credentials enroot asks anonymously."""
+    found = source.client.credentials(source.client.host)
+    if found is None:
+        return
+    if found.identity_token:
+        raise ToolError(
+            f"the login to {source.client.host} is an identity token, which enroot cannot use",
+            hint=OTHER_CONVERTER,
+        )
+    write_credentials(places, source.client.host, found.username, found.password)
+
+
+def _tag_of(source: RegistrySource) -> str:
+    """A tag that stands for the image, for versions of enroot that know no digests."""
+    digest = source.manifest().digest
+    tags = source.client.tags(source.repository)
+    for tag in sorted(tags, key=lambda tag: not tag.startswith("key-"))[:_MOST_TAGS]:  # ours never move
+        if _stands_for(source, tag, digest):
+            return tag
+    raise RegistryError(
+        f"{source.name} has no tag, and enroot before 4.0.0 cannot import by digest",
+        hint=f"give it a tag, install enroot 4, or {OTHER_CONVERTER}",
+    )
+
+
+def _stands_for(source: RegistrySource, tag: str, digest: Digest) -> bool:
+    """Whether enroot, asked for ``tag``, would take the manifest ``digest``."""
+    head = source.client.head(source.repository, tag)
+    if head is None:
+        return False
+    if not head.is_index:
+        return head.digest == digest
+    index = source.client.get_manifest(source.repository, tag)
+    platform = source.config().platform
+    return isinstance(index, Index) and index.select(platform).digest == digest

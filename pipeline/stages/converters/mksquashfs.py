@@ -1,0 +1,143 @@
+"""The ``mksquashfs`` converter: merge the layers, unpack what is left of them to scratch, pack that folder.
+
+Works on any host and, unless owners or attributes are to be kept, without root. It gives the same tree as
+``native`` and is the independent check of it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.config import ConvertOptions
+from pipeline.errors import ToolError
+from pipeline.oci.entry import EntryKind
+from pipeline.oci.source import ImageSource
+from pipeline.oci.tree import Tree
+from pipeline.progress import Meter
+from pipeline.stages.blobs import CachedSource, trim
+from pipeline.stages.converters.interface import Converted
+from pipeline.stages.converters.unpack import Keep, clamped, unpack
+from pipeline.stages.scratch import Need, require_space
+from pipeline.stages.tree import content_size, open_entries, read_tree, worker_count
+from pipeline.tools.mksquashfs import TIMED_PSEUDO, Mksquashfs, pseudo_definition, pseudo_link
+from pipeline.tools.registry import RegistrySource
+
+_BLOCK = 4096  # what most file systems round a file up to
+_INODE = 512  # what they use for a file besides
+
+
+def convert_mksquashfs(
+    source: ImageSource, options: ConvertOptions, *, output: Path, scratch: Path, cache: Path, meter: Meter
+) -> Converted:
+    """Write ``output``; ``scratch`` is an empty folder of ours, ``cache`` holds layers for the next time.
+
+    Raises ToolError (mksquashfs, space, privileges), RegistryError, FormatError.
+    """
+    tool = Mksquashfs.find()
+    _refuse_what_needs_root(options)
+    if isinstance(source, RegistrySource):
+        source = _fetched(source, cache, scratch, output, meter)
+    tree = read_tree(source, keep_owners=options.keep_owners, keep_xattrs=options.keep_xattrs, meter=meter)
+    require_space([*_unpacked_needs(tree, scratch), Need(folder=output.parent, size=0, purpose="the .sqsh")])
+    root = scratch / "root"
+    root.mkdir(mode=0o700)
+    size = content_size(tree)
+    meter.total(2 * size)
+    unpack(
+        tree,
+        lambda layer, halt: open_entries(source, layer, halt=halt),
+        root,
+        keep=Keep(owners=options.keep_owners, xattrs=options.keep_xattrs),
+        meter=meter,
+        workers=worker_count(),
+    )
+    tool.pack(
+        root,
+        output,
+        zstd_level=options.zstd_level,
+        block_size=options.block_size,
+        keep_owners=options.keep_owners,
+        keep_xattrs=options.keep_xattrs,
+        pseudo_file=_write_devices(tree, scratch / "devices", tool),
+        on_progress=_Share(meter, size),
+    )
+    if isinstance(source, CachedSource):
+        trim(source.folder)
+    return Converted(tree=tree, versions={"mksquashfs": tool.version_text})
+
+
+def _fetched(source: RegistrySource, cache: Path, scratch: Path, output: Path, meter: Meter) -> CachedSource:
+    """Layers into the cache, after a look at the space for what is known before they are there."""
+    cached = CachedSource(source, cache)
+    stored = source.manifest().size
+    require_space(
+        [
+            Need(folder=cache, size=sum(layer.size for layer in cached.missing()), purpose="layers"),
+            Need(folder=scratch, size=stored, purpose="unpacking"),  # at least: exact when they are read
+            Need(folder=output.parent, size=stored // 2, purpose="the .sqsh"),
+        ]
+    )
+    cached.fetch(meter)
+    return cached
+
+
+def _unpacked_needs(tree: Tree, scratch: Path) -> list[Need]:
+    size = sum(
+        -(-node.entry.size // _BLOCK) * _BLOCK + _INODE
+        for node in tree.values()
+        if node.link_to is None and node.entry.kind is EntryKind.FILE
+    )
+    return [Need(folder=scratch, size=size, purpose="unpacking", files=len(tree))]
+
+
+def _refuse_what_needs_root(options: ConvertOptions) -> None:
+    if os.geteuid() != 0 and (options.keep_owners or options.keep_xattrs):
+        kept = "owners" if options.keep_owners else "extended attributes"
+        raise ToolError(
+            f"the mksquashfs converter needs root to keep {kept}",
+            hint="leave keep_owners and keep_xattrs out, or use --converter native",
+        )
+
+
+def _write_devices(tree: Tree, file: Path, tool: Mksquashfs) -> Path | None:
+    """Definitions of the tree's device nodes, which scratch does not hold; None when there is none."""
+    nodes = [
+        (path, node) for path, node in tree.items() if node.entry.kind in (EntryKind.CHAR, EntryKind.BLOCK)
+    ]
+    if not nodes:
+        return None
+    if tool.version < TIMED_PSEUDO:
+        raise ToolError(
+            f"the image has device nodes, which mksquashfs {tool.version_text} cannot give a time",
+            hint="install squashfs-tools 4.5 or later, or use --converter native",
+        )
+    lines = []
+    for path, node in nodes:
+        entry = node.entry
+        if node.link_to is not None:
+            lines.append(pseudo_link(path, node.link_to))
+            continue
+        code = "C" if entry.kind is EntryKind.CHAR else "B"
+        owner = (entry.uid, entry.gid)
+        mode = f"{entry.mode:o}"
+        lines.append(
+            pseudo_definition(path, code, clamped(entry.mtime), mode, *owner, entry.major, entry.minor)
+        )
+    file.write_bytes(b"".join(lines))
+    return file
+
+
+class _Share:
+    """Turns the share done, 0 to 1, into bytes for a meter."""
+
+    def __init__(self, meter: Meter, size: int) -> None:
+        self._meter = meter
+        self._size = size
+        self._told = 0
+
+    def __call__(self, share: float) -> None:
+        now = int(self._size * min(share, 1.0))
+        if now > self._told:
+            self._meter.advance(now - self._told)
+            self._told = now
