@@ -201,7 +201,7 @@ class SparseContent(Content):
     def _hole(self) -> int:
         """Bytes of hole from here on."""
         next_data = self._map[self._index][0] if self._index < len(self._map) else self._entry.size
-        return next_data - self._at
+        return max(next_data - self._at, 0)  # inside a stretch there is none
 
     def _skip(self) -> None:
         """Holes may be terabytes that nobody stored: their checksum is computed, not read."""

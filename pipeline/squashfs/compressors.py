@@ -77,7 +77,7 @@ class Compressors:
 
     def __init__(self, codec: Codec, *, workers: int = 0) -> None:
         self.codec = codec
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or len(os.sched_getaffinity(0))
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, name=f"compress-{number}", daemon=True)

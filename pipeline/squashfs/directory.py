@@ -67,21 +67,23 @@ class ListingWriter:
         self._count = 0
         self._block = -1
         self._base = 0
+        self._room = 0
 
     def add(self, name: bytes, kind: int, block: int, offset: int, number: int) -> None:
         """One name, greater than the one before, with its inode's basic type, position and number."""
         delta = number - self._base
+        run = self._run
         if (
             block != self._block
             or self._count == MAX_RUN
             or not -0x8000 <= delta <= 0x7FFF
-            or self.start[1] + self._size + len(self._run) >= (self._indexed + 1) * METADATA_SIZE
+            or len(run) >= self._room
         ):
             self._end_run()
             self._begin_run(name, block, number)
             delta = 0
-        self._run += _ENTRY.pack(offset, delta, kind, len(name) - 1)
-        self._run += name
+        run += _ENTRY.pack(offset, delta, kind, len(name) - 1)
+        run += name
         self._count += 1
 
     def finish(self) -> tuple[int, list[bytes]]:
@@ -90,7 +92,9 @@ class ListingWriter:
         return self._size, self._index
 
     def _begin_run(self, name: bytes, block: int, number: int) -> None:
-        passed = (self.start[1] + self._size) // METADATA_SIZE
+        begin = self.start[1] + self._size
+        passed = begin // METADATA_SIZE
+        self._room = (passed + 1) * METADATA_SIZE - begin  # until the listing passes into another block
         if passed > self._indexed:
             self._indexed = passed
             self._index.append(_INDEX.pack(self._size, self._table.position[0], len(name) - 1) + name)

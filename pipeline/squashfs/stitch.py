@@ -25,7 +25,7 @@ from pipeline.squashfs.blocks import FRAGMENT_ENTRY, Span, read_fragment
 from pipeline.squashfs.codecs import Codec, make_expand
 from pipeline.squashfs.compressors import Compressors
 from pipeline.squashfs.copying import copy_ranges, hash_file, hash_ranges
-from pipeline.squashfs.inode import Kind
+from pipeline.squashfs.inode import NO_FRAGMENT, Kind
 from pipeline.squashfs.layout import (
     ALIGNMENT,
     Layout,
@@ -39,7 +39,7 @@ from pipeline.squashfs.pack import Pack, PackDamaged
 from pipeline.squashfs.packindex import PackIndex
 from pipeline.squashfs.packwriter import PackWriter
 from pipeline.squashfs.superblock import ABSENT, PAD, SIZE, Flags, Superblock
-from pipeline.squashfs.tree import NodeLike, Place, TreeWriter
+from pipeline.squashfs.tree import NOWHERE, NodeLike, Place, TreeWriter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -177,25 +177,21 @@ class _Stitch:
         return position
 
     def _locate(self, path: bytes, node: NodeLike) -> Place:
-        size = node.entry.size
+        size, layer = node.entry.size, node.layer
         if not size:
-            return Place()
-        if node.layer < 0:
-            number = self._extra_numbers[path]
-            place, offset = self._extra.places[number], self._extra.details[number]
-            words_of = self._extra
-            shift = self.layout.end if size >= self._options.block_size else self._extra_base
-            place += shift
+            return NOWHERE
+        block_size = self._options.block_size
+        if layer < 0:
+            index, number = self._extra, self._extra_numbers[path]
+            place, offset = index.places[number], index.details[number]
+            place += self.layout.end if size >= block_size else self._extra_base
         else:
-            number = node.index
-            place, offset = self.layout.places[node.layer][number], self.layout.offsets[node.layer][number]
-            words_of = self._packs[node.layer].index
-        if size < self._options.block_size:
-            return Place(fragment=place, offset=offset)
-        words = file_words(words_of, number, self._options.block_size)
-        return Place(
-            start=place, words=words.tobytes(), sparse=_sparse(words, size, self._options.block_size)
-        )
+            index, number = self._packs[layer].index, node.index
+            place, offset = self.layout.places[layer][number], self.layout.offsets[layer][number]
+        if size < block_size:
+            return 0, place, offset, b"", 0
+        words = file_words(index, number, block_size)
+        return place, NO_FRAGMENT, 0, words.tobytes(), _sparse(words, size, block_size)
 
     def tables(self, start: int) -> tuple[bytes, bytes]:
         """The head of the image up to its first pack, and the tables that begin at `start`, padded."""

@@ -58,22 +58,14 @@ class NodeLike(Protocol):
     def content(self) -> bytes | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a file's bytes are: in blocks from `start` on, or at `offset` of a fragment; `words` as stored.
-
-    `sparse` counts the bytes in holes.
-    """
-
-    start: int = 0
-    fragment: int = NO_FRAGMENT
-    offset: int = 0
-    words: bytes = b""
-    sparse: int = 0
-
-
+# Where a file's bytes are: the start of its blocks, its fragment and the offset in that, its block words as
+# stored, and how many of its bytes lie in holes. A tuple, since there may be a million of them.
+Place = tuple[int, int, int, bytes, int]
+NOWHERE: Place = (0, NO_FRAGMENT, 0, b"", 0)
 Locate = Callable[[bytes, NodeLike], Place]
 _Reference = tuple[int, int, int, int]  # basic type, start of the metadata block, offset in it, inode number
+_NONE: _Reference = (0, 0, 0, 0)
+_Child = tuple[bytes, bytes, "NodeLike | None", _Reference]  # a folder's is known when it joins its parent's
 
 
 @dataclass(slots=True)
@@ -83,7 +75,7 @@ class _Folder:
     entry: EntryLike
     number: int
     nlink: int = 2
-    children: list[tuple[bytes, bytes, NodeLike | None, _Reference | None]] = field(default_factory=list)
+    children: list[_Child] = field(default_factory=list)
 
 
 class TreeWriter:
@@ -110,21 +102,23 @@ class TreeWriter:
         xattrs outside its ranges.
         """
         self._links.update(node.link_to for node in nodes.values() if node.link_to is not None)
-        stack: list[_Folder] = []
-        for path, node in nodes.items():
-            while stack and not path.startswith(stack[-1].prefix):
-                self._close(stack)
-            name = path[len(stack[-1].prefix) :] if stack else path
-            if len(name) > MAX_NAME or b"/" in name or (not name and stack):
+        items = iter(nodes.items())
+        path, node = next(items, (b"", None))
+        if node is None or path or node.entry.kind != Kind.DIRECTORY:
+            raise FormatError("the root of a tree is not a folder")
+        folder = _Folder(b"", b"", node.entry, self._new_number())
+        stack = [folder]
+        for path, node in items:
+            while not path.startswith(folder.prefix):
+                folder = self._close(stack)
+            name = path[len(folder.prefix) :]
+            if not 0 < len(name) <= MAX_NAME or b"/" in name:
                 raise FormatError(f"squashfs cannot hold the name {os.fsdecode(path)!r} here")
             if node.entry.kind == Kind.DIRECTORY:
-                stack.append(_Folder(name, path + b"/" if path else b"", node.entry, self._new_number()))
-            elif not stack:
-                raise FormatError("the root of a tree is not a folder")
+                folder = _Folder(name, path + b"/", node.entry, self._new_number())
+                stack.append(folder)
             else:
-                stack[-1].children.append((name, path, node, None))
-        if not stack:
-            raise FormatError("a tree without a root")
+                folder.children.append((name, path, node, _NONE))
         while len(stack) > 1:
             self._close(stack)
         _, block, offset, _ = self._write_folder(stack[0], self.inode_count + 1)
@@ -140,19 +134,17 @@ class TreeWriter:
         self._references.append(0)
         return len(self._references)
 
-    def _close(self, stack: list[_Folder]) -> None:
+    def _close(self, stack: list[_Folder]) -> _Folder:
+        """Write the innermost open folder; returns the one that it is in."""
         folder = stack.pop()
         parent = stack[-1]
         parent.nlink += 1
         reference = self._write_folder(folder, parent.number)
         parent.children.append((folder.name, b"", None, reference))
+        return parent
 
     def _write_folder(self, folder: _Folder, parent: int) -> _Reference:
-        references = [
-            (name, reference or self._leaf(path, node))
-            for name, path, node, reference in folder.children
-            if node is not None or reference is not None
-        ]
+        references = self._leaves(folder.children)
         folder.children.clear()
         listing = ListingWriter(self.listings)
         for name, (kind, block, offset, number) in references:
@@ -170,15 +162,47 @@ class TreeWriter:
             ) + b"".join(index)
         return self._store(1, number, data)
 
+    def _leaves(self, children: list[_Child]) -> list[tuple[bytes, _Reference]]:
+        """Write the inodes of a folder's files and other leaves; gives all names with their references.
+
+        This runs once for every file, so the plain file, which nearly all are, is dealt with right here.
+        """
+        inodes, positions, ids, links = self.inodes, self._references, self.ids, self._links
+        pack, locate = _BASIC_FILE.pack, self._locate
+        written: list[tuple[bytes, _Reference]] = []
+        for name, path, node, reference in children:
+            if node is None:
+                written.append((name, reference))
+                continue
+            entry = node.entry
+            plain = (
+                entry.kind == Kind.FILE and not entry.xattrs and node.link_to is None and path not in links
+            )
+            if plain and entry.uid in ids and entry.gid in ids:
+                start, fragment, offset, words, sparse = locate(path, node)
+                size, mtime = entry.size, entry.mtime
+                if start <= _U32 and size <= _U32 and 0 <= mtime <= _U32 and not sparse:
+                    block, at = inodes.position
+                    positions.append(block << 16 | at)
+                    number = len(positions)
+                    owner, group = ids[entry.uid], ids[entry.gid]
+                    inodes.write(
+                        pack(2, entry.mode, owner, group, mtime, number, start, fragment, offset, size)
+                        + words
+                    )
+                    written.append((name, (2, block, at, number)))
+                    continue
+            written.append((name, self._leaf(path, node)))
+        return written
+
     def _store(self, kind: int, number: int, data: bytes) -> _Reference:
         block, offset = self.inodes.position
         self.inodes.write(data)
         self._references[number - 1] = block << 16 | offset
         return kind, block, offset, number
 
-    def _leaf(self, path: bytes, node: NodeLike | None) -> _Reference:
+    def _leaf(self, path: bytes, node: NodeLike) -> _Reference:
         """Write the inode of anything but a folder, unless another name of it was met before."""
-        assert node is not None  # noqa: S101 - children without a node have a reference
         first = path if node.link_to is None else node.link_to
         nlink = self._links.get(first, 0) + 1
         if nlink > 1:
@@ -200,14 +224,12 @@ class TreeWriter:
     def _file(self, entry: EntryLike, number: int, nlink: int, place: Place) -> bytes:
         xattr = self.xattrs.add(entry.xattrs) if entry.xattrs else NO_XATTRS
         head = (entry.mode, self._id(entry.uid), self._id(entry.gid), _time(entry.mtime), number)
-        size, start, fragment, offset = entry.size, place.start, place.fragment, place.offset
-        if nlink == 1 and xattr == NO_XATTRS and not place.sparse and start <= _U32 and size <= _U32:
-            return _BASIC_FILE.pack(2, *head, start, fragment, offset, size) + place.words
+        start, fragment, offset, words, sparse = place
+        size = entry.size
+        if nlink == 1 and xattr == NO_XATTRS and not sparse and start <= _U32 and size <= _U32:
+            return _BASIC_FILE.pack(2, *head, start, fragment, offset, size) + words
         kind = 2 + EXTENDED
-        return (
-            _EXTENDED_FILE.pack(kind, *head, start, size, place.sparse, nlink, fragment, offset, xattr)
-            + place.words
-        )
+        return _EXTENDED_FILE.pack(kind, *head, start, size, sparse, nlink, fragment, offset, xattr) + words
 
     def _special(self, entry: EntryLike, kind: int, number: int, nlink: int) -> bytes:
         xattr = self.xattrs.add(entry.xattrs) if entry.xattrs else NO_XATTRS
