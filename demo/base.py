@@ -38,7 +38,7 @@ _EXTENSIONS = re.compile(
 )
 _LIBRARY = re.compile(r"(?:=>\s*)?(/\S+)\s+\(0x")
 _ASK = "import json, sys, sysconfig; print(json.dumps([sys.executable, sysconfig.get_paths()['stdlib']]))"
-_COMMANDS = ("sh", "ls", "cat")
+_COMMANDS = ("sh", "ls", "cat", "mkdir")  # enroot's /etc/rc makes the working directory
 _FOLDERS = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "var/tmp")
 _ETC = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",

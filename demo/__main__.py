@@ -1,0 +1,229 @@
+"""``make demo``: the whole path on this machine, and eight ranks that share one mount.
+
+It brings its own Docker Engine where none answers, its own registry with a password, and a small base image
+made from this machine's Python, so that it needs neither an account nor a download. Everything that it
+starts ends with it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from demo.base import push_base
+from demo.engine import PrivateEngine
+from demo.ranks import Rank, bytes_delivered, run_ranks
+from demo.registry import PrivateRegistry
+from pipeline.cli import output
+from pipeline.errors import SqshpipeError, ToolError
+from pipeline.oci.reference import Reference
+from pipeline.tools.credentials import Credentials
+from pipeline.tools.docker import Engine
+from pipeline.tools.mount import mounted
+
+RANKS = 8
+PROJECT = Path(__file__).resolve().parent.parent
+OUT = PROJECT / "out"
+WORK = OUT / "demo"
+STORE = OUT / "containers"
+
+_IMAGES_YAML = """\
+# Written by the demo, for the registry and the base of this run.
+version: 1
+registry: {{url: {registry}}}
+store: {{root: {store}}}
+images:
+  demo:
+    base: {base}
+    dockerfile: {dockerfile}
+"""
+
+
+class _Terminated(BaseException):
+    """SIGTERM, raised so that everything is stopped on the way out."""
+
+
+def main() -> int:
+    """Run the demo; the exit code is 0, or that of what failed."""
+    output.configure(quiet=True, verbose=False, log_format="text")
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    began = time.monotonic()
+    try:
+        with ExitStack() as stack:
+            published = _demo(stack)
+    except SqshpipeError as error:
+        output.failure(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ndemo: interrupted; all that it started is stopped", file=sys.stderr)
+        return 130
+    except _Terminated:
+        print("\ndemo: terminated; all that it started is stopped", file=sys.stderr)
+        return 143
+    print(f"\nDone in {time.monotonic() - began:.0f} s; all that it started is stopped.")
+    print(f"The image stays: {_short(published)}")
+    print("Look into it:    .venv/bin/sqshpipe list --store out/containers")
+    return 0
+
+
+def _demo(stack: ExitStack) -> Path:
+    _title("sqshpipe: one image, one mount, every rank")
+    _clean_work_folder()
+    engine = stack.enter_context(_engine())
+    registry = stack.enter_context(PrivateRegistry())
+    print(f"  registry  {registry.address}, on loopback, asks for a password")
+    base = Reference.parse(f"{registry.address}/base/python:24.01-py3")
+    push_base(engine, base, Credentials(username=registry.username, password=registry.password))
+    print(f"  base      {base}, this machine's Python")
+    (WORK / "images.yaml").write_text(
+        _IMAGES_YAML.format(
+            registry=registry.address, store=STORE, base=base, dockerfile=PROJECT / "demo/image/Dockerfile"
+        ),
+        encoding="utf-8",
+    )
+    sqshpipe = _Command(
+        {
+            **registry.variables,
+            "DOCKER_HOST": engine.host,
+            "SQSHPIPE_CONFIG": str(WORK / "images.yaml"),
+            "SQSHPIPE_STORE": str(STORE),
+            "SQSHPIPE_CACHE": str(WORK / "cache"),
+            "SQSHPIPE_SCRATCH": str(WORK / "scratch"),
+        }
+    )
+    _title("From a Dockerfile to a published .sqsh")
+    sqshpipe("lock")
+    version = _next_version()
+    published = Path(sqshpipe("image", "demo", "--tag", version))
+    _title("The same again does nothing")
+    began = time.monotonic()
+    sqshpipe("image", "demo", "--tag", version)
+    print(f"  {time.monotonic() - began:.1f} s")
+    _title(f"One mount, {RANKS} ranks")
+    _show_ranks(published)
+    return published
+
+
+@contextmanager
+def _engine() -> Iterator[Engine]:
+    """The engine that answers already, else a private one."""
+    try:
+        answering = Engine.connect()
+    except ToolError:
+        with PrivateEngine() as private, Engine.connect(private.host) as engine:
+            print(f"  engine    Docker {engine.version}, private, since none answers")
+            yield engine
+    else:
+        with answering as engine:
+            print(f"  engine    Docker {engine.version} at {engine.host}")
+            yield engine
+
+
+class _Command:
+    """The real command, shown as it is typed; stderr goes to the terminal as it comes."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._environment = {**os.environ, **variables, "PYTHONPATH": str(PROJECT)}
+
+    def __call__(self, *words: str) -> str:
+        """Run it to its end and give its stdout. Raises ToolError when it fails."""
+        print(f"$ sqshpipe {shlex.join(words)}", flush=True)
+        argv = [sys.executable, "-m", "pipeline", *words]
+        process = subprocess.Popen(
+            argv, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            said, _ = process.communicate()
+        except BaseException:
+            process.terminate()  # it removes its scratch on the way out
+            process.wait()
+            raise
+        for line in said.splitlines():
+            print(_short_text(line))
+        if process.returncode != 0:
+            raise ToolError(f"sqshpipe {shlex.join(words)} ended with exit code {process.returncode}")
+        return said.strip()
+
+
+def _show_ranks(published: Path) -> None:
+    folder = WORK / "mnt"
+    folder.mkdir()
+    with mounted(published.resolve(), folder) as place:
+        how = "the kernel" if place.kind == "kernel" else "squashfuse"
+        print(f"  {_short(published)} mounted once, by {how}\n")
+        before = bytes_delivered(place)
+        ranks = run_ranks(place, RANKS)
+        after = bytes_delivered(place)
+    print("  rank      pid  device  mount       read  sha256 of /app/weights.bin")
+    for rank in ranks:
+        print(
+            f"  {rank.rank:>4}  {rank.pid:>7}  {rank.device:>6}  {rank.mount_id:>5}  {_mib(rank.size):>9}"
+            f"  {rank.sha256[:24]}"
+        )
+    _check_shared(ranks)
+    print(f"\n  {RANKS} ranks read {_mib(sum(rank.size for rank in ranks))} through one mount", end="")
+    if before is not None and after is not None:
+        print(
+            f";\n  {_mib(after - before)} came from the file, the rest from the page cache that they share",
+            end="",
+        )
+    print(".")
+
+
+def _check_shared(ranks: list[Rank]) -> None:
+    """The proof: one device, one mount, the same bytes. Raises ToolError when it is not so."""
+    for what, seen in (
+        ("devices", {rank.device for rank in ranks}),
+        ("mounts", {str(rank.mount_id) for rank in ranks}),
+        ("contents", {rank.sha256 for rank in ranks}),
+    ):
+        if len(seen) != 1:
+            raise ToolError(f"the ranks saw {len(seen)} {what}: {', '.join(sorted(seen))}")
+
+
+def _next_version() -> str:
+    """v1.0, or the next one that no earlier demo has published: a version never changes."""
+    number = 0
+    while (STORE / "demo" / f"v1.{number}.json").exists():
+        number += 1
+    return f"v1.{number}"
+
+
+def _clean_work_folder() -> None:
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True)
+
+
+def _title(text: str) -> None:
+    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
+
+
+def _short(path: Path) -> str:
+    return _short_text(str(path))
+
+
+def _short_text(text: str) -> str:
+    """Paths as seen from the project, so that lines stay within a screen."""
+    return text.replace(f"{PROJECT}/", "")
+
+
+def _mib(amount: int) -> str:
+    return f"{amount / (1 << 20):.1f} MiB"
+
+
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main())
