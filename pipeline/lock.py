@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -52,6 +52,15 @@ class Lock:
         if old is not None and (old.digest, old.index_digest) == (base.digest, base.index_digest):
             return self
         return Lock(bases={**self.bases, (str(reference), str(platform)): base})
+
+    def with_times_of(self, other: Lock) -> Lock:
+        """The same digests; those that ``other`` has too since the time that it says."""
+        same = {
+            key: other.bases[key]
+            for key, base in self.bases.items()
+            if key in other.bases and replace(other.bases[key], locked_at=base.locked_at) == base
+        }
+        return Lock(bases={**self.bases, **same})
 
     def only(self, wanted: Iterable[tuple[Reference, Platform]]) -> Lock:
         """Without the entries that nothing wants any more."""

@@ -17,8 +17,8 @@ from pipeline import bases
 from pipeline.config.reading import load
 from pipeline.config.types import Config, ImageSpec
 from pipeline.config.yamlfile import Document, read
-from pipeline.errors import SqshpipeError
-from pipeline.lock import Lock, write_lock
+from pipeline.errors import ConfigError, PublishError, SqshpipeError
+from pipeline.lock import Lock, render_lock
 from pipeline.oci.reference import Reference
 from pipeline.store.atomic import replace as replace_file
 from pipeline.tools.registry import RegistryClient
@@ -115,17 +115,26 @@ def look(
     return Refreshed(changes=tuple(changes), problems=tuple(problems), lock=kept.only(used), tags=tags)
 
 
-def write(config: Config, found: Refreshed) -> bool:
-    """Put what was found into images.yaml and images.lock; False when they say so already.
+def sources(config: Config, found: Refreshed) -> dict[Path, bytes]:
+    """What images.yaml and images.lock should say; only those that change.
 
     Raises ConfigError when a base's line in images.yaml cannot be changed by itself.
     """
-    changed = False
+    wanted = {config.lock_path: render_lock(found.lock).encode()}
     if found.tags:
-        text = retagged(read(config.path), config, found.tags)
-        replace_file(config.path, text.encode())
-        changed = True
-    return write_lock(config.lock_path, found.lock) or changed
+        wanted[config.path] = retagged(read(config.path), config, found.tags).encode()
+    return {
+        path: content for path, content in wanted.items() if not path.exists() or path.read_bytes() != content
+    }
+
+
+def write(contents: Mapping[Path, bytes]) -> None:
+    """Put `sources` into the work tree, each file whole. ConfigError when it cannot be written."""
+    try:
+        for path, content in contents.items():
+            replace_file(path, content)
+    except (OSError, PublishError) as error:
+        raise ConfigError(f"the refreshed sources cannot be written: {error}") from error
 
 
 def retagged(source: Document, config: Config, tags: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import cluster, convert, doctor, ecr, options, output, plan, store
+from pipeline.cli import cluster, convert, doctor, ecr, options, output, plan, refresh, store
 from pipeline.errors import EXIT_SIGINT, EXIT_SIGTERM, SqshpipeError
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ convert.register(app)
 doctor.register(app)
 ecr.register(app)
 plan.register(app)
+refresh.register(app)
 store.register(app)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +63,34 @@ class Checkout:
         said = _git(self.root, "cat-file", "blob", f"{commit}:{name}", check=False)
         return said.stdout.encode() if said.returncode == 0 else None
 
+    def commit(self, contents: Mapping[Path, bytes], message: str) -> str:
+        """A commit on top of HEAD with these files; gives its name. Neither work tree nor branch changes.
+
+        Its time is HEAD's, so that the same change is the same commit, however often it is made.
+        """
+        head = _git(self.root, "rev-parse", "HEAD").stdout.strip()
+        moment = _git(self.root, "show", "-s", "--format=%cI", head).stdout.strip()
+        identity = {f"GIT_{who}_DATE": moment for who in ("AUTHOR", "COMMITTER")}
+        for who in ("AUTHOR", "COMMITTER"):
+            identity |= {f"GIT_{who}_NAME": "sqshpipe refresh", f"GIT_{who}_EMAIL": "sqshpipe@localhost"}
+        with tempfile.TemporaryDirectory(prefix="sqshpipe-index-") as folder:
+            index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
+            _git(self.root, "read-tree", head, extra_env=index)
+            for path, content in contents.items():
+                name = path.resolve().relative_to(self.root.resolve()).as_posix()
+                blob = _git(self.root, "hash-object", "-w", "--stdin", stdin=content).stdout.strip()
+                _git(
+                    self.root,
+                    "update-index",
+                    "--add",
+                    "--cacheinfo",
+                    f"100644,{blob},{name}",
+                    extra_env=index,
+                )
+            tree = _git(self.root, "write-tree", extra_env=index).stdout.strip()
+        made = _git(self.root, "commit-tree", tree, "-p", head, extra_env=identity, stdin=message.encode())
+        return made.stdout.strip()
+
     def describe(self) -> str | None:
         """The version that ``git describe`` gives this checkout; None without a commit."""
         said = _git(self.root, "describe", "--tags", "--always", "--dirty", check=False)
@@ -76,9 +106,16 @@ def revision(folder: Path) -> str | None:
     return said.stdout.strip() or None if said.returncode == 0 else None
 
 
-def _git(folder: Path, *words: str, check: bool = True) -> process.Completed:
+def _git(
+    folder: Path,
+    *words: str,
+    check: bool = True,
+    stdin: bytes | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> process.Completed:
+    argv: list[str | Path] = ["git", "-C", folder, *words]
     try:
-        return process.run(["git", "-C", folder, *words], check=check, hint=_HINT, timeout=_TIMEOUT)
+        return process.run(argv, check=check, hint=_HINT, timeout=_TIMEOUT, stdin=stdin, extra_env=extra_env)
     except ToolError as error:
         if "dubious ownership" in error.message:
             hint = f"git config --global --add safe.directory {folder.resolve()}"

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, RegistryError
 from pipeline.lock import read_lock
 from pipeline.tools.credentials import credentials_provider
 from pipeline.tools.registry import RegistryClient
-from tests.support.images import push_image, push_index
+from tests.support.tiny_images import push_image, push_index
 
 
 @pytest.fixture

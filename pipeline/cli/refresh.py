@@ -1,0 +1,233 @@
+"""``sqshpipe refresh``: follow the bases, and rebuild what is affected."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import structlog
+import typer
+
+from pipeline.cli import options, output
+from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError, RegistryError
+
+if TYPE_CHECKING:
+    from pipeline.batch import Outcome
+    from pipeline.config import Config
+    from pipeline.lock import Lock
+    from pipeline.refresh import Refreshed
+
+log = structlog.get_logger()
+
+
+class Executor(str, Enum):
+    local = "local"
+    slurm = "slurm"
+
+
+class Unit(str, Enum):
+    systemd = "systemd"
+    cron = "cron"
+
+
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Images at once.")]
+ExecutorOption = Annotated[Executor, typer.Option("--executor", help="Where images are made.")]
+Shared = Annotated[
+    Path | None,
+    typer.Option(
+        "--shared", envvar="SQSHPIPE_SHARED", help="A folder that all nodes see, for --executor slurm."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``refresh`` to ``app``."""
+    app.command()(refresh)
+
+
+def refresh(
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    store: options.Store = None,
+    registry: options.Registry = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 10 if it would.")] = False,
+    branch: Annotated[
+        str | None, typer.Option("--branch", help="Open a pull request from this branch instead of writing.")
+    ] = None,
+    onto: Annotated[str, typer.Option("--onto", help="The branch that the pull request is for.")] = "main",
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Then release what is affected.")] = False,
+    jobs: Jobs = 1,
+    executor: ExecutorOption = Executor.local,
+    shared: Shared = None,
+    render: Annotated[
+        Unit | None, typer.Option("--render", help="Print a timer that runs this command; nothing else.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Ask whether bases moved or have newer tags, write images.lock, and rebuild what is affected."""
+    if render is not None:
+        output.data(_rendered(render, config).rstrip("\n"))
+        return
+    if branch is not None and rebuild:
+        raise ConfigError(
+            "--branch and --rebuild exclude each other", hint="the merge of the branch rebuilds"
+        )
+    from pipeline import bases
+    from pipeline import refresh as refreshing
+    from pipeline.config import load
+    from pipeline.lock import read_lock
+
+    settings = load(config, store=store, registry=registry)
+    lock = read_lock(settings.lock_path)
+    with bases.Clients(settings) as clients:
+        found = refreshing.look(settings, lock, clients)
+    _tell(found)
+    contents = refreshing.sources(settings, found)
+    address = ""
+    if contents and not check:
+        _notify(settings, found)
+        if branch is not None:
+            address = _pull_request(settings, found, branch, onto)
+        else:
+            refreshing.write(contents)
+    outcomes: tuple[Outcome, ...] = ()
+    if rebuild and not check:
+        fresh = refreshing.reload(settings)
+        outcomes = _rebuild(fresh, found, executor, jobs, shared)
+    _print(found, address, outcomes, as_json=as_json)
+    failed = next((outcome.code for outcome in outcomes if outcome.code), 0)
+    if failed:
+        raise typer.Exit(failed)
+    if found.problems:
+        raise typer.Exit(RegistryError.exit_code)
+    if check and contents:
+        raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
+
+
+def _tell(found: Refreshed) -> None:
+    for change in found.changes:
+        log.info(change.reason, images=", ".join(change.images))
+    for problem in found.problems:
+        log.warning("could not be looked at", base=str(problem.base), why=problem.error.message)
+    if not found.changes and not found.problems:
+        log.info("nothing changed")
+
+
+def _notify(settings: Config, found: Refreshed) -> None:
+    from pipeline.notify import Event, Notifier
+
+    with Notifier(settings.notify, settings.cache / "told") as notifier:
+        for change in found.changes:
+            if change.kind != "locked":
+                about = f"{change.base} {change.platform} {change.new}"
+                images = ", ".join(change.images)
+                notifier.tell(Event(kind="base-moved", image=images, text=change.reason, about=about))
+
+
+def _pull_request(settings: Config, found: Refreshed, branch: str, onto: str) -> str:
+    from pipeline.lock import parse_lock
+    from pipeline.refresh import pull_request, sources
+    from pipeline.tools.git import Checkout
+    from pipeline.tools.github import GitHub
+
+    github = GitHub.from_environment()
+    checkout = Checkout.around(settings.path.resolve().parent)
+    there = github.fetch(checkout, branch)
+    proposed = checkout.content(there, settings.lock_path) if there else None
+    if proposed:
+        # What the branch proposes already is proposed again as it is, not with another time.
+        found = replace(found, lock=found.lock.with_times_of(parse_lock(proposed, settings.lock_path)))
+    title, text = pull_request(found)
+    commit = checkout.commit(sources(settings, found), f"{title}\n\n{text}")
+    github.push(checkout, commit, branch)
+    return github.pull_request(branch, onto, title, text)
+
+
+def _rebuild(
+    settings: Config, found: Refreshed, executor: Executor, jobs: int, shared: Path | None
+) -> tuple[Outcome, ...]:
+    """Release every image that differs from its newest release, if it had one or its base changed now."""
+    from pipeline import bases, batch, observe, plan
+    from pipeline.cli.many import executor_for, follow
+    from pipeline.lock import read_lock
+    from pipeline.refresh import next_version
+    from pipeline.store.store import Store
+
+    lock: Lock = read_lock(settings.lock_path)
+    specs = tuple(settings.images.values())
+    with bases.Clients(settings) as clients:
+        seen = observe.observe(settings, specs, lock, clients)
+    plans = {made.image: made for made in plan.plan(seen).images}
+    wanted = [
+        one.spec
+        for one in seen
+        if plans[one.spec.name].has_changes and (one.newest is not None or one.spec.name in found.images)
+    ]
+    if not wanted:
+        log.info("nothing to rebuild")
+        return ()
+    store = Store(settings.store.root)
+    tasks = batch.tasks_for(
+        settings,
+        wanted,
+        lambda spec: next_version(
+            spec, lambda version: store.release(spec.name, version, str(spec.platform)) is not None
+        ),
+    )
+    return follow(settings, tasks, executor_for(settings, executor.value, jobs, shared))
+
+
+def _print(found: Refreshed, address: str, outcomes: tuple[Outcome, ...], *, as_json: bool) -> None:
+    from pipeline.cli.many import outcome_json, outcome_line
+
+    if as_json:
+        output.data_json(
+            {
+                "changes": [
+                    {
+                        "kind": change.kind,
+                        "base": str(change.base),
+                        "platform": change.platform,
+                        "images": list(change.images),
+                        "old": change.old,
+                        "new": change.new,
+                        "reason": change.reason,
+                    }
+                    for change in found.changes
+                ],
+                "problems": [
+                    {"base": str(problem.base), "images": list(problem.images), "why": problem.error.message}
+                    for problem in found.problems
+                ],
+                "pull_request": address or None,
+                "rebuilt": [outcome_json(outcome) for outcome in outcomes],
+            }
+        )
+        return
+    for line in [address] if address else []:
+        output.data(line)
+    for outcome in outcomes:
+        output.data(outcome_line(outcome))
+
+
+def _rendered(unit: Unit, config: Path) -> str:
+    from pipeline.schedule import Schedule, crontab, systemd
+
+    words: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "refresh",
+        "--config",
+        config.absolute(),
+        "--rebuild",
+    ]
+    for option, variable in (("--store", "SQSHPIPE_STORE"), ("--registry", "SQSHPIPE_REGISTRY")):
+        if os.environ.get(variable):
+            words += [option, os.environ[variable]]
+    schedule = Schedule(command=words, folder=config.absolute().parent, user=getpass.getuser())
+    return systemd(schedule) if unit is Unit.systemd else crontab(schedule)
