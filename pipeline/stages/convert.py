@@ -111,7 +111,7 @@ def convert(
     try:
         with scratch_folder(scratch) as folder:
             done = converter(source, options, output=partial, scratch=folder, cache=cache, meter=meter)
-        sha256, size = _seal(partial)
+        sha256, size = (done.sha256, done.size) if done.sha256 else _seal(partial)
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
@@ -156,6 +156,10 @@ def _converter(name: str) -> Converter:
         from pipeline.stages.converters.mksquashfs import convert_mksquashfs
 
         return convert_mksquashfs
+    if name == "native":
+        from pipeline.stages.converters.native import convert_native
+
+        return convert_native
     raise ConfigError(f"{name!r} is not a converter", hint="enroot, mksquashfs or native, or auto")
 
 

@@ -15,10 +15,15 @@ from pipeline.progress import Meter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """What a converter has written: the tree that must be in the file, and the versions that made it."""
+    """What a converter has written: the tree that must be in the file, and the versions that made it.
+
+    A converter that knows sha256 (hex) and size gives them, and has seen to it that the file is on disk.
+    """
 
     tree: Tree
     versions: Mapping[str, str]
+    sha256: str | None = None
+    size: int = 0
 
 
 class Converter(Protocol):

@@ -1,0 +1,222 @@
+"""The ``native`` converter: stitch the .sqsh out of layer packs, without unpacking anything.
+
+A layer is packed once, under its diff_id, and that is all that is ever read of it: a layer whose pack is in
+the cache is not opened, so that a rebuild costs what changed. It gives the same tree as ``mksquashfs``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from pipeline.config import ConvertOptions
+from pipeline.errors import ToolError
+from pipeline.oci.entry import Entry, EntryKind
+from pipeline.oci.manifest import Descriptor
+from pipeline.oci.merge import merge
+from pipeline.oci.rootfs import created_seconds, enroot_rootfs
+from pipeline.oci.source import ImageSource
+from pipeline.oci.tree import Tree
+from pipeline.progress import SILENT, Meter
+from pipeline.squashfs.cache import PackCache, pack_key
+from pipeline.squashfs.codecs import Codec
+from pipeline.squashfs.compressors import JOB_SIZE, Compressors
+from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged
+from pipeline.squashfs.packindex import PackIndex
+from pipeline.squashfs.packwriter import PackWriter
+from pipeline.squashfs.stitch import Stitched, StitchOptions, stitch
+from pipeline.stages.converters.interface import Converted
+from pipeline.stages.crew import Halt, work
+from pipeline.stages.scratch import Need, require_space
+from pipeline.stages.tree import open_entries, worker_count
+
+log = structlog.get_logger()
+
+_FOLDER = "packs"
+_IN_FLIGHT = 96 << 20  # plain bytes between reading and writing, all layers together
+_KINDS = (EntryKind.FILE, *EntryKind)  # by number; there is no kind 0
+
+
+def pack_cache(cache: Path) -> PackCache:
+    """Where the packs are within the cache folder."""
+    return PackCache(cache / _FOLDER)
+
+
+def convert_native(
+    source: ImageSource,
+    options: ConvertOptions,
+    *,
+    output: Path,
+    cache: Path,
+    scratch: Path | None = None,  # noqa: ARG001 - a converter is given one; nothing is unpacked here
+    meter: Meter = SILENT,
+) -> Converted:
+    """Write the file ``output``, on disk when this returns; on an exception it is gone.
+
+    Layers without a pack in ``cache`` are read and packed, several at once; the others are not opened. A pack
+    that turns out to be damaged is made again. Raises ToolError (space, folders that cannot be written),
+    RegistryError, FormatError.
+    """
+    packs = pack_cache(cache)
+    packs.remove_leftovers()
+    job = _Conversion(
+        source=source, options=options, codec=Codec(level=options.zstd_level), cache=packs, meter=meter
+    )
+    try:
+        return _until_sound(job, output)
+    except BaseException:
+        output.unlink(missing_ok=True)
+        raise
+
+
+def _until_sound(job: _Conversion, output: Path) -> Converted:
+    """Convert; a damaged pack is made again. Each pack once: then it is the disk or the memory."""
+    discarded: set[Path] = set()
+    while True:
+        try:
+            return job.run(output)
+        except PackDamaged as error:  # noqa: PERF203 - a few rounds
+            if error.path in discarded:
+                raise
+            discarded.add(error.path)
+            job.cache.discard(error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Conversion:
+    source: ImageSource
+    options: ConvertOptions
+    codec: Codec
+    cache: PackCache
+    meter: Meter
+
+    def run(self, output: Path) -> Converted:
+        config, options = self.source.config(), self.options
+        with contextlib.ExitStack() as opened:
+            packs = self._packs(opened, output)
+            merged = merge([entries(pack.index) for pack in packs])
+            tree = enroot_rootfs(
+                merged, config, keep_owners=options.keep_owners, keep_xattrs=options.keep_xattrs
+            )
+            del merged
+            self.meter.total(sum(pack.data_size for pack in packs))
+            stitched = self._write(tree, packs, output, created_seconds(config.created))
+        versions = {"native": str(FORMAT_VERSION), **self.codec.versions()}
+        return Converted(tree=tree, versions=versions, sha256=stitched.sha256, size=stitched.size)
+
+    def _packs(self, opened: contextlib.ExitStack, output: Path) -> list[Pack]:
+        """One open pack for each layer; those that are missing are made first."""
+        layers = self.source.manifest().layers
+        diff_ids = self.source.config().diff_ids
+        keys = [pack_key(str(diff_id), self.codec, self.options.block_size) for diff_id in diff_ids]
+        wanted = {key: index for index, key in reversed(list(enumerate(keys)))}  # a layer twice: one pack
+        found: dict[str, Pack] = {}
+        while wanted:
+            for key in list(wanted):
+                pack = self.cache.open(key)
+                if pack is not None:
+                    found[key] = opened.enter_context(pack)
+                    del wanted[key]
+            if wanted:  # also what was trimmed since it was packed
+                by_size = sorted(wanted.items(), key=lambda item: -layers[item[1]].size)
+                log.info("packing layers", missing=len(wanted), cached=len(found))
+                self._require_space([layers[index] for _, index in by_size], found.values(), output)
+                self.meter.total(sum(layers[index].size for _, index in by_size))
+                self._pack_layers(by_size)
+        return [found[key] for key in keys]
+
+    def _require_space(self, missing: Sequence[Descriptor], found: Iterable[Pack], output: Path) -> None:
+        """Look before the work: a pack is about as large as its layer is when that is compressed."""
+        packs = sum(layer.size // (2 if layer.compression == "none" else 1) for layer in missing)
+        known = sum(pack.data_size for pack in found)
+        require_space(
+            [
+                Need(folder=self.cache.folder, size=packs, purpose="layer packs"),
+                Need(folder=output.parent, size=packs + known, purpose="the .sqsh"),
+            ]
+        )
+
+    def _pack_layers(self, layers: Sequence[tuple[str, int]]) -> None:
+        """Pack these layers by key and number, several at once, the longest first."""
+        workers = worker_count()
+        at_once = min(workers, len(layers))
+        in_flight = max(4, _IN_FLIGHT // at_once // max(self.options.block_size, JOB_SIZE))
+        with Compressors(self.codec, workers=workers) as compressors:
+            tasks = [
+                functools.partial(self._pack_layer, index, key, compressors, in_flight)
+                for key, index in layers
+            ]
+            work(tasks, workers=at_once)
+
+    def _pack_layer(self, index: int, key: str, compressors: Compressors, in_flight: int, halt: Halt) -> None:
+        """Read one layer to its end and write its pack."""
+        block_size = self.options.block_size
+        header = {"block_size": block_size, "diff_id": str(self.source.config().diff_ids[index])}
+        with self.cache.writing(key) as handle:
+            writer = PackWriter(
+                handle.write, compressors, block_size=block_size, header=header, in_flight=in_flight
+            )
+            with open_entries(self.source, index, halt=halt, meter=self.meter, background=True) as members:
+                for entry, content in members:
+                    writer.add(entry, content.read)
+            handle.complete(writer.finish())
+
+    def _write(self, tree: Tree, packs: Sequence[Pack], output: Path, mkfs_time: int) -> Stitched:
+        options = StitchOptions(codec=self.codec, block_size=self.options.block_size, mkfs_time=mkfs_time)
+        try:
+            with _created(output) as target:
+                return stitch(tree, packs, target, options, on_bytes=self.meter.advance)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise ToolError(
+                f"cannot write {output}: {error.strerror or error}",
+                hint="free space there or choose another --output" if full else "",
+            ) from error
+
+
+@contextlib.contextmanager
+def _created(output: Path) -> Iterator[int]:
+    output.unlink(missing_ok=True)
+    target = os.open(output, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        os.fchmod(target, 0o644)  # readable by all, whatever the umask
+        yield target
+    finally:
+        os.close(target)
+
+
+def entries(index: PackIndex) -> list[Entry]:
+    """The layer's entries as they were read when it was packed."""
+    nothing, zero, none = itertools.repeat(b""), itertools.repeat(0), itertools.repeat(())
+    found = list(
+        map(
+            Entry,
+            index.paths,
+            map(_KINDS.__getitem__, index.kinds),
+            index.modes,
+            index.uids,
+            index.gids,
+            index.mtimes,
+            index.sizes,
+            nothing,
+            zero,
+            zero,
+            none,
+            index.checksums,
+        )
+    )
+    for number, target in index.targets.items():
+        found[number].target = target
+    for number, (major, minor) in index.devices.items():
+        found[number].major, found[number].minor = major, minor
+    for number, xattrs in index.xattrs.items():
+        found[number].xattrs = xattrs
+    return found
