@@ -7,7 +7,7 @@ import typer
 from pipeline.cli import options, output
 from pipeline.errors import ConfigError, ToolError
 
-_INDENT = 18
+_INDENT = 19
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ def doctor(
     else:
         for check in checks:
             found = output.safe(check.found.replace("\n", "; "))
-            output.data(f"{check.status:<4}  {check.name:<12}{found}")
+            output.data(f"{check.status:<4}  {check.name:<13}{found}")
             if check.advice and check.status != "ok":
                 output.data(" " * _INDENT + output.safe(check.advice))
     if any(check.status == "fail" for check in checks):

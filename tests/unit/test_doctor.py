@@ -126,6 +126,6 @@ def test_verb_prints_and_exits_with_3(tmp_path: Path) -> None:
     missing = str(tmp_path / "none.yaml")
     result = CliRunner().invoke(app, ["doctor", "--config", missing])
     assert result.exit_code == 3
-    assert "fail  images.yaml " in result.stdout
+    assert "fail  images.yaml  " in result.stdout
     listed = json.loads(CliRunner().invoke(app, ["doctor", "--config", missing, "--json"]).stdout)
     assert {"check", "status", "found", "advice"} == set(listed[0])
