@@ -82,11 +82,18 @@ def prune(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     keep: Keep = None,
     grace: Annotated[
-        str, typer.Option("--grace", help="How long a release outlives its last channel.")
-    ] = "30d",
+        str | None,
+        typer.Option(
+            "--grace", help="How long a release outlives its last channel; default: images.yaml, 30d."
+        ),
+    ] = None,
     delete_after: Annotated[
-        str, typer.Option("--delete-after", help="How long bytes outlive hiding: the longest job.")
-    ] = "14d",
+        str | None,
+        typer.Option(
+            "--delete-after",
+            help="How long bytes outlive hiding: the longest job; default: images.yaml, 14d.",
+        ),
+    ] = None,
     no_slurm: WithoutSlurm = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen, and why.")] = False,
     json: options.Json = False,
@@ -100,7 +107,12 @@ def prune(
         raise ConfigError(
             f"there is no store at {opened.root}", hint="name it with --store or SQSHPIPE_STORE"
         )
-    policy = _policy(config, keep, duration(grace, "--grace"), duration(delete_after, "--delete-after"))
+    policy = _policy(
+        config,
+        keep=keep,
+        named_grace=duration(grace, "--grace") if grace else None,
+        delete_after=duration(delete_after, "--delete-after") if delete_after else None,
+    )
     report = run(opened.layout, policy, no_jobs if no_slurm else ask_slurm, dry_run=dry_run)
     _print_report(report, dry_run=dry_run, json=json)
 
@@ -121,15 +133,29 @@ def ask_slurm() -> LiveJobs:
     return LiveJobs(digests=digests, ids=frozenset(job.id for job in jobs), cluster=slurm.cluster_name())
 
 
-def _policy(config: Path, keep: int | None, grace: timedelta, delete_after: timedelta) -> Policy:
+def _policy(
+    config: Path, *, keep: int | None, named_grace: timedelta | None, delete_after: timedelta | None
+) -> Policy:
+    """What the options say, else images.yaml, else the defaults."""
     from pipeline.store.retention import Policy
 
-    per_image: dict[str, int] = {}
-    if keep is None and config.is_file():
+    policy = Policy()
+    if config.is_file():
         from pipeline.config import load
 
-        per_image = {name: spec.keep for name, spec in load(config).images.items()}
-    return Policy(keep=keep or 5, per_image=per_image, named_grace=grace, delete_after=delete_after)
+        read = load(config)
+        policy = Policy(
+            per_image={name: spec.keep for name, spec in read.images.items()},
+            named_grace=read.store.grace,
+            delete_after=read.store.delete_after,
+        )
+    if keep is not None:
+        policy = dataclasses.replace(policy, keep=keep, per_image={})
+    if named_grace is not None:
+        policy = dataclasses.replace(policy, named_grace=named_grace)
+    if delete_after is not None:
+        policy = dataclasses.replace(policy, delete_after=delete_after)
+    return policy
 
 
 def _print_report(report: Report, *, dry_run: bool, json: bool) -> None:

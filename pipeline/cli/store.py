@@ -15,6 +15,7 @@ from pipeline.cli import options, output
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pipeline.config import StoreSettings
     from pipeline.store.record import Release
     from pipeline.store.store import Listed, Store
 
@@ -28,7 +29,7 @@ Platform = Annotated[str | None, typer.Option("--platform", help="os/architectur
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module, and of those that care for the store, to ``app``."""
-    from pipeline.cli import retention
+    from pipeline.cli import retention, upkeep
 
     app.command("list")(list_releases)
     app.command()(show)
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command("yank")(yank)
     app.command("keep")(keep)
     retention.register(app)
+    upkeep.register(app)
 
 
 def open_store(root: Path | None, config: Path = options.DEFAULT_CONFIG) -> Store:
@@ -47,15 +49,34 @@ def open_store(root: Path | None, config: Path = options.DEFAULT_CONFIG) -> Stor
     """
     from pipeline.store.store import Store
 
-    if root is None:
-        if not config.is_file():
-            raise ConfigError(
-                "no store is given", hint="use --store DIR or SQSHPIPE_STORE, or run it beside an images.yaml"
-            )
-        from pipeline.config import load
+    if not config.is_file():
+        if root is not None:
+            return Store(root)
+        raise ConfigError(
+            "no store is given", hint="use --store DIR or SQSHPIPE_STORE, or run it beside an images.yaml"
+        )
+    return store_of(load_settings(config, root))
 
-        root = load(config).store.root
-    return Store(root)
+
+def look_up_store(root: Path | None, config: Path) -> Store:
+    """The store for reading only: images.yaml is not read when the root is known without it."""
+    from pipeline.store.store import Store
+
+    return open_store(None, config) if root is None else Store(root)
+
+
+def load_settings(config: Path, root: Path | None = None) -> StoreSettings:
+    """What images.yaml says of the store. Raises ConfigError."""
+    from pipeline.config import load
+
+    return load(config, store=root).store
+
+
+def store_of(settings: StoreSettings) -> Store:
+    """The store with the group and striping that images.yaml gives it."""
+    from pipeline.store.store import Store
+
+    return Store(settings.root, group=settings.group, stripe=settings.stripe)
 
 
 def host_platform() -> str:
@@ -72,7 +93,7 @@ def list_releases(
     json: options.Json = False,
 ) -> None:
     """The releases of the store, newest first."""
-    opened = open_store(store, config)
+    opened = look_up_store(store, config)
     if not opened.root.is_dir():
         raise ConfigError(
             f"there is no store at {opened.root}", hint="name it with --store or SQSHPIPE_STORE"
@@ -128,7 +149,7 @@ def show(
     """Everything that the record of a release says, whatever its state."""
     from pipeline.store.names import split_name
 
-    opened = open_store(store, config)
+    opened = look_up_store(store, config)
     image, wanted = split_name(name)
     state = opened.state(image)
     version = state.current(wanted) or wanted
@@ -165,7 +186,7 @@ def resolve(
     json: options.Json = False,
 ) -> None:
     """Print the path of a release, for ``srun --container-image=$(sqshpipe resolve demo)``."""
-    release = open_store(store, config).resolve(name, platform or host_platform())
+    release = look_up_store(store, config).resolve(name, platform or host_platform())
     _print_release(release, json=json)
 
 

@@ -131,11 +131,25 @@ class RegistryModel(Model):
         return self
 
 
+class StripeModel(Model):
+    """Lustre striping of the store's files."""
+
+    count: int = Field(ge=-1, description="On how many targets; -1: on all.")
+    size: str = Field(default="4M", pattern=r"^[1-9][0-9]*[KMG]$", description="Bytes of a piece.")
+
+
 class StoreModel(Model):
     """The shared folder of releases."""
 
     root: str = Field(min_length=1, examples=["/fsx/containers"])
     group: str | None = Field(default=None, description="Group that the store's files get.")
+    stripe: StripeModel | None = Field(default=None, description="How Lustre spreads each file.")
+    grace: Duration = Field(
+        default=timedelta(days=30), description="How long a release stays after its last channel has left it."
+    )
+    delete_after: Duration = Field(
+        default=timedelta(days=14), description="How long bytes outlive hiding: longer than the longest job."
+    )
 
 
 class ConvertModel(Model):

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -180,12 +180,25 @@ def _check_registry(settings: RegistrySettings, where: str) -> None:
 def _store(
     file: document.ImagesFile, flag: Path | None, env: Mapping[str, str], folder: Path
 ) -> StoreSettings:
-    group = file.store.group if file.store else None
+    model = file.store
+    settings = _store_settings(model) if model else StoreSettings(configured=None)
     given = flag or (Path(env["SQSHPIPE_STORE"]) if env.get("SQSHPIPE_STORE") else None)
     if given is not None:
-        return StoreSettings(configured=given.expanduser().absolute(), group=group)
-    root = (folder / Path(file.store.root).expanduser()).absolute() if file.store else None
-    return StoreSettings(configured=root, group=group)
+        return replace(settings, configured=given.expanduser().absolute())
+    root = (folder / Path(model.root).expanduser()).absolute() if model else None
+    return replace(settings, configured=root)
+
+
+def _store_settings(model: document.StoreModel) -> StoreSettings:
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    stripe = model.stripe
+    return StoreSettings(
+        configured=None,
+        group=model.group,
+        stripe=(stripe.count, int(stripe.size[:-1]) * units[stripe.size[-1]]) if stripe else None,
+        grace=model.grace,
+        delete_after=model.delete_after,
+    )
 
 
 def _place(override: str | None, given: str | None, folder: Path, default: Path) -> Path:

@@ -76,6 +76,10 @@ class StoreSettings:
 
     configured: Path | None
     group: str | None = None
+    stripe: tuple[int, int] | None = None
+    """Lustre: (number of targets, bytes of a piece)."""
+    grace: timedelta = timedelta(days=30)
+    delete_after: timedelta = timedelta(days=14)
 
     @property
     def root(self) -> Path:

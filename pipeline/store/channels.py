@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 
 from pipeline.errors import ConfigError, PublishError
-from pipeline.store import atomic
+from pipeline.store import atomic, folders
 from pipeline.store.events import Change, Event, append
 from pipeline.store.layout import Layout
 from pipeline.store.names import CHANNELS, DEFAULT_PLATFORM, check_channel, nearest
@@ -28,7 +28,7 @@ def decide(layout: Layout, image: str, decision: Decision) -> Event | None:
         return state.events, decision(state)
 
     with atomic.told(f"recording a change of {image}"):
-        layout.events(image).mkdir(parents=True, exist_ok=True)
+        folders.make(layout.events(image))
         return append(layout, image, look)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.store import atomic
+from pipeline.store import atomic, folders
 from pipeline.store.events import moment, whoami
 from pipeline.store.layout import Layout
 from pipeline.store.record import Release
@@ -101,11 +101,9 @@ def held(layout: Layout, release: Release, *, seconds: float) -> Iterator[None]:
 
 def prepare(layout: Layout) -> None:
     """Make the folder in which everyone may leave leases and nobody may touch another's."""
-    try:
-        layout.leases.mkdir(parents=True)
-    except FileExistsError:
-        return
-    layout.leases.chmod(FOLDER_MODE)
+    if not layout.leases.is_dir():
+        folders.make(layout.leases)
+        layout.leases.chmod(FOLDER_MODE)
 
 
 def read_all(layout: Layout) -> list[Lease]:

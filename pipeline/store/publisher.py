@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import PublishError
 from pipeline.progress import Meter
-from pipeline.store import atomic, caches, channels, publishing
+from pipeline.store import atomic, caches, channels, folders, preflight, publishing
 from pipeline.store.events import Change
 from pipeline.store.layout import Layout
 from pipeline.store.names import DEFAULT_PLATFORM
@@ -74,7 +74,9 @@ def _bring(
 ) -> None:
     """Steps 1 to 4, and the events that bring back what was hidden, pruned or damaged."""
     for folder in (layout.blobs, layout.events(record.image)):
-        folder.mkdir(parents=True, exist_ok=True)
+        folders.make(folder)
+    if not _is_staged(layout, file):
+        preflight.make_room(layout, record.size)
     with publishing.staging(layout) as own:
         staged = file if _is_staged(layout, file) else own
         if staged is file:
@@ -91,9 +93,24 @@ def commit_staged(layout: Layout, record: Record, staged: Path) -> None:
     """Make the release exist from staged bytes whose sha256 is known to be the record's; caches are not
     written.
     """
-    layout.events(record.image).mkdir(parents=True, exist_ok=True)
+    folders.make(layout.events(record.image))
     publishing.seal(staged, record, record.sha256)
     _commit_sealed(layout, record, staged)
+
+
+def commit_present(layout: Layout, record: Record) -> None:
+    """Make the release exist from bytes that the store has already, read back first; caches are not
+    written.
+    """
+    folders.make(layout.events(record.image))
+    publishing.check_present(layout, record)
+    publishing.commit(layout, record)
+    _bring_back(layout, record)
+    if not publishing.bytes_are_there(layout, record):
+        raise PublishError(
+            f"the bytes of {record.image}:{record.version} were pruned at this very moment",
+            hint="run it again",
+        )
 
 
 def _commit_sealed(layout: Layout, record: Record, staged: Path) -> None:

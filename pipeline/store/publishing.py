@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pipeline.errors import PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
-from pipeline.store import atomic, exclusive
+from pipeline.store import atomic, exclusive, folders, preflight
 from pipeline.store.layout import Layout
 from pipeline.store.reading import exists, read_record
 from pipeline.store.record import Record
@@ -36,7 +36,7 @@ def staging(layout: Layout) -> Iterator[Path]:
     What lies there on leaving is removed; what a killed process leaves, `prune` removes.
     """
     with atomic.told("preparing the store"):
-        layout.blobs.mkdir(parents=True, exist_ok=True)
+        folders.make(layout.blobs)
     path = layout.blobs / temporary_name(".sqsh")
     try:
         yield path
@@ -50,8 +50,10 @@ def copy_in(file: Path, staged: Path, *, meter: Meter = SILENT) -> str:
     digest = hashlib.sha256()
     buffer = bytearray(_PIECE)
     with file.open("rb", buffering=0) as source:
-        meter.total(os.fstat(source.fileno()).st_size)
+        size = os.fstat(source.fileno()).st_size
+        meter.total(size)
         with staged.open("xb", buffering=0) as target:
+            preflight.reserve(target.fileno(), size)
             while count := source.readinto(buffer):
                 piece = memoryview(buffer)[:count]
                 digest.update(piece)
@@ -95,7 +97,14 @@ def put_bytes(layout: Layout, staged: Path, record: Record) -> None:
     blob = layout.blob(record.sha256)
     if exclusive.place(staged, blob):
         atomic.sync_folder(layout.blobs)
-    elif (digest := hash_file(blob)) != record.sha256:
+    else:
+        check_present(layout, record)
+
+
+def check_present(layout: Layout, record: Record) -> None:
+    """Read bytes that are there already back. Raises VerificationError when they are not the record's."""
+    blob = layout.blob(record.sha256)
+    if (digest := hash_file(blob)) != record.sha256:
         raise VerificationError(
             f"{blob} is damaged: its sha256 is {digest}",
             hint="run sqshpipe scrub, which marks what is damaged; then publish again, which mends it",

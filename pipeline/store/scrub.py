@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.progress import SILENT, Meter
-from pipeline.store import atomic, caches, channels
+from pipeline.store import atomic, caches, channels, folders
 from pipeline.store.events import Change
 from pipeline.store.layout import Layout
 from pipeline.store.names import split_name
@@ -196,6 +196,6 @@ def _write_progress(layout: Layout, progress: _Progress) -> None:
     if not os.access(layout.root, os.W_OK):
         return
     with atomic.told("noting how far the scrub got"):
-        layout.meta.mkdir(exist_ok=True)
+        folders.make(layout.meta)
         data = {"schema": 1, "started": progress.started, "sound": dict(sorted(progress.sound.items()))}
         atomic.replace(_progress_path(layout), json.dumps(data).encode() + b"\n")

@@ -50,7 +50,12 @@ class Listed:
 class Store:
     """The releases under `root`. Creating the value touches nothing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, *, group: str | None = None, stripe: tuple[int, int] | None = None
+    ) -> None:
+        """`group` may publish too; `stripe` is (targets, bytes of a piece) for Lustre."""
+        self._group = group
+        self._stripe = stripe
         self.layout = Layout(Path(os.path.abspath(root)))  # noqa: PTH100 - symlinks in the path stay as they are
 
     @property
@@ -196,7 +201,20 @@ class Store:
         """A name inside blobs/sha256/ to write a .sqsh to, so that publishing it costs no copy."""
         from pipeline.store.publishing import staging
 
+        self._prepare()
         return staging(self.layout)
+
+    def _prepare(self) -> None:
+        """Make the root with its permissions when it is not there; check its group when it is."""
+        from pipeline.store import folders, preflight
+
+        if self.layout.blobs.is_dir():
+            preflight.check_group(self.layout, self._group)
+            return
+        folders.found(self.root, group=self._group)
+        folders.make(self.layout.blobs)
+        if self._stripe is not None:
+            preflight.stripe(self.layout, count=self._stripe[0], size=self._stripe[1])
 
     def publish(
         self,
@@ -220,6 +238,7 @@ class Store:
         check_image(record.image)
         check_version(record.version)
         check_platform(record.platform)
+        self._prepare()
         publish(
             self.layout,
             record,

@@ -8,7 +8,6 @@ arrives is hashed and compared with its record.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import BinaryIO, Protocol
 
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
-from pipeline.store import atomic, caches, channels, publisher, publishing
+from pipeline.store import atomic, caches, channels, folders, preflight, publisher, publishing
 from pipeline.store.layout import RECORD_SUFFIX, Layout
 from pipeline.store.names import DEFAULT_CHANNEL, is_image, split_name, stem
 from pipeline.store.reading import read_record
@@ -206,15 +205,18 @@ def _advance(layout: Layout, record: Record) -> None:
 def _bring_attachments(layout: Layout, record: Record, source: _From) -> None:
     for name, content in source.attached(record):
         path = layout.attachments(record.image, record.version, record.platform) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folders.make(path.parent)
         if not path.exists():
             atomic.create(path, content)
 
 
 def _bring_release(layout: Layout, record: Record, source: _From, report: Report, meter: Meter) -> None:
-    layout.blobs.mkdir(parents=True, exist_ok=True)
-    with _partial(layout, record) as staged:
-        if not publishing.bytes_are_there(layout, record):
+    folders.make(layout.blobs)
+    if publishing.bytes_are_there(layout, record):
+        publisher.commit_present(layout, record)
+    else:
+        preflight.make_room(layout, record.size)
+        with _partial(layout, record) as staged:
             digest = _fetch(staged, record, source, report, meter)
             if digest != record.sha256:
                 staged.unlink()  # what is wrong is not gone on from
@@ -222,10 +224,7 @@ def _bring_release(layout: Layout, record: Record, source: _From, report: Report
                     f"{record.image}:{record.version} arrived with sha256 {digest}, not {record.sha256}",
                     hint="run sqshpipe scrub at the source, then sync again",
                 )
-        else:
-            staged.unlink(missing_ok=True)
-            os.link(layout.blob(record.sha256), staged)
-        publisher.commit_staged(layout, record, staged)
+            publisher.commit_staged(layout, record, staged)
     report.copied.append(f"{record.image}:{record.version}")
 
 

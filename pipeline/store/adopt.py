@@ -1,0 +1,30 @@
+"""What a hand-made .sqsh is probably called: its image and version, from its file name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipeline.errors import ConfigError, SqshpipeError
+from pipeline.store.names import check_image, check_version
+
+_PARTS = re.compile(r"(?P<image>.+?)[-_@](?P<version>v?[0-9].*)")
+
+
+def guess_name(file: Path) -> tuple[str, str]:
+    """(image, version) of names such as nvidia+pytorch+24.01-py3.sqsh and megatron-training_v1.0.sqsh.
+
+    Raises ConfigError when the name does not say.
+    """
+    name = re.sub(r"\.(sqsh|squashfs|sqfs|img)$", "", file.name)
+    image, plus, version = name.rpartition("+")  # as `enroot import` names its files
+    if not plus:
+        match = _PARTS.fullmatch(name)
+        image, version = (match["image"], match["version"]) if match else (name, "")
+    image = re.sub(r"[^a-z0-9._-]+", "-", image.lower()).strip("-._")
+    try:
+        return check_image(image), check_version(version)
+    except SqshpipeError:
+        raise ConfigError(
+            f"the name of {file} does not say image and version", hint="give --image NAME --tag VERSION"
+        ) from None

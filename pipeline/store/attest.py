@@ -1,0 +1,120 @@
+"""Signatures over releases: who vouches for a record and the bytes that it names.
+
+A signature is a DSSE envelope (https://github.com/secure-systems-lab/dsse) around an in-toto statement
+(https://github.com/in-toto/attestation, v1): its subject is the .sqsh by sha256, its predicate the record. It
+lies beside the release, one file a key, and needs no service to be checked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError as BadSignature
+from securesystemslib.signer import Key, Signature
+
+from pipeline.errors import PublishError, VerificationError
+from pipeline.store import atomic, folders
+from pipeline.store.layout import Layout
+from pipeline.store.record import Record, Release
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "urn:sqshpipe:release:v1"
+SUFFIX = ".dsse.json"
+
+
+class Signer(Protocol):
+    """A private key that signs; `tools.signing` opens them."""
+
+    @property
+    def public_key(self) -> Key: ...
+    def sign(self, payload: bytes) -> Signature: ...
+
+
+def statement(record: Record) -> bytes:
+    """What is signed for a record: the same bytes for the same record."""
+    data = {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": f"{record.image}/{record.version}.sqsh", "digest": {"sha256": record.sha256}}],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": record.as_json(),
+    }
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def sign(layout: Layout, release: Release, signer: Signer) -> Path:
+    """Put a signature beside a release and give its path; one that this key made before stays as it is.
+
+    Raises PublishError when another signature lies under this key's name.
+    """
+    path = _folder(layout, release) / f"{_file_name(signer.public_key)}{SUFFIX}"
+    envelope = Envelope(payload=statement(release), payload_type=PAYLOAD_TYPE, signatures={})
+    envelope.sign(signer)  # type: ignore[arg-type]
+    content = json.dumps(envelope.to_dict(), sort_keys=True).encode() + b"\n"
+    with atomic.told(f"signing {release.name}"):
+        folders.make(path.parent)
+        made = atomic.create(path, content)
+    if not made and not _signed_by(path, release, signer.public_key):
+        raise PublishError(
+            f"{path} is there and is no signature of {release.name} by this key",
+            hint="move it away if nobody needs it, then sign again",
+        )
+    return path
+
+
+def verify(layout: Layout, release: Release, keys: Iterable[Key]) -> Path:
+    """The first signature over `release` that one of `keys` made. Raises VerificationError when there is
+    none.
+
+    This says that the record is what was signed; `read_back` says that the bytes are what the record names.
+    """
+    there = sorted(_folder(layout, release).glob(f"*{SUFFIX}"))
+    for path in there:
+        for key in keys:
+            if _signed_by(path, release, key):
+                return path
+    what = (
+        "no signature"
+        if not there
+        else f"no signature by this key ({len(there)} by others or for another record)"
+    )
+    raise VerificationError(
+        f"{release.name} has {what}", hint=f"sign it: sqshpipe attest sign {release.name} --key PRIVATE.pem"
+    )
+
+
+def read_back(release: Release) -> None:
+    """Hash the bytes of a release. Raises VerificationError when they are not what its record names."""
+    from pipeline.store.publishing import hash_file
+
+    with atomic.told(f"reading {release.path}"):
+        digest = hash_file(release.path)
+    if digest != release.sha256:
+        raise VerificationError(
+            f"{release.path} has sha256 {digest}, its record says {release.sha256}",
+            hint="run sqshpipe scrub, then publish the same content again",
+        )
+
+
+def _signed_by(path: Path, release: Release, key: Key) -> bool:
+    """Whether the envelope in `path` holds a signature by `key` over exactly this record."""
+    try:
+        envelope = Envelope.from_dict(json.loads(atomic.read_bytes(path)))
+        envelope.verify([key], 1)
+        data: Any = json.loads(envelope.payload)
+    except (BadSignature, ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+        return False
+    return envelope.payload_type == PAYLOAD_TYPE and data == json.loads(statement(release))
+
+
+def _folder(layout: Layout, release: Release) -> Path:
+    return layout.attachments(release.image, release.version, release.platform)
+
+
+def _file_name(key: Key) -> str:
+    return re.sub(r"[^A-Za-z0-9]", "", key.keyid)[:32]

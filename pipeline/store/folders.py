@@ -1,0 +1,59 @@
+"""Folders of a store that a team shares: whoever makes one, the others can work in it, whatever their
+umask.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.store import atomic
+
+ALONE_MODE = 0o755
+SHARED_MODE = 0o2775
+"""Group-writable, and what is made inside has the same group (setgid)."""
+
+
+def make(path: Path) -> None:
+    """Make `path` and what is missing above it, with the permissions of the folder that it comes to lie in.
+
+    Default ACLs work as the file system inherits them.
+    """
+    if path.is_dir():
+        return
+    parent = path.parent
+    if not parent.exists():
+        make(parent)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return
+    mode = stat.S_IMODE(parent.stat().st_mode)
+    shared = mode & stat.S_ISGID
+    wanted = mode & 0o777 | stat.S_ISGID if shared and mode & stat.S_IWGRP else ALONE_MODE & (mode | 0o700)
+    if stat.S_IMODE(path.stat().st_mode) != wanted:
+        path.chmod(wanted)
+    atomic.sync_folder(parent)
+
+
+def found(root: Path, *, group: str | None = None) -> None:
+    """Make the root of a store. With `group` its members may all publish. Raises ConfigError for no such
+    group.
+    """
+    with atomic.told(f"making the store {root}"):
+        if root.is_dir():
+            return
+        root.parent.mkdir(parents=True, exist_ok=True)
+        root.mkdir(exist_ok=True)
+        root.chmod(ALONE_MODE if group is None else SHARED_MODE)
+        if group is not None:
+            try:
+                shutil.chown(root, group=group)
+            except LookupError:
+                raise ConfigError(
+                    f"there is no group {group!r} on this host", hint="check store: {group: …} in images.yaml"
+                ) from None
+            root.chmod(SHARED_MODE)  # chown takes the setgid bit away
+        atomic.sync_folder(root.parent)

@@ -1,0 +1,122 @@
+"""Signatures: what a key vouches for, and what no longer carries its signature."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from pipeline.errors import ConfigError, VerificationError
+from pipeline.store import attest
+from pipeline.store.store import Store
+from pipeline.store.sync import sync
+from pipeline.tools import signing
+from tests.support.releases import publish, record_for
+
+
+def write_keys(
+    folder: Path, name: str, *, curve: bool = False, passphrase: bytes | None = None
+) -> tuple[str, str]:
+    """(private, public) PEM files."""
+    private = ec.generate_private_key(ec.SECP256R1()) if curve else ed25519.Ed25519PrivateKey.generate()
+    encryption = (
+        serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    )
+    paths = folder / f"{name}.pem", folder / f"{name}.pub"
+    paths[0].write_bytes(
+        private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    )
+    paths[1].write_bytes(
+        private.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    return str(paths[0]), str(paths[1])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "containers")
+    publish(store, "v1.0")
+    publish(store, "v1.1")
+    return store
+
+
+@pytest.mark.parametrize("curve", [False, True], ids=["ed25519", "ecdsa"])
+def test_signed_and_verified(store: Store, tmp_path: Path, curve: bool) -> None:
+    private, public = write_keys(tmp_path, "ours", curve=curve)
+    _, strange = write_keys(tmp_path, "theirs", curve=curve)
+    release = store.resolve("demo:v1.0")
+    path = attest.sign(store.layout, release, signing.open_signer(private))
+    assert path.parent == store.root / "demo/.meta/v1.0"
+    assert attest.sign(store.layout, release, signing.open_signer(private)) == path
+    assert attest.verify(store.layout, release, [signing.open_key(public)]) == path
+    with pytest.raises(VerificationError, match="no signature by this key"):
+        attest.verify(store.layout, release, [signing.open_key(strange)])
+    with pytest.raises(VerificationError, match=r"v1\.1 has no signature"):
+        attest.verify(store.layout, store.resolve("demo:v1.1"), [signing.open_key(public)])
+
+
+def test_the_statement_names_the_file_as_in_toto_does(store: Store, tmp_path: Path) -> None:
+    private, _ = write_keys(tmp_path, "ours")
+    release = store.resolve("demo:v1.0")
+    envelope = json.loads(attest.sign(store.layout, release, signing.open_signer(private)).read_bytes())
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    assert envelope["payloadType"] == "application/vnd.in-toto+json"
+    assert statement["subject"] == [{"name": "demo/v1.0.sqsh", "digest": {"sha256": release.sha256}}]
+    assert statement["predicate"] == release.as_json()
+
+
+def test_a_changed_record_is_not_what_was_signed(store: Store, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "ours")
+    attest.sign(store.layout, store.resolve("demo:v1.0"), signing.open_signer(private))
+    path = store.layout.record("demo", "v1.0", "linux/amd64")
+    changed = record_for(b"v1.0", "v1.0").as_json() | {"scan": {"status": "passed", "scanner": "trivy"}}
+    path.chmod(0o644)
+    path.write_text(json.dumps(changed))
+    with pytest.raises(VerificationError):
+        attest.verify(store.layout, store.resolve("demo:v1.0"), [signing.open_key(public)])
+
+
+def test_a_signature_of_another_release_does_not_count(store: Store, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "ours")
+    path = attest.sign(store.layout, store.resolve("demo:v1.0"), signing.open_signer(private))
+    moved = store.root / "demo/.meta/v1.1"
+    moved.mkdir()
+    (moved / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(VerificationError):
+        attest.verify(store.layout, store.resolve("demo:v1.1"), [signing.open_key(public)])
+
+
+def test_changed_bytes_are_found(store: Store) -> None:
+    release = store.resolve("demo:v1.0")
+    attest.read_back(release)
+    release.path.chmod(0o644)
+    release.path.write_bytes(b"v9.9")
+    with pytest.raises(VerificationError, match="its record says"):
+        attest.read_back(release)
+
+
+def test_signatures_travel_with_a_copy(store: Store, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "ours")
+    attest.sign(store.layout, store.resolve("demo:v1.0"), signing.open_signer(private))
+    copy = Store(tmp_path / "copy")
+    sync(store, copy)
+    attest.verify(copy.layout, copy.resolve("demo:v1.0"), [signing.open_key(public)])
+
+
+def test_keys_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private, public = write_keys(tmp_path, "secret", passphrase=b"word")
+    with pytest.raises(ConfigError, match="no private key that can sign"):
+        signing.open_signer(private)
+    monkeypatch.setenv("SQSHPIPE_KEY_PASSPHRASE", "word")
+    assert signing.open_key(private).keyid == signing.open_key(public).keyid
+    with pytest.raises(ConfigError, match="cannot read the key"):
+        signing.open_key(str(tmp_path / "nothing"))
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ConfigError, match="no public key"):
+        signing.open_key(str(tmp_path / "text"))
