@@ -13,6 +13,11 @@ from pipeline.errors import ConfigError
 cluster = typer.Typer(no_args_is_help=True, help="What nodes need: importer, bootstrap script, cluster file.")
 
 
+DEFAULT_VALUES = Path("cluster.yaml")
+Values = Annotated[Path, typer.Option("--values", help="The few values of this cluster.")]
+OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Default: stdout.")]
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module, of `node` and of `job` to ``app``."""
     app.add_typer(cluster, name="cluster")
@@ -80,3 +85,52 @@ def install(
         prefix,
     )
     output.data(plugstack_line(program))
+
+
+@cluster.command("bootstrap")
+def bootstrap(
+    values: Values = DEFAULT_VALUES,
+    output_file: OutputFile = None,
+) -> None:
+    """Render the script that makes a node ready: enroot, pyxis, squashfuse, importer, credentials, limits."""
+    from pipeline.cluster import bootstrap as rendering
+    from pipeline.cluster import settings
+
+    _give(rendering.script(settings.load(values)), output_file, executable=True)
+
+
+@cluster.command("config")
+def config(
+    values: Values = DEFAULT_VALUES,
+    output_file: OutputFile = None,
+) -> None:
+    """Render the cluster file of AWS ParallelCluster 3."""
+    from pipeline.cluster import bootstrap as rendering
+    from pipeline.cluster import settings
+
+    _give(rendering.cluster_file(settings.load(values)), output_file)
+
+
+@cluster.command("hooks")
+def hooks(
+    folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for prolog and epilog.")],
+    store: options.Store = None,
+    command: Annotated[
+        str, typer.Option("--command", help="sqshpipe on the nodes.")
+    ] = "/usr/local/bin/sqshpipe",
+) -> None:
+    """Render a Slurm Prolog and Epilog that mount a job's image once a node, for clusters without pyxis."""
+    from pipeline.cluster import bootstrap as rendering
+
+    for name, text in rendering.hooks(need_store(store), command).items():
+        _give(text, folder / name, executable=True)
+        output.data(str(folder / name))
+
+
+def _give(text: str, output_file: Path | None, *, executable: bool = False) -> None:
+    if output_file is None:
+        output.data(text.rstrip("\n"))
+        return
+    output_file.parent.mkdir(parents=True, exist_ok=True)
+    output_file.write_text(text, encoding="utf-8")
+    output_file.chmod(0o755 if executable else 0o644)

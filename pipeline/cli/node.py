@@ -34,12 +34,12 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
 
 
-def wanted(name: str, store: Path | None) -> ImageFile:
+def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFile:
     """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names."""
     from pipeline.cluster.running import ImageFile, image_file
 
     if "/" in name:
-        return image_file(Path(name))
+        return image_file(Path(name), digest)
     from pipeline.cli.store import host_platform, open_store
 
     release = open_store(store).resolve(name, host_platform())
@@ -58,6 +58,7 @@ def mount(
     store: options.Store = None,
     holder_pid: HolderPid = None,
     job: Job = None,
+    digest: Annotated[str | None, typer.Option("--digest", help="sha256 of a file given by path.")] = None,
     by: With = None,
     json: options.Json = False,
 ) -> None:
@@ -68,7 +69,7 @@ def mount(
     from pipeline.cluster import running, shared_mount
 
     holder = shared_mount.job_holder(job) if job else running.holder_for_caller(holder_pid)
-    found = wanted(image, store)
+    found = wanted(image, store, digest)
     shared = shared_mount.acquire(found.path, found.sha256, holder, kind=_kind(by))
     if json:
         output.data_json(

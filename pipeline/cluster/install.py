@@ -22,25 +22,25 @@ PYTHON = "/usr/bin/python3"
 STATE_MODE = 0o1777  # every job's user leaves marks there, and removes only its own
 
 _NEEDS = "the importer needs /usr/bin/python3, 3.8 or later"
-# Without docstrings, and without the __future__ import (which searches folders for 3 ms) but with its effect.
-_COMPILE = """
+# Reads the source and prints the program: without docstrings, and without the __future__ import (which
+# searches folders for 3 ms), but with its effect.
+MAKER = """\
 import __future__, ast, binascii, marshal, sys
-tree = ast.parse(sys.stdin.buffer.read())
+source = sys.stdin.buffer.read().decode()
+assert chr(39) * 3 not in source
+tree = ast.parse(source)
 tree.body = [node for node in tree.body if getattr(node, "module", "") != "__future__"]
 flag = __future__.annotations.compiler_flag
 code = compile(tree, "pyxis-importer", "exec", flags=flag, dont_inherit=True, optimize=2)
-print(sys.modules["_frozen_importlib_external"].MAGIC_NUMBER)
-print(binascii.b2a_base64(marshal.dumps(code), newline=False).decode())
-"""
-_PROGRAM = """\
-#!{python} -IS
-# Made by `sqshpipe cluster install`: SOURCE is the program; CODE is the same, compiled by the Python that was
-# here then, since compiling takes longer than a look-up. Any other Python compiles SOURCE.
-import binascii, marshal, sys
-SOURCE = r'''{source}'''
-CODE = "{code}"
-SAME = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER == {magic}
-exec(marshal.loads(binascii.a2b_base64(CODE)) if SAME else compile(SOURCE, __file__, "exec"))
+magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
+print("#!/usr/bin/python3 -IS")
+print("# SOURCE is the program; CODE is the same, compiled by the Python that was here at the time:")
+print("# compiling takes longer than a look-up. Any other Python compiles SOURCE.")
+print("import binascii, marshal, sys")
+print("SOURCE = r" + chr(39) * 3 + source + chr(39) * 3)
+print('CODE = "' + binascii.b2a_base64(marshal.dumps(code), newline=False).decode() + '"')
+print('SAME = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER ==', magic)
+print('exec(marshal.loads(binascii.a2b_base64(CODE)) if SAME else compile(SOURCE, __file__, "exec"))')
 """
 
 
@@ -100,7 +100,7 @@ def install(settings: ImporterSettings, prefix: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _swap(folder / f"{PROGRAM}.json", settings.as_json().encode(), 0o644)
-        _swap(program, _program(Path(pyxis_importer.__file__).read_text(encoding="utf-8")), 0o755)
+        _swap(program, _program(importer_source()), 0o755)
         for each in (settings.state, settings.state / "verified", settings.state / "imported"):
             each.mkdir(parents=True, exist_ok=True)
             if each.stat().st_uid == os.geteuid():
@@ -115,19 +115,19 @@ def install(settings: ImporterSettings, prefix: Path) -> Path:
     return program
 
 
+def importer_source() -> str:
+    """The importer as it is written."""
+    return Path(pyxis_importer.__file__).read_text(encoding="utf-8")
+
+
 def _program(source: str) -> bytes:
     """The importer as one file that this node's Python need not compile on every call.
 
     Compiling takes longer than the look-up itself, and Python keeps no cache of the file that it is started
     with. So it holds its source, for people and for any other Python, and the code that this one makes of it.
     """
-    compiled = process.run(
-        [PYTHON, "-IS", "-c", _COMPILE], env={}, stdin=source.encode(), timeout=30, hint=_NEEDS
-    )
-    magic, code = compiled.stdout.split("\n", 1)
-    if "'''" in source:
-        raise ToolError("the importer's source cannot be quoted")
-    return _PROGRAM.format(python=PYTHON, source=source, magic=magic, code=code.strip()).encode()
+    made = process.run([PYTHON, "-IS", "-c", MAKER], env={}, stdin=source.encode(), timeout=30, hint=_NEEDS)
+    return made.stdout.encode()
 
 
 def plugstack_line(program: Path, spank: str = "spank_pyxis.so", options: Sequence[str] = ()) -> str:

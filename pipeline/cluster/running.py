@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,10 @@ class ImageFile:
     sha256: str
 
 
-def image_file(path: Path) -> ImageFile:
-    """A .sqsh that is named by its path: shared by all who name the same file, unchanged.
+def image_file(path: Path, digest: str | None = None) -> ImageFile:
+    """A .sqsh that is named by its path: shared by all who name the same file, unchanged, or give its digest.
+
+    The bytes of a store are named by their digest, so for them the name tells.
 
     Raises ConfigError when there is no such file, FormatError when it is no squashfs.
     """
@@ -39,8 +42,12 @@ def image_file(path: Path) -> ImageFile:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     if magic != b"hsqs":
         raise FormatError(f"{path} is not a squashfs file")
+    resolved = path.resolve()
+    digest = digest or (resolved.stem if resolved.parent.name == "sha256" else None)
+    if digest is not None and re.fullmatch(r"[0-9a-f]{64}", digest):
+        return ImageFile(path=resolved, sha256=digest)
     identity = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
-    return ImageFile(path=path.resolve(), sha256=hashlib.sha256(identity.encode()).hexdigest())
+    return ImageFile(path=resolved, sha256=hashlib.sha256(identity.encode()).hexdigest())
 
 
 @contextlib.contextmanager

@@ -67,6 +67,13 @@ class Lustre(_Part):
     gib: int = Field(default=1200, ge=1200)
     throughput: Literal[125, 250, 500, 1000] = 250  # MB/s per TiB: PERSISTENT_2 does not work without it
 
+    @field_validator("gib")
+    @classmethod
+    def _whole_servers(cls, gib: int) -> int:
+        if gib != 1200 and gib % 2400:
+            raise ValueError("FSx for Lustre has 1200 GiB or a multiple of 2400")
+        return gib
+
 
 class OpenZfs(_Part):
     """An FSx for OpenZFS volume that exists, for homes."""
@@ -105,6 +112,9 @@ class ClusterSettings(_Part):
     gpu: Gpu | None = None
     lustre: Lustre | None = None
     openzfs: OpenZfs | None = None
+    pull_policy: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::[a-z0-9]+:policy/[\w+=,.@/-]+$")] = (
+        "arn:aws:iam::aws:policy/AmazonEC2ContainerRegistryReadOnly"  # or a narrower one of your own
+    )
     scripts: Annotated[str, Field(pattern=r"^s3://[a-z0-9.-]+(/[A-Za-z0-9._-]+)*$")] | None = None
     jobs: Jobs = Jobs()
 

@@ -1,0 +1,51 @@
+"""Renders what a cluster needs at its start: the node bootstrap script and ParallelCluster's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.cluster.install import MAKER, ImporterSettings, importer_source
+from pipeline.cluster.render import render
+from pipeline.cluster.settings import ClusterSettings
+from pipeline.errors import ConfigError
+
+
+def script(settings: ClusterSettings) -> str:
+    """The OnNodeConfigured script, complete in one file: it carries the importer with it."""
+    return render(
+        "bootstrap.sh",
+        s=settings,
+        importer_maker=MAKER.rstrip("\n"),
+        importer_source=importer_source().rstrip("\n"),
+        importer_settings=importer_settings(settings).as_json().rstrip("\n"),
+    )
+
+
+def importer_settings(settings: ClusterSettings) -> ImporterSettings:
+    """What the importer does on the nodes of this cluster."""
+
+    return ImporterSettings(
+        store=Path(settings.store),
+        registries=settings.registries,
+        missing=settings.missing,
+        local=Path(settings.local),
+        cluster=settings.name,
+    )
+
+
+def cluster_file(settings: ClusterSettings) -> str:
+    """The cluster file of AWS ParallelCluster 3. Raises ConfigError for what it cannot do without."""
+    for part, name in ((settings.head, "head"), (settings.gpu, "gpu"), (settings.scripts, "scripts")):
+        if part is None:
+            raise ConfigError(
+                f"cluster.yaml has no {name}", hint="a cluster file needs head, gpu and scripts"
+            )
+    return render("parallelcluster.yaml", s=settings)
+
+
+def hooks(store: Path, command: str) -> dict[str, str]:
+    """Slurm's Prolog and Epilog by file name: they mount what a job's comment names, and unmount it."""
+    for text in (str(store), command):
+        if not text.startswith("/") or not text.isprintable():
+            raise ConfigError(f"{text!r} is not an absolute path")
+    return {name: render(f"{name}.sh", store=store, command=command) for name in ("prolog", "epilog")}

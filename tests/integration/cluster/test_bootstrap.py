@@ -1,0 +1,178 @@
+"""The node bootstrap in a root of its own, and the cluster file under ParallelCluster's own schema."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import bootstrap, settings
+from tests.support.handmade_store import HandmadeStore
+from tests.unit.cluster.test_settings import FULL
+
+PINS = f"""
+software:
+  enroot:
+    - {{version: 4.1.2, url: "https://example.com/enroot_4.1.2-1_amd64.deb", sha256: "{"0" * 64}"}}
+    - {{version: 4.1.2, url: "s3://my-bucket/enroot+caps_4.1.2-1_amd64.deb", sha256: "{"1" * 64}"}}
+  pyxis: {{version: 0.24.0, url: "https://example.com/pyxis-0.24.0.tar.gz", sha256: "{"2" * 64}"}}
+"""
+SYSTEMS = {
+    "ubuntu2204": 'ID=ubuntu\nVERSION_ID="22.04"\n',
+    "ubuntu2404": 'ID=ubuntu\nVERSION_ID="24.04"\n',
+    "alinux2023": 'ID="amzn"\nVERSION_ID="2023"\n',
+}
+
+
+def values(tmp_path: Path, **replaced: str) -> settings.ClusterSettings:
+    text = FULL + PINS
+    for key, value in replaced.items():
+        text = "\n".join(line for line in text.splitlines() if not line.startswith(f"{key}:"))
+        text += f"\n{key}: {value}\n"
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    return settings.load(path)
+
+
+def make_root(tmp_path: Path, system: str) -> Path:
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc" / "os-release").write_text(system)
+    (root / "opt" / "slurm" / "etc").mkdir(parents=True)
+    (root / "opt" / "slurm" / "etc" / "slurm.conf").write_text("ClusterName=x\n")
+    (root / "usr" / "share" / "enroot" / "hooks.d").mkdir(parents=True)
+    (root / "usr" / "share" / "enroot" / "hooks.d" / "50-slurm-pytorch.sh").write_text("#!/bin/bash\n")
+    return root
+
+
+def run(script: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    argv = ["bash", str(script), *map(str, words)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+def listing(root: Path) -> dict[str, tuple[int, bytes]]:
+    files = (each for each in sorted(root.rglob("*")) if each.is_file())
+    return {str(each.relative_to(root)): (each.stat().st_mtime_ns, each.read_bytes()) for each in files}
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS))
+@pytest.mark.parametrize("credentials", ["substitution", "timer", "none"])
+def test_dry_run_in_a_root_of_its_own(tmp_path: Path, system: str, credentials: str) -> None:
+    script = tmp_path / "bootstrap.sh"
+    store = HandmadeStore(tmp_path / "store")
+    released = store.release("demo", "v1.0")
+    made = values(tmp_path, ecr_credentials=credentials, os=system, store=str(store.root))
+    script.write_text(bootstrap.script(made))
+    root = make_root(tmp_path, SYSTEMS[system])
+    assert run(script, "--check", "--root", root).returncode == 1, "an empty node is not ready"
+    done = run(script, "--dry-run", "--root", root)
+    assert done.returncode == 0, done.stderr
+    assert "this node is ready" in done.stderr
+    assert "would fetch: https://example.com/pyxis-0.24.0.tar.gz (sha256 2222" in done.stdout
+    assert f"would run: {'dnf' if system == 'alinux2023' else 'apt-get'} install" in done.stdout
+    assert "would run: systemctl restart slurmd" in done.stdout
+    slurm = root / "opt" / "slurm" / "etc"
+    plugin = (
+        "required /opt/sqshpipe/lib/spank_pyxis.so use_squashfuse=1 importer=/opt/sqshpipe/bin/pyxis-importer"
+    )
+    assert (slurm / "plugstack.conf.d" / "pyxis.conf").read_text() == plugin + "\n"
+    assert "include /opt/slurm/etc/plugstack.conf.d/*\n" in (slurm / "plugstack.conf").read_text()
+    assert "PropagateResourceLimitsExcept=MEMLOCK\n" in (slurm / "slurm.conf").read_text()
+    assert (root / "etc" / "enroot" / "hooks.d" / "50-slurm-pytorch.sh").exists()
+    assert (root / "etc" / "enroot" / "users" / ".credentials").exists() == (credentials == "substitution")
+    importer = root / "opt" / "sqshpipe" / "bin" / "pyxis-importer"
+    assert json.loads(importer.with_name("pyxis-importer.json").read_text())["store"] == str(store.root)
+    got = subprocess.run([importer, "get", "docker://demo:v1.0"], capture_output=True, text=True, env={})
+    if os.uname().machine == "x86_64":
+        assert got.stdout == f"{released}\n", got.stderr
+    before = listing(root)
+    again = run(script, "--dry-run", "--root", root)
+    assert "systemctl restart" not in again.stdout, "nothing changed, nothing is restarted"
+    assert listing(root) == before
+    assert run(script, "--check", "--root", root).returncode == 0
+    (slurm / "plugstack.conf.d" / "pyxis.conf").write_text("required spank_pyxis.so\n")
+    checked = run(script, "--check", "--root", root)
+    assert checked.returncode == 1
+    assert "MISSING: pyxis starts straight from the file" in checked.stderr
+
+
+def test_an_unknown_system_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "bootstrap.sh"
+    script.write_text(bootstrap.script(values(tmp_path)))
+    done = run(script, "--dry-run", "--root", make_root(tmp_path, "ID=centos\nVERSION_ID=7\n"))
+    assert done.returncode == 1
+    assert "centos-7 is not supported" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("credentials", ["substitution", "timer", "none"])
+@pytest.mark.parametrize("software", ["pinned", "none"])
+def test_what_is_rendered_passes_shellcheck(tmp_path: Path, credentials: str, software: str) -> None:
+    made = values(tmp_path, ecr_credentials=credentials)
+    if software == "none":
+        made = made.model_copy(update={"software": settings.Software()})
+    scripts = {"bootstrap": bootstrap.script(made), **bootstrap.hooks(Path("/fsx/x"), "/usr/bin/sqshpipe")}
+    for name, text in scripts.items():
+        done = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{name}: {done.stdout}"
+
+
+CHECK = """
+import sys, yaml
+from pcluster.schemas.cluster_schema import ClusterSchema
+ClusterSchema(cluster_name="checked").load(yaml.safe_load(sys.stdin))
+"""
+
+
+@pytest.fixture(scope="module")
+def parallelcluster() -> Path:
+    """aws-parallelcluster in an environment of its own, kept between runs: it pins what we do not want."""
+    folder = (
+        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sqshpipe-tests" / "parallelcluster"
+    )
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        pip = [str(python), "-m", "pip", "install", "-q", "aws-parallelcluster==3.16.1", "setuptools<81"]
+        for argv in ([sys.executable, "-m", "venv", str(folder)], pip):
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=240)
+            if done.returncode != 0:
+                pytest.skip(f"aws-parallelcluster does not install here: {done.stderr.strip()[-300:]}")
+        (folder / "ready").touch()
+    return python
+
+
+@pytest.mark.parametrize("variant", ["full", "reservation", "existing lustre", "no storage", "no efa"])
+def test_parallelclusters_own_schema_takes_the_file(
+    tmp_path: Path, parallelcluster: Path, variant: str
+) -> None:
+    text = {
+        "full": FULL,
+        "reservation": FULL.replace("max: 8", "max: 8, capacity_reservation: cr-0123456789abcdef0"),
+        "existing lustre": FULL.replace("{gib: 4800, throughput: 250}", "{id: fs-0123456789abcdef0}"),
+        "no storage": FULL.replace("lustre:", "#").replace("openzfs:", "#"),
+        "no efa": FULL.replace("max: 8", "max: 8, efa: false, placement_group: false"),
+    }[variant]
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    rendered = bootstrap.cluster_file(settings.load(path))
+
+    def check(what: str) -> subprocess.CompletedProcess[str]:
+        keys = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+        return subprocess.run(
+            [parallelcluster, "-W", "ignore", "-c", CHECK],
+            input=what,
+            env={**os.environ, **keys, "PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    done = check(rendered)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert check(rendered.replace("ScaledownIdletime", "ScaledownIdleTime")).returncode != 0, "it does check"
