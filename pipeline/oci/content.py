@@ -39,9 +39,22 @@ class Window:
 
     def take_or_end(self, size: int) -> bytes:
         """Exactly `size` bytes, or none at all where the stream ends."""
-        if self._position == self._size and not self._refill():
+        start = self._position
+        stop = start + size
+        if stop <= self._size:
+            self._position = stop
+            return self._piece[start:stop]
+        if start == self._size and not self._refill():
             return b""
-        return self.take(size)
+        return self._gather(size)
+
+    def skip(self, size: int) -> None:
+        """Pass over `size` bytes, few of them."""
+        stop = self._position + size
+        if stop <= self._size:
+            self._position = stop
+        else:
+            self._gather(size)
 
     def piece(self, most: int) -> memoryview:
         """At least one byte and at most `most`, without a copy; empty only at the end of the stream."""
@@ -73,6 +86,10 @@ def cut_short() -> FormatError:
     return FormatError("a tar ends in the middle of a member", hint="the layer was cut short; fetch it again")
 
 
+def gone_on() -> ValueError:
+    return ValueError("the reader has gone on to the next member")
+
+
 class Content:
     """The bytes of one file, to be read while its entry is the current one. Other kinds have none.
 
@@ -100,13 +117,18 @@ class Content:
 
     def read(self, size: int = -1) -> bytes:
         """Exactly `size` bytes, fewer only at the end; all that is left when `size` is negative."""
-        left = self._claim()
+        left = self._left
+        if left < 0:
+            raise gone_on()
         if size < 0 or size > left:
             size = left
         if not size:
             return b""
         data = self._take(size)
-        self._passed(data)
+        self._crc = _crc32(data, self._crc)
+        self._left = left = left - size
+        if not left:
+            self._entry.crc32 = self._crc
         return data
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
@@ -122,7 +144,9 @@ class Content:
         """What is left, at most `most` bytes of it, as views without a copy, each of at most a piece of the
         stream.
         """
-        most = min(most, self._claim())
+        if self._left < 0:
+            raise gone_on()
+        most = min(most, self._left)
         while most > 0:
             part = self._piece(most)
             if not part:
@@ -137,12 +161,7 @@ class Content:
             self._skip()
         self._left = -1
         if self._padding:
-            self._window.take(self._padding)
-
-    def _claim(self) -> int:
-        if self._left < 0:
-            raise ValueError("the reader has gone on to the next member")
-        return self._left
+            self._window.skip(self._padding)
 
     def _passed(self, data: bytes | memoryview) -> None:
         self._crc = _crc32(data, self._crc)

@@ -12,7 +12,8 @@ from pipeline.errors import FormatError
 
 _XATTR = b"SCHILY.xattr."
 _SPARSE = b"GNU.sparse."
-_MEMBER_KEYS = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")
+_MEMBER_KEYS = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"))
+_IGNORED = frozenset((b"atime", b"ctime", b"uname", b"gname", b"comment"))
 MAX_NUMBER = (1 << 63) - 1
 # A first field longer than this is no length; it also keeps int() away from long digit strings.
 _LENGTH_DIGITS = 10
@@ -40,36 +41,38 @@ class PaxHeader:
 def parse_records(body: bytes) -> PaxHeader:
     """Parse the body of an `x` or `g` member. The last record of a key wins. Raises FormatError."""
     header = PaxHeader()
-    position = 0
-    while position < len(body):
-        key, value, position = _record(body, position)
-        if key.startswith(_XATTR):
-            name = key[len(_XATTR) :]
-            if not name or b"\0" in name:
-                raise FormatError("an extended header names an extended attribute that cannot be")
-            header.xattrs[name] = value
-        elif key.startswith(_SPARSE):
-            header.sparse.append((key[len(_SPARSE) :], value))
-        elif key in _MEMBER_KEYS:
-            if b"\0" in value:
-                raise FormatError(f"an extended header gives a {key.decode()} with a NUL byte")
-            if value:
-                header.values[key] = value
-            else:
-                header.values.pop(key, None)
+    position, size = 0, len(body)
+    while position < size:
+        space = body.find(b" ", position, position + _LENGTH_DIGITS + 1)
+        digits = body[position:space] if space > 0 else b""
+        if not digits.isdigit():
+            raise FormatError("an extended header has a record without its length")
+        end = position + int(digits)
+        equals = body.find(b"=", space + 1, end)
+        if end > size or equals <= space + 1 or body[end - 1 : end] != b"\n":
+            raise FormatError("an extended header has a record whose length is wrong")
+        key = body[space + 1 : equals]
+        if key not in _IGNORED:
+            _take(header, key, body[equals + 1 : end - 1])
+        position = end
     return header
 
 
-def _record(body: bytes, position: int) -> tuple[bytes, bytes, int]:
-    space = body.find(b" ", position, position + _LENGTH_DIGITS + 1)
-    digits = body[position:space] if space > 0 else b""
-    if not digits.isdigit():
-        raise FormatError("an extended header has a record without its length")
-    end = position + int(digits)
-    equals = body.find(b"=", space + 1, end)
-    if end > len(body) or equals <= space + 1 or body[end - 1 : end] != b"\n":
-        raise FormatError("an extended header has a record whose length is wrong")
-    return body[space + 1 : equals], body[equals + 1 : end - 1], end
+def _take(header: PaxHeader, key: bytes, value: bytes) -> None:
+    if key in _MEMBER_KEYS:
+        if b"\0" in value:
+            raise FormatError(f"an extended header gives a {key.decode()} with a NUL byte")
+        if value:
+            header.values[key] = value
+        else:
+            header.values.pop(key, None)
+    elif key.startswith(_XATTR):
+        name = key[len(_XATTR) :]
+        if not name or b"\0" in name:
+            raise FormatError("an extended header names an extended attribute that cannot be")
+        header.xattrs[name] = value
+    elif key.startswith(_SPARSE):
+        header.sparse.append((key[len(_SPARSE) :], value))
 
 
 def number(text: bytes, what: str) -> int:

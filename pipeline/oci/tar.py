@@ -19,7 +19,7 @@ from pipeline.errors import FormatError
 from pipeline.oci import pax, sparse
 from pipeline.oci.content import EMPTY, Content, SparseContent, Window
 from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
-from pipeline.oci.tar_header import BLOCK, ZERO_BLOCK, Header, natural, number, parse_header
+from pipeline.oci.tar_header import BLOCK, ZERO_BLOCK, Header, access, long_number, natural, parse_header
 
 __all__ = ["Content", "Entry", "EntryKind", "Limits", "TarReader"]
 
@@ -35,6 +35,8 @@ _KINDS = {
     b"5": EntryKind.DIRECTORY,
     b"6": EntryKind.FIFO,
 }
+_EXTENDED = b"xgLK"
+_ROOT = "a tar makes the root something else than a folder"
 _MAX_ID = (1 << 32) - 1
 _MAX_EXTENDED = 1 << 20  # bytes of a long name or of PAX records, as Go's archive/tar bounds it
 
@@ -59,25 +61,29 @@ class TarReader:
 
     def __iter__(self) -> Iterator[tuple[Entry, Content]]:
         """Raises FormatError for anything that is no tar, hostile, ambiguous or beyond the limits."""
-        window = self._window
         count = 0
+        most = self._limits.max_entries
         while (block := self._next_header()) is not None:
             pending = None
             header = parse_header(block)
-            while header.kind in b"xgLK":
+            while header.kind in _EXTENDED:
                 pending = pending or _Pending()
                 self._extended(header, pending)
-                block = window.take(BLOCK)
+                block = self._window.take(BLOCK)
                 if block == ZERO_BLOCK:
                     raise FormatError("a tar ends after an extended header, without its member")
                 header = parse_header(block)
             count += 1
-            if count > self._limits.max_entries:
-                raise FormatError(f"a layer has more than {self._limits.max_entries} members")
-            entry, content = self._member(header, block, pending)
+            if count > most:
+                raise FormatError(f"a layer has more than {most} members")
+            if pending is None and header.kind == b"0" and header.name[-1:] != b"/":
+                entry, content = self._plain_file(header)
+            else:
+                entry, content = self._member(header, block, pending)
             yield entry, content
             content.finish()
-        self._drain()
+        while self._window.piece(1 << 62):  # what follows the end marker belongs to the diff_id
+            pass
 
     def _next_header(self) -> bytes | None:
         """The next header block; None at the end marker or where the stream ends between members."""
@@ -90,9 +96,19 @@ class TarReader:
             return None
         return block or None
 
-    def _drain(self) -> None:
-        while self._window.piece(1 << 62):
-            pass
+    def _plain_file(self, header: Header) -> tuple[Entry, Content]:
+        """What nearly all members are, in little time."""
+        mode, uid, gid = access(header.access)
+        size, mtime = long_number(header.size), long_number(header.mtime)
+        if size < 0 or not header.name:
+            raise FormatError(f"member {header.name[:200]!r} has a name or a size that cannot be")
+        entry = Entry(self._path(header.name), EntryKind.FILE, mode, uid, gid, max(0, mtime), size)
+        if not entry.path:
+            raise FormatError(_ROOT)
+        if not size:
+            return entry, EMPTY
+        self._count(entry)
+        return entry, Content(entry, self._window, size, -size % BLOCK)
 
     def _extended(self, header: Header, pending: _Pending) -> None:
         size = natural(header.size, "size")
@@ -117,28 +133,23 @@ class TarReader:
             )
         name, target, records = header.name, header.target, _NO_RECORDS
         xattrs: tuple[tuple[bytes, bytes], ...] = ()
-        uid, gid, mtime, size = (
-            number(header.uid),
-            number(header.gid),
-            number(header.mtime),
-            number(header.size),
-        )
+        mode, uid, gid = access(header.access)
+        mtime, size = long_number(header.mtime), long_number(header.size)
         if pending is not None:
             name, target, records = pending.name(name), pending.target(target), pending.pax.sparse
             uid, gid, size, mtime = pending.numbers(uid, gid, size, mtime)
             xattrs = tuple(sorted(pending.pax.xattrs.items()))
-        if size < 0 or not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
+        if size < 0 or uid > _MAX_ID or gid > _MAX_ID:
             raise FormatError(f"member {name[:200]!r} has a size or an owner that cannot be")
         if kind is EntryKind.FILE and name[-1:] == b"/":
             if size or records:
                 raise FormatError(f"member {name[:200]!r} is a file by its content and a folder by its name")
             kind = EntryKind.DIRECTORY
-        mode = number(header.mode) & 0o7777
         entry = Entry(self._path(name), kind, mode, uid, gid, max(mtime, 0), 0, b"", 0, 0, xattrs)
         if kind is EntryKind.DIRECTORY:
             return entry, EMPTY
         if not entry.path:
-            raise FormatError("a tar makes the root something else than a folder")
+            raise FormatError(_ROOT)
         if kind is EntryKind.FILE:
             return entry, self._content(entry, header, block, size, records)
         self._special(entry, header, target)
@@ -153,7 +164,10 @@ class TarReader:
                 raise FormatError(f"symlink {entry.path[:200]!r} has a target that cannot be")
             entry.target = target
         elif entry.kind is not EntryKind.FIFO:
-            entry.major, entry.minor = natural(header.major, "a device"), natural(header.minor, "a device")
+            entry.major, entry.minor = (
+                natural(header.device[:8], "a device"),
+                natural(header.device[8:], "a device"),
+            )
             if entry.major >= 1 << 12 or entry.minor >= 1 << 20:
                 raise FormatError(f"device {entry.path[:200]!r} has numbers beyond Linux's")
 
@@ -174,16 +188,20 @@ class TarReader:
             if stretches is None:
                 stretches, used = sparse.from_data(self._window.take)
                 stored -= used
-        self._files += size
+        entry.size = size
+        self._count(entry)
+        if stretches is None:
+            return Content(entry, self._window, size, padding)
+        return SparseContent(entry, self._window, sparse.checked(stretches, size, stored), padding)
+
+    def _count(self, entry: Entry) -> None:
+        """Hold the sum of all sizes, holes included, within the limit."""
+        self._files += entry.size
         if self._files > self._limits.max_unpacked:
             raise FormatError(
                 f"file {entry.path[:200]!r} takes its layer beyond {self._limits.max_unpacked} bytes",
                 hint="no sound layer is that large",
             )
-        entry.size = size
-        if stretches is None:
-            return Content(entry, self._window, size, padding)
-        return SparseContent(entry, self._window, sparse.checked(stretches, size, stored), padding)
 
     def _path(self, raw: bytes) -> bytes:
         """`raw` relative to the root and without needless parts. Raises FormatError for `..` and the like."""

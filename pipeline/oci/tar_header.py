@@ -17,69 +17,97 @@ from pipeline.errors import FormatError
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 
-_FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s8s32x32x8s8s155s12x")
+_FIELDS = struct.Struct("100s24s12s12s8sc100s8s32x32x8s8s155s12x")
 _OCTAL = re.compile(rb"[0-7]{1,8}")
 _ADLER_PRIME = 65521
 _POSIX = b"ustar\x0000"
 _GNU = b"ustar  \0"
 _STAR_END = b"tar\0"
 MAX_NUMBER = (1 << 63) - 1
+_MAX_ID = (1 << 32) - 1
+_WRONG = "this is not a tar, or a header in it is damaged: its checksum is wrong"
 
 
 class Header(NamedTuple):
-    """The raw fields of a header block, numbers as they stand (see `number`); `name` has its prefix."""
+    """The raw fields of a header block, numbers as they stand; `name` has its prefix.
+
+    access  mode, uid and gid, 8 bytes each (see `access`)
+    device  major and minor number, 8 bytes each; zero bytes in formats that have none
+    """
 
     name: bytes
-    mode: bytes
-    uid: bytes
-    gid: bytes
+    access: bytes
     size: bytes
     mtime: bytes
     kind: bytes
     target: bytes
-    major: bytes
-    minor: bytes
+    device: bytes
 
 
 def parse_header(block: bytes) -> Header:
     """Take a header block apart. Raises FormatError when its checksum is wrong."""
-    name, mode, uid, gid, size, mtime, checksum, kind, target, magic, major, minor, prefix = _FIELDS.unpack(
-        block
-    )
-    _check(block, checksum)
+    name, owner, size, mtime, checksum, kind, target, magic, major, minor, prefix = _FIELDS.unpack(block)
+    if isal_zlib.adler32(block) & 0xFFFF != _expected(checksum):
+        _check_signed(block, checksum)
     name = name.partition(b"\0")[0]
-    if magic[:6] == b"ustar\0":
-        if magic == _POSIX:
-            if prefix[0]:
-                if block[508:] == _STAR_END:
-                    prefix = prefix[:131]
-                name = prefix.partition(b"\0")[0] + b"/" + name
-        elif prefix[0]:
-            raise FormatError("a tar header has a version of ustar that nobody knows")
-    elif magic != _GNU:
-        major = minor = b"\0"
+    if magic == _POSIX:
+        if prefix[0]:
+            if block[508:] == _STAR_END:
+                prefix = prefix[:131]
+            name = prefix.partition(b"\0")[0] + b"/" + name
+    elif magic[:6] == b"ustar\0" and prefix[0]:
+        raise FormatError("a tar header has a version of ustar that nobody knows")
+    elif magic[:5] != b"ustar":
+        major = minor = bytes(8)
     if kind == b"S" and magic != _GNU:
         raise FormatError("a tar has a sparse file of GNU's kind that is not in GNU's format")
-    return Header(name, mode, uid, gid, size, mtime, kind, target.partition(b"\0")[0], major, minor)
-
-
-def _check(block: bytes, field: bytes) -> None:
-    """Compare the checksum: the sum of all bytes, the field itself counted as spaces.
-
-    adler32 keeps 1 + sum modulo 65521 in its lower half, a sum at the speed of C; ancient tars that summed
-    signed bytes take the slow way.
-    """
-    digits = field.strip(b" \0")
-    stored = int(digits, 8) if _OCTAL.fullmatch(digits) else -1
-    low = (isal_zlib.adler32(block) & 0xFFFF) - (isal_zlib.adler32(field) & 0xFFFF) + 256
-    if (low - stored) % _ADLER_PRIME == 0 and 0 <= stored <= BLOCK * 255:
-        return
-    rest = block[:148] + block[156:]
-    if sum(rest) - 256 * sum(byte > 127 for byte in rest) + 256 != stored:
-        raise FormatError("this is not a tar, or a header in it is damaged: its checksum is wrong")
+    target = target.partition(b"\0")[0] if target[0] else b""
+    return Header(name, owner, size, mtime, kind, target, major + minor)
 
 
 @lru_cache(maxsize=8192)
+def _expected(checksum: bytes) -> int:
+    """What adler32 must give in its lower half, by the checksum field of a header; -1 if the field is no
+    number.
+
+    A header's checksum is the sum of all its bytes with this field counted as spaces. adler32 keeps 1 + sum
+    modulo 65521 in its lower half, so that the sum is taken at the speed of C.
+    """
+    digits = checksum.strip(b" \0")
+    if not _OCTAL.fullmatch(digits) or int(digits, 8) > BLOCK * 255:
+        return -1
+    return (int(digits, 8) - 256 + sum(checksum) + 1) % _ADLER_PRIME
+
+
+def _check_signed(block: bytes, checksum: bytes) -> None:
+    """Ancient tars summed signed bytes."""
+    digits = checksum.strip(b" \0")
+    rest = block[:148] + block[156:]
+    total = sum(rest) - 256 * sum(byte > 127 for byte in rest) + 256
+    if not _OCTAL.fullmatch(digits) or int(digits, 8) != total:
+        raise FormatError(_WRONG)
+
+
+@lru_cache(maxsize=8192)
+def access(field: bytes) -> tuple[int, int, int]:
+    """Mode (permission bits), uid and gid. A layer has few different ones."""
+    mode, uid, gid = number(field[:8]), number(field[8:16]), number(field[16:])
+    if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
+        raise FormatError(f"a tar header gives {uid}:{gid} as owner")
+    return mode & 0o7777, uid, gid
+
+
+def long_number(field: bytes) -> int:
+    """`number` for the 12-byte fields, quick for what nearly all of them are: eleven digits and an end."""
+    digits = field[:11]
+    if digits.isdigit() and field[11:] in b"\0 ":
+        try:
+            return int(digits, 8)
+        except ValueError:
+            pass
+    return number(field)
+
+
 def number(field: bytes) -> int:
     """A header's number: octal digits among spaces and NULs, or base-256 when its top bit is set.
 
