@@ -24,7 +24,7 @@ from demo.base import push_base
 from demo.engine import PrivateEngine
 from demo.ranks import Rank, bytes_delivered, run_ranks
 from demo.registry import PrivateRegistry
-from pipeline.cli import output
+from pipeline.cli import logs, output
 from pipeline.errors import SqshpipeError, ToolError
 from pipeline.oci.reference import Reference
 from pipeline.tools.credentials import Credentials
@@ -55,7 +55,8 @@ class _Terminated(BaseException):
 
 def main() -> int:
     """Run the demo; the exit code is 0, or that of what failed."""
-    output.configure(quiet=True, verbose=False, log_format="text")
+    output.configure(quiet=True, verbose=False, json_log=False)
+    logs.begin()
     signal.signal(signal.SIGTERM, _on_sigterm)
     began = time.monotonic()
     try:

@@ -18,7 +18,7 @@ from pipeline.lock import Lock, LockedBase
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.stages.pin import find
-from pipeline.tools.credentials import credentials_provider
+from pipeline.tools.credentials import CredentialsProvider, credentials_provider
 from pipeline.tools.registry import RegistryClient
 
 _WORKERS = 16
@@ -47,14 +47,17 @@ class Clients:
         for client in self._made.values():
             client.close()
 
+    @property
+    def credentials(self) -> CredentialsProvider:
+        """Who we are at each host: the environment's password is for the configured registry alone."""
+        return credentials_provider(self._configured)
+
     def __call__(self, host: str) -> RegistryClient:
         with self._lock:
             client = self._made.get(host)
             if client is None:
                 plain = True if self._plain_http and host == self._configured else None
-                client = RegistryClient(
-                    host, credentials=credentials_provider(self._configured), plain_http=plain
-                )
+                client = RegistryClient(host, credentials=self.credentials, plain_http=plain)
                 self._made[host] = client
             return client
 

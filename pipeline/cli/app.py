@@ -6,6 +6,7 @@ the verbs, so that ``sqshpipe resolve`` starts fast.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -13,8 +14,8 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import cluster, convert, doctor, ecr, options, output, plan, refresh, store
-from pipeline.errors import EXIT_SIGINT, EXIT_SIGTERM, SqshpipeError
+from pipeline.cli import cluster, convert, doctor, ecr, image, options, output, plan, refresh, store
+from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError
 
 app = typer.Typer(
     name="sqshpipe",
@@ -25,24 +26,27 @@ app = typer.Typer(
 )
 
 
-cluster.register(app)
+# These answer within a job script: they log nothing, so they need not wait for structlog to load.
+_SILENT_VERBS = {"resolve", "list", "show"}
 
 
 @app.callback()
 def _global_options(
+    context: typer.Context,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     log_format: options.LogFormatOption = options.LogFormat.text,
 ) -> None:
-    output.configure(quiet=quiet, verbose=verbose, log_format=log_format.value)
+    output.configure(quiet=quiet, verbose=verbose, json_log=log_format is options.LogFormat.json)
+    if context.invoked_subcommand not in _SILENT_VERBS:
+        from pipeline.cli import logs
+
+        logs.begin()
 
 
-convert.register(app)
-doctor.register(app)
-ecr.register(app)
-plan.register(app)
-refresh.register(app)
-store.register(app)
+# In the order in which help lists them.
+for _verbs in (image, convert, plan, refresh, store, ecr, cluster, doctor):
+    _verbs.register(app)
 
 
 class _Terminated(BaseException):
@@ -56,16 +60,32 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
 def main() -> NoReturn:
     """Run the command line and exit with the code that `pipeline.errors` documents."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.exit(_run())
+
+
+def _run() -> int:
     try:
-        app(standalone_mode=True)
-        code = 0
+        return app(standalone_mode=False) or EXIT_DONE
     except SqshpipeError as error:
         output.failure(error)
-        code = error.exit_code
-    except KeyboardInterrupt:
+        return error.exit_code
+    except typer.TyperException as error:
+        output.failure(ConfigError(error.format_message(), hint=_help_hint(error)))
+        return ConfigError.exit_code
+    except (KeyboardInterrupt, typer.Abort):
         output.interrupted("interrupted")
-        code = EXIT_SIGINT
+        return EXIT_SIGINT
     except _Terminated:
         output.interrupted("terminated")
-        code = EXIT_SIGTERM
-    sys.exit(code)
+        return EXIT_SIGTERM
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except Exception as error:  # noqa: BLE001 - the last resort, with exit code 1
+        output.unexpected(error)
+        return SqshpipeError.exit_code
+
+
+def _help_hint(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'sqshpipe'} --help tells more"

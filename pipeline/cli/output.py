@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import structlog
 
 from pipeline.errors import SqshpipeError
 
@@ -45,31 +42,14 @@ def diverted(writer: Callable[[str], None]) -> Iterator[None]:
         _writers.pop()
 
 
-class _StderrLogger:
-    """What structlog writes to: the innermost writer of the moment."""
-
-    def msg(self, text: str) -> None:
-        _writers[-1](text)
-
-    log = debug = info = warn = warning = error = critical = exception = fatal = msg
+def configure(*, quiet: bool, verbose: bool, json_log: bool) -> None:
+    """Keep what the global options say."""
+    _style.quiet, _style.verbose, _style.json_log = quiet, verbose, json_log
 
 
-def configure(*, quiet: bool, verbose: bool, log_format: str) -> None:
-    """Set up structlog once a process: plain or JSON lines on stderr, never on stdout."""
-    _style.quiet, _style.verbose, _style.json_log = quiet, verbose, log_format == "json"
-    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
-    renderer: Any = structlog.processors.JSONRenderer() if _style.json_log else _plain_line
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: _StderrLogger(),
-        cache_logger_on_first_use=False,
-    )
+def tell(text: str) -> None:
+    """One line of the story, through whatever is drawn on stderr at the moment."""
+    _writers[-1](text)
 
 
 def is_quiet() -> bool:
@@ -87,20 +67,6 @@ def logs_json() -> bool:
 def draws_bars() -> bool:
     """Whether stderr is a terminal on which a person watches."""
     return sys.stderr.isatty() and not _style.quiet and not _style.json_log
-
-
-_FOR_MACHINES_ONLY = ("timestamp", "run", "image")
-
-
-def _plain_line(_logger: Any, method: str, event: Any) -> str:
-    stage = event.pop("stage", "")
-    event.pop("level", None)
-    for key in _FOR_MACHINES_ONLY:
-        event.pop(key, None)
-    text = safe(str(event.pop("event")))
-    details = "  ".join(f"{key}={safe(str(value))}" for key, value in event.items())
-    mark = {"warning": "warning: ", "error": "error: ", "critical": "error: "}.get(method, "")
-    return f"{stage:<8} {mark}{text}{'  ' + details if details else ''}".rstrip()
 
 
 def safe(text: str) -> str:
@@ -121,8 +87,8 @@ def data_json(value: object) -> None:
 def failure(error: SqshpipeError) -> None:
     """Tell a foreseeable end: what happened and what to do."""
     if _style.json_log:
-        log = structlog.get_logger()
-        log.error(error.message, hint=error.hint, exit_code=error.exit_code, kind=type(error).__name__)
+        event = {"event": error.message, "level": "error", "hint": error.hint, "exit_code": error.exit_code}
+        _to_stderr(json.dumps({**event, "kind": type(error).__name__}))
         return
     _to_stderr(f"sqshpipe: {_safe_lines(error.message)}")
     if error.hint:
@@ -131,6 +97,15 @@ def failure(error: SqshpipeError) -> None:
 
 def _safe_lines(text: str) -> str:
     return "\n          ".join(safe(line) for line in text.splitlines())
+
+
+def unexpected(error: Exception) -> None:
+    """Tell an end that nobody foresaw; the traceback only for those who ask for it."""
+    _to_stderr(f"sqshpipe: unexpected {type(error).__name__}: {_safe_lines(str(error))}")
+    if _style.verbose:
+        traceback.print_exception(error)
+    else:
+        _to_stderr("          this is a defect of sqshpipe: run it again with -v and report what it prints")
 
 
 def interrupted(word: str) -> None:

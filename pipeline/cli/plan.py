@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
-import structlog
 import typer
 
 from pipeline.cli import options, output
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from pipeline.bases import BaseAnswer
     from pipeline.config import Config, ImageSpec
     from pipeline.plan import Plan
-
-log = structlog.get_logger()
 
 Names = Annotated[list[str] | None, typer.Argument(help="Images; all of images.yaml if none is named.")]
 
@@ -66,12 +63,16 @@ def plan(
 
 
 def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str) -> tuple[ImageSpec, ...]:
+    import structlog
+
     from pipeline.affected import affected_since
 
     reasons = {found.image: found.reasons for found in affected_since(settings, revision)}
     for spec in specs:
         if spec.name in reasons:
-            log.info("image is affected", name=spec.name, because="; ".join(reasons[spec.name]))
+            structlog.get_logger().info(
+                "image is affected", name=spec.name, because="; ".join(reasons[spec.name])
+            )
     return tuple(spec for spec in specs if spec.name in reasons)
 
 

@@ -104,7 +104,8 @@ def _transformed(
 
 def _entry(entry: Entry, *, keep_owners: bool, keep_xattrs: bool) -> Entry:
     """`entry` as it is to be in the file; the same object where nothing changes."""
-    mode = entry.mode
+    # Linux gives every symbolic link 0777, whatever a tar says.
+    mode = 0o777 if entry.kind is EntryKind.SYMLINK else entry.mode
     if entry.kind is EntryKind.DIRECTORY:
         mode |= 0o700
     elif entry.kind is not EntryKind.SYMLINK:

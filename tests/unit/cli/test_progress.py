@@ -5,14 +5,19 @@ import json
 import pytest
 import structlog
 
-from pipeline.cli import output
+from pipeline.cli import logs, output
 from pipeline.cli.progress import Teller, human_bytes, human_seconds
 from pipeline.errors import ConfigError
 
 
+def _configure(*, quiet=False, json_log=False):
+    output.configure(quiet=quiet, verbose=False, json_log=json_log)
+    logs.begin()
+
+
 @pytest.fixture(autouse=True)
 def _plain_log():
-    output.configure(quiet=False, verbose=False, log_format="text")
+    _configure()
     yield
     structlog.reset_defaults()
 
@@ -50,7 +55,7 @@ def test_one_plain_line_a_stage_where_nobody_watches(capsys):
 
 
 def test_json_lines_carry_run_image_and_stage(capsys):
-    output.configure(quiet=False, verbose=False, log_format="json")
+    _configure(json_log=True)
     with structlog.contextvars.bound_contextvars(run="r1", image="demo"), Teller().stage("pin"):
         pass
     line = json.loads(capsys.readouterr().err)
@@ -74,7 +79,7 @@ def test_control_characters_of_a_hostile_name_are_escaped(capsys):
 
 
 def test_quiet_tells_errors_only(capsys):
-    output.configure(quiet=True, verbose=False, log_format="text")
+    _configure(quiet=True)
     with Teller().stage("pin"):
         pass
     output.failure(ConfigError("broken"))

@@ -1,0 +1,166 @@
+"""The path, whole (``image``) or up to a stage (``build``, ``push``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import options, output
+
+if TYPE_CHECKING:
+    from pipeline.bases import Clients
+    from pipeline.cli.progress import Teller
+    from pipeline.config import Config, ImageSpec
+    from pipeline.lock import Lock
+
+Name = Annotated[str, typer.Argument(help="An image of images.yaml.", show_default=False)]
+Version = Annotated[str, typer.Option("--tag", "-t", help="The version to publish, such as v1.0.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``image``, ``build`` and ``push`` to ``app``."""
+    app.command()(image)
+    app.command()(build)
+    app.command()(push)
+
+
+def image(
+    name: Name,
+    tag: Version,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    store: options.Store = None,
+    registry: options.Registry = None,
+    as_json: options.Json = False,
+) -> None:
+    """Take an image through all stages and print the path of its .sqsh.
+
+    A second run with nothing changed does nothing. Example: sqshpipe image megatron-training --tag v1.0
+    """
+    from pipeline.release import release
+
+    with _run(name, config, store=store, registry=registry) as run:
+        made = release(
+            run.spec,
+            tag,
+            config=run.config,
+            lock=run.lock,
+            clients=run.clients,
+            story=run.teller,
+            revision=_revision(config),
+        )
+    run.teller.summary()
+    if as_json:
+        output.data_json({"path": str(made.public_path), **made.as_json(), "stages": run.teller.as_json()})
+    else:
+        output.data(str(made.public_path))
+
+
+def build(
+    name: Name,
+    tag: Version = "dev",
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    as_json: options.Json = False,
+) -> None:
+    """Build an image in the Docker Engine, without pushing it, and print its id."""
+    from pipeline.release import build_with, pin_base
+    from pipeline.tools.docker import Engine
+
+    with _run(name, config) as run:
+        pinned = pin_base(run.spec, lock=run.lock, clients=run.clients, story=run.teller)
+        with Engine.connect() as engine:
+            built = build_with(
+                engine,
+                run.spec,
+                tag,
+                pinned,
+                clients=run.clients,
+                story=run.teller,
+                revision=_revision(config),
+            )
+    if as_json:
+        output.data_json({"image": built.image, "id": built.local_id, "key": built.key})
+    else:
+        output.data(built.local_id)
+
+
+def push(
+    name: Name,
+    tag: Version = "dev",
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    registry: options.Registry = None,
+    as_json: options.Json = False,
+) -> None:
+    """Bring an image into the registry, unless it is there, and print repository@digest."""
+    from pipeline.release import in_registry, pin_base
+
+    with _run(name, config, registry=registry) as run:
+        pinned = pin_base(run.spec, lock=run.lock, clients=run.clients, story=run.teller)
+        pushed = in_registry(
+            run.spec,
+            tag,
+            pinned,
+            config=run.config,
+            clients=run.clients,
+            story=run.teller,
+            revision=_revision(config),
+        )
+    if as_json:
+        output.data_json(
+            {
+                "image": name,
+                "reference": str(pushed.reference),
+                "digest": str(pushed.digest),
+                "bytes": pushed.size,
+                "adopted": pushed.adopted,
+            }
+        )
+    else:
+        output.data(str(pushed.reference))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What one call of a verb works with."""
+
+    config: Config
+    spec: ImageSpec
+    lock: Lock
+    clients: Clients
+    teller: Teller
+
+
+@contextmanager
+def _run(
+    name: str, config: Path, *, store: Path | None = None, registry: str | None = None
+) -> Iterator[_Run]:
+    import secrets
+
+    import structlog
+
+    from pipeline.bases import Clients
+    from pipeline.cli.progress import Teller
+    from pipeline.config import load
+    from pipeline.lock import read_lock
+
+    settings = load(config, store=store, registry=registry)
+    spec = settings.image(name)
+    run_id = secrets.token_hex(4)
+    with structlog.contextvars.bound_contextvars(run=run_id, image=name), Clients(settings) as clients:
+        yield _Run(
+            config=settings,
+            spec=spec,
+            lock=read_lock(settings.lock_path),
+            clients=clients,
+            teller=Teller(),
+        )
+
+
+def _revision(config: Path) -> str | None:
+    from pipeline.tools.git import revision
+
+    return revision(config.absolute().parent)

@@ -1,0 +1,219 @@
+"""The path from a Dockerfile to a published .sqsh: seven stages, each taking what the last returned.
+
+What is done already is found and said: a release with these inputs, an image that the registry has under its
+build key. A run that died goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import __version__, inputs, plan
+from pipeline.bases import Clients
+from pipeline.config.types import Config, ImageSpec
+from pipeline.errors import ConfigError, PublishError
+from pipeline.inputs import BuildInputs
+from pipeline.lock import Lock
+from pipeline.observe import released
+from pipeline.oci.digest import Digest
+from pipeline.oci.manifest import Manifest
+from pipeline.progress import Story
+from pipeline.stages.build import BuiltImage, build
+from pipeline.stages.convert import convert
+from pipeline.stages.mirror import mirror
+from pipeline.stages.pin import BaseImage, pin
+from pipeline.stages.publish import publish
+from pipeline.stages.push import PushedImage, adopt, push, tag_version
+from pipeline.stages.scan import ScanReport, scan
+from pipeline.stages.scratch import default_cache, default_scratch
+from pipeline.stages.verify import verify
+from pipeline.store.names import check_version
+from pipeline.store.record import Release
+from pipeline.store.store import Store
+from pipeline.tools.docker import Engine
+from pipeline.tools.registry import RegistrySource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pinned:
+    """An image with its base pinned: what decides whether anything has to run.
+
+    ``build_inputs`` is None for an entry without a Dockerfile, which is mirrored as it is.
+    """
+
+    base: BaseImage
+    build_inputs: BuildInputs | None
+
+
+def release(
+    spec: ImageSpec,
+    version: str,
+    *,
+    config: Config,
+    lock: Lock,
+    clients: Clients,
+    story: Story,
+    revision: str | None = None,
+) -> Release:
+    """Take ``spec`` through all stages and publish it as ``version``, unless it is published already.
+
+    Raises each stage's own errors; PublishError when the version is published with other content.
+    """
+    check_version(version)
+    store = Store(config.store.root)
+    pinned = pin_base(spec, lock=lock, clients=clients, story=story)
+    done = published(spec, version, pinned, store)
+    if done is not None:
+        story.skip("publish", f"{done.name} is published and nothing changed")
+        return store.publish(done, done.path)
+    pushed = in_registry(
+        spec, version, pinned, config=config, clients=clients, story=story, revision=revision
+    )
+    with story.stage("scan"):
+        report = scan(pushed, spec.scan)
+        story.result(report.sentence)
+    with store.staging() as staged:
+        with story.stage("convert") as meter:
+            file = convert(
+                source_of(report, clients),
+                spec.convert,
+                output=staged,
+                scratch=default_scratch(),
+                cache=default_cache(),
+                meter=meter,
+            )
+            story.result(f"{file.converter.name}, sha256:{file.sha256[:12]}")
+        with story.stage("verify") as meter:
+            verified = verify(file, meter=meter)
+            story.result(f"{len(file.tree)} entries read back, as in the image")
+        with story.stage("publish") as meter:
+            tag_version(pushed, version, clients(pushed.repository.registry))
+            made = publish(
+                verified,
+                store=store,
+                image=spec.name,
+                version=version,
+                platform=str(spec.platform),
+                source=pushed,
+                scan=report.record(),
+                provenance=provenance(pinned, revision),
+                meter=meter,
+            )
+            story.result(f"{made.name}, {made.public_path}")
+    return made
+
+
+def pin_base(spec: ImageSpec, *, lock: Lock, clients: Clients, story: Story) -> Pinned:
+    """Pin the base and fingerprint what is built on it."""
+    with story.stage("pin"):
+        base = pin(spec.base, spec.platform, lock, clients)
+        story.result(_pin_sentence(base))
+        return Pinned(base=base, build_inputs=None if spec.mirrored else inputs.gather(spec, base.digest))
+
+
+def published(spec: ImageSpec, version: str, pinned: Pinned, store: Store) -> Release | None:
+    """The release that is wanted, if it is there. Raises PublishError when the version has other content."""
+    there = store.release(spec.name, version, str(spec.platform))
+    if there is None:
+        return None
+    facts = released(there)
+    wanted = plan.Observation(spec=spec, base=pinned.base.digest, inputs=pinned.build_inputs)
+    changes = plan.option_changes(facts, spec.convert)
+    if not plan.is_current(facts, wanted):
+        changes = (*plan.image_changes(facts, wanted), *changes)
+    if changes:
+        raise PublishError(
+            f"{there.name} was published at {there.created} with other content: {'; '.join(changes)}",
+            hint="a published version never changes: choose the next one, as in --tag v1.1",
+        )
+    if there.state == "published":
+        return there
+    return None
+
+
+def in_registry(
+    spec: ImageSpec,
+    version: str,
+    pinned: Pinned,
+    *,
+    config: Config,
+    clients: Clients,
+    story: Story,
+    revision: str | None = None,
+) -> PushedImage:
+    """The image in our registry by digest: mirrored, found under its build key, or built and pushed now."""
+    repository = config.registry.repository(spec.name)
+    client = clients(repository.registry)
+    if pinned.build_inputs is None:
+        with story.stage("mirror") as meter:
+            mirrored = mirror(pinned.base, repository, clients(spec.base.registry), client, meter=meter)
+            story.result(f"{mirrored.reference}")
+        return mirrored
+    key = pinned.build_inputs.key
+    adopted = adopt(repository, key, pinned.base, client)
+    if adopted is not None:
+        story.skip("build", f"{repository} has key-{key[:12]}")
+        return adopted
+    with Engine.connect() as engine:
+        built = build_with(engine, spec, version, pinned, clients=clients, story=story, revision=revision)
+        with story.stage("push") as meter:
+            pushed = push(built, repository, engine, client, credentials=clients.credentials, meter=meter)
+            story.result(str(pushed.reference))
+    return pushed
+
+
+def build_with(
+    engine: Engine,
+    spec: ImageSpec,
+    version: str,
+    pinned: Pinned,
+    *,
+    clients: Clients,
+    story: Story,
+    revision: str | None = None,
+) -> BuiltImage:
+    """The image in `engine`, not pushed. Raises ConfigError for an entry without a Dockerfile."""
+    if pinned.build_inputs is None:
+        raise ConfigError(f"{spec.name} has no dockerfile: its base is mirrored, there is nothing to build")
+    key = pinned.build_inputs.key
+    with story.stage("build") as meter:
+        built = build(
+            spec,
+            pinned.base,
+            key=key,
+            version=version,
+            revision=revision,
+            engine=engine,
+            credentials=clients.credentials,
+            meter=meter,
+        )
+        story.result(f"key-{key[:12]}")
+    return built
+
+
+def source_of(report: ScanReport, clients: Clients) -> RegistrySource:
+    """Where the converter reads the layers: the registry, by the digest that was scanned."""
+    image = report.image
+    client = clients(image.repository.registry)
+    manifest = client.get_manifest(image.repository.repository, str(image.digest))
+    if not isinstance(manifest, Manifest):
+        raise PublishError(f"{image.reference} is an index, not the image of one platform")
+    return RegistrySource(client, image.repository.repository, manifest)
+
+
+def provenance(pinned: Pinned, revision: str | None) -> dict[str, Any]:
+    """What the record says of how the release came to be."""
+    built: Mapping[str, Any] = pinned.build_inputs.record() if pinned.build_inputs else {}
+    return {"sqshpipe": __version__, "revision": revision, "inputs": dict(built)}
+
+
+def _pin_sentence(base: BaseImage) -> str:
+    how = "locked" if base.locked else "not locked, as the tag stands now"
+    moved = f"; the tag has moved to {_short(base.moved_to)}, see sqshpipe lock" if base.moved_to else ""
+    return f"{base.reference} is {_short(base.digest)}, {how}{moved}"
+
+
+def _short(digest: Digest) -> str:
+    return str(digest)[: len("sha256:") + 12]

@@ -1,0 +1,237 @@
+"""The whole path as a person runs it: `sqshpipe image`, with a real engine, registry and squashfs tools."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from demo.engine import PrivateEngine
+from demo.registry import PrivateRegistry
+from pipeline.oci.reference import Reference
+
+pytestmark = pytest.mark.needs("dockerd", "docker-registry", "htpasswd", "mksquashfs", "unsquashfs", "root")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+DOCKERFILE = """\
+ARG BASE_IMAGE
+FROM {base}
+ARG GREETING
+COPY train.py /opt/train.py
+RUN echo "$GREETING" > /etc/greeting
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, base: Reference, registry: PrivateRegistry) -> Path:
+    """A checkout with one image that is built and one that is mirrored."""
+    folder = tmp_path / "project"
+    context = folder / "dockerfiles" / "hello"
+    context.mkdir(parents=True)
+    (context / "Dockerfile").write_text(DOCKERFILE.format(base=base))
+    (context / "train.py").write_text("print('step 1')\n")
+    (folder / "images.yaml").write_text(
+        f"""\
+version: 1
+registry: {{url: "{registry.address}/{tmp_path.name.replace("_", "-").lower()}"}}
+store: {{root: {tmp_path}/store}}
+defaults:
+  scan: {{scanner: none}}
+images:
+  hello:
+    base: {base}
+    dockerfile: dockerfiles/hello/Dockerfile
+    build_args: {{GREETING: good morning}}
+  plain:
+    base: {base}
+"""
+    )
+    login = base64.b64encode(f"{registry.username}:{registry.password}".encode()).decode()
+    (folder / "config.json").write_text(json.dumps({"auths": {registry.address: {"auth": login}}}))
+    return folder
+
+
+@pytest.fixture
+def sqshpipe(project: Path, tmp_path: Path, engine: PrivateEngine, registry: PrivateRegistry) -> Run:
+    environment = {
+        **os.environ,
+        "DOCKER_HOST": engine.host,
+        "SQSHPIPE_REGISTRY_USER": registry.username,
+        "SQSHPIPE_REGISTRY_PASSWORD": registry.password,
+        "SQSHPIPE_CACHE": str(tmp_path / "cache"),
+        "SQSHPIPE_SCRATCH": str(tmp_path / "scratch"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+
+    def run(*words: str, check: int = 0, **changed: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *words],
+            cwd=project,
+            env={**environment, **changed},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == check, done.stderr
+        assert "Traceback" not in done.stderr
+        assert registry.password not in done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def _leftovers(tmp_path: Path) -> list[str]:
+    scratch = [str(path) for path in (tmp_path / "scratch").glob("*")]
+    staged = [str(path) for path in (tmp_path / "store" / "blobs" / "sha256").glob(".*")]
+    return scratch + staged
+
+
+def test_a_dockerfile_becomes_an_immutable_file_with_a_record(sqshpipe: Run, tmp_path: Path) -> None:
+    sqshpipe("lock")
+    done = sqshpipe("image", "hello", "--tag", "v1.0")
+    path = Path(done.stdout.strip())
+    assert path == tmp_path / "store" / "hello" / "v1.0.sqsh"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+    listing = subprocess.run(["unsquashfs", "-cat", path, "etc/greeting"], capture_output=True, text=True)
+    assert listing.stdout == "good morning\n"
+    manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
+    assert "hello" in json.dumps(manifest)
+    record = json.loads((tmp_path / "store" / "hello" / "v1.0.json").read_text())
+    assert record["scan"] == {"status": "unscanned", "scanner": "none"}
+    assert record["base"]["digest"].startswith("sha256:")
+    assert record["size"] == path.stat().st_size
+    assert sqshpipe("resolve", "hello").stdout.strip() == str(tmp_path / "store" / "hello" / "v1.0.sqsh")
+    assert _leftovers(tmp_path) == []
+
+
+def test_a_second_run_does_nothing_and_says_so(sqshpipe: Run, tmp_path: Path) -> None:
+    sqshpipe("lock")
+    sqshpipe("image", "hello", "--tag", "v1.0")
+    blobs = tmp_path / "store" / "blobs" / "sha256"
+    before = {path.name: path.stat().st_ctime_ns for path in blobs.iterdir()}
+    again = sqshpipe("image", "hello", "--tag", "v1.0")
+    assert "nothing changed" in again.stderr
+    assert again.stdout.strip() == str(tmp_path / "store" / "hello" / "v1.0.sqsh")
+    assert {path.name: path.stat().st_ctime_ns for path in blobs.iterdir()} == before
+    assert sqshpipe("plan", "hello", "--json").returncode == 0
+
+
+def test_other_content_under_a_published_version_is_refused(sqshpipe: Run, project: Path) -> None:
+    sqshpipe("lock")
+    sqshpipe("image", "hello", "--tag", "v1.0")
+    (project / "dockerfiles" / "hello" / "train.py").write_text("print('step 2')\n")
+    refused = sqshpipe("image", "hello", "--tag", "v1.0", check=8)
+    assert "train.py" in refused.stderr
+    assert "v1.1" in refused.stderr
+    sqshpipe("plan", "hello", check=10)
+    sqshpipe("image", "hello", "--tag", "v1.1")
+
+
+def test_a_base_is_mirrored_unchanged_without_an_engine(sqshpipe: Run, tmp_path: Path) -> None:
+    done = sqshpipe("image", "plain", "--tag", "24.01", "--json", DOCKER_HOST="unix:///nowhere.sock")
+    answer = json.loads(done.stdout)
+    assert answer["source"]["digest"] == answer["base"]["digest"]
+    assert [stage["stage"] for stage in answer["stages"]] == [
+        "pin",
+        "mirror",
+        "scan",
+        "convert",
+        "verify",
+        "publish",
+    ]
+    assert _leftovers(tmp_path) == []
+
+
+def test_the_image_of_a_killed_run_is_adopted_not_built_again(sqshpipe: Run) -> None:
+    pushed = sqshpipe("push", "hello", "--json")
+    done = sqshpipe("image", "hello", "--tag", "v1.0", "--json", DOCKER_HOST="unix:///nowhere.sock")
+    assert json.loads(done.stdout)["source"]["digest"] == json.loads(pushed.stdout)["digest"]
+
+
+@pytest.mark.parametrize(
+    ("words", "changed", "code", "said"),
+    [
+        (["image", "helo", "--tag", "v1"], {}, 2, "hello"),
+        (["image", "hello", "--tag", "../up"], {}, 2, "../up"),
+        (["image", "hello", "--tag", "latest"], {}, 2, "latest"),
+        (["image", "hello", "--tag", "v1"], {"SQSHPIPE_REGISTRY_PASSWORD": "wrong"}, 4, "SQSHPIPE_REGISTRY"),
+        (
+            ["image", "hello", "--tag", "v1", "--registry", "127.0.0.1:1/x"],
+            {"DOCKER_CONFIG": "."},
+            4,
+            "127.0.0.1:1",
+        ),
+        (["image", "hello", "--tag", "v1"], {"DOCKER_HOST": "unix:///nowhere.sock"}, 3, "nowhere.sock"),
+        (["image", "hello", "--tag", "v1", "--store", "/proc/store"], {}, 8, "/proc/store"),
+    ],
+    ids=[
+        "unknown-image",
+        "bad-tag",
+        "channel-as-tag",
+        "wrong-password",
+        "unreachable",
+        "no-engine",
+        "no-store",
+    ],
+)
+def test_bad_input_is_one_sentence_with_its_exit_code(
+    sqshpipe: Run, tmp_path: Path, words: list[str], changed: dict[str, str], code: int, said: str
+) -> None:
+    done = sqshpipe(*words, check=code, **changed)
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert not list((tmp_path / "store").glob("*/*.json"))
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_ended_by_a_signal_nothing_is_half_there(
+    sqshpipe: Run,
+    project: Path,
+    tmp_path: Path,
+    signal_number: int,
+    engine: PrivateEngine,
+    registry: PrivateRegistry,
+) -> None:
+    sqshpipe("push", "hello")
+    environment = {
+        **os.environ,
+        "DOCKER_HOST": engine.host,
+        "SQSHPIPE_REGISTRY_USER": registry.username,
+        "SQSHPIPE_REGISTRY_PASSWORD": registry.password,
+        "SQSHPIPE_CACHE": str(tmp_path / "cache"),
+        "SQSHPIPE_SCRATCH": str(tmp_path / "scratch"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "image", "hello", "--tag", "v1.0"],
+        cwd=project,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stderr is not None
+    said = ""
+    while "convert" not in said:
+        line = child.stderr.readline()
+        assert line, said
+        said += line
+    time.sleep(0.05)
+    child.send_signal(signal_number)
+    _, rest = child.communicate(timeout=60)
+    if child.returncode == 0:
+        pytest.skip("it was done before the signal came")
+    assert child.returncode == 128 + signal_number, said + rest
+    assert "Traceback" not in rest
+    assert _leftovers(tmp_path) == []
+    assert not list((tmp_path / "store").glob("hello/*.json"))
+    sqshpipe("image", "hello", "--tag", "v1.0")
