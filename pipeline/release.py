@@ -72,7 +72,7 @@ def release(
         spec, version, pinned, config=config, clients=clients, story=story, revision=revision
     )
     with story.stage("scan"):
-        report = scan(pushed, spec.scan)
+        report = scan(pushed, spec.scan, image=spec.name, client_for=clients, credentials=clients.credentials)
         story.result(report.sentence)
     with store.staging() as staged:
         with story.stage("convert") as meter:

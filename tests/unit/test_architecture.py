@@ -13,7 +13,7 @@ LAYERS = [
     ["release", "batch", "batch_slurm", "refresh", "schedule", "doctor", "report"],
     ["plan", "observe", "affected", "bases"],
     ["stages"],
-    ["store", "cluster", "tools", "config", "lock", "inputs", "track"],
+    ["store", "cluster", "tools", "config", "lock", "inputs", "track", "scanning"],
     ["oci", "squashfs"],
     ["progress", "errors", "__init__"],
 ]
