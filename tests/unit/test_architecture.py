@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 # From the top down: a part may import what stands in its own row or below.
 LAYERS = [
     ["cli", "__main__"],
-    ["release", "batch", "batch_slurm", "refresh", "schedule", "doctor", "report"],
+    ["release", "batch", "batch_slurm", "refresh", "schedule", "notify", "doctor", "report"],
     ["plan", "observe", "affected", "bases"],
     ["stages"],
     ["store", "cluster", "tools", "config", "lock", "inputs", "track", "scanning"],
