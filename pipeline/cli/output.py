@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -77,6 +77,12 @@ def safe(text: str) -> str:
 def data(text: str) -> None:
     """One line of result for scripts."""
     sys.stdout.write(text + "\n")
+
+
+def data_bytes(pieces: Iterable[bytes]) -> None:
+    """A file's own bytes, as they are."""
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
 
 
 def data_json(value: object) -> None:

@@ -25,6 +25,7 @@ DIGEST_SIZE = 16  # of sha256: names content that lies in a fragment
 _LEVEL = 3
 _MAX_PLAIN = 1 << 32
 _NUL = b"\0"
+_OTHER_DAMAGE = (AttributeError, OverflowError, RecursionError)
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 
@@ -96,7 +97,7 @@ class PackIndex:
             length = int.from_bytes(plain[:8], "little")
             head = json.loads(plain[8 : 8 + length])
             return _decoded(head, plain, 8 + length)
-        except (zstandard.ZstdError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (zstandard.ZstdError, LookupError, ValueError, TypeError, *_OTHER_DAMAGE) as error:
             raise FormatError(f"a layer pack's index is damaged: {error}") from error
 
 

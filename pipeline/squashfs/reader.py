@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_READ = 1 << 30  # `read` gives whole files; larger ones are streamed
 _MAX_DEPTH = 4096
+_MAX_LINKS = 40  # in one path, as Linux allows
 
 
 class SquashfsImage:
@@ -94,9 +95,12 @@ class SquashfsImage:
             raise self._damaged("its root is not a folder")
         return inode
 
-    def walk(self) -> Iterator[tuple[bytes, Inode]]:
-        """Every path with its inode: parents first, names of one folder sorted by bytes; b"" is the root."""
-        root = self.root()
+    def walk(self, top: Inode | None = None) -> Iterator[tuple[bytes, Inode]]:
+        """Every path with its inode: parents first, names of one folder sorted by bytes; b"" is the root.
+
+        With `top`, a folder, the paths are those in it and b"" is itself.
+        """
+        root = top or self.root()
         yield b"", root
         folders = {root.number}
         budget = self._listings.most_bytes - root.listing
@@ -122,6 +126,29 @@ class SquashfsImage:
         for part in path.split(b"/") if path else ():
             inode = self._child(inode, part, path)
         return inode
+
+    def resolve(self, path: bytes) -> Inode:
+        """The inode at `path`, links followed as in a chroot; FileNotFoundError if it leads nowhere."""
+        parts = [part for part in reversed(path.split(b"/")) if part]
+        trail = [self.root()]
+        links = 0
+        while parts:
+            part = parts.pop()
+            if part in (b".", b".."):
+                if part == b".." and len(trail) > 1:
+                    trail.pop()
+                continue
+            inode = self._child(trail[-1], part, path)
+            if inode.kind is not Kind.SYMLINK:
+                trail.append(inode)
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                raise FileNotFoundError(f"{self.path}: too many links in {os.fsdecode(path)}")
+            if inode.target.startswith(b"/"):
+                del trail[1:]
+            parts += [part for part in reversed(inode.target.split(b"/")) if part]
+        return trail[-1]
 
     def _child(self, folder: Inode, name: bytes, path: bytes) -> Inode:
         if folder.kind is Kind.DIRECTORY:

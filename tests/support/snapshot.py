@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -84,7 +85,12 @@ def _sha256(file: BinaryIO) -> bytes:
 
 
 def _xattrs(path: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    names = os.listxattr(path, follow_symlinks=False)
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:  # what a squashfs file without an xattr table says
+            raise
+        names = []
     return tuple(
         sorted((os.fsencode(name), os.getxattr(path, name, follow_symlinks=False)) for name in names)
     )
