@@ -42,6 +42,8 @@ _IMAGES_YAML = """\
 version: 1
 registry: {{url: {registry}}}
 store: {{root: {store}}}
+defaults:
+  scan: {{scanner: none}}
 images:
   demo:
     base: {base}

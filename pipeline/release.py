@@ -26,7 +26,7 @@ from pipeline.stages.mirror import mirror
 from pipeline.stages.pin import BaseImage, pin
 from pipeline.stages.publish import publish
 from pipeline.stages.push import PushedImage, adopt, push, tag_version
-from pipeline.stages.scan import ScanReport, scan
+from pipeline.stages.scan import ScanReport, chosen, scan
 from pipeline.stages.scratch import default_cache, default_scratch
 from pipeline.stages.verify import verify
 from pipeline.store.names import check_version
@@ -62,6 +62,7 @@ def release(
     Raises each stage's own errors; PublishError when the version is published with other content.
     """
     check_version(version)
+    chosen(spec.scan, config.registry.repository(spec.name))  # no scanner: better said now than after a build
     store = Store(config.store.root)
     pinned = pin_base(spec, lock=lock, clients=clients, story=story)
     done = published(spec, version, pinned, store)

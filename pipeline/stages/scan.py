@@ -107,7 +107,6 @@ def scan(
     """
     scanner = chosen(policy, pushed.repository)
     if scanner == "none":
-        log.warning("nothing is scanned, as the policy says", image=str(pushed.reference))
         return ScanReport(image=pushed, scanner="none", status="unscanned")
     moment = now or datetime.now(timezone.utc)
     waivers = read_waivers(policy.waivers)

@@ -34,6 +34,10 @@ _OLDEST_BUILDX = (0, 10)  # the first that knows --provenance
 _FIRST_REFUSING = 23  # the first docker command line that leaves BuildKit to the plugin
 _PROBE_TIMEOUT = 30.0  # seconds
 _METADATA = ".metadata.json"
+# What BuildKit's plain progress says for nobody: digests of its steps, transfers of a few bytes.
+_NOISE = re.compile(
+    r"#\d+ (sha256:\S+$|sha256:.* done$|transferring|extracting|exporting|writing|naming|resolve|DONE)|$"
+)
 _KEPT_LINES = 2000
 _STEP_FAILED = re.compile(r"#(\d+) ERROR")
 _STEP_LINE = re.compile(r"#(\d+) (?:\d+\.\d+ )?(?!sha256:|ERROR|CANCELED|\d+ )(.*)")
@@ -76,8 +80,9 @@ def build(
         told: deque[str] = deque(maxlen=_KEPT_LINES)
 
         def listen(line: str) -> None:
-            meter.line(line)
             told.append(line)
+            if not _NOISE.match(line):
+                meter.line(line)
 
         done = process.run(argv, env=_environment(engine.host, docker_config), on_line=listen, check=False)
         if done.returncode != 0:
