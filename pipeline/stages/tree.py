@@ -42,8 +42,11 @@ def read_tree(
 
     read = work([functools.partial(entries_of, index) for index in once], workers=workers)
     by_index = dict(zip(once, read, strict=True))
-    merged = merge([by_index[first[layer.digest]] for layer in layers])
-    return enroot_rootfs(merged, source.config(), keep_owners=keep_owners, keep_xattrs=keep_xattrs)
+    try:
+        merged = merge([by_index[first[layer.digest]] for layer in layers])
+        return enroot_rootfs(merged, source.config(), keep_owners=keep_owners, keep_xattrs=keep_xattrs)
+    except FormatError as error:
+        raise FormatError(f"the layers of {source.name}: {error.message}", hint=error.hint) from error
 
 
 @contextlib.contextmanager

@@ -83,7 +83,15 @@ class Mksquashfs:
             if on_progress is not None and (found := _PROGRESS.search(line)) and int(found[2]):
                 on_progress(int(found[1]) / int(found[2]))
 
-        process.run(argv, env=environment(), on_line=listen)
+        try:
+            process.run(argv, env=environment(), on_line=listen)
+        except ToolError as error:
+            if "No space left on device" not in error.message:
+                raise
+            raise ToolError(
+                f"no space left in {output.parent} for {output.name}",
+                hint="free some, or choose another place for the .sqsh",
+            ) from error
 
 
 def parse_version(text: str) -> Version:

@@ -25,6 +25,7 @@ from pipeline.tools.registry import RegistrySource
 
 _BLOCK = 4096  # what most file systems round a file up to
 _INODE = 512  # what they use for a file besides
+_PLAIN_SHRINKS = 5  # times that a layer stored as it is may become smaller
 
 
 def convert_mksquashfs(
@@ -39,7 +40,7 @@ def convert_mksquashfs(
     if isinstance(source, RegistrySource):
         source = _fetched(source, cache, scratch, output, meter)
     tree = read_tree(source, keep_owners=options.keep_owners, keep_xattrs=options.keep_xattrs, meter=meter)
-    require_space([*_unpacked_needs(tree, scratch), Need(folder=output.parent, size=0, purpose="the .sqsh")])
+    require_space([_unpacked_need(tree, scratch), _output_need(source, output)])
     root = scratch / "root"
     root.mkdir(mode=0o700)
     size = content_size(tree)
@@ -70,25 +71,32 @@ def convert_mksquashfs(
 def _fetched(source: RegistrySource, cache: Path, scratch: Path, output: Path, meter: Meter) -> CachedSource:
     """Layers into the cache, after a look at the space for what is known before they are there."""
     cached = CachedSource(source, cache)
-    stored = source.manifest().size
+    missing = sum(layer.size for layer in cached.missing())
     require_space(
         [
-            Need(folder=cache, size=sum(layer.size for layer in cached.missing()), purpose="layers"),
-            Need(folder=scratch, size=stored, purpose="unpacking"),  # at least: exact when they are read
-            Need(folder=output.parent, size=stored // 2, purpose="the .sqsh"),
+            Need(folder=cache, size=missing, purpose="layers"),
+            Need(folder=scratch, size=source.manifest().size, purpose="unpacking"),  # at least: exact later
+            _output_need(source, output),
         ]
     )
     cached.fetch(meter)
     return cached
 
 
-def _unpacked_needs(tree: Tree, scratch: Path) -> list[Need]:
+def _output_need(source: ImageSource, output: Path) -> Need:
+    """What the .sqsh takes at least: nobody knows before, but a disk with less than this is too small."""
+    layers = source.manifest().layers
+    size = sum(layer.size // (_PLAIN_SHRINKS if layer.compression == "none" else 2) for layer in layers)
+    return Need(folder=output.parent, size=size, purpose="the .sqsh")
+
+
+def _unpacked_need(tree: Tree, scratch: Path) -> Need:
     size = sum(
         -(-node.entry.size // _BLOCK) * _BLOCK + _INODE
         for node in tree.values()
         if node.link_to is None and node.entry.kind is EntryKind.FILE
     )
-    return [Need(folder=scratch, size=size, purpose="unpacking", files=len(tree))]
+    return Need(folder=scratch, size=size, purpose="unpacking", files=len(tree))
 
 
 def _refuse_what_needs_root(options: ConvertOptions) -> None:
