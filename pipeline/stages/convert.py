@@ -19,7 +19,7 @@ from typing import BinaryIO
 import structlog
 
 from pipeline.config import ConvertOptions
-from pipeline.errors import ConfigError, ToolError
+from pipeline.errors import ConfigError, FormatError, ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
 from pipeline.oci.rootfs import FORMAT_VERSION
@@ -113,6 +113,10 @@ def convert(
             done = converter(source, options, output=partial, scratch=folder, cache=cache, meter=meter)
         sha256, size = (done.sha256, done.size) if done.sha256 else _seal(partial)
         partial.replace(output)
+    except FormatError as error:
+        if source.name in error.message:
+            raise
+        raise FormatError(f"{source.name}: {error.message}", hint=error.hint) from error
     finally:
         partial.unlink(missing_ok=True)
     return SquashfsFile(
