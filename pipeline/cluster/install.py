@@ -110,9 +110,25 @@ def install(settings: ImporterSettings, prefix: Path) -> Path:
     if os.geteuid() != 0:
         log.warning("the importer is not owned by root: whoever owns it can change what every user runs")
     process.run([program, "release"], env={}, timeout=30, hint=_NEEDS)
+    _look_at_leases(settings)
+    return program
+
+
+def _look_at_leases(settings: ImporterSettings) -> None:
+    """Leases need a folder in which everyone may write; without them prune knows comments of jobs only."""
     if not settings.store.is_dir():
         log.warning("the store is not there yet", store=str(settings.store))
-    return program
+        return
+    leases = settings.leases or settings.store / "leases"
+    try:
+        if not leases.is_dir():
+            leases.mkdir()
+            leases.chmod(STATE_MODE)
+        missing = leases.stat().st_mode & STATE_MODE != STATE_MODE
+    except OSError:
+        missing = True
+    if missing:
+        log.warning("jobs cannot leave leases: make this folder with mode 1777", folder=str(leases))
 
 
 def importer_source() -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline.store.record import Record
+from pipeline.store.store import Store
 from tests.support import squashed
 from tests.support.slurm import Slurm, missing, private_slurm
 
@@ -37,3 +42,34 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if squashed.missing():
         pytest.skip(squashed.missing())
     return squashed.squash(tmp_path_factory.mktemp("image"), word="one mount")
+
+
+def record_of(file: Path, version: str, created: str = "2026-01-01T00:00:00Z") -> Record:
+    """The record under which a file becomes demo:VERSION."""
+    data = file.read_bytes()
+    return Record(
+        image="demo",
+        version=version,
+        platform="linux/" + {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        source={"repository": "registry.example.com/demo", "digest": "sha256:" + "a" * 64},
+        scan={"status": "unscanned", "scanner": "none"},
+        created=created,
+    )
+
+
+@pytest.fixture
+def published(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store with demo:v1.0, and a command `sqshpipe` for job scripts."""
+    store = Store(tmp_path / "store")
+    store.publish(record_of(image, "v1.0"), image)
+    command = tmp_path / "bin" / "sqshpipe"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.setenv("SQSHPIPE_STORE", str(store.root))
+    monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(tmp_path / "node"))
+    return store

@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from pipeline.store.record import Record
 from pipeline.store.store import Store
 from pipeline.tools import slurm as edge
 from tests.support.slurm import Slurm
 
 NODES, TASKS = 2, 8
-
-
-@pytest.fixture
-def published(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store with demo:v1.0, and a command `sqshpipe` for job scripts."""
-    store = Store(tmp_path / "store")
-    data = image.read_bytes()
-    record = Record(
-        image="demo",
-        version="v1.0",
-        platform="linux/" + {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=len(data),
-        source={"repository": "registry.example.com/demo", "digest": "sha256:" + "a" * 64},
-        scan={"status": "unscanned", "scanner": "none"},
-        created="2026-01-01T00:00:00Z",
-    )
-    store.publish(record, image)
-    command = tmp_path / "bin" / "sqshpipe"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline "$@"\n')
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
-    monkeypatch.setenv("SQSHPIPE_STORE", str(store.root))
-    monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(tmp_path / "node"))
-    return store
 
 
 def sqshpipe(*words: str | Path) -> str:

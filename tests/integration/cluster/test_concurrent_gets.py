@@ -1,0 +1,170 @@
+"""Many gets at once, by different users, while releases are published, promoted, yanked and pruned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster.install import ImporterSettings, install
+from pipeline.errors import ConfigError, PublishError
+from pipeline.store import leases
+from pipeline.store.prune import prune
+from pipeline.store.retention import LiveJobs, Policy
+from pipeline.store.store import Store
+from tests.integration.cluster.conftest import record_of
+from tests.support.handmade_store import squashfs_like
+
+AT_ONCE = 64
+ROUNDS = 3
+USERS = (65534, 60001, 60002, 60003)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    if os.uname().machine not in ("x86_64", "aarch64"):
+        pytest.skip("no platform of this machine is published here")
+    for each in (tmp_path, *tmp_path.parents):
+        if each.stat().st_uid == os.geteuid() and each != Path("/"):
+            each.chmod(each.stat().st_mode | 0o055)  # other users walk through here
+    store = tmp_path / "store"
+    return install(ImporterSettings(store=store, state=tmp_path / "state"), tmp_path / "prefix")
+
+
+def make(folder: Path, version: str) -> Path:
+    file = folder / f"{version}.sqsh"
+    file.write_bytes(squashfs_like(version, 16384))
+    return file
+
+
+def get(program: Path, reference: str, job: int, user: int) -> subprocess.Popen[str]:
+    who = {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 else {}
+    return subprocess.Popen(
+        [program, "get", f"docker://{reference}"],
+        env={"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **who,  # type: ignore[call-overload]
+    )
+
+
+@contextmanager
+def meanwhile(store: Store, folder: Path, errors: list[BaseException]) -> Iterator[None]:
+    """Publish, promote and prune without a pause for as long as the block runs."""
+    over = threading.Event()
+
+    def churn() -> None:
+        number = 100
+        policy = Policy(keep=3, named_grace=timedelta(0), delete_after=timedelta(days=1))
+        while not over.is_set():
+            number += 1
+            version = f"v{number}"
+            try:
+                file = make(folder, version)
+                stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + number))
+                store.publish(record_of(file, version, stamp), file)
+                store.promote(f"demo:{version}", "stable")
+                prune(store.layout, policy, lambda: LiveJobs(cluster="x"))
+            except BaseException as error:  # noqa: BLE001 - told by the test
+                errors.append(error)
+                return
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(60)
+
+
+def test_no_get_ever_sees_a_wrong_missing_or_partial_file(tmp_path: Path, program: Path) -> None:
+    store = Store(tmp_path / "store")
+    first = make(tmp_path, "v1")
+    store.publish(record_of(first, "v1", "2026-01-01T00:00:01Z"), first)
+    store.promote("demo:v1", "stable")
+    store.mark("demo:v1", "keep")
+    leases.prepare(store.layout)
+    pinned = store.resolve("demo:v1").path
+    errors: list[BaseException] = []
+    seen: set[str] = set()
+    with meanwhile(store, tmp_path, errors):
+        for turn in range(ROUNDS):
+            names = ("demo", "demo:stable", "demo:v1", "demo:latest")
+            asked = [
+                (
+                    names[number % 4],
+                    get(program, names[number % 4], turn * AT_ONCE + number + 1, USERS[number % 3]),
+                )
+                for number in range(AT_ONCE)
+            ]
+            for name, each in asked:
+                out, err = each.communicate(timeout=60)
+                assert each.returncode == 0, f"{name}: {err}"
+                path = Path(out.removesuffix("\n"))
+                assert "\n" not in str(path)
+                data = path.read_bytes()
+                assert len(data) == 16384
+                assert path.stem == hashlib.sha256(data).hexdigest()
+                assert name != "demo:v1" or path == pinned
+                seen.add(path.stem)
+    assert not errors, errors
+    assert len(seen) > 2, "channels moved meanwhile"
+    found = [json.loads(each.read_text()) for each in store.layout.leases.iterdir()]
+    assert len(found) == ROUNDS * AT_ONCE
+    assert {each["sha256"] for each in found} == seen
+    if os.geteuid() == 0:
+        assert {each["uid"] for each in found} == set(USERS[:3])
+
+
+def test_prune_spares_what_a_step_holds_and_takes_it_afterwards(tmp_path: Path, program: Path) -> None:
+    store = Store(tmp_path / "store")
+    for version in ("v1", "v2"):
+        file = make(tmp_path, version)
+        store.publish(record_of(file, version, f"2026-01-01T00:00:0{version[1]}Z"), file)
+    leases.prepare(store.layout)
+    assert get(program, "demo:v1", 7, os.getuid()).communicate(timeout=60)[0]
+    held = store.resolve("demo:v1").path
+    policy = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
+    running = LiveJobs(ids=frozenset({"7"}), cluster="x")
+    for _ in range(2):
+        prune(store.layout, policy, lambda: running)
+    assert store.resolve("demo:v1").path == held
+    assert held.exists()
+    for _ in range(2):
+        subprocess.run([program, "release"], env={"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, check=True)
+    for _ in range(3):
+        prune(store.layout, policy, lambda: LiveJobs(cluster="x"))
+    assert not held.exists()
+    with pytest.raises((ConfigError, PublishError)):
+        store.resolve("demo:v1")
+    out, err = get(program, "demo:v1", 8, os.getuid()).communicate(timeout=60)
+    assert out == ""
+    assert "pruned" in err
+
+
+def test_a_yanked_version_is_refused_with_and_without_the_index(tmp_path: Path, program: Path) -> None:
+    store = Store(tmp_path / "store")
+    for version in ("v1", "v2"):
+        file = make(tmp_path, version)
+        store.publish(record_of(file, version, f"2026-01-01T00:00:0{version[1]}Z"), file)
+    store.mark("demo:v1", "yank", reason="wrong")
+    for _ in range(2):
+        out, err = get(program, "demo:v1", 8, os.getuid()).communicate(timeout=60)
+        assert out == ""
+        assert "withdrawn" in err
+        assert (
+            get(program, "demo:v2", 8, os.getuid()).communicate(timeout=60)[0]
+            == f"{store.resolve('demo').path}\n"
+        )
+        store.layout.index("demo").unlink(missing_ok=True)
