@@ -3,8 +3,9 @@ refused.
 
 - link(2) is atomic everywhere. Over NFS it may answer EEXIST after having succeeded (a lost reply, sent
   again): the inode tells.
-- Where links are refused: renameat2(2) with RENAME_NOREPLACE.
-- Where that is unknown too: a claim, held for the rename only and broken when its maker is dead.
+- Where links are refused, publishers take turns by a claim, which is broken when its maker is dead, and
+  inside it use renameat2(2) with RENAME_NOREPLACE. The claim alone would do between publishers; the flag
+  alone would not, since some FUSE file systems ignore it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def place(source: Path, target: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        return _place_by_rename(source, target)
+        return _place_by_claim(source, target)
     return True
 
 
@@ -48,29 +49,18 @@ def _same_file(source: Path, target: Path) -> bool:
     return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
 
 
-def _place_by_rename(source: Path, target: Path) -> bool:
-    try:
-        _rename_no_replace(source, target)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_FLAGS:
-            raise
-        return _place_by_claim(source, target)
-    return True
-
-
 def _rename_no_replace(source: Path, target: Path) -> None:
+    """Rename under a claim. Raises FileExistsError where the file system knows the flag."""
     import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)
-    try:
-        renameat2 = library.renameat2
-    except AttributeError:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(source)) from None
-    answer = renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE)
-    if answer != 0:
-        code = ctypes.get_errno()
+    answer = library.renameat2(
+        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE
+    )
+    code = ctypes.get_errno()
+    if answer != 0 and code in _NO_FLAGS:
+        source.rename(target)
+    elif answer != 0:
         raise OSError(code, os.strerror(code), str(source), None, str(target))
 
 
@@ -89,7 +79,9 @@ def _place_by_claim(source: Path, target: Path) -> bool:
     try:
         if target.exists():
             return False
-        source.rename(target)
+        _rename_no_replace(source, target)
+    except FileExistsError:
+        return False
     finally:
         claim.unlink()
     return True

@@ -19,7 +19,7 @@ from pipeline.store.layout import Layout
 from pipeline.store.reading import load, read_head
 from pipeline.store.writer import temporary_name
 
-MARGIN_BYTES = 64 << 20
+MARGIN_BYTES = 16 << 20
 LOW_BYTES = 50 << 30
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
 
@@ -41,7 +41,7 @@ def make_room(layout: Layout, size: int) -> None:
     free = shutil.disk_usage(place).free
     if free < size + MARGIN_BYTES:
         raise ToolError(
-            f"{layout.root} has {free / 1e9:.1f} GB free, and {(size + MARGIN_BYTES) / 1e9:.1f} GB is needed",
+            f"{layout.root} has {free >> 20:,} MiB free, and {(size + MARGIN_BYTES) >> 20:,} MiB is needed",
             hint="see sqshpipe du and sqshpipe prune --dry-run for what could go",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ def publish(
 ) -> Release:
     """Publish `content` (by default, the version's own name) from a file outside the store."""
     content = content or version.encode()
-    source = store.root.parent / f"{store.root.name}.source.{hashlib.sha256(content).hexdigest()[:16]}"
-    source.write_bytes(content)
-    return store.publish(record_for(content, version, **details), source, allow_external=allow_external)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        source = Path(elsewhere) / "source"
+        source.write_bytes(content)
+        return store.publish(record_for(content, version, **details), source, allow_external=allow_external)
 
 
 def caches(store: Store) -> dict[str, bytes]:

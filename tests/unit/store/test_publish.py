@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, PublishError, VerificationError
-from pipeline.store import exclusive
+from pipeline.store import exclusive, writer
 from pipeline.store.store import Store
 from tests.support.releases import folder, publish, record_for
 
@@ -113,7 +113,7 @@ def test_a_second_platform_has_files_of_its_own(store: Store) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
-@pytest.mark.parametrize("renames", [True, False], ids=["renameat2", "claim"])
+@pytest.mark.parametrize("renames", [True, False], ids=["renameat2", "rename"])
 def test_where_links_are_refused_nothing_is_replaced_either(
     store: Store, monkeypatch: pytest.MonkeyPatch, code: int, renames: bool
 ) -> None:
@@ -122,11 +122,8 @@ def test_where_links_are_refused_nothing_is_replaced_either(
 
     monkeypatch.setattr(os, "link", refuse)
 
-    def unknown(*_: object) -> None:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
     if not renames:
-        monkeypatch.setattr(exclusive, "_rename_no_replace", unknown)
+        monkeypatch.setattr(exclusive, "_rename_no_replace", Path.rename)
     publish(store, "v1.0", b"content")
     publish(store, "v1.1", b"content")
     with pytest.raises(PublishError, match="other content"):
@@ -185,3 +182,22 @@ def test_a_newer_schema_is_refused_and_an_older_one_read(store: Store) -> None:
     store.layout.index("demo").write_text('{"schema": 2}')
     with pytest.raises(PublishError, match="schema 2"):
         store.listed("demo")
+
+
+def test_a_claim_of_the_dead_is_broken_and_one_of_the_living_is_not(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    publish(store, "v1.0")
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(exclusive, "_CLAIM_SECONDS", 0.1)
+    own = writer.temporary_name()
+    dead = own.replace(f".{os.getpid()}.", ".4194304.")
+    claim = store.root / "demo/.claim.v1.1.json"
+    claim.symlink_to(dead)
+    assert publish(store, "v1.1").state == "published"
+    (store.root / "demo/.claim.v1.2.json").symlink_to(own)
+    with pytest.raises(PublishError, match="another publisher holds"):
+        publish(store, "v1.2")
