@@ -5,11 +5,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: ## the whole path on this machine, and eight ranks that share one mount
 	@./bootstrap.sh demo $(PYTHON) $(VENV)
 	@$(BIN)/python -m demo
+
+setup: ## the project's own environment in .venv
+	@./bootstrap.sh run $(PYTHON) $(VENV)
+
+# A release is named by TAG, else by git; STORE and REGISTRY override images.yaml.
+IMAGE ?= megatron-training
+TAG ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+WHERE = $(if $(STORE),--store "$(STORE)") $(if $(REGISTRY),--registry "$(REGISTRY)")
+
+image: setup ## one image, all stages: make image IMAGE=NAME TAG=v1.0 [STORE=DIR] [REGISTRY=URL]
+	@$(BIN)/sqshpipe image "$(IMAGE)" --tag "$(TAG)" $(WHERE)
+
+images: setup ## every image of images.yaml under one TAG; JOBS=N at once
+	@$(BIN)/sqshpipe image --all --tag "$(TAG)" $(if $(JOBS),--jobs $(JOBS)) $(WHERE)
+
+check-image: setup ## try an image against a registry that lives as long, publishing nothing
+	@./bootstrap.sh demo $(PYTHON) $(VENV)
+	@$(BIN)/python -m demo.throwaway $(BIN)/sqshpipe ci check "$(IMAGE)" --tag "$(TAG)"
 
 lint: ## ruff, mypy and shellcheck
 	@./bootstrap.sh test $(PYTHON) $(VENV)
@@ -22,4 +40,4 @@ test: ## every test that this machine can run
 	@./bootstrap.sh test $(PYTHON) $(VENV)
 	$(BIN)/pytest
 
-.PHONY: help demo lint test
+.PHONY: help demo setup image images check-image lint test

@@ -79,6 +79,7 @@ def tasks_for(
 
 def _argv(config: Config, image: str, version: str) -> tuple[str, ...]:
     words = [sys.executable, "-m", "pipeline", "image", image, "--tag", version, "--json"]
+    words += ["--no-notify"]  # whoever follows the tasks tells people, also of those that were lost
     words += ["--config", str(config.path.absolute()), "--store", str(config.store.root)]
     words += ["--registry", ("http://" if config.registry.plain_http else "") + config.registry.base]
     return tuple(words)

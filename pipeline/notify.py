@@ -22,7 +22,7 @@ import structlog
 import tenacity
 
 from pipeline.config.types import Notify
-from pipeline.errors import SqshpipeError
+from pipeline.errors import ScanRejected, SqshpipeError
 from pipeline.tools import process
 
 log = structlog.get_logger()
@@ -54,6 +54,21 @@ class Event:
 
 
 Send = Callable[[Notify, Event], None]
+
+
+def ended(image: str, version: str, code: int, error: str, *, path: str = "") -> Event:
+    """The event that a run's end is: ``code`` is its exit code, ``error`` its sentence."""
+    name = f"{image}:{version}"
+    if code == 0:
+        return Event(
+            kind="published",
+            image=image,
+            text=f"{name} is published",
+            about=version,
+            details={"path": path} if path else {},
+        )
+    kind: Kind = "blocked" if code == ScanRejected.exit_code else "failed"
+    return Event(kind=kind, image=image, text=f"{name}: {error}", about=f"{version} {error}")
 
 
 class Notifier:

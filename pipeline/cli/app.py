@@ -14,7 +14,20 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import cluster, convert, doctor, ecr, image, options, output, plan, refresh, squashfs, store
+from pipeline.cli import (
+    ci,
+    cluster,
+    convert,
+    doctor,
+    ecr,
+    image,
+    options,
+    output,
+    plan,
+    refresh,
+    squashfs,
+    store,
+)
 from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError
 
 app = typer.Typer(
@@ -45,7 +58,7 @@ def _global_options(
 
 
 # In the order in which help lists them.
-for _verbs in (image, convert, plan, refresh, store, squashfs, ecr, cluster, doctor):
+for _verbs in (image, convert, plan, refresh, store, squashfs, ecr, ci, cluster, doctor):
     _verbs.register(app)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import many, options, output
+from pipeline.errors import ConfigError, SqshpipeError
 
 if TYPE_CHECKING:
     from pipeline.bases import Clients
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.lock import Lock
 
 Name = Annotated[str, typer.Argument(help="An image of images.yaml.", show_default=False)]
+MaybeName = Annotated[str | None, typer.Argument(help="An image of images.yaml.", show_default=False)]
 Version = Annotated[str, typer.Option("--tag", "-t", help="The version to publish, such as v1.0.")]
 
 
@@ -30,20 +32,41 @@ def register(app: typer.Typer) -> None:
 
 
 def image(
-    name: Name,
     tag: Version,
+    name: MaybeName = None,
+    everything: Annotated[bool, typer.Option("--all", help="All images of images.yaml.")] = False,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     store: options.Store = None,
     registry: options.Registry = None,
+    jobs: many.Jobs = 1,
+    executor: many.ExecutorOption = many.ExecutorName.local,
+    shared: many.Shared = None,
+    notify: Annotated[bool, typer.Option(help="Tell those whom images.yaml names.")] = True,
     as_json: options.Json = False,
 ) -> None:
     """Take an image through all stages and print the path of its .sqsh.
 
     A second run with nothing changed does nothing. Example: sqshpipe image megatron-training --tag v1.0
     """
+    if everything or executor is not many.ExecutorName.local:
+        names = [name] if name and not everything else []
+        many.release_all(
+            names,
+            tag,
+            config=config,
+            store=store,
+            registry=registry,
+            executor=executor,
+            jobs=jobs,
+            shared=shared,
+            as_json=as_json,
+        )
+        return
     from pipeline.release import release
 
-    with _run(name, config, store=store, registry=registry) as run:
+    if name is None:
+        raise ConfigError("which image?", hint="give a name, or --all for each of images.yaml")
+    with opened(name, config, store=store, registry=registry) as run, told_to_people(run, tag, notify=notify):
         made = release(
             run.spec,
             tag,
@@ -51,7 +74,7 @@ def image(
             lock=run.lock,
             clients=run.clients,
             story=run.teller,
-            revision=_revision(config),
+            revision=revision_of(config),
         )
     run.teller.summary()
     if as_json:
@@ -70,7 +93,7 @@ def build(
     from pipeline.release import build_with, pin_base
     from pipeline.tools.docker import Engine
 
-    with _run(name, config) as run:
+    with opened(name, config) as run:
         pinned = pin_base(run.spec, lock=run.lock, clients=run.clients, story=run.teller)
         with Engine.connect() as engine:
             built = build_with(
@@ -80,7 +103,7 @@ def build(
                 pinned,
                 clients=run.clients,
                 story=run.teller,
-                revision=_revision(config),
+                revision=revision_of(config),
             )
     if as_json:
         output.data_json({"image": built.image, "id": built.local_id, "key": built.key})
@@ -98,7 +121,7 @@ def push(
     """Bring an image into the registry, unless it is there, and print repository@digest."""
     from pipeline.release import in_registry, pin_base
 
-    with _run(name, config, registry=registry) as run:
+    with opened(name, config, registry=registry) as run:
         pinned = pin_base(run.spec, lock=run.lock, clients=run.clients, story=run.teller)
         pushed = in_registry(
             run.spec,
@@ -107,7 +130,7 @@ def push(
             config=run.config,
             clients=run.clients,
             story=run.teller,
-            revision=_revision(config),
+            revision=revision_of(config),
         )
     if as_json:
         output.data_json(
@@ -124,7 +147,7 @@ def push(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
+class Opened:
     """What one call of a verb works with."""
 
     config: Config
@@ -135,9 +158,9 @@ class _Run:
 
 
 @contextmanager
-def _run(
+def opened(
     name: str, config: Path, *, store: Path | None = None, registry: str | None = None
-) -> Iterator[_Run]:
+) -> Iterator[Opened]:
     import secrets
 
     import structlog
@@ -151,7 +174,7 @@ def _run(
     spec = settings.image(name)
     run_id = secrets.token_hex(4)
     with structlog.contextvars.bound_contextvars(run=run_id, image=name), Clients(settings) as clients:
-        yield _Run(
+        yield Opened(
             config=settings,
             spec=spec,
             lock=read_lock(settings.lock_path),
@@ -160,7 +183,31 @@ def _run(
         )
 
 
-def _revision(config: Path) -> str | None:
+@contextmanager
+def told_to_people(run: Opened, version: str, *, notify: bool = True) -> Iterator[None]:
+    """Around a release: who is named in images.yaml hears how it ended, and metrics are written."""
+    from pipeline import metrics
+    from pipeline.notify import Notifier, ended
+
+    code, error = 0, ""
+    try:
+        yield
+    except SqshpipeError as failure:
+        code, error = failure.exit_code, str(failure)
+        raise
+    except BaseException:
+        code = 1
+        raise
+    finally:
+        stages = [(one.name, one.outcome, one.seconds, one.bytes_done) for one in run.teller.stages]
+        metrics.report(metrics.facts_of(run.spec.name, version, code, stages))
+        if notify and (code == 0 or error):
+            with Notifier(run.config.notify, run.config.cache / "told") as notifier:
+                notifier.tell(ended(run.spec.name, version, code, error))
+
+
+def revision_of(config: Path) -> str | None:
+    """The commit that images.yaml is checked out at, for the record; None outside of git."""
     from pipeline.tools.git import revision
 
     return revision(config.absolute().parent)

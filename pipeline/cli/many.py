@@ -2,32 +2,78 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
+import typer
 
-from pipeline.errors import ConfigError, ScanRejected
+from pipeline.cli import output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.batch import Executor, Outcome, Task
     from pipeline.config import Config
-    from pipeline.notify import Event
 
 log = structlog.get_logger()
 
 
-def executor_for(settings: Config, name: str, jobs: int, shared: Path | None) -> Executor:
-    """The executor called ``name``; ``jobs`` bounds what runs at once, ``shared`` holds Slurm's results."""
+class ExecutorName(str, Enum):
+    local = "local"
+    slurm = "slurm"
+
+
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Images at once.")]
+ExecutorOption = Annotated[ExecutorName, typer.Option("--executor", help="Where images are made.")]
+Shared = Annotated[
+    Path | None,
+    typer.Option(
+        "--shared", envvar="SQSHPIPE_SHARED", help="A folder that all nodes see (--executor slurm)."
+    ),
+]
+
+
+def release_all(
+    names: Sequence[str],
+    tag: str,
+    *,
+    config: Path,
+    store: Path | None,
+    registry: str | None,
+    executor: ExecutorName,
+    jobs: int,
+    shared: Path | None,
+    as_json: bool,
+) -> None:
+    """Release the named images, or all of them, under one version; a line of outcome each.
+
+    Ends with the first failure's exit code, after all have been tried.
+    """
+    from pipeline import batch
+    from pipeline.config import load
+
+    settings = load(config, store=store, registry=registry)
+    tasks = batch.tasks_for(settings, settings.select(names), lambda _: tag)
+    outcomes = follow(settings, tasks, executor_for(settings, executor, jobs, shared))
+    if as_json:
+        output.data_json([outcome_json(outcome) for outcome in outcomes])
+    else:
+        for outcome in outcomes:
+            output.data(outcome_line(outcome))
+    failed = next((outcome.code for outcome in outcomes if outcome.code), 0)
+    if failed:
+        raise typer.Exit(failed)
+
+
+def executor_for(settings: Config, name: ExecutorName, jobs: int, shared: Path | None) -> Executor:
+    """The executor; ``jobs`` bounds what runs at once, ``shared`` holds Slurm's results."""
     from pipeline.batch import LocalExecutor
     from pipeline.batch_slurm import SlurmExecutor
 
-    if name == "local":
+    if name is ExecutorName.local:
         return LocalExecutor(limit=jobs)
-    if name != "slurm":
-        raise ConfigError(f"there is no executor {name!r}", hint="local and slurm are there")
     folder = shared or settings.path.resolve().parent / "out" / "batches"
     return SlurmExecutor(shared=folder.absolute(), limit=jobs if jobs > 1 else None)
 
@@ -35,7 +81,7 @@ def executor_for(settings: Config, name: str, jobs: int, shared: Path | None) ->
 def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple[Outcome, ...]:
     """Run ``tasks``, say each outcome as it comes, and tell people of it."""
     from pipeline import batch
-    from pipeline.notify import Notifier
+    from pipeline.notify import Notifier, ended
 
     with Notifier(settings.notify, settings.cache / "told") as notifier:
 
@@ -44,31 +90,11 @@ def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple
                 log.info("done", name=outcome.task.image, version=outcome.task.version, where=outcome.where)
             else:
                 log.error("failed", name=outcome.task.image, code=outcome.code, why=outcome.error)
-            notifier.tell(event_for(outcome))
+            task = outcome.task
+            path = outcome.path or ""
+            notifier.tell(ended(task.image, task.version, outcome.code, outcome.error, path=path))
 
         return batch.run(settings, tasks, executor, done=done)
-
-
-def event_for(outcome: Outcome) -> Event:
-    """What people are told of one image's end."""
-    from pipeline.notify import Event
-
-    name = f"{outcome.task.image}:{outcome.task.version}"
-    if outcome.code == 0:
-        details = {"path": outcome.path or ""}
-        return Event(
-            kind="published",
-            image=outcome.task.image,
-            text=f"{name} is published",
-            about=outcome.task.version,
-            details=details,
-        )
-    return Event(
-        kind="blocked" if outcome.code == ScanRejected.exit_code else "failed",
-        image=outcome.task.image,
-        text=f"{name}: {outcome.error}",
-        about=f"{outcome.task.version} {outcome.error}",
-    )
 
 
 def outcome_line(outcome: Outcome) -> str:

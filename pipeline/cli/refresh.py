@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import structlog
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import many, options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError, RegistryError
 
 if TYPE_CHECKING:
@@ -25,24 +25,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-class Executor(str, Enum):
-    local = "local"
-    slurm = "slurm"
-
-
 class Unit(str, Enum):
     systemd = "systemd"
     cron = "cron"
-
-
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Images at once.")]
-ExecutorOption = Annotated[Executor, typer.Option("--executor", help="Where images are made.")]
-Shared = Annotated[
-    Path | None,
-    typer.Option(
-        "--shared", envvar="SQSHPIPE_SHARED", help="A folder that all nodes see, for --executor slurm."
-    ),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -60,9 +45,9 @@ def refresh(
     ] = None,
     onto: Annotated[str, typer.Option("--onto", help="The branch that the pull request is for.")] = "main",
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Then release what is affected.")] = False,
-    jobs: Jobs = 1,
-    executor: ExecutorOption = Executor.local,
-    shared: Shared = None,
+    jobs: many.Jobs = 1,
+    executor: many.ExecutorOption = many.ExecutorName.local,
+    shared: many.Shared = None,
     render: Annotated[
         Unit | None, typer.Option("--render", help="Print a timer that runs this command; nothing else.")
     ] = None,
@@ -148,11 +133,10 @@ def _pull_request(settings: Config, found: Refreshed, branch: str, onto: str) ->
 
 
 def _rebuild(
-    settings: Config, found: Refreshed, executor: Executor, jobs: int, shared: Path | None
+    settings: Config, found: Refreshed, executor: many.ExecutorName, jobs: int, shared: Path | None
 ) -> tuple[Outcome, ...]:
     """Release every image that differs from its newest release, if it had one or its base changed now."""
     from pipeline import bases, batch, observe, plan
-    from pipeline.cli.many import executor_for, follow
     from pipeline.lock import read_lock
     from pipeline.refresh import next_version
     from pipeline.store.store import Store
@@ -178,12 +162,10 @@ def _rebuild(
             spec, lambda version: store.release(spec.name, version, str(spec.platform)) is not None
         ),
     )
-    return follow(settings, tasks, executor_for(settings, executor.value, jobs, shared))
+    return many.follow(settings, tasks, many.executor_for(settings, executor, jobs, shared))
 
 
 def _print(found: Refreshed, address: str, outcomes: tuple[Outcome, ...], *, as_json: bool) -> None:
-    from pipeline.cli.many import outcome_json, outcome_line
-
     if as_json:
         output.data_json(
             {
@@ -204,14 +186,14 @@ def _print(found: Refreshed, address: str, outcomes: tuple[Outcome, ...], *, as_
                     for problem in found.problems
                 ],
                 "pull_request": address or None,
-                "rebuilt": [outcome_json(outcome) for outcome in outcomes],
+                "rebuilt": [many.outcome_json(outcome) for outcome in outcomes],
             }
         )
         return
     for line in [address] if address else []:
         output.data(line)
     for outcome in outcomes:
-        output.data(outcome_line(outcome))
+        output.data(many.outcome_line(outcome))
 
 
 def _rendered(unit: Unit, config: Path) -> str:

@@ -91,6 +91,10 @@ class Checkout:
         made = _git(self.root, "commit-tree", tree, "-p", head, extra_env=identity, stdin=message.encode())
         return made.stdout.strip()
 
+    def committed(self) -> str:
+        """When HEAD was committed, in ISO 8601 with its offset. ToolError without a commit."""
+        return _git(self.root, "show", "-s", "--format=%cI", "HEAD").stdout.strip().replace("Z", "+00:00")
+
     def describe(self) -> str | None:
         """The version that ``git describe`` gives this checkout; None without a commit."""
         said = _git(self.root, "describe", "--tags", "--always", "--dirty", check=False)

@@ -10,10 +10,11 @@ ROOT = Path(__file__).parents[2]
 # From the top down: a part may import what stands in its own row or below.
 LAYERS = [
     ["cli", "__main__"],
+    ["check", "metrics"],
     ["release", "batch", "batch_slurm", "refresh", "schedule", "notify", "doctor", "report"],
     ["plan", "observe", "affected", "bases"],
     ["stages"],
-    ["store", "cluster", "tools", "config", "lock", "inputs", "track", "scanning"],
+    ["store", "cluster", "tools", "config", "lock", "inputs", "track", "scanning", "actions"],
     ["oci", "squashfs"],
     ["progress", "errors", "__init__"],
 ]

@@ -1,0 +1,233 @@
+"""``sqshpipe ci``: what the workflows call. They hold no logic of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli import options, output
+from pipeline.errors import ConfigError, SqshpipeError
+
+if TYPE_CHECKING:
+    from pipeline.actions.event import Run
+
+ci = typer.Typer(help="What the GitHub workflows call.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="An image of images.yaml.", show_default=False)]
+Version = Annotated[str, typer.Option("--tag", "-t", help="The version.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group ``ci`` to ``app``."""
+    app.add_typer(ci, name="ci")
+
+
+@ci.command()
+def plan(config: options.ConfigFile = options.DEFAULT_CONFIG) -> None:
+    """Say what this run's event asks for: images, version, whether to publish, whether to trust it."""
+    from pipeline.actions.event import decide
+    from pipeline.actions.summary import wanted_markdown
+    from pipeline.affected import affected_since
+    from pipeline.config import load
+
+    settings = load(config)
+    reasons: dict[str, tuple[str, ...]] = {}
+
+    def affected(revision: str) -> list[str]:
+        reasons.update({found.image: found.reasons for found in affected_since(settings, revision)})
+        return list(reasons)
+
+    wanted = decide(_run_from_environment(config), list(settings.images), affected)
+    told = {
+        "images": json.dumps(list(wanted.images)),
+        "version": wanted.version,
+        "publish": json.dumps(wanted.publish),
+        "trusted": json.dumps(wanted.trusted),
+    }
+    _outputs(told)
+    _summary(wanted_markdown(wanted, reasons))
+    output.data_json({**told, "images": list(wanted.images), "reason": wanted.reason})
+
+
+@ci.command()
+def check(
+    name: Name,
+    tag: Version,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    registry: options.Registry = None,
+    until_scan: Annotated[
+        bool,
+        typer.Option("--until-scan", envvar="SQSHPIPE_UNTIL_SCAN", help="Leave convert and verify out."),
+    ] = False,
+    sarif: Annotated[Path | None, typer.Option("--sarif", help="Where the findings go.")] = None,
+) -> None:
+    """Build, scan, convert and verify an image without publishing it; print repository@digest."""
+    from pipeline.actions.summary import checked_markdown
+    from pipeline.check import try_out
+    from pipeline.cli.image import opened, revision_of
+    from pipeline.stages.scan import Blocked
+
+    reference, verdict, error = "", None, ""
+
+    def pushed(image: Any) -> None:
+        nonlocal reference
+        reference = str(image.reference)
+
+    with opened(name, config, registry=registry) as run:
+        try:
+            tried = try_out(
+                run.spec,
+                tag,
+                config=run.config,
+                lock=run.lock,
+                clients=run.clients,
+                story=run.teller,
+                pushed=pushed,
+                revision=revision_of(config),
+                until_scan=until_scan,
+            )
+            verdict = tried.report.verdict
+        except SqshpipeError as failure:
+            error = str(failure)
+            verdict = failure.verdict if isinstance(failure, Blocked) else None
+            raise
+        finally:
+            if sarif is not None and verdict is not None:
+                _write_sarif(sarif, verdict, name, reference, run.spec.dockerfile, config)
+            told = verdict.as_json() if verdict is not None else None
+            text = checked_markdown(
+                name, reference=reference, stages=run.teller.as_json(), verdict=told, error=error
+            )
+            _summary(text)
+    run.teller.summary()
+    _outputs({"reference": reference})
+    output.data(reference)
+
+
+@ci.command()
+def publish(
+    name: Name,
+    tag: Version,
+    reference: Annotated[str, typer.Option("--reference", help="What was built: repository@sha256:…")],
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    store: options.Store = None,
+    registry: options.Registry = None,
+) -> None:
+    """Publish the image that another machine built and handed over by digest; print the path."""
+    from pipeline.actions.summary import checked_markdown
+    from pipeline.check import refuse_other
+    from pipeline.cli.image import opened, revision_of, told_to_people
+    from pipeline.release import release
+
+    error = ""
+    with opened(name, config, store=store, registry=registry) as run, told_to_people(run, tag):
+        try:
+            refuse_other(
+                run.spec,
+                reference,
+                config=run.config,
+                lock=run.lock,
+                clients=run.clients,
+                story=run.teller,
+            )
+            made = release(
+                run.spec,
+                tag,
+                config=run.config,
+                lock=run.lock,
+                clients=run.clients,
+                story=run.teller,
+                revision=revision_of(config),
+            )
+        except SqshpipeError as failure:
+            error = str(failure)
+            raise
+        finally:
+            stages = run.teller.as_json()
+            _summary(checked_markdown(name, reference=reference, stages=stages, verdict=None, error=error))
+    run.teller.summary()
+    _outputs({"path": str(made.public_path)})
+    output.data(str(made.public_path))
+
+
+@ci.command()
+def trust(
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME at GitHub.", show_default=False)],
+    account: Annotated[str, typer.Option("--account", help="The AWS account, 12 digits.")],
+    refs: Annotated[
+        list[str] | None, typer.Option("--ref", help="Branches and tags that may publish, as refs/….")
+    ] = None,
+    partition: Annotated[str, typer.Option("--partition", help="aws, aws-cn or aws-us-gov.")] = "aws",
+) -> None:
+    """Print the trust policies of the roles that the workflows assume, and the set-up they need."""
+    from pipeline.actions.trust import Trust
+
+    wanted = {"refs": tuple(refs)} if refs else {}
+    made = Trust(repository=repository, account=account, partition=partition, **wanted)
+    output.data_json(
+        {
+            "build": made.policy("build"),
+            "publish": made.policy("publish"),
+            "once": made.subject_setup(),
+        }
+    )
+
+
+def _run_from_environment(config: Path) -> Run:
+    from pipeline.actions.event import Run
+    from pipeline.tools.git import Checkout
+
+    found = {
+        name: os.environ.get(f"GITHUB_{name}", "") for name in ("EVENT_NAME", "EVENT_PATH", "REF", "SHA")
+    }
+    missing = [f"GITHUB_{name}" for name, value in found.items() if not value]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} is not set", hint="sqshpipe ci runs inside of GitHub Actions"
+        )
+    try:
+        payload = json.loads(Path(found["EVENT_PATH"]).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{found['EVENT_PATH']} cannot be read as an event: {error}") from error
+    checkout = Checkout.around(config.resolve().parent)
+    return Run(
+        name=found["EVENT_NAME"],
+        payload=payload,
+        ref=found["REF"],
+        sha=found["SHA"],
+        committed=datetime.fromisoformat(checkout.committed()),
+    )
+
+
+def _outputs(values: dict[str, str]) -> None:
+    """For later steps and jobs; each value is one line."""
+    path = os.environ.get("GITHUB_OUTPUT")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.writelines(f"{name}={value}\n" for name, value in values.items())
+
+
+def _summary(text: str) -> None:
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+def _write_sarif(
+    path: Path, verdict: Any, name: str, reference: str, dockerfile: Path | None, config: Path
+) -> None:
+    from pipeline.scanning.sarif import as_sarif
+
+    file = dockerfile or config
+    root = config.resolve().parent
+    location = (
+        file.resolve().relative_to(root).as_posix() if file.resolve().is_relative_to(root) else file.name
+    )
+    text = json.dumps(as_sarif(verdict, image=name, reference=reference, location=location))
+    path.write_text(text, encoding="utf-8")
