@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -33,9 +34,6 @@ from pipeline.tools.mount import mounted
 
 RANKS = 8
 PROJECT = Path(__file__).resolve().parent.parent
-OUT = PROJECT / "out"
-WORK = OUT / "demo"
-STORE = OUT / "containers"
 
 _IMAGES_YAML = """\
 # Written by the demo, for the registry and the base of this run.
@@ -55,15 +53,23 @@ class _Terminated(BaseException):
     """SIGTERM, raised so that everything is stopped on the way out."""
 
 
-def main() -> int:
-    """Run the demo; the exit code is 0, or that of what failed."""
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What the demo writes: `work` is emptied at its start, `store` keeps what was published."""
+
+    work: Path
+    store: Path
+
+
+def main(out: Path) -> int:
+    """Run the demo, writing below `out`; the exit code is 0, or that of what failed."""
     output.configure(quiet=True, verbose=False, json_log=False)
     logs.begin()
     signal.signal(signal.SIGTERM, _on_sigterm)
     began = time.monotonic()
     try:
         with ExitStack() as stack:
-            published = _demo(stack)
+            published = _demo(stack, Places(work=out / "demo", store=out / "containers"))
     except SqshpipeError as error:
         output.failure(error)
         return error.exit_code
@@ -75,22 +81,26 @@ def main() -> int:
         return 143
     print(f"\nDone in {time.monotonic() - began:.0f} s; all that it started is stopped.")
     print(f"The image stays: {_short(published)}")
-    print("Look into it:    .venv/bin/sqshpipe list --store out/containers")
+    print(f"Look into it:    .venv/bin/sqshpipe list --store {_short(out / 'containers')}")
     return 0
 
 
-def _demo(stack: ExitStack) -> Path:
+def _demo(stack: ExitStack, places: Places) -> Path:
     _title("sqshpipe: one image, one mount, every rank")
-    _clean_work_folder()
+    _clean(places.work)
     engine = stack.enter_context(_engine())
-    registry = stack.enter_context(PrivateRegistry())
+    registry = stack.enter_context(_registry(places.work / "registry"))
     print(f"  registry  {registry.address}, on loopback, asks for a password")
     base = Reference.parse(f"{registry.address}/base/python:24.01-py3")
     push_base(engine, base, Credentials(username=registry.username, password=registry.password))
     print(f"  base      {base}, this machine's Python")
-    (WORK / "images.yaml").write_text(
+    configuration = places.work / "images.yaml"
+    configuration.write_text(
         _IMAGES_YAML.format(
-            registry=registry.address, store=STORE, base=base, dockerfile=PROJECT / "demo/image/Dockerfile"
+            registry=registry.address,
+            store=places.store,
+            base=base,
+            dockerfile=PROJECT / "demo/image/Dockerfile",
         ),
         encoding="utf-8",
     )
@@ -98,22 +108,22 @@ def _demo(stack: ExitStack) -> Path:
         {
             **registry.variables,
             "DOCKER_HOST": engine.host,
-            "SQSHPIPE_CONFIG": str(WORK / "images.yaml"),
-            "SQSHPIPE_STORE": str(STORE),
-            "SQSHPIPE_CACHE": str(WORK / "cache"),
-            "SQSHPIPE_SCRATCH": str(WORK / "scratch"),
+            "SQSHPIPE_CONFIG": str(configuration),
+            "SQSHPIPE_STORE": str(places.store),
+            "SQSHPIPE_CACHE": str(places.work / "cache"),
+            "SQSHPIPE_SCRATCH": str(places.work / "scratch"),
         }
     )
     _title("From a Dockerfile to a published .sqsh")
     sqshpipe("lock")
-    version = _next_version()
+    version = _next_version(places.store)
     published = Path(sqshpipe("image", "demo", "--tag", version))
     _title("The same again does nothing")
     began = time.monotonic()
     sqshpipe("image", "demo", "--tag", version)
     print(f"  {time.monotonic() - began:.1f} s")
     _title(f"One mount, {RANKS} ranks")
-    _show_ranks(published)
+    _show_ranks(published, places.work / "mnt")
     return published
 
 
@@ -130,6 +140,17 @@ def _engine() -> Iterator[Engine]:
         with answering as engine:
             print(f"  engine    Docker {engine.version} at {engine.host}")
             yield engine
+
+
+@contextmanager
+def _registry(folder: Path) -> Iterator[PrivateRegistry]:
+    registry = PrivateRegistry()
+    try:
+        registry.start(folder)
+        yield registry
+    finally:
+        registry.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Command:
@@ -158,8 +179,7 @@ class _Command:
         return said.strip()
 
 
-def _show_ranks(published: Path) -> None:
-    folder = WORK / "mnt"
+def _show_ranks(published: Path, folder: Path) -> None:
     folder.mkdir()
     with mounted(published.resolve(), folder) as place:
         how = "the kernel" if place.kind == "kernel" else "squashfuse"
@@ -194,17 +214,17 @@ def _check_shared(ranks: list[Rank]) -> None:
             raise ToolError(f"the ranks saw {len(seen)} {what}: {', '.join(sorted(seen))}")
 
 
-def _next_version() -> str:
+def _next_version(store: Path) -> str:
     """v1.0, or the next one that no earlier demo has published: a version never changes."""
     number = 0
-    while (STORE / "demo" / f"v1.{number}.json").exists():
+    while (store / "demo" / f"v1.{number}.json").exists():
         number += 1
     return f"v1.{number}"
 
 
-def _clean_work_folder() -> None:
-    shutil.rmtree(WORK, ignore_errors=True)
-    WORK.mkdir(parents=True)
+def _clean(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _title(text: str) -> None:
@@ -229,4 +249,4 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Path(sys.argv[1]).resolve() if sys.argv[1:] else PROJECT / "out"))

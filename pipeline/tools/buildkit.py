@@ -40,7 +40,8 @@ _NOISE = re.compile(
 )
 _KEPT_LINES = 2000
 _STEP_FAILED = re.compile(r"#(\d+) ERROR")
-_STEP_LINE = re.compile(r"#(\d+) (?:\d+\.\d+ )?(?!sha256:|ERROR|CANCELED|\d+ )(.*)")
+# what a step says has a time before it; its name, and what the builder says of it, has none
+_STEP_LINE = re.compile(r"#(\d+) (?:\d+\.\d+ |(?!sha256:|ERROR|CANCELED|\d))(.*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
