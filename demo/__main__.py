@@ -8,6 +8,7 @@ starts ends with it.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -35,6 +36,7 @@ from pipeline.tools.mount import mounted
 RANKS = 8
 PROJECT = Path(__file__).resolve().parent.parent
 
+_DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
 _IMAGES_YAML = """\
 # Written by the demo, for the registry and the base of this run.
 version: 1
@@ -46,6 +48,7 @@ images:
   demo:
     base: {base}
     dockerfile: {dockerfile}
+    scan: {{scanner: none}}
 """
 
 
@@ -154,7 +157,7 @@ def _registry(folder: Path) -> Iterator[PrivateRegistry]:
 
 
 class _Command:
-    """The real command, shown as it is typed; stderr goes to the terminal as it comes."""
+    """The real command, shown as it is typed, and what it says as it comes, with long names cut short."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._environment = {**os.environ, **variables, "PYTHONPATH": str(PROJECT)}
@@ -164,16 +167,24 @@ class _Command:
         print(f"$ sqshpipe {shlex.join(words)}", flush=True)
         argv = [sys.executable, "-m", "pipeline", *words]
         process = subprocess.Popen(
-            argv, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+            argv,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                print(_for_people(line.rstrip()), flush=True)
             said, _ = process.communicate()
         except BaseException:
             process.terminate()  # it removes its scratch on the way out
-            process.wait()
+            process.communicate()
             raise
         for line in said.splitlines():
-            print(_short_text(line))
+            print(_for_people(line))
         if process.returncode != 0:
             raise ToolError(f"sqshpipe {shlex.join(words)} ended with exit code {process.returncode}")
         return said.strip()
@@ -232,12 +243,12 @@ def _title(text: str) -> None:
 
 
 def _short(path: Path) -> str:
-    return _short_text(str(path))
+    return _for_people(str(path))
 
 
-def _short_text(text: str) -> str:
-    """Paths as seen from the project, so that lines stay within a screen."""
-    return text.replace(f"{PROJECT}/", "")
+def _for_people(text: str) -> str:
+    """Paths as seen from the project and digests by their beginning, so that lines fit on a screen."""
+    return _DIGEST.sub(r"\1…", text.replace(f"{PROJECT}/", ""))
 
 
 def _mib(amount: int) -> str:

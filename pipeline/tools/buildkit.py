@@ -34,11 +34,9 @@ _OLDEST_BUILDX = (0, 10)  # the first that knows --provenance
 _FIRST_REFUSING = 23  # the first docker command line that leaves BuildKit to the plugin
 _PROBE_TIMEOUT = 30.0  # seconds
 _METADATA = ".metadata.json"
-# What BuildKit's plain progress says for nobody: digests of its steps, transfers of a few bytes.
-_NOISE = re.compile(
-    r"#\d+ (sha256:\S+$|sha256:.* done$|transferring|extracting|exporting|writing|naming|resolve|DONE)|$"
-)
 _KEPT_LINES = 2000
+_NUMBERED = re.compile(r"#(\d+) (.*)")
+_NOISE = ("sha256:", "extracting ", "resolve ", "DONE ", "...")
 _STEP_FAILED = re.compile(r"#(\d+) ERROR")
 # what a step says has a time before it; its name, and what the builder says of it, has none
 _STEP_LINE = re.compile(r"#(\d+) (?:\d+\.\d+ |(?!sha256:|ERROR|CANCELED|\d))(.*)")
@@ -79,10 +77,11 @@ def build(
             )
         argv = [*frontend.argv, *_options(frontend, order, dockerfile), str(order.context)]
         told: deque[str] = deque(maxlen=_KEPT_LINES)
+        internal: set[str] = set()
 
         def listen(line: str) -> None:
             told.append(line)
-            if not _NOISE.match(line):
+            if _worth_telling(line, internal):
                 meter.line(line)
 
         done = process.run(argv, env=_environment(engine.host, docker_config), on_line=listen, check=False)
@@ -141,6 +140,17 @@ def _config_digest(metadata: Path) -> Digest | None:
     except FileNotFoundError:
         return None
     return Digest.parse(found) if found else None
+
+
+def _worth_telling(line: str, internal: set[str]) -> bool:
+    """Whether a line is about the user's own steps; `internal` collects the numbers of BuildKit's."""
+    match = _NUMBERED.match(line)
+    if match is None:
+        return bool(line.strip())
+    number, text = match.groups()
+    if text.startswith(("[internal]", "[auth]", "exporting ")):
+        internal.add(number)
+    return number not in internal and not text.startswith(_NOISE)
 
 
 def _failure(order: BuildOrder, told: list[str]) -> ToolError:

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.errors import ConfigError, ToolError
 from pipeline.oci.digest import Digest
+from pipeline.progress import Meter
 from pipeline.tools import buildkit
 from pipeline.tools.docker import BuildOrder, Engine
 
@@ -175,6 +176,32 @@ def test_of_steps_side_by_side_the_failed_one_is_told(install: Install, tmp_path
         "  | Collecting it",
         "  | ERROR: No matching distribution found for it",
     ]
+
+
+def test_only_what_the_users_own_steps_say_is_passed_on(install: Install, tmp_path: Path) -> None:
+    told = [
+        "#1 [internal] load build definition from Dockerfile",
+        "#1 transferring dockerfile: 96B 0.0s done",
+        "#1 DONE 0.0s",
+        "#5 [1/3] FROM r.io/base@sha256:0",
+        "#5 sha256:c88c5afa3383db28e419ec6d1ccb2d44 9.34MB / 9.34MB 0.1s done",
+        "#5 extracting sha256:c88c5afa 0.8s done",
+        "#6 [2/3] RUN make",
+        "#6 CACHED",
+        "#7 [3/3] RUN pip install it",
+        "#7 0.083 exporting is what it does",
+        "#7 DONE 0.1s",
+        "#8 exporting to image",
+        "#8 writing image sha256:2635beba done",
+    ]
+    (tmp_path / "said").write_text("\n".join(told), encoding="utf-8")
+    install("28.2.2", buildx=BUILDX, build=f"cat {tmp_path}/said >&2")
+    found = buildkit.find_frontend(engine())
+    assert found is not None
+    heard: list[str] = []
+    meter = SimpleNamespace(line=heard.append)
+    buildkit.build(found, order(tmp_path), engine(), tmp_path, cast("Meter", meter))
+    assert heard == [told[3], told[6], told[7], told[8], told[9]]
 
 
 def test_a_secret_is_named_by_its_source_and_has_to_be_there(
