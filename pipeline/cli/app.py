@@ -25,6 +25,7 @@ from pipeline.cli import (
     output,
     plan,
     refresh,
+    scan,
     squashfs,
     store,
 )
@@ -58,7 +59,7 @@ def _global_options(
 
 
 # In the order in which help lists them.
-for _verbs in (image, convert, plan, refresh, store, squashfs, ecr, ci, cluster, doctor):
+for _verbs in (image, convert, scan, plan, refresh, store, squashfs, ecr, ci, cluster, doctor):
     _verbs.register(app)
 
 

@@ -13,9 +13,8 @@ from typing import Any, Literal
 
 import structlog
 
-from pipeline.config.types import ScanPolicy
+from pipeline.config.types import Config, ImageSpec, ScanPolicy
 from pipeline.errors import ConfigError, RegistryError, ScanRejected, ToolError
-from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.oci.reference import Reference
 from pipeline.scanning.findings import Base, ScanResult
@@ -111,7 +110,7 @@ def scan(
     moment = now or datetime.now(timezone.utc)
     waivers = read_waivers(policy.waivers)
     result = _result(scanner, pushed, policy, credentials, ecr, waiting, moment)
-    base = known_base(pushed, client_for)
+    base = Base() if client_for is None else layers_of_base(pushed.reference, pushed.base.pinned, client_for)
     if base.layers is None or not any(finding.layer for finding in result.findings):
         base = Base(layers=base.layers, findings=_base_findings(scanner, pushed, ecr, base_in))
     name = image or pushed.repository.repository.rpartition("/")[2]
@@ -186,39 +185,34 @@ def ecr_of(repository: Reference) -> Ecr:
     return Ecr(where.account, where.region)
 
 
-def known_base(pushed: PushedImage, client_for: ClientFor | None) -> Base:
-    """The layers that the image has from its base, by blob digest and diff_id.
+def layers_of_base(image: Reference, base: Reference, client_for: ClientFor) -> Base:
+    """The layers that ``image`` has from ``base``, by blob digest and diff_id; both references have digests.
 
-    They are told by their diff_ids, since an engine may compress a layer anew when it pushes. Unknown,
-    with a warning,
-    when the base cannot be read.
+    They are told by their diff_ids, since an engine may compress a layer anew when it pushes. Unknown, with a
+    warning, when the base cannot be read.
     """
-    if client_for is None:
-        return Base()
-    ours, theirs = pushed.repository, pushed.base.reference
     try:
-        image = _manifest(client_for, ours, pushed.digest)
-        image_ids = client_for(ours.registry).get_config(ours.repository, image).diff_ids
-        base = (
-            image
-            if pushed.digest == pushed.base.digest
-            else _manifest(client_for, theirs, pushed.base.digest)
-        )
-        where = ours if base is image else theirs
-        base_ids = client_for(where.registry).get_config(where.repository, base).diff_ids
+        whole = manifest_of(client_for, image)
+        whole_ids = client_for(image.registry).get_config(image.repository, whole).diff_ids
+        if image.digest == base.digest:
+            below, below_ids = whole, whole_ids
+        else:
+            below = manifest_of(client_for, base)
+            below_ids = client_for(base.registry).get_config(base.repository, below).diff_ids
     except RegistryError as error:
         log.warning("what the base brought cannot be told", reason=error.message)
         return Base()
-    if image_ids[: len(base_ids)] != base_ids:
+    if whole_ids[: len(below_ids)] != below_ids:
         return Base()
-    blobs = (layer.digest for layer in (*image.layers[: len(base_ids)], *base.layers))
-    return Base(layers=frozenset({*base_ids, *blobs}))
+    blobs = (layer.digest for layer in (*whole.layers[: len(below_ids)], *below.layers))
+    return Base(layers=frozenset({*below_ids, *blobs}))
 
 
-def _manifest(client_for: ClientFor, repository: Reference, digest: Digest) -> Manifest:
-    found = client_for(repository.registry).get_manifest(repository.repository, str(digest))
+def manifest_of(client_for: ClientFor, image: Reference) -> Manifest:
+    """The manifest of ``image``, which has a digest. RegistryError when it is an index."""
+    found = client_for(image.registry).get_manifest(image.repository, str(image.digest))
     if not isinstance(found, Manifest):
-        raise RegistryError(f"{repository.with_digest(digest)} is an index, not one image")
+        raise RegistryError(f"{image} is an index, not one image")
     return found
 
 
@@ -232,3 +226,11 @@ def _base_findings(
     if not isinstance(outcome, ScanResult):
         return None
     return frozenset((finding.id, finding.package) for finding in outcome.findings)
+
+
+def mirrored_base(config: Config, spec: ImageSpec) -> Reference | None:
+    """Our repository that has the base of ``spec`` as it is, if images.yaml mirrors it."""
+    for other in config.images.values():
+        if other.mirrored and (other.base, other.platform) == (spec.base, spec.platform):
+            return config.registry.repository(other.name)
+    return None

@@ -1,0 +1,226 @@
+"""The scan gate by hand: one image's findings, or another look at all that is published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pipeline.cli import options, output
+from pipeline.errors import ConfigError, RegistryError, ScanRejected
+
+if TYPE_CHECKING:
+    from pipeline.bases import Clients
+    from pipeline.config import Config, ImageSpec
+    from pipeline.scanning.policy import Verdict
+    from pipeline.stages.push import PushedImage
+
+Names = Annotated[list[str] | None, typer.Argument(help="Images; all of images.yaml if none is named.")]
+
+SCANNERS: dict[str, Literal["ecr", "trivy", "auto"]] = {"ecr": "ecr", "trivy": "trivy", "auto": "auto"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``scan`` to ``app``."""
+    app.command()(scan)
+
+
+def scan(
+    names: Names = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Look again at every release that the store offers.")
+    ] = False,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    store: options.Store = None,
+    registry: options.Registry = None,
+    scanner: Annotated[
+        str | None, typer.Option("--scanner", help="ecr, trivy or auto, over images.yaml.")
+    ] = None,
+    tag: Annotated[
+        str | None,
+        typer.Option("--tag", "-t", help="This tag of the registry, not what images.yaml means now."),
+    ] = None,
+    sarif: Annotated[
+        Path | None, typer.Option("--sarif", help="Also write SARIF for GitHub code scanning to this file.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show the findings of pushed images and whether the policy lets them pass; exit with 5 if not.
+
+    Examples: sqshpipe scan megatron-training · sqshpipe scan --published --store /fsx/containers
+    """
+    if published:
+        _published(tuple(names or ()), config, store, as_json=as_json)
+        return
+    from pipeline.bases import Clients
+    from pipeline.config import load
+
+    settings = load(config, store=store, registry=registry)
+    rejected: list[ScanRejected] = []
+    told: dict[str, object] = {}
+    runs: list[object] = []
+    with Clients(settings) as clients:
+        for spec in settings.select(names or ()):
+            pushed = _in_registry(settings, spec, clients, tag)
+            verdict = _verdict(settings, spec, pushed, clients, scanner, rejected)
+            if verdict is None:
+                told[spec.name] = {
+                    "reference": str(pushed.reference),
+                    "passed": not rejected,
+                    "scanner": "none",
+                }
+                continue
+            told[spec.name] = {"reference": str(pushed.reference), **verdict.as_json()}
+            runs += _sarif_runs(settings, spec, pushed, verdict)
+            if not as_json:
+                for line in table(spec.name, verdict):
+                    output.data(line)
+    if as_json:
+        output.data_json(told)
+    if sarif is not None:
+        _write_sarif(sarif, runs)
+    if rejected:
+        raise rejected[0]
+
+
+def _verdict(
+    settings: Config,
+    spec: ImageSpec,
+    pushed: PushedImage,
+    clients: Clients,
+    scanner: str | None,
+    rejected: list[ScanRejected],
+) -> Verdict | None:
+    from dataclasses import replace
+
+    from pipeline.stages import scan as stage
+    from pipeline.tools.credentials import credentials_provider
+
+    policy = spec.scan
+    if scanner is not None:
+        if scanner not in SCANNERS:
+            raise ConfigError(f"{scanner!r} is not a scanner", hint="ecr, trivy or auto")
+        policy = replace(policy, scanner=SCANNERS[scanner])
+    try:
+        report = stage.scan(
+            pushed,
+            policy,
+            image=spec.name,
+            client_for=clients,
+            credentials=credentials_provider(settings.registry.host),
+            base_in=stage.mirrored_base(settings, spec),
+        )
+    except stage.Blocked as error:
+        rejected.append(error)
+        return error.verdict
+    return report.verdict
+
+
+def _in_registry(settings: Config, spec: ImageSpec, clients: Clients, tag: str | None) -> PushedImage:
+    """What is in the registry for the image as images.yaml means it now, or under ``tag``."""
+    from pipeline import inputs
+    from pipeline.lock import read_lock
+    from pipeline.stages.pin import pin
+    from pipeline.stages.push import PushedImage, adopt
+    from pipeline.stages.scan import manifest_of
+
+    repository = settings.registry.repository(spec.name)
+    client = clients(repository.registry)
+    base = pin(spec.base, spec.platform, read_lock(settings.lock_path), clients)
+    if tag is None:
+        key = base.digest.hex if spec.mirrored else inputs.gather(spec, base.digest).key
+        found = adopt(repository, key, base, client)
+        if found is None:
+            raise RegistryError(
+                f"{repository} does not have {spec.name} as images.yaml means it now",
+                hint=f"sqshpipe image {spec.name} builds and pushes it; --tag scans what has that tag",
+            )
+        return found
+    head = client.head(repository.repository, tag)
+    if head is None:
+        raise RegistryError(f"{repository.with_tag(tag)} does not exist", hint="check the tag")
+    manifest = manifest_of(clients, repository.with_digest(head.digest))
+    return PushedImage(
+        repository=repository,
+        digest=manifest.digest,
+        config_digest=manifest.config.digest,
+        size=manifest.config.size + manifest.size,
+        base=base,
+        build_key=None,
+        adopted=True,
+    )
+
+
+def table(image: str, verdict: Verdict) -> list[str]:
+    """The findings as aligned lines, those that block first."""
+    counts = ", ".join(f"{number} {name}" for name, number in verdict.counts.items()) or "no findings"
+    lines = [f"{image}: {'passes' if verdict.passed else 'is blocked'} ({verdict.scanner}: {counts})"]
+    shown = [one for one in verdict.judged if one.decision != "below"]
+    rows = [
+        (
+            one.decision,
+            str(one.finding.severity),
+            one.finding.id,
+            output.safe(f"{one.finding.package} {one.finding.version}".strip()),
+            output.safe(one.finding.fixed_in)
+            or {"no": "no fix", "unknown": "?", "yes": "yes"}[one.finding.fix],
+            f"until {one.waiver.until}: {output.safe(one.waiver.reason)}" if one.waiver else "",
+        )
+        for one in shown
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(6)]
+    cells = ((cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    lines += [("  " + "  ".join(row)).rstrip() for row in cells]
+    hidden = len(verdict.judged) - len(shown)
+    if hidden:
+        lines.append(f"  and {hidden} below the policy's severity")
+    return lines
+
+
+def _sarif_runs(settings: Config, spec: ImageSpec, pushed: PushedImage, verdict: Verdict) -> list[object]:
+    from pipeline.scanning.sarif import as_sarif
+
+    folder = settings.path.parent.resolve()
+    file = spec.dockerfile or settings.path
+    location = (
+        file.resolve().relative_to(folder).as_posix() if file.resolve().is_relative_to(folder) else file.name
+    )
+    made = as_sarif(verdict, image=spec.name, reference=str(pushed.reference), location=location)
+    runs: list[object] = made["runs"]
+    return runs
+
+
+def _write_sarif(path: Path, runs: list[object]) -> None:
+    whole = {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": runs}
+    try:
+        path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _published(images: tuple[str, ...], config: Path, root: Path | None, *, as_json: bool) -> None:
+    from pipeline.bases import Clients
+    from pipeline.cli.store import open_store
+    from pipeline.config import load
+    from pipeline.stages.rescan import look_again
+
+    settings = load(config, store=root) if config.is_file() else None
+    clients = Clients(settings) if settings is not None else None
+    looks = look_again(open_store(root, config), settings, images=images, client_for=clients)
+    if as_json:
+        output.data_json([look.as_json() for look in looks])
+    else:
+        for look in looks:
+            state = "yanked" if look.yanked else look.status
+            output.data(
+                f"{look.release.name}  {look.release.platform}  {state}"
+                + (f"  {look.why}" if look.why else "")
+            )
+    bad = [look.release.name for look in looks if look.status == "unacceptable"]
+    if bad:
+        raise ScanRejected(
+            f"{len(bad)} published releases are no longer acceptable: {', '.join(bad)}",
+            hint="release new versions with updated packages, or waive what is harmless",
+        )

@@ -1,0 +1,179 @@
+"""Looking again at what is published: a release that passed once may have become unacceptable since.
+
+Only a complete result says so. ECR stops to look at images that nobody pulls, and a cluster that runs a
+.sqsh never
+pulls: then nothing is known, which is told, and is no reason to take away what jobs run on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+
+from pipeline.config.types import Config, ScanPolicy
+from pipeline.errors import SqshpipeError, ToolError
+from pipeline.oci.digest import Digest
+from pipeline.oci.reference import Reference
+from pipeline.scanning.findings import Base, ScanResult
+from pipeline.scanning.policy import Verdict, evaluate
+from pipeline.scanning.waivers import read_waivers
+from pipeline.stages.scan import ClientFor, blocked, chosen, ecr_of, layers_of_base
+from pipeline.stages.scan_ecr import ask
+from pipeline.store.record import Release
+from pipeline.store.store import Store
+from pipeline.tools.credentials import CredentialsProvider, credentials_for
+from pipeline.tools.ecr.client import Ecr
+from pipeline.tools.trivy import Trivy
+
+log = structlog.get_logger()
+
+SBOM = "sbom.cdx.json"
+Status = Literal["acceptable", "unacceptable", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What is known now of one published release; ``why`` in words, ``verdict`` where there is one."""
+
+    release: Release
+    status: Status
+    why: str
+    verdict: Verdict | None = None
+    yanked: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "image": self.release.image,
+            "version": self.release.version,
+            "platform": self.release.platform,
+            "status": self.status,
+            "why": self.why,
+            "yanked": self.yanked,
+            "verdict": self.verdict.as_json() if self.verdict is not None else None,
+        }
+
+
+def look_again(
+    store: Store,
+    config: Config | None,
+    *,
+    images: tuple[str, ...] = (),
+    client_for: ClientFor | None = None,
+    credentials: CredentialsProvider = credentials_for,
+    ecr_for: Callable[[Reference], Ecr] = ecr_of,
+    now: datetime | None = None,
+) -> list[Look]:
+    """Ask again for every published release of ``images`` (all if none is named), and yank by policy.
+
+    Policies are those of ``config``; an image that it does not have is judged by the defaults. One release
+    that cannot be
+    asked for is *unknown* and does not stop the others.
+    """
+    asker = _Asker(client_for, credentials, ecr_for, now or datetime.now(timezone.utc))
+    looks = []
+    for image in images or tuple(store.images()):
+        spec = config.images.get(image) if config is not None else None
+        policy = spec.scan if spec is not None else ScanPolicy()
+        for release in store.releases(image):
+            if release.state != "published":
+                continue
+            look = asker.look(release, policy, _sbom(store, release))
+            if look.status == "unacceptable" and policy.published == "yank":
+                store.mark(release.name, "yank", reason=f"scan: {look.why}")
+                look = Look(
+                    release=release, status=look.status, why=look.why, verdict=look.verdict, yanked=True
+                )
+            _tell(look)
+            looks.append(look)
+    return looks
+
+
+def _sbom(store: Store, release: Release) -> Path | None:
+    path = store.layout.attachments(release.image, release.version, release.platform) / SBOM
+    return path if path.is_file() else None
+
+
+def _tell(look: Look) -> None:
+    name = look.release.name
+    if look.status == "unacceptable":
+        log.warning("no longer acceptable", release=name, yanked=look.yanked, why=look.why)
+    elif look.status == "unknown":
+        log.warning("nothing is known of it now", release=name, why=look.why)
+    else:
+        log.info("still acceptable", release=name)
+
+
+class _Asker:
+    """Gets the newest result there is for a release: the scanner's, else one of its SBOM."""
+
+    def __init__(
+        self,
+        client_for: ClientFor | None,
+        credentials: CredentialsProvider,
+        ecr_for: Callable[[Reference], Ecr],
+        now: datetime,
+    ) -> None:
+        self._client_for = client_for
+        self._credentials = credentials
+        self._ecr_for = ecr_for
+        self._now = now
+
+    def look(self, release: Release, policy: ScanPolicy, sbom: Path | None) -> Look:
+        try:
+            return self._judged(release, policy, sbom)
+        except SqshpipeError as error:
+            return Look(release=release, status="unknown", why=error.message)
+
+    def _judged(self, release: Release, policy: ScanPolicy, sbom: Path | None) -> Look:
+        result, why = self._from_scanner(release, policy)
+        if result is None and sbom is not None:
+            try:
+                result = Trivy.find().scan_sbom(sbom)
+            except ToolError as error:
+                why = f"{why}; its SBOM could not be scanned: {error.message}"
+        if result is None:
+            return Look(release=release, status="unknown", why=why)
+        base = self._base(release) if policy.new_since_base else Base()
+        waivers = read_waivers(policy.waivers)
+        today = self._now.date()
+        verdict = evaluate(result, policy, waivers, base, image=release.image, today=today)
+        for warning in verdict.warnings:
+            log.warning(warning, release=release.name)
+        if verdict.passed:
+            return Look(release=release, status="acceptable", why="", verdict=verdict)
+        told = blocked(verdict, release.name).message
+        return Look(release=release, status="unacceptable", why=told, verdict=verdict)
+
+    def _from_scanner(self, release: Release, policy: ScanPolicy) -> tuple[ScanResult | None, str]:
+        if release.source is None or "repository" not in release.source:
+            return None, "it was made elsewhere, no image is known"
+        repository = Reference.parse(release.source["repository"])
+        digest = Digest.parse(release.source["digest"])
+        try:
+            scanner = chosen(policy, repository)
+            if scanner == "none":
+                return None, "the policy says that nothing is scanned"
+            if scanner == "trivy":
+                known = self._credentials(repository.registry)
+                pinned = repository.with_digest(digest)
+                return Trivy.find().scan_image(pinned, known, platform=release.platform), ""
+            outcome = ask(self._ecr_for(repository), repository.repository, digest)
+        except SqshpipeError as error:
+            return None, error.message
+        if isinstance(outcome, ScanResult):
+            return outcome, ""
+        return None, f"{outcome.why} ({outcome.state or 'no scan'})"
+
+    def _base(self, release: Release) -> Base:
+        if self._client_for is None or not release.base or not release.source:
+            return Base()
+        return layers_of_base(
+            Reference.parse(release.source["repository"]).with_digest(Digest.parse(release.source["digest"])),
+            Reference.parse(release.base["reference"]).with_digest(Digest.parse(release.base["digest"])),
+            self._client_for,
+        )
