@@ -21,6 +21,7 @@ from pipeline.tools import http
 from pipeline.tools.credentials import Credentials, credentials_for
 from pipeline.tools.registry import download, upload
 from pipeline.tools.registry.auth import Scope
+from pipeline.tools.registry.errors import Refused
 from pipeline.tools.registry.session import Answer, Patience, Session
 
 _ACCEPT = {"Accept": ", ".join(ACCEPT)}
@@ -140,18 +141,32 @@ class RegistryClient:
         )
 
     def put_manifest(self, repository: str, reference: str, raw: bytes, media_type: str) -> Digest:
-        """Store a manifest under a tag or its digest; gives its digest."""
+        """Store a manifest under a tag or its digest; gives its digest.
+
+        The same digest under a tag that may not change is done already; another one is refused (TAG_INVALID).
+        """
         digest = Digest.of(raw)
         joint = "@" if ":" in reference else ":"
-        answer = self._session.ask(
-            "PUT",
-            f"/v2/{repository}/manifests/{reference}",
-            scopes=(Scope(repository, "pull,push"),),
-            what=f"{self.host}/{repository}{joint}{reference}",
-            expected=(200, 201, 202, 204),
-            headers={"Content-Type": media_type},
-            content=raw,
-        )
+        what = f"{self.host}/{repository}{joint}{reference}"
+        try:
+            answer = self._session.ask(
+                "PUT",
+                f"/v2/{repository}/manifests/{reference}",
+                scopes=(Scope(repository, "pull,push"),),
+                what=what,
+                expected=(200, 201, 202, 204),
+                headers={"Content-Type": media_type},
+                content=raw,
+            )
+        except Refused as error:
+            if error.code != "TAG_INVALID":
+                raise
+            there = self.head(repository, reference)
+            if there is None or there.digest != digest:
+                has = there.digest if there is not None else "nothing"
+                hint = f"it is {has}, and stays so: choose another tag"
+                raise Refused(error.message, hint=hint, status=error.status, code=error.code) from error
+            return digest
         said = _said_digest(answer)
         if said is not None and said != digest:
             raise self._lie(repository, str(digest), said)

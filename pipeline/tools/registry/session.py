@@ -163,7 +163,7 @@ class Session:
             if response.status_code in expected:
                 return response
             body = _error_body(response)
-            if _wants_credentials(response.status_code, body) and not last:
+            if _wants_credentials(method, response.status_code, body) and not last:
                 again = self._auth.challenged(response.headers.get("www-authenticate", ""), scopes, sent=sent)
                 if again and isinstance(content, Iterator):
                     # what was sent of a stream is gone: the caller starts it anew
@@ -287,10 +287,10 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     return parts.scheme, parts.hostname or "", parts.port or default
 
 
-def _wants_credentials(status: int, body: bytes) -> bool:
-    # ECR answers 403 with these words when its 12 hours are over
+def _wants_credentials(method: str, status: int, body: bytes) -> bool:
+    # ECR answers 403 with these words when its 12 hours are over; to a HEAD it cannot say them
     return status == http.HTTPStatus.UNAUTHORIZED or (
-        status == http.HTTPStatus.FORBIDDEN and b"token has expired" in body.lower()
+        status == http.HTTPStatus.FORBIDDEN and (method == "HEAD" or b"token has expired" in body.lower())
     )
 
 
