@@ -26,6 +26,7 @@ from pipeline.stages.mirror import mirror
 from pipeline.stages.pin import BaseImage, pin
 from pipeline.stages.publish import publish
 from pipeline.stages.push import PushedImage, adopt, push, tag_version
+from pipeline.stages.repository import prepare
 from pipeline.stages.scan import ScanReport, chosen, scan
 from pipeline.stages.scratch import default_cache, default_scratch
 from pipeline.stages.verify import verify
@@ -73,7 +74,14 @@ def release(
         spec, version, pinned, config=config, clients=clients, story=story, revision=revision
     )
     with story.stage("scan"):
-        report = scan(pushed, spec.scan, image=spec.name, client_for=clients, credentials=clients.credentials)
+        report = scan(
+            pushed,
+            spec.scan,
+            image=spec.name,
+            client_for=clients,
+            credentials=clients.credentials,
+            base_in=mirrored_base(config, spec),
+        )
         story.result(report.sentence)
     with store.staging() as staged:
         with story.stage("convert") as meter:
@@ -147,6 +155,7 @@ def in_registry(
     """The image in our registry by digest: mirrored, found under its build key, or built and pushed now."""
     repository = config.registry.repository(spec.name)
     client = clients(repository.registry)
+    prepare(config.registry, repository)
     if pinned.build_inputs is None:
         with story.stage("mirror") as meter:
             mirrored = mirror(pinned.base, repository, clients(spec.base.registry), client, meter=meter)

@@ -118,7 +118,7 @@ def test_from_a_missing_repository_to_a_version_past_the_gate(
     assert ecr.head(demo.repository, "v1.0") is None, "a version that the gate stopped is not burnt"
     waivers = tmp_path / "waivers.yaml"
     waivers.write_text(
-        "version: 1\nwaivers:\n- {id: CVE-1, package: openssl, reason: not reachable here, until: 2026-06-30}\n"
+        "version: 1\nwaivers:\n- {id: CVE-1, package: openssl, reason: not reachable, until: 2026-06-30}\n"
     )
     assert judge(pushed, waivers) == "passed"
     with pytest.raises(Blocked, match="CVE-1"):
