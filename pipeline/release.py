@@ -27,7 +27,7 @@ from pipeline.stages.pin import BaseImage, pin
 from pipeline.stages.publish import publish
 from pipeline.stages.push import PushedImage, adopt, push, tag_version
 from pipeline.stages.repository import prepare
-from pipeline.stages.scan import ScanReport, chosen, scan
+from pipeline.stages.scan import ScanReport, chosen, mirrored_base, scan
 from pipeline.stages.scratch import default_cache, default_scratch
 from pipeline.stages.verify import verify
 from pipeline.store.names import check_version
