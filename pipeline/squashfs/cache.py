@@ -8,20 +8,16 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from hashlib import sha256
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import ToolError
 from pipeline.squashfs.codecs import Codec
 from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged, footer
 from pipeline.squashfs.packindex import PackIndex
-
-log = structlog.get_logger()
 
 _SUFFIX = ".pack"
 _PARTIAL = ".partial-"
@@ -77,13 +73,17 @@ class PackWriteHandle:
 
 
 class PackCache:
-    """The packs in `folder`, which is made when missing. Safe for several builders at once."""
+    """The packs in `folder`, which is made when missing. Safe for several builders at once.
 
-    def __init__(self, folder: Path) -> None:
+    `on_damage` is told of every pack that is removed because it is damaged.
+    """
+
+    def __init__(self, folder: Path, on_damage: Callable[[PackDamaged], None] = lambda _: None) -> None:
         self.folder = folder
+        self._on_damage = on_damage
 
     def open(self, key: str) -> Pack | None:
-        """The pack `key` when it is there and whole. A damaged one is removed and told as a warning."""
+        """The pack `key` when it is there and whole. A damaged one is removed."""
         path = self._path(key)
         try:
             pack = Pack.open(path)
@@ -98,9 +98,7 @@ class PackCache:
 
     def discard(self, error: PackDamaged) -> None:
         """Remove a pack that was found damaged."""
-        log.warning(
-            "A layer pack is damaged and will be made again", pack=str(error.path), reason=error.message
-        )
+        self._on_damage(error)
         error.path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
