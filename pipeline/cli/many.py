@@ -6,7 +6,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import structlog
 import typer
 
 from pipeline.cli import output
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
     from pipeline.batch import Executor, Outcome, Task
     from pipeline.config import Config
-
-log = structlog.get_logger()
 
 
 class ExecutorName(str, Enum):
@@ -87,9 +84,11 @@ def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple
 
         def done(outcome: Outcome) -> None:
             if outcome.code == 0:
-                log.info("done", name=outcome.task.image, version=outcome.task.version, where=outcome.where)
+                output.log().info(
+                    "done", name=outcome.task.image, version=outcome.task.version, where=outcome.where
+                )
             else:
-                log.error("failed", name=outcome.task.image, code=outcome.code, why=outcome.error)
+                output.log().error("failed", name=outcome.task.image, code=outcome.code, why=outcome.error)
             task = outcome.task
             path = outcome.path or ""
             notifier.tell(ended(task.image, task.version, outcome.code, outcome.error, path=path))

@@ -10,7 +10,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import structlog
 import typer
 
 from pipeline.cli import many, options, output
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.lock import Lock
     from pipeline.refresh import Refreshed
-
-log = structlog.get_logger()
 
 
 class Unit(str, Enum):
@@ -95,11 +92,11 @@ def refresh(
 
 def _tell(found: Refreshed) -> None:
     for change in found.changes:
-        log.info(change.reason, images=", ".join(change.images))
+        output.log().info(change.reason, images=", ".join(change.images))
     for problem in found.problems:
-        log.warning("could not be looked at", base=str(problem.base), why=problem.error.message)
+        output.log().warning("could not be looked at", base=str(problem.base), why=problem.error.message)
     if not found.changes and not found.problems:
-        log.info("nothing changed")
+        output.log().info("nothing changed")
 
 
 def _notify(settings: Config, found: Refreshed) -> None:
@@ -152,7 +149,7 @@ def _rebuild(
         if plans[one.spec.name].has_changes and (one.newest is not None or one.spec.name in found.images)
     ]
     if not wanted:
-        log.info("nothing to rebuild")
+        output.log().info("nothing to rebuild")
         return ()
     store = Store(settings.store.root)
     tasks = batch.tasks_for(
