@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import job, node, options, output
+from pipeline.cli import job, node, options, output, warm
 from pipeline.errors import ConfigError
 
 cluster = typer.Typer(no_args_is_help=True, help="What nodes need: importer, bootstrap script, cluster file.")
@@ -19,10 +19,11 @@ OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Default
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs of this module, of `node` and of `job` to ``app``."""
+    """Add the verbs of this module, of `node`, `job` and `warm` to ``app``."""
     app.add_typer(cluster, name="cluster")
     node.register(app)
     job.register(app)
+    warm.register(app)
 
 
 def need_store(store: Path | None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import signal
@@ -18,6 +19,8 @@ from pipeline.tools import process
 from pipeline.tools.mount import Kind
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+
+_counter = itertools.count()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +55,8 @@ def image_file(path: Path, digest: str | None = None) -> ImageFile:
 
 @contextlib.contextmanager
 def held(image: ImageFile, *, kind: Kind | None = None) -> Iterator[shared_mount.SharedMount]:
-    """The image's shared mount for as long as the block lasts."""
-    holder = shared_mount.holder_of(os.getpid())
+    """The image's shared mount for as long as the block lasts; blocks of one process may overlap."""
+    holder = f"{shared_mount.holder_of(os.getpid())}-{next(_counter)}"
     mounted = shared_mount.acquire(image.path, image.sha256, holder, kind=kind)
     try:
         yield mounted
@@ -95,9 +98,10 @@ def capture(
     binds: Sequence[enter.Bind] = (),
     env: Sequence[tuple[str, str]] = (),
     timeout: float | None = None,
+    kind: Kind | None = None,
 ) -> process.Completed:
     """Run a command in the image and keep what it says. Its exit code is the caller's to judge."""
-    with held(image) as mounted, _scratch() as scratch:
+    with held(image, kind=kind) as mounted, _scratch() as scratch:
         entering = enter.Entering(
             image=str(mounted.root),
             scratch=str(scratch),

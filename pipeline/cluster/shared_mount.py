@@ -1,7 +1,7 @@
 """One mount of a .sqsh for all callers on a node, counted by who is still alive.
 
     NODE/<sha256>[-<job>.<step>]/root       where it is mounted
-    NODE/<sha256>…/holders/<pid>-<start>    one empty file a caller; or job-<id>, made by a prolog
+    NODE/<sha256>…/holders/<pid>-<start>…   one empty file a caller; or job-<id>, made by a prolog
     NODE/<sha256>…/lock                     flock: this folder is on the node's own disk or memory
 
 A caller that was killed leaves its file behind, but no process has that number and start time any more, so
@@ -194,7 +194,7 @@ def _holders(folder: Path) -> list[Path]:
 
 
 def _alive(holder: str) -> bool:
-    pid, _, start = holder.partition("-")
+    pid, start, *_ = holder.split("-")
     return pid == "job" or _start_time(int(pid)) == start
 
 

@@ -1,0 +1,175 @@
+"""Verbs about nodes and time: prewarm, node check, node bench."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import node as node_verbs
+from pipeline.cli import options, output
+from pipeline.errors import ConfigError, ToolError, VerificationError
+
+if TYPE_CHECKING:
+    from pipeline.cluster.warming import Warmed
+
+node = typer.Typer(no_args_is_help=True, help="Does an image fit this node, and where does its time go.")
+STATE = Path("/var/lib/sqshpipe")
+
+Local = Annotated[Path | None, typer.Option("--local", help="Copy into this folder of the node (NVMe).")]
+State = Annotated[Path, typer.Option("--state", help="The importer's node-local folder, for its marks.")]
+Check = Annotated[bool, typer.Option("--check/--no-check", help="Compare the sha256 of what is read.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module to ``app``."""
+    app.command()(prewarm)
+    app.command("warm-here", hidden=True)(warm_here)
+    app.add_typer(node, name="node")
+
+
+def prewarm(
+    image: node_verbs.Image,
+    store: options.Store = None,
+    nodes: Annotated[str | None, typer.Option("--nodes", help="Host list such as gpu[1-16].")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="All nodes of it that are up.")] = None,
+    at_once: Annotated[int, typer.Option("--at-once", min=1, help="So many nodes at a time.")] = 8,
+    local: Local = None,
+    state: State = STATE,
+    check: Check = True,
+    sbcast: Annotated[
+        bool | None, typer.Option("--sbcast/--no-sbcast", help="Default: when many nodes copy.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Bring an image to nodes before the job: one Slurm task a node; prints rate and time of each."""
+    from pipeline.cluster import prewarm as warming
+    from pipeline.tools import slurm
+
+    if (nodes is None) == (partition is None):
+        raise ConfigError("say which nodes", hint="give either --nodes LIST or --partition NAME")
+    hosts = slurm.hostnames(nodes) if nodes else slurm.partition_nodes(partition or "")
+    found = node_verbs.wanted(image, store)
+    order = warming.Order(
+        file=found.path,
+        sha256=found.sha256,
+        nodes=hosts,
+        at_once=at_once,
+        local=local.absolute() if local else None,
+        state=state,
+        check=check,
+        sbcast=sbcast,
+        options=(f"--partition={partition}",) if partition else (),
+    )
+    outcomes = warming.prewarm(order)
+    if json:
+        output.data_json([_as_json(each.node, each.warmed, each.error) for each in outcomes])
+    else:
+        for each in outcomes:
+            output.data(_line(each.node, each.warmed, each.error))
+    failed = [each.node for each in outcomes if each.warmed is None]
+    if failed:
+        raise ToolError(
+            f"{len(failed)} of {len(outcomes)} nodes are not warm: {', '.join(failed[:8])}",
+            hint="the job starts there all the same, only slower",
+        )
+
+
+def warm_here(
+    file: Annotated[Path, typer.Argument()],
+    digest: Annotated[str, typer.Option("--digest")],
+    local: Local = None,
+    state: Annotated[Path | None, typer.Option("--state")] = None,
+    brought: Annotated[Path | None, typer.Option("--from")] = None,
+    check: Check = True,
+) -> None:
+    """What prewarm runs on each node."""
+    import json
+    import os
+
+    from pipeline.cluster import warming
+
+    if local is None:
+        done = warming.into_page_cache(file, digest if check else None)
+    else:
+        done = warming.onto_disk(file, digest, local, state=state, brought=brought)
+    node_name = os.environ.get("SLURMD_NODENAME") or done.host
+    output.data(json.dumps(_as_json(node_name, done, "")))
+
+
+@node.command("check")
+def check_node(
+    image: node_verbs.Image,
+    store: options.Store = None,
+    efa: Annotated[
+        bool | None, typer.Option("--efa/--no-efa", help="Also libfabric and NCCL's plugin.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Compare an image with this node: architecture, CUDA and driver, EFA. Exit code 7: it does not fit."""
+    from pipeline.cluster import node_check
+
+    found = node_check.check(node_verbs.wanted(image, store).path, node_check.this_host(), efa=efa)
+    if json:
+        output.data_json([{"what": each.what, "verdict": each.verdict, "text": each.text} for each in found])
+    else:
+        for each in found:
+            output.data(f"{each.verdict:<8} {each.what}: {each.text}")
+    bad = [each.what for each in found if each.verdict == "bad"]
+    if bad:
+        raise VerificationError(f"{image} does not fit this node: {', '.join(bad)}")
+
+
+@node.command("bench")
+def bench_node(
+    image: node_verbs.Image,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="After --: the work, for example python -c 'import torch'.")
+    ] = None,
+    store: options.Store = None,
+    scratch: Annotated[
+        Path | None, typer.Option("--scratch", help="Where the image is unpacked; default: /tmp.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Seconds to the first rank and of import-like work: unpacked, squashfuse, kernel mount, prewarmed."""
+    from pipeline.cluster import bench
+
+    rows = []
+    for each in bench.bench(
+        node_verbs.wanted(image, store), scratch or Path(tempfile.gettempdir()), command or ()
+    ):
+        rows.append(each)
+        if not json:
+            times = f"{_seconds(each.first_rank)} {_seconds(each.work)}"
+            output.data(f"{each.way:<20} {times}  {each.note}".rstrip())
+    if json:
+        output.data_json(
+            [{"way": e.way, "first_rank": e.first_rank, "work": e.work, "note": e.note} for e in rows]
+        )
+
+
+def _seconds(value: float | None) -> str:
+    return "     -  " if value is None else f"{value:6.2f} s"
+
+
+def _as_json(node_name: str, warmed: Warmed | None, error: str) -> dict[str, object]:
+    if warmed is None:
+        return {"node": node_name, "error": error}
+    return {
+        "node": node_name,
+        "host": warmed.host,
+        "path": str(warmed.path),
+        "size": warmed.size,
+        "seconds": round(warmed.seconds, 3),
+        "there": warmed.there,
+    }
+
+
+def _line(node_name: str, warmed: Warmed | None, error: str) -> str:
+    if warmed is None:
+        return f"{node_name}: {error}"
+    done = "was there" if warmed.there else f"{warmed.rate / 1e6:.0f} MB/s"
+    return f"{node_name}: {warmed.size / 1e6:.0f} MB in {warmed.seconds:.1f} s, {done}"

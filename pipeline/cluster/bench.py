@@ -1,0 +1,141 @@
+"""Where the time goes until ranks work: unpacking, squashfuse, a kernel mount, and the same prewarmed.
+
+The file is dropped from the page cache before each cold way. The work after the start is reading the Python
+files and libraries of the image (what `import torch` does to a file system), or a command of one's own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.cluster import page_cache, running, shared_mount
+from pipeline.errors import SqshpipeError
+from pipeline.tools import process
+from pipeline.tools.mount import Kind
+
+FIRST_RANK = ("/bin/sh", "-c", ":")
+MAX_FILES = 4000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds to the first rank, and then of work; `note` says why there are none."""
+
+    way: str
+    first_rank: float | None
+    work: float | None
+    note: str = ""
+
+
+def bench(image: running.ImageFile, scratch: Path, command: Sequence[str] = ()) -> Iterator[Timing]:
+    """Time each way on this node, one after the other; `scratch` takes the unpacked image for a while."""
+    ways: tuple[tuple[str, Callable[[], Timing]], ...] = (
+        ("unpacked", lambda: _unpacked(image, scratch, command)),
+        ("squashfuse", lambda: _mounted("squashfuse", image, "fuse", command, cold=True)),
+        ("kernel mount", lambda: _mounted("kernel mount", image, "kernel", command, cold=True)),
+        ("squashfuse, warm", lambda: _mounted("squashfuse, warm", image, "fuse", command, cold=False)),
+        ("kernel mount, warm", lambda: _mounted("kernel mount, warm", image, "kernel", command, cold=False)),
+    )
+    for name, measure in ways:
+        yield _attempt(name, measure)
+
+
+def _attempt(name: str, measure: Callable[[], Timing]) -> Timing:
+    """A way that this node or user does not have is told, and the others are still measured."""
+    try:
+        return measure()
+    except SqshpipeError as error:
+        return Timing(way=name, first_rank=None, work=None, note=error.message.splitlines()[0])
+    except OSError as error:
+        return Timing(way=name, first_rank=None, work=None, note=str(error))
+
+
+def _mounted(
+    name: str, image: running.ImageFile, kind: Kind, command: Sequence[str], *, cold: bool
+) -> Timing:
+    if cold:
+        page_cache.forget(image.path)
+    else:
+        _read(image.path)
+    with _own_node_folder():
+        began = time.monotonic()
+        with running.held(image, kind=kind) as mounted:
+            _start(image, kind)
+            first = time.monotonic() - began
+            return Timing(way=name, first_rank=first, work=_work(mounted.root, image, kind, command))
+
+
+def _unpacked(image: running.ImageFile, scratch: Path, command: Sequence[str]) -> Timing:
+    folder = scratch / f"sqshpipe-bench-{os.getpid()}"
+    page_cache.forget(image.path)
+    began = time.monotonic()
+    try:
+        tool = process.which("unsquashfs", hint="apt install squashfs-tools")
+        process.run([tool, "-no-progress", "-d", folder, image.path], timeout=3600, check=False)
+        first = time.monotonic() - began
+        return Timing(way="unpacked", first_rank=first, work=None if command else _read_python(folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(image: running.ImageFile, kind: Kind) -> None:
+    code = running.run(image, FIRST_RANK, kind=kind)
+    if code != 0:
+        raise SqshpipeError(f"/bin/sh does not start in the image: exit code {code}")
+
+
+def _work(root: Path, image: running.ImageFile, kind: Kind, command: Sequence[str]) -> float:
+    if not command:
+        return _read_python(root)
+    began = time.monotonic()
+    done = running.capture(image, command, timeout=3600, kind=kind)
+    if done.returncode != 0:
+        raise SqshpipeError(
+            f"the command failed with exit code {done.returncode}: {done.stderr.strip()[-200:]}"
+        )
+    return time.monotonic() - began
+
+
+def _read_python(root: Path) -> float:
+    """Seconds to read the Python files and libraries of a tree, as an import does."""
+    began = time.monotonic()
+    read = 0
+    for folder, names, files in os.walk(root):
+        names.sort()
+        for name in sorted(files):
+            path = Path(folder) / name
+            if name.endswith((".py", ".pyc", ".so")) and not path.is_symlink():
+                _read(path)
+                read += 1
+                if read >= MAX_FILES:
+                    return time.monotonic() - began
+    return time.monotonic() - began
+
+
+def _read(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        while file.read(4 << 20):
+            pass
+
+
+@contextmanager
+def _own_node_folder() -> Iterator[None]:
+    """Mounts of a measurement must not be shared with jobs that run here."""
+    before = os.environ.get("SQSHPIPE_NODE_DIR")
+    folder = shared_mount.node_folder() / f"bench-{os.getpid()}"
+    os.environ["SQSHPIPE_NODE_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SQSHPIPE_NODE_DIR"]
+        else:
+            os.environ["SQSHPIPE_NODE_DIR"] = before
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,203 @@
+"""Prewarming nodes of a real Slurm, what the page cache holds, and what one mount saves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import page_cache, warming
+from pipeline.cluster import prewarm as prewarming
+from pipeline.cluster.install import ImporterSettings, install
+from pipeline.errors import ToolError, VerificationError
+from pipeline.store.store import Store
+from tests.support import squashed
+
+MEGABYTES = 16
+RANKS = 8
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image with a /data of 16 MiB that does not compress."""
+    if squashed.missing():
+        pytest.skip(squashed.missing())
+    return squashed.squash(tmp_path_factory.mktemp("heavy"), megabytes=MEGABYTES)
+
+
+def sqshpipe(*words: str | Path, code: int = 0) -> str:
+    argv = [sys.executable, "-m", "pipeline", *map(str, words)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_nodes_get_copies_that_the_importer_prefers(published: Store, tmp_path: Path, at_once: int) -> None:
+    local, state = tmp_path / "nvme", tmp_path / "state"
+    settings = ImporterSettings(store=published.root, state=state, local=local, trusted_uids=(os.geteuid(),))
+    program = install(settings, tmp_path / "prefix")
+    words = ["prewarm", "demo", "--nodes", "n[1-2]", "--local", local, "--state", state, "--json"]
+    rows = json.loads(sqshpipe(*words, "--at-once", str(at_once)))
+    release = published.resolve("demo")
+    assert [row["node"] for row in rows] == ["n1", "n2"]
+    assert {row["path"] for row in rows} == {str(local / f"{release.sha256}.sqsh")}
+    assert {row["size"] for row in rows} == {release.size}
+    assert [each.name for each in local.iterdir()] == [f"{release.sha256}.sqsh"]
+    assert len(list((state / "verified").iterdir())) >= 1
+    got = subprocess.run([program, "get", "docker://demo"], capture_output=True, text=True, env={})
+    assert got.stdout == f"{local}/{release.sha256}.sqsh\n", got.stderr
+    again = json.loads(sqshpipe(*words))
+    assert [row["there"] for row in again] == [True, True]
+
+
+@pytest.mark.usefixtures("slurm")
+def test_sbcast_brings_the_copy_where_it_pays(published: Store, tmp_path: Path) -> None:
+    local = tmp_path / "nvme"
+    words = ["prewarm", "demo", "--nodes", "n1", "--local", local, "--state", tmp_path, "--sbcast"]
+    sqshpipe(*words, "--partition", "main", code=2)
+    (row,) = json.loads(sqshpipe(*words, "--json"))
+    release = published.resolve("demo")
+    assert (row["node"], row["size"]) == ("n1", release.size)
+    assert [each.name for each in local.iterdir()] == [f"{release.sha256}.sqsh"]
+
+
+@pytest.mark.usefixtures("slurm")
+def test_the_page_cache_is_filled_and_checked(published: Store) -> None:
+    release = published.resolve("demo")
+    page_cache.forget(release.path)
+    rows = sqshpipe("prewarm", "demo", "--partition", "main").splitlines()
+    assert [row.partition(":")[0] for row in rows] == ["n1", "n2"]
+    assert "MB/s" in rows[0]
+    if os.geteuid() == 0:
+        assert page_cache.resident(release.path) == release.size
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_node_that_cannot_be_warmed_is_told(published: Store, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    words = ["prewarm", "demo", "--nodes", "n1", "--local", blocked / "folder", "--state", tmp_path]
+    assert "n1: " in sqshpipe(*words, code=3)
+    with pytest.raises(ToolError, match="did not run"):
+        prewarming.prewarm(
+            prewarming.Order(
+                file=published.resolve("demo").path, sha256="0" * 64, nodes=("nosuch",), timeout=60
+            )
+        )
+
+
+def test_wrong_bytes_get_no_name(tmp_path: Path) -> None:
+    file = tmp_path / "file.sqsh"
+    file.write_bytes(b"x" * 5000)
+    with pytest.raises(VerificationError):
+        warming.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None)
+    assert list((tmp_path / "nvme").iterdir()) == []
+    with pytest.raises(ToolError, match="MiB free"):
+        warming.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None, reserve=1 << 60)
+    with pytest.raises(VerificationError):
+        warming.into_page_cache(file, "0" * 64)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mincore answers root only for files of others")
+def test_the_page_cache_is_told_truly(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(3 << 20))
+    page_cache.forget(file)
+    assert page_cache.resident(file) == 0
+    with file.open("rb", buffering=0) as source:
+        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+        source.read(1 << 20)
+    assert 1 << 20 <= page_cache.resident(file) < 3 << 20
+    warming.into_page_cache(file, None)
+    assert page_cache.resident(file) == 3 << 20
+
+
+RANK = """
+import mmap, os, re, sys, time
+number, meet = int(sys.argv[1]), sys.argv[2]
+with open(sys.argv[3], 'rb') as file:
+    view = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+touched = sum(view[at] for at in range(0, len(view), 4096))
+open(meet + '/%d' % number, 'w').close()
+deadline = time.monotonic() + 60
+while len(os.listdir(meet)) < 8 and time.monotonic() < deadline:
+    time.sleep(0.05)
+text = open('/proc/self/smaps').read()
+block = text[text.index('/data'):]
+print(*(int(re.search('%s: *([0-9]+) kB' % name, block).group(1)) for name in ('Rss', 'Pss')), flush=True)
+time.sleep(1.5)
+"""
+
+
+def memory(argv_of: list[list[str]]) -> tuple[int, int]:
+    """(sum of Rss, sum of Pss) in KiB over ranks that all map the data at the same time."""
+    ranks = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for argv in argv_of]
+    rows = [tuple(map(int, each.communicate(timeout=120)[0].split())) for each in ranks]
+    return sum(row[0] for row in rows), sum(row[1] for row in rows)
+
+
+@pytest.fixture
+def meet(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "meet"
+    folder.mkdir()
+    yield folder
+    for each in folder.iterdir():
+        each.unlink()
+
+
+def test_eight_ranks_on_one_mount_count_the_page_cache_once(
+    heavy: Path, tmp_path: Path, meet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(tmp_path / "node"))
+    base = [sys.executable, "-m", "pipeline", "run", "--mount", f"{meet}:/meet:rw", str(heavy), "--"]
+    shared = memory(
+        [[*base, "python3", "-c", RANK, str(number), "/meet", "/data"] for number in range(RANKS)]
+    )
+    for each in meet.iterdir():
+        each.unlink()
+    copies = []
+    for number in range(RANKS):
+        folder = tmp_path / f"unpacked-{number}"
+        subprocess.run(
+            ["unsquashfs", "-no-progress", "-quiet", "-d", folder, heavy, "data"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            timeout=60,
+        )
+        copies.append([sys.executable, "-c", RANK, str(number), str(meet), f"{folder}/data"])
+    unpacked = memory(copies)
+    whole = MEGABYTES * 1024
+    assert shared[0] == unpacked[0] == RANKS * whole, "every rank has the whole file mapped"
+    assert shared[1] <= whole * 1.1, "and the node holds it once"
+    assert unpacked[1] >= RANKS * whole * 0.9, "against eight times with unpacked copies"
+
+
+def test_a_node_is_compared_with_an_image(image: Path) -> None:
+    told = sqshpipe("node", "check", image)
+    assert f"architecture: image {os.uname().machine}, node {os.uname().machine}" in told
+    assert "bad      libfabric" in sqshpipe("node", "check", image, "--efa", code=7)
+
+
+def test_the_bench_tells_each_way(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(tmp_path / "node"))
+    rows = json.loads(sqshpipe("node", "bench", image, "--scratch", tmp_path, "--json"))
+    assert [row["way"] for row in rows] == [
+        "unpacked",
+        "squashfuse",
+        "kernel mount",
+        "squashfuse, warm",
+        "kernel mount, warm",
+    ]
+    measured = [row for row in rows if row["first_rank"] is not None]
+    assert {"unpacked"} < {row["way"] for row in measured}
+    assert all(row["first_rank"] > 0 and row["work"] > 0 for row in measured)
+    assert all(row["note"] for row in rows if row not in measured)
+    assert not list(tmp_path.glob("sqshpipe-bench-*"))
