@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ToolError
+from pipeline.oci.manifest import ACCEPT
 from pipeline.tools import mksquashfs, process
 
 Version = tuple[int, int, int]
@@ -43,9 +44,13 @@ KNOWN_FAILURES: Mapping[str, str] = {
     "error code: 40[13]": "the registry refuses the credentials; sqshpipe doctor shows which are used",
     "Could not process JSON": f"the answer is no manifest, often a refused login (#59); {OTHER_CONVERTER}",
     "Cannot hard link to": f"enroot cannot take a hard link to a file of a lower layer; {OTHER_CONVERTER}",
+    "whiteout: .*File exists": f"enroot cannot take a whiteout beside a file of its name; {OTHER_CONVERTER}",
+    "Cannot open: File exists": f"enroot cannot take a file in place of a folder; {OTHER_CONVERTER}",
+    "Cannot stat dir/file": f"enroot cannot take a whiteout that hides nothing; {OTHER_CONVERTER}",
     "create mount namespace": f"enroot lacks privileges in this container (#260); {OTHER_CONVERTER}",
     "mount overlay|create .*whiteout": f"{_NO_OVERLAY}, or {OTHER_CONVERTER}",
     "Command not found: [^ ]": "enroot misses one of its own tools: install it",
+    r"Using credentials from file[^\n]*\s*\Z": "the registry refused the login; try it with docker login",
     "Checksum mismatch": "a layer arrived damaged: try again",
     "not in gzip format|[Uu]nknown frame": f"enroot mistook a layer's compression; {OTHER_CONVERTER}",
 }
@@ -146,6 +151,7 @@ class Enroot:
             processors=len(os.sched_getaffinity(0)),
             memory=mksquashfs.memory_budget(),
         )
+        write_curl_config(places, os.environ)
         try:
             # The umask becomes the mode of /etc and of the working directory inside the image.
             process.run(argv, cwd=places.temp, env=environment, on_line=on_line, umask=0o022)
@@ -208,9 +214,23 @@ def import_environment(
         "ENROOT_MAX_PROCESSORS": str(processors),
         "ENROOT_TRANSFER_RETRIES": "3",
         "ENROOT_ALLOW_HTTP": "yes" if plain_http else "no",
+        "CURL_HOME": str(places.config),
         "LC_ALL": "C",
     }
     return {**kept, **ours}
+
+
+def write_curl_config(places: Places, outer: Mapping[str, str]) -> None:
+    """Let enroot's curl say which manifests it takes, also where enroot forgets to.
+
+    Its first request names none, and a registry that holds an OCI manifest then answers 404 or 406 (#263,
+    #277), which ends the import. What the user has in a .curlrc (proxies, authorities) stays.
+    """
+    home = outer.get("CURL_HOME") or outer.get("HOME") or ""
+    own = Path(home) / ".curlrc"
+    text = own.read_text(encoding="utf-8", errors="surrogateescape") if home and own.is_file() else ""
+    accept = ", ".join(ACCEPT)
+    _write_secret(places.config / ".curlrc", f'{text}\nheader = "Accept: {accept}"\n')
 
 
 def write_credentials(places: Places, host: str, username: str, password: str) -> None:
@@ -218,8 +238,12 @@ def write_credentials(places: Places, host: str, username: str, password: str) -
     host = registry_host(host).rsplit(":", 1)[0]
     hosts = [host, *([_TOKEN_HOSTS[host]] if host in _TOKEN_HOSTS else [])]
     text = "".join(netrc_line(each, username, password) for each in hosts)
-    descriptor = os.open(places.credentials, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+    _write_secret(places.credentials, text)
+
+
+def _write_secret(file: Path, text: str) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as stream:
         stream.write(text)
 
 
