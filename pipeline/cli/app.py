@@ -35,6 +35,7 @@ app = typer.Typer(
     name="sqshpipe",
     help="From a Dockerfile to an immutable, versioned .sqsh that every rank shares.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -59,8 +60,27 @@ def _global_options(
 
 
 # In the order in which help lists them.
-for _verbs in (image, convert, scan, plan, refresh, store, squashfs, ecr, ci, cluster, doctor):
-    _verbs.register(app)
+_PANELS = {
+    "From Dockerfile to .sqsh": (image, convert, scan, plan, refresh),
+    "Releases": (store,),
+    "On the cluster": (cluster,),
+    "Registries and CI": (ecr, ci),
+    "Looking": (squashfs, doctor),
+}
+
+
+def _register() -> None:
+    for panel, modules in _PANELS.items():
+        known = len(app.registered_commands), len(app.registered_groups)
+        for module in modules:
+            module.register(app)
+        for command in app.registered_commands[known[0] :]:
+            command.rich_help_panel = panel
+        for group in app.registered_groups[known[1] :]:
+            group.rich_help_panel = panel
+
+
+_register()
 
 
 class _Terminated(BaseException):
