@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,8 @@ from pipeline.config import ConvertOptions
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.squashfs.inode import Kind
+from pipeline.squashfs.layout import Layout, lay_out
+from pipeline.squashfs.pack import Pack
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.stages.converters.interface import Converted
 from pipeline.stages.converters.native import convert_native
@@ -195,6 +198,21 @@ def test_files_and_positions_over_four_gibibytes(tmp_path: Path) -> None:
                 seen.seek(size - 5)
                 assert seen.read() == b"\0\0end"
             assert (tmp_path / "m" / name).stat().st_blocks < 1 << 12
+
+
+def test_data_beyond_four_gibibytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole data area behind a hole of 4 GiB, so that blocks and fragments lie at positions over 2^32."""
+
+    def far_out(packs: Sequence[Pack], contents: Iterable[int], *, start: int, block_size: int) -> Layout:
+        return lay_out(packs, contents, start=start + (1 << 32), block_size=block_size)
+
+    monkeypatch.setattr("pipeline.squashfs.stitch.lay_out", far_out)
+    file, result = convert(tmp_path, corner_layers(4096), block_size=4096)
+    assert file.stat().st_blocks * 512 < 1 << 30
+    wanted = expected(result.tree, own_contents(file))
+    assert through_mount(file, tmp_path / "kernel", "kernel") == wanted
+    subprocess.run(["unsquashfs", "-q", "-n", "-d", tmp_path / "un", file], check=True, timeout=120)
+    assert snapshot(tmp_path / "un") == wanted
 
 
 @pytest.mark.slow
