@@ -23,6 +23,7 @@ from pipeline.oci.reference import Reference
 from pipeline.stages.build import BuiltImage, build, build_key
 from pipeline.stages.pin import BaseImage, pin
 from pipeline.stages.push import PushedImage, adopt, key_tag, push, tag_version
+from pipeline.stages.sources import opened_source
 from pipeline.tools import buildkit
 from pipeline.tools.credentials import Credentials
 from pipeline.tools.docker import Engine
@@ -304,6 +305,7 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.stages.build import build, build_key
 from pipeline.stages.pin import pin
+from pipeline.stages.sources import opened_source
 from pipeline.stages.push import push
 from pipeline.tools.credentials import credentials_for
 from pipeline.tools.docker import Engine
@@ -398,10 +400,23 @@ def test_a_build_from_scratch_takes_no_step_from_the_cache(
     assert first.diff_ids != fresh.diff_ids
 
 
-def test_save_writes_an_archive(
-    spec: ImageSpec, make: Callable[..., BuiltImage], connected: Engine, tmp_path: Path
+def test_what_the_engine_saves_is_the_image_that_was_built(
+    spec: ImageSpec,
+    make: Callable[..., BuiltImage],
+    connected: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     built = make(spec)
+    image = connected.image(built.local_id)
+    assert image is not None
+    monkeypatch.setenv("DOCKER_HOST", connected.host)
+    with opened_source(f"docker-daemon:{built.local_id}", PLATFORM, scratch=tmp_path) as source:
+        assert source.config().diff_ids == image.diff_ids
+        with source.open_layer(len(image.diff_ids) - 1) as layer:
+            assert layer.read()
+    assert list(tmp_path.iterdir()) == [spec.context]
+
     target = tmp_path / "image.tar"
     connected.save(built.local_id, target)
     assert target.stat().st_size > 1 << 20
