@@ -11,36 +11,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.store import atomic
+from pipeline.store.index import write_head, write_index
 from pipeline.store.layout import LINK_SUFFIX, Layout
 from pipeline.store.names import stem
 from pipeline.store.reading import Loaded, Signature, exists, load, records_in, signature_of
-from pipeline.store.state import ImageState, write_head, write_index
+from pipeline.store.state import File, ImageState
 
 MANIFEST_SCHEMA = 1
 _ROUNDS = 200
 
 
-def refresh(layout: Layout, image: str) -> ImageState:
-    """Bring the caches of `image` up to date and give the state that they now hold."""
-    loaded = load(layout, image)
+def refresh(layout: Layout, image: str, loaded: Loaded | None = None) -> ImageState:
+    """Bring the caches of `image` up to date and give the state that they now hold.
+
+    `loaded` is what was read a moment ago, if it was; what came since is found either way.
+    """
+    loaded = loaded or load(layout, image)
     if loaded.broken:
         import structlog
 
         for message in loaded.broken:
             structlog.get_logger().warning("left out a record that cannot be read", reason=message)
     for _ in range(_ROUNDS):
+        files = list(loaded.state.files())
+        links = _Links.of(loaded.state, files)
         text = write_index(loaded.state)
         signature = loaded.signature
-        _refresh_links(layout, loaded)
+        links.mend(layout.image(image), loaded.links)
         if text != loaded.index:
-            atomic.replace(layout.sums(image), _sums(loaded.state).encode())
+            atomic.replace(layout.sums(image), _sums(files).encode())
             signature = atomic.replace(layout.index(image), text.encode())
         if (head := write_head(loaded.state).encode()) != _present(layout.head(image)):
             atomic.replace(layout.head(image), head)
-        if _settled(layout, loaded, signature):
+        if _settled(layout, loaded, files, links, signature):
             return loaded.state
         loaded = load(layout, image)
     return loaded.state  # others keep changing it, and each of them does the same after its change
@@ -60,19 +67,20 @@ def rebuild(layout: Layout) -> list[str]:
     return broken
 
 
-def _settled(layout: Layout, loaded: Loaded, signature: Signature) -> bool:
+def _settled(layout: Layout, loaded: Loaded, files: list[File], links: _Links, signature: Signature) -> bool:
     """Whether what was written is still there and nothing came after it."""
     state = loaded.state
     if exists(layout.event(state.image, state.events + 1)):
         return False
-    loaded.links.clear()
-    known = {name for name, _, _, _ in state.stems()} | state.channels.keys()
-    if len(records_in(layout.image(state.image), loaded.links) - known) > len(loaded.broken):
+    there: set[str] = set()
+    known = {file.stem for file in files} | state.channels.keys()
+    if len(records_in(layout.image(state.image), there) - known) > len(loaded.broken):
         return False
     try:
-        return signature_of(layout.index(state.image)) == signature and not _wrong_links(layout, loaded)
+        unchanged = signature_of(layout.index(state.image)) == signature
     except FileNotFoundError:
         return False
+    return unchanged and not links.wrong(layout.image(state.image), there)
 
 
 def _present(path: Path) -> bytes:
@@ -82,56 +90,59 @@ def _present(path: Path) -> bytes:
         return b""
 
 
-def _sums(state: ImageState) -> str:
+def _sums(files: list[File]) -> str:
     """SHA256SUMS for `sha256sum -c`, one line a symlink of a version."""
-    lines = [
-        f"{held.sha256}  {name}{LINK_SUFFIX}\n"
-        for name, version, platform, held in state.stems()
-        if state.releases[version].state(platform) == "published"
-    ]
-    return "".join(sorted(lines, key=lambda line: line[66:]))
+    return "".join(
+        f"{file.sha256}  {file.stem}{LINK_SUFFIX}\n"
+        for file in sorted(files, key=lambda one: one.stem)
+        if file.published
+    )
 
 
-def _wanted_links(state: ImageState) -> dict[str, tuple[str, bool]]:
-    """name -> (target, whether the target can change) of every symlink that should be there."""
-    links: dict[str, tuple[str, bool]] = {}
-    for name, version, platform, held in state.stems():
-        if state.releases[version].state(platform) == "published":
-            links[name + LINK_SUFFIX] = (f"../{held.file}", False)
-    for channel in state.channels:
-        version = state.current(channel) or ""
-        for platform in state.releases[version].platforms if version in state.releases else ():
-            target = stem(version, platform) + LINK_SUFFIX
-            if target in links:
-                links[stem(channel, platform) + LINK_SUFFIX] = (target, True)
-    return links
+@dataclass(frozen=True, slots=True)
+class _Links:
+    """The symlinks of one image: name -> target of those that should be there, and all names that are
+    ours.
+    """
 
+    versions: dict[str, str]
+    channels: dict[str, str]
+    ours: tuple[set[str], set[str]]
+    """Names that channels and that versions have or had, in the order in which they are removed."""
 
-def _wrong_links(layout: Layout, loaded: Loaded) -> list[tuple[str, str]]:
-    """(name, target) of symlinks to make, and (name, "") of those to remove."""
-    wanted = _wanted_links(loaded.state)
-    folder = layout.image(loaded.state.image)
-    wrong = []
-    for name, (target, changes) in wanted.items():
-        if name not in loaded.links or (changes and _target(folder / name) != target):
-            wrong.append((name, target))
-    platforms = {platform for one in loaded.state.releases.values() for platform in one.platforms}
-    channels = {
-        stem(name, platform) + LINK_SUFFIX for name in loaded.state.channels for platform in platforms
-    }
-    versions = {name + LINK_SUFFIX for name, _, _, _ in loaded.state.stems()}
-    for ours in (channels, versions):  # a channel's link goes before the one that it leads to
-        wrong += [(name, "") for name in loaded.links if name in ours and name not in wanted]
-    return wrong
+    @classmethod
+    def of(cls, state: ImageState, files: list[File]) -> _Links:
+        versions = {file.stem + LINK_SUFFIX: f"../{file.file}" for file in files if file.published}
+        channels: dict[str, str] = {}
+        for channel in state.channels:
+            version = state.current(channel) or ""
+            for platform in state.releases[version].platforms if version in state.releases else ():
+                target = stem(version, platform) + LINK_SUFFIX
+                if target in versions:
+                    channels[stem(channel, platform) + LINK_SUFFIX] = target
+        platforms = {file.platform for file in files}
+        of_channels = {
+            stem(name, platform) + LINK_SUFFIX for name in state.channels for platform in platforms
+        }
+        return cls(versions, channels, (of_channels, {file.stem + LINK_SUFFIX for file in files}))
 
+    def wrong(self, folder: Path, there: set[str]) -> list[tuple[str, str]]:
+        """(name, target) of links to make, then (name, "") of those to remove; a version's never changes."""
+        wrong = [(name, self.versions[name]) for name in self.versions.keys() - there]
+        for name, target in self.channels.items():
+            if name not in there or _target(folder / name) != target:
+                wrong.append((name, target))
+        for ours in self.ours:  # a channel's link goes before the one that it leads to
+            unwanted = (ours & there) - self.versions.keys() - self.channels.keys()
+            wrong += [(name, "") for name in sorted(unwanted)]
+        return wrong
 
-def _refresh_links(layout: Layout, loaded: Loaded) -> None:
-    folder = layout.image(loaded.state.image)
-    for name, target in _wrong_links(layout, loaded):
-        if target:
-            atomic.replace_link(folder / name, target)
-        else:
-            (folder / name).unlink(missing_ok=True)
+    def mend(self, folder: Path, there: set[str]) -> None:
+        for name, target in self.wrong(folder, there):
+            if target:
+                atomic.replace_link(folder / name, target)
+            else:
+                (folder / name).unlink(missing_ok=True)
 
 
 def _target(link: Path) -> str:

@@ -14,22 +14,34 @@ from pipeline.store import atomic, folders
 from pipeline.store.events import Change, Event, append
 from pipeline.store.layout import Layout
 from pipeline.store.names import CHANNELS, DEFAULT_PLATFORM, check_channel, nearest
-from pipeline.store.reading import exists, load, read_record
+from pipeline.store.reading import Loaded, exists, load, read_record
 from pipeline.store.state import ImageState, Standing
 
 Decision = Callable[[ImageState], Change | None]
 
 
-def decide(layout: Layout, image: str, decision: Decision) -> Event | None:
-    """Make the event that `decision` wants in the light of the present state; None when it wants none."""
+def decide(layout: Layout, image: str, decision: Decision, loaded: Loaded | None = None) -> Event | None:
+    """Make the event that `decision` wants in the light of the present state; None when it wants none.
+
+    `loaded` is what was read a moment ago, if it was; the event is then folded into its state.
+    """
+    looked: list[Loaded] = []
 
     def look() -> tuple[int, Change | None]:
-        state = load(layout, image).state
-        return state.events, decision(state)
+        now = loaded if loaded is not None and not looked else load(layout, image)
+        looked.append(now)
+        return now.state.events, decision(now.state)
 
     with atomic.told(f"recording a change of {image}"):
         folders.make(layout.events(image))
-        return append(layout, image, look)
+        event = append(layout, image, look)
+    if loaded is not None:
+        latest = looked[-1]
+        if event is not None:
+            latest.state.apply(event)
+        loaded.state, loaded.index = latest.state, latest.index
+        loaded.signature, loaded.links, loaded.broken = latest.signature, latest.links, latest.broken
+    return event
 
 
 def promote(
@@ -59,7 +71,13 @@ def promote(
 
 
 def advance(
-    layout: Layout, image: str, version: str, channel: str, *, allow_external: bool = False
+    layout: Layout,
+    image: str,
+    version: str,
+    channel: str,
+    *,
+    allow_external: bool = False,
+    loaded: Loaded | None = None,
 ) -> Event | None:
     """Let `channel` name a release that was just published, unless it names a newer one or once named this
     one.
@@ -82,7 +100,7 @@ def advance(
             return None
         return Change(kind="promote", version=version, channel=channel, previous=previous, reason="published")
 
-    return decide(layout, image, decision)
+    return decide(layout, image, decision, loaded)
 
 
 def rollback(layout: Layout, image: str, channel: str, *, reason: str = "") -> Event:

@@ -37,9 +37,17 @@ def publish(
         standing = load(layout, record.image).state.releases.get(record.version) if there else None
         if there is None or not _stands(layout, there, standing):
             _bring(layout, record, file, standing, sha256, meter)
+        loaded = load(layout, record.image)
         for channel in moves:
-            channels.advance(layout, record.image, record.version, channel, allow_external=allow_external)
-        caches.refresh(layout, record.image)
+            channels.advance(
+                layout,
+                record.image,
+                record.version,
+                channel,
+                allow_external=allow_external,
+                loaded=loaded,
+            )
+        caches.refresh(layout, record.image, loaded)
         caches.refresh_manifest(layout)
 
 
@@ -104,8 +112,8 @@ def commit_present(layout: Layout, record: Record) -> None:
     """
     folders.make(layout.events(record.image))
     publishing.check_present(layout, record)
-    publishing.commit(layout, record)
-    _bring_back(layout, record)
+    if not publishing.commit(layout, record):
+        _bring_back(layout, record)
     if not publishing.bytes_are_there(layout, record):
         raise PublishError(
             f"the bytes of {record.image}:{record.version} were pruned at this very moment",
@@ -115,8 +123,8 @@ def commit_present(layout: Layout, record: Record) -> None:
 
 def _commit_sealed(layout: Layout, record: Record, staged: Path) -> None:
     publishing.put_bytes(layout, staged, record)
-    publishing.commit(layout, record)
-    _bring_back(layout, record)
+    if not publishing.commit(layout, record):
+        _bring_back(layout, record)
     if not publishing.bytes_are_there(layout, record):
         publishing.put_bytes(layout, staged, record)
 

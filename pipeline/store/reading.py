@@ -13,10 +13,11 @@ from pathlib import Path
 from pipeline.errors import PublishError
 from pipeline.store import atomic
 from pipeline.store.events import read_events
+from pipeline.store.index import read_index, write_head
 from pipeline.store.layout import INDEX, LINK_SUFFIX, RECORD_SUFFIX, Layout
 from pipeline.store.names import stem
 from pipeline.store.record import Record, check_schema, is_claim, parse_record
-from pipeline.store.state import ImageState, read_index, write_head
+from pipeline.store.state import ImageState
 
 Signature = tuple[int, int]
 """Inode and modification time (ns): tells whether a file is still the one that was read or written."""
@@ -76,7 +77,7 @@ def load(layout: Layout, image: str, *, rebuild: bool = False) -> Loaded:
     state = loaded.state
     for event in read_events(layout, image, state.events):
         state.apply(event)
-    known = {name for name, _, _, _ in state.stems()} | state.channels.keys()
+    known = {file.stem for file in state.files()} | state.channels.keys()
     for name in sorted(records_in(layout.image(image), loaded.links) - known):
         path = layout.image(image) / (name + RECORD_SUFFIX)
         raw = atomic.read_bytes(path)

@@ -1,22 +1,20 @@
 """What is true of one image: its records with its events folded over them. Pure: no clock, no disk.
 
-A state can be written as index.json and read back, so that the next one who wants it reads only what came
+`index` writes a state as index.json and reads it back, so that the next one who wants it reads only what came
 since.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.store.events import Event
-from pipeline.store.names import stem
-from pipeline.store.record import Record, check_schema
+from pipeline.store.names import DEFAULT_PLATFORM, stem
+from pipeline.store.record import Record
 
-SCHEMA = 1
 HISTORY = 50
 """How many versions back a channel can be rolled."""
 
@@ -71,6 +69,73 @@ class Standing:
         return self.state() == "published"
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A published release with one file for the usual platform, as text of the index; parsed when it is
+    looked at.
+    """
+
+    text: str
+    created: str
+    file: str
+    sha256: str
+
+
+class File(NamedTuple):
+    """One record's file; `file` is relative to the root."""
+
+    stem: str
+    version: str
+    platform: str
+    file: str
+    sha256: str
+    published: bool
+
+
+class Releases(MutableMapping[str, Standing]):
+    """version -> standing. What was read from an index stays text until somebody asks: ten thousand are
+    common.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held: dict[str, Standing | Line] = {}
+
+    def __getitem__(self, version: str) -> Standing:
+        one = self._held[version]
+        if isinstance(one, Line):
+            one = self._held[version] = parse_standing(json.loads(one.text))
+        return one
+
+    def __setitem__(self, version: str, standing: Standing) -> None:
+        self._held[version] = standing
+
+    def __delitem__(self, version: str) -> None:
+        del self._held[version]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, version: object) -> bool:
+        return version in self._held
+
+    def take(self, version: str, line: Line) -> None:
+        """Hold a release as the text that it is in the index."""
+        self._held[version] = line
+
+    def unordered(self) -> ItemsView[str, Standing | Line]:
+        """Every release as it is held."""
+        return self._held.items()
+
+    def raw(self) -> list[tuple[str, Standing | Line]]:
+        """Every release as it is held, oldest first."""
+        return sorted(self._held.items(), key=lambda item: (item[1].created, item[0]))
+
+
 @dataclass(slots=True, kw_only=True)
 class ImageState:
     """All of one image: versions in the order in which they were published, channels with their history."""
@@ -78,7 +143,7 @@ class ImageState:
     image: str
     events: int = 0
     """Number of the last event that is folded in."""
-    releases: dict[str, Standing] = field(default_factory=dict)
+    releases: Releases = field(default_factory=Releases)
     channels: dict[str, list[str]] = field(default_factory=dict)
     """What each channel named, the present version last."""
 
@@ -109,6 +174,22 @@ class ImageState:
         for version, standing in self.releases.items():
             for platform, held in standing.platforms.items():
                 yield stem(version, platform), version, platform, held
+
+    def files(self) -> Iterator[File]:
+        """The file of every record, at a fraction of what `stems` costs."""
+        for version, one in self.releases.unordered():
+            if isinstance(one, Line):
+                yield File(version, version, DEFAULT_PLATFORM, one.file, one.sha256, published=True)
+                continue
+            for platform, held in one.platforms.items():
+                yield File(
+                    stem(version, platform),
+                    version,
+                    platform,
+                    held.file,
+                    held.sha256,
+                    published=one.state(platform) == "published",
+                )
 
     def apply(self, event: Event) -> None:
         """Fold the next event in."""
@@ -174,60 +255,8 @@ class ImageState:
                 self._left(names.pop(), at)
 
 
-def write_index(state: ImageState) -> str:
-    """The text of index.json: one release a line, so that people can read it and diffs stay short."""
-    head = {"schema": SCHEMA, "image": state.image, "events": state.events}
-    channels = {channel: names[-1] for channel, names in sorted(state.channels.items()) if names}
-    history = {channel: names for channel, names in sorted(state.channels.items()) if len(names) != 1}
-    ordered = sorted(state.releases.items(), key=lambda item: (item[1].created, item[0]))
-    lines = [f"{json.dumps(name)}: {json.dumps(_standing_json(standing))}" for name, standing in ordered]
-    return (
-        json.dumps(head)[:-1]
-        + f',\n"channels": {json.dumps(channels)},\n"history": {json.dumps(history)},\n"releases": {{'
-        + ("\n" + ",\n".join(lines) + "\n" if lines else "")
-        + "}}\n"
-    )
-
-
-def _standing_json(standing: Standing) -> dict[str, Any]:
-    good = {p: held.as_json() for p, held in standing.platforms.items() if p not in standing.damaged}
-    data: dict[str, Any] = {"state": standing.state(), "created": standing.created, "platforms": good}
-    if standing.damaged:
-        data["damaged"] = {
-            platform: held.as_json() if (held := standing.platforms.get(platform)) else None
-            for platform in sorted(standing.damaged)
-        }
-    optional = {
-        "yanked": standing.yanked,
-        "kept": standing.kept,
-        "hidden_at": standing.hidden_at,
-        "named_until": standing.named_until,
-        "reason": standing.reason,
-    }
-    data.update({key: value for key, value in optional.items() if value})
-    return data
-
-
-def read_index(raw: bytes, path: Path) -> ImageState:
-    """Read what `write_index` wrote. Raises PublishError for a newer schema, ValueError when it is
-    damaged.
-    """
-    data = check_schema(json.loads(raw), path, newest=SCHEMA)
-    try:
-        state = ImageState(image=data["image"], events=int(data["events"]))
-        for version, entry in data["releases"].items():
-            state.releases[version] = _standing(entry)
-        history = data.get("history", {})
-        for channel, version in data["channels"].items():
-            state.channels[channel] = history.get(channel) or [version]
-        for channel in history:
-            state.channels.setdefault(channel, [])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {error!r}") from error
-    return state
-
-
-def _standing(entry: Mapping[str, Any]) -> Standing:
+def parse_standing(entry: Mapping[str, Any]) -> Standing:
+    """A release as the index has it. Raises KeyError, TypeError, AttributeError when it is damaged."""
     damaged = entry.get("damaged", {})
     files = {**entry["platforms"], **{platform: held for platform, held in damaged.items() if held}}
     return Standing(
@@ -250,16 +279,3 @@ def _standing(entry: Mapping[str, Any]) -> Standing:
         named_until=entry.get("named_until", ""),
         reason=entry.get("reason", ""),
     )
-
-
-def write_head(state: ImageState) -> str:
-    """The text of head.json: what resolving needs beside a record, and small however many releases there
-    are.
-    """
-    channels = {channel: names[-1] for channel, names in sorted(state.channels.items()) if names}
-    states = {name: word for name, one in state.releases.items() if (word := one.state("")) != "published"}
-    damaged = [
-        name for name, version, platform, _ in state.stems() if platform in state.releases[version].damaged
-    ]
-    data = {"schema": SCHEMA, "image": state.image, "events": state.events, "channels": channels}
-    return json.dumps({**data, "states": states, "damaged": damaged}) + "\n"

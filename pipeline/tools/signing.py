@@ -21,6 +21,8 @@ from pipeline.errors import ConfigError, ToolError
 
 PASSPHRASE = "SQSHPIPE_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 _KMS = "awskms:"
+KMS_MESSAGE_BYTES = 4096
+"""What KMS hashes itself; of more it takes the digest."""
 _FORMS = "use a PEM file with an ed25519, ECDSA (P-256, P-384) or RSA key, or awskms:KEY-ID"
 
 
@@ -64,7 +66,7 @@ def open_key(where: str) -> Key:
 
 
 class _KmsSigner(Signer):
-    """An ECDSA key on P-256 in AWS KMS: the digest goes there, the key never comes here."""
+    """An ECDSA key on P-256 in AWS KMS: the message or its digest goes there, the key never comes here."""
 
     ALGORITHM = "ECDSA_SHA_256"
 
@@ -92,11 +94,12 @@ class _KmsSigner(Signer):
         return cls(priv_key_uri.removeprefix(_KMS))
 
     def sign(self, payload: bytes) -> Signature:
+        small = len(payload) <= KMS_MESSAGE_BYTES
         with _kms_told(self._name):
             answer = self._client.sign(
                 KeyId=self._name,
-                Message=hashlib.sha256(payload).digest(),
-                MessageType="DIGEST",
+                Message=payload if small else hashlib.sha256(payload).digest(),
+                MessageType="RAW" if small else "DIGEST",
                 SigningAlgorithm=self.ALGORITHM,
             )
         return Signature(self._public.keyid, answer["Signature"].hex())

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import leases, prune
+from pipeline.store.index import write_index
 from pipeline.store.reading import load
-from pipeline.store.state import write_index
 from pipeline.store.store import Store
 from tests.support import crash, crash_actions, invariants
 from tests.support.releases import publish

@@ -1,0 +1,77 @@
+"""The index is what it was written from, whatever happened before, also when somebody formatted it anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import PublishError
+from pipeline.store.events import Change, Event
+from pipeline.store.index import read_index, write_head, write_index
+from pipeline.store.state import ImageState
+from tests.support.releases import record_for
+
+PATH = Path("index.json")
+VERSIONS = ["v1.0", "v1.1", "v1.2", "1"]
+KINDS = ["promote", "rollback", "yank", "unyank", "keep", "unkeep", "hide", "unhide", "delete", "restore"]
+changes = st.builds(
+    Change,
+    kind=st.sampled_from([*KINDS, "damaged", "repaired"]),
+    version=st.sampled_from(VERSIONS),
+    channel=st.sampled_from(["latest", "stable"]),
+    platform=st.sampled_from(["linux/amd64", "linux/arm64"]),
+    reason=st.sampled_from(["", 'a "quoted" reason\n', "ünï"]),
+)
+records = st.lists(
+    st.builds(
+        record_for,
+        st.binary(max_size=3),
+        st.sampled_from(VERSIONS),
+        platform=st.sampled_from(["linux/amd64", "linux/arm64"]),
+        external=st.booleans(),
+    ),
+    max_size=6,
+)
+
+
+def fold(records_of: list[object], changes_of: list[Change]) -> ImageState:
+    state = ImageState(image="demo")
+    for record in records_of:
+        state.add(record)  # type: ignore[arg-type]
+    for number, change in enumerate(changes_of, 1):
+        state.apply(Event(number=number, change=change, by="me", at=f"2026-01-01T00:{number:02}:00Z"))
+    return state
+
+
+@settings(max_examples=150, deadline=None)
+@given(records, st.lists(changes, max_size=10), st.lists(changes, max_size=4))
+def test_reading_back_loses_nothing(
+    records_of: list[object], before: list[Change], after: list[Change]
+) -> None:
+    """Folding on from an index that was read gives what folding from the beginning gives."""
+    whole = fold(records_of, before + after)
+    read = read_index(write_index(fold(records_of, before)).encode(), PATH)
+    for number, change in enumerate(after, len(before) + 1):
+        read.apply(Event(number=number, change=change, by="me", at=f"2026-01-01T00:{number:02}:00Z"))
+    assert write_index(read) == write_index(whole)
+    assert write_head(read) == write_head(whole)
+    assert json.loads(write_index(whole))["events"] == len(before + after)
+    names = {(file.stem, file.platform, file.sha256, file.published) for file in read.files()}
+    assert names == {
+        (stem, platform, held.sha256, whole.releases[version].state(platform) == "published")
+        for stem, version, platform, held in whole.stems()
+    }
+    reformatted = json.dumps(json.loads(write_index(whole)), indent=4).encode()
+    assert write_index(read_index(reformatted, PATH)) == write_index(whole)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"schema": 1}', '{"schema": 1, "image": "x", "events": 1, "channels": []}']
+)
+def test_what_is_no_index(text: str) -> None:
+    with pytest.raises((ValueError, PublishError)):
+        read_index(text.encode(), PATH)
