@@ -9,63 +9,27 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.progress import SILENT, Meter
+from pipeline.squashfs.reader import SquashfsImage
+from pipeline.stages.convert import SquashfsFile
+from pipeline.stages.pin import BaseImage
+from pipeline.stages.push import PushedImage
+from pipeline.stages.verify import VerifiedSquashfs
 from pipeline.store.names import DEFAULT_CHANNEL, DEFAULT_PLATFORM
 from pipeline.store.publishing import copy_in
 from pipeline.store.record import EXTERNAL, Record, Release
 from pipeline.store.store import Store
 
 
-class _File(Protocol):
-    """What is published of a converted file (`stages.convert.SquashfsFile`)."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def source(self) -> object: ...
-    @property
-    def converter(self) -> Any: ...
-    @property
-    def convert_key(self) -> str: ...
-
-
-class _Verified(Protocol):
-    """What verification returned (`stages.verify.VerifiedSquashfs`)."""
-
-    @property
-    def file(self) -> Any: ...
-    @property
-    def checks(self) -> tuple[str, ...]: ...
-
-
-class _Pushed(Protocol):
-    """Where the image lies in the registry (`stages.push.PushedImage`)."""
-
-    @property
-    def repository(self) -> Any: ...
-    @property
-    def digest(self) -> object: ...
-    @property
-    def config_digest(self) -> object: ...
-    @property
-    def base(self) -> Any: ...
-    @property
-    def build_key(self) -> str | None: ...
-
-
 def publish(
-    verified: _Verified,
+    verified: VerifiedSquashfs,
     *,
     store: Store,
     image: str,
     version: str,
-    source: _Pushed | None = None,
+    source: PushedImage | None = None,
     scan: Mapping[str, Any],
     provenance: Mapping[str, Any] | None = None,
     platform: str = DEFAULT_PLATFORM,
@@ -78,7 +42,7 @@ def publish(
     same content under the same version is done already. Raises PublishError when the version has other
     content.
     """
-    file: _File = verified.file
+    file = verified.file
     keys = {"convert": file.convert_key}
     if source is not None and source.build_key is not None:
         keys["build"] = source.build_key
@@ -114,8 +78,6 @@ def publish_external(
 
     Raises FormatError when it is no sound squashfs file, PublishError when the version has other content.
     """
-    from pipeline.squashfs.reader import SquashfsImage
-
     with SquashfsImage.open(file) as opened:
         compressor = str(opened.superblock.compressor)
     with store.staging() as staged:
@@ -134,7 +96,7 @@ def publish_external(
         return store.publish(record, staged, allow_external=allow_external, sha256=sha256)
 
 
-def _source(file: _File, source: _Pushed | None) -> dict[str, str]:
+def _source(file: SquashfsFile, source: PushedImage | None) -> dict[str, str]:
     if source is None:
         return {"digest": str(file.source)}
     return {
@@ -144,7 +106,7 @@ def _source(file: _File, source: _Pushed | None) -> dict[str, str]:
     }
 
 
-def _base(base: Any) -> dict[str, str]:
+def _base(base: BaseImage) -> dict[str, str]:
     return {"reference": str(base.reference), "digest": str(base.digest)}
 
 
