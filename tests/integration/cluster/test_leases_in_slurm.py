@@ -1,0 +1,131 @@
+"""Steps of a real Slurm through the importer's contract: leases appear, prune spares the file, leases go."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import bootstrap
+from pipeline.cluster.install import ImporterSettings, install
+from pipeline.store.store import Store
+from tests.integration.cluster.conftest import record_of
+from tests.support.slurm import Slurm, missing, private_slurm
+
+NODES, TASKS = 2, 8
+# As pyxis on each node of a step: a get, the tasks in one mount, and release, twice and without node name.
+STEP = """\
+set -eu
+file=$({program} get docker://demo:v1.0)
+sqshpipe run "$file" -- python3 -c '
+import os, time
+print("rank", os.environ["SLURM_PROCID"], os.environ["SLURMD_NODENAME"], os.stat("/word").st_dev, flush=True)
+time.sleep({seconds})'
+if [ "$SLURM_LOCALID" = 0 ]; then
+    SLURMD_NODENAME= {program} release
+    SLURMD_NODENAME= {program} release
+fi
+"""
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_running_step_keeps_its_file_and_an_ended_one_does_not(
+    published: Store, slurm: Slurm, image: Path, tmp_path: Path
+) -> None:
+    newer = tmp_path / "newer.sqsh"
+    newer.write_bytes(image.read_bytes() + b"\0" * 4096)
+    published.publish(record_of(newer, "v2.0", "2026-02-01T00:00:00Z"), newer)
+    held = published.resolve("demo:v1.0").path
+    program = install(ImporterSettings(store=published.root, state=tmp_path / "state"), tmp_path / "prefix")
+    step, out = tmp_path / "step.sh", tmp_path / "out"
+    step.write_text(STEP.format(program=program, seconds=8))
+    # no comment on the job: only the leases tell
+    argv = ["sbatch", "--parsable", f"-N{NODES}", f"--ntasks-per-node={TASKS}", f"--output={out}"]
+    job = slurm.run([*argv, "--wrap", f"srun sh {step}"]).stdout.strip()
+    leases = published.root / "leases"
+    assert until(lambda: list(leases.glob("job-*"))), out.read_text() if out.exists() else slurm.tail()
+    (lease,) = leases.glob("job-*")  # both nodes are this host, and the step is one
+    told = json.loads(lease.read_text())
+    assert (told["job"], told["step"], told["version"]) == (job, "0", "v1.0")
+    assert until(lambda: out.exists() and out.read_text().count("rank ") == NODES * TASKS)
+
+    def prune() -> str:
+        words = ["prune", "--keep", "1", "--grace", "0m", "--delete-after", "0m"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *words], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    assert f"job {job}" in prune()
+    prune()
+    assert held.exists()
+    assert slurm.wait_job(job, timeout=90) == "COMPLETED", out.read_text()
+    ranks = [line.split() for line in out.read_text().splitlines() if line.startswith("rank ")]
+    assert sorted(int(rank[1]) for rank in ranks) == list(range(NODES * TASKS))
+    for node in ("n1", "n2"):
+        assert len({rank[3] for rank in ranks if rank[2] == node}) == 1
+    assert not list(leases.glob("job-*"))
+    for _ in range(3):
+        prune()
+    assert not held.exists()
+
+
+@pytest.fixture
+def hooked(published: Store, tmp_path: Path) -> Iterator[Slurm]:
+    """A private Slurm with our prolog and epilog."""
+    if missing():
+        pytest.skip(missing())
+    if os.geteuid() != 0:
+        pytest.skip("a prolog mounts as root")
+    command = tmp_path / "hook"
+    environment = f"PYTHONPATH={os.environ['PYTHONPATH']} SQSHPIPE_NODE_DIR={tmp_path}/node"
+    command.write_text(f'#!/bin/sh\nexec env {environment} {sys.executable} -m pipeline "$@"\n')
+    command.chmod(0o755)
+    lines = ["PrologFlags=Alloc"]
+    for name, text in bootstrap.hooks(published.root, str(command)).items():
+        hook = tmp_path / f"{name}.sh"
+        hook.write_text(text)
+        hook.chmod(0o755)
+        lines.append(f"{name.capitalize()}={hook}")
+    with (
+        tempfile.TemporaryDirectory(prefix="sqshpipe-hooks-", dir="/var/tmp") as folder,
+        private_slurm(Path(folder), nodes=1, extra="\n".join(lines)) as cluster,
+    ):
+        yield cluster
+
+
+def test_prolog_mounts_what_the_comment_names_and_epilog_unmounts_it(
+    hooked: Slurm, published: Store, tmp_path: Path
+) -> None:
+    release = published.resolve("demo")
+    root = tmp_path / "node" / release.sha256 / "root"
+    argv = ["sbatch", "--parsable", f"--comment=sqshpipe:{release.sha256}", "--output=/dev/null"]
+    wait = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done"
+    jobs = [
+        hooked.run([*argv, "--wrap", f"cat {root}/word > {tmp_path}/{n}; {wait}"]).stdout.strip()
+        for n in "ab"
+    ]
+    assert until(lambda: all((tmp_path / n).exists() and (tmp_path / n).read_text() for n in "ab")), (
+        hooked.tail()
+    )
+    assert (tmp_path / "a").read_text() == "one mount\n"
+    assert Path("/proc/self/mounts").read_text().count(str(root)) == 1, "two jobs, one mount"
+    (tmp_path / "go").touch()
+    assert [hooked.wait_job(job) for job in jobs] == ["COMPLETED", "COMPLETED"]
+    assert until(lambda: str(root) not in Path("/proc/self/mounts").read_text(), 30), hooked.tail()
