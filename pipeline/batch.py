@@ -23,6 +23,9 @@ from pipeline.tools import process
 
 log = structlog.get_logger()
 
+_OURS = "sqshpipe: "
+_LAST_LINES = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -170,13 +173,20 @@ def outcome(
         told = json.loads(said) if said.strip() else {}
     except ValueError:
         told = {}
-    lines = [line for line in errors.splitlines() if line.strip()]
     return Outcome(
         task=task,
         code=code if code >= 0 else 128 - code,
         told=told if isinstance(told, dict) else {},
-        error="" if code == 0 else "\n".join(lines[-3:]) or f"ended with {code} without a word",
+        error="" if code == 0 else _last_words(errors) or f"ended with {code} without a word",
         seconds=seconds,
         attempts=attempts,
         where=where,
     )
+
+
+def _last_words(errors: str) -> str:
+    """The sentence by which a run of ours ends, with its hint; else its last lines."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    ours = [number for number, line in enumerate(lines) if line.startswith(_OURS)]
+    told = lines[ours[-1] :] if ours else lines[-_LAST_LINES:]
+    return "\n".join(told).removeprefix(_OURS)

@@ -28,7 +28,6 @@ from pipeline.stages.publish import publish
 from pipeline.stages.push import PushedImage, adopt, push, tag_version
 from pipeline.stages.repository import prepare
 from pipeline.stages.scan import ScanReport, chosen, mirrored_base, scan
-from pipeline.stages.scratch import default_cache, default_scratch
 from pipeline.stages.verify import verify
 from pipeline.store.names import check_version
 from pipeline.store.record import Release
@@ -89,8 +88,8 @@ def release(
                 source_of(report, clients),
                 spec.convert,
                 output=staged,
-                scratch=default_scratch(),
-                cache=default_cache(),
+                scratch=config.scratch,
+                cache=config.cache,
                 meter=meter,
             )
             story.result(f"{file.converter.name}, sha256:{file.sha256[:12]}")
@@ -196,6 +195,8 @@ def build_with(
             version=version,
             revision=revision,
             engine=engine,
+            # A new period of max_age is there for what a Dockerfile fetches: no step from the engine's cache.
+            fresh=pinned.build_inputs.period is not None,
             credentials=clients.credentials,
             meter=meter,
         )

@@ -101,7 +101,7 @@ def outcome_line(outcome: Outcome) -> str:
     name = f"{outcome.task.image}:{outcome.task.version}"
     if outcome.code == 0:
         return f"published  {name}  {outcome.path}"
-    last = outcome.error.splitlines()[-1] if outcome.error else ""
+    last = outcome.error.splitlines()[0] if outcome.error else ""
     return f"failed     {name}  exit {outcome.code}: {last}"
 
 

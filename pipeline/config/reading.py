@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +73,7 @@ def build(
         store=_store(file, store, env, folder),
         images={name: reader.image(name, model) for name, model in file.images.items()},
         cache=_place(env.get("SQSHPIPE_CACHE"), file.cache, folder, _default_cache(env)),
-        scratch=_place(env.get("SQSHPIPE_SCRATCH"), file.scratch, folder, Path(tempfile.gettempdir())),
+        scratch=_place(env.get("SQSHPIPE_SCRATCH"), file.scratch, folder, _default_scratch(env)),
         notify=tuple(_notify(entry) for entry in file.notify),
     )
 
@@ -205,6 +204,11 @@ def _place(override: str | None, given: str | None, folder: Path, default: Path)
     if override:
         return Path(override).expanduser().absolute()
     return (folder / Path(given).expanduser()).absolute() if given else default.absolute()
+
+
+def _default_scratch(env: Mapping[str, str]) -> Path:
+    """Not /tmp: it is memory on many hosts."""
+    return Path(env.get("TMPDIR") or "/var/tmp")  # noqa: S108 - folders in it are made by mkdtemp
 
 
 def _default_cache(env: Mapping[str, str]) -> Path:

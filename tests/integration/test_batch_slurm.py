@@ -55,7 +55,7 @@ def test_results_failures_and_demands(cluster: Slurm, tmp_path: Path) -> None:
     finally:
         slow.cancel()
     assert (found["good"].path, found["good"].code) == ("/s/good.sqsh", 0)
-    assert (found["bad"].code, found["bad"].error) == (3, "sqshpipe: a step failed")
+    assert (found["bad"].code, found["bad"].error) == (3, "a step failed")
     assert found["slow"].code == ToolError.exit_code
     assert "CANCELLED" in found["slow"].error
     assert found["good"].where in cluster.nodes

@@ -1,0 +1,152 @@
+"""Many images at once, here and on a real Slurm, through the whole path; and the refresh that rebuilds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.registry import PrivateRegistry
+from pipeline.tools.credentials import credentials_provider
+from pipeline.tools.registry import RegistryClient
+from tests.support import slurm
+from tests.support.slurm import Slurm
+from tests.support.tiny_images import push_image
+
+pytestmark = pytest.mark.needs("docker-registry", "htpasswd", "mksquashfs")
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def client(registry: PrivateRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterator[RegistryClient]:
+    for name, value in registry.variables.items():
+        monkeypatch.setenv(name, value)
+    with RegistryClient(registry.address, credentials=credentials_provider(registry.address)) as made:
+        yield made
+
+
+@pytest.fixture
+def run(tmp_path: Path, registry: PrivateRegistry) -> Run:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SQSHPIPE_")},
+        **registry.variables,
+        "SQSHPIPE_REGISTRY": f"{registry.address}/{tmp_path.name.replace('_', '-').lower()}",
+        "SQSHPIPE_STORE": str(tmp_path / "store"),
+        "SQSHPIPE_CACHE": str(tmp_path / "cache"),
+        "SQSHPIPE_SCRATCH": str(tmp_path / "scratch"),
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def start(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", *words],
+            cwd=tmp_path,
+            env={**environment, **more},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return start
+
+
+def write(folder: Path, client: RegistryClient, count: int, *, more: str = "") -> None:
+    """``count`` images that mirror bases of their own."""
+    lines = []
+    for number in range(count):
+        repository = f"many/{folder.name.replace('_', '-').lower()}/base{number}"
+        push_image(client, repository, "1.0", content=f"{number}")
+        lines.append(f"  image{number}: {{base: '{client.host}/{repository}:1.0'}}\n")
+    (folder / "images.yaml").write_text(
+        "version: 1\n"
+        "defaults: {scan: {scanner: none}, convert: {converter: mksquashfs}, slurm: {cpus: 1, time: 5m}}\n"
+        f"{more}images:\n{''.join(lines)}"
+    )
+
+
+def published(folder: Path) -> set[str]:
+    return {path.parent.name for path in (folder / "store").glob("image*/v1.json")}
+
+
+def test_all_images_side_by_side_and_a_failure_costs_only_itself(
+    client: RegistryClient, run: Run, tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    notify = f"notify: [{{command: [/bin/sh, -c, 'cat >> {told}; echo >> {told}']}}]\n"
+    write(tmp_path, client, 3, more=notify)
+    with (tmp_path / "images.yaml").open("a") as file:
+        file.write(f"  broken: {{base: '{client.host}/many/nowhere:1.0'}}\n")
+    done = run("image", "--all", "--tag", "v1", "--jobs", "3", SQSHPIPE_METRICS=str(tmp_path / "metrics"))
+    assert done.returncode == 4, done.stderr
+    assert published(tmp_path) == {"image0", "image1", "image2"}
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("published  image") for line in lines) == 3
+    failed = next(line for line in lines if line.startswith("failed"))
+    assert failed.split()[1:4] == ["broken:v1", "exit", "4:"]
+    assert "many/nowhere:1.0 does not exist" in failed
+    events = [json.loads(line) for line in told.read_text().splitlines()]
+    assert sorted(event["kind"] for event in events) == ["failed", "published", "published", "published"]
+    assert len(list((tmp_path / "metrics").glob("*.prom"))) == 4
+    plan = run("plan", "image0", "--tag", "v1")
+    assert (plan.returncode, "nothing to do" in plan.stdout) == (0, True), plan.stdout
+    assert run("plan", "image0", "--tag", "v2").returncode == 10
+    again = run("image", "--all", "--tag", "v1", "--json")
+    assert [one["code"] for one in json.loads(again.stdout)] == [0, 0, 0, 4]
+
+
+def test_refresh_rebuilds_what_moved_and_nothing_else(
+    client: RegistryClient, run: Run, tmp_path: Path
+) -> None:
+    write(tmp_path, client, 2)
+    assert run("lock").returncode == 0
+    assert run("image", "--all", "--tag", "v1").returncode == 0
+    quiet = run("refresh", "--rebuild")
+    assert (quiet.returncode, quiet.stdout) == (0, ""), quiet.stderr
+    push_image(client, f"many/{tmp_path.name.replace('_', '-').lower()}/base1", "1.0", content="moved")
+    explained = run("plan", "--json")
+    assert explained.returncode == 0, explained.stdout  # the lock still stands: nothing would run
+    assert "moved from" in json.loads(explained.stdout)["images"][1]["notes"][0]
+    moved = run("refresh", "--rebuild", "--json")
+    assert moved.returncode == 0, moved.stderr
+    rebuilt = json.loads(moved.stdout)["rebuilt"]
+    assert [one["image"] for one in rebuilt] == ["image1"]
+    assert rebuilt[0]["version"].startswith("1.0-20")
+    assert rebuilt[0]["version"].endswith(".1")
+    assert Path(rebuilt[0]["path"]).exists()
+    assert run("refresh", "--rebuild").stdout == ""
+
+
+@pytest.mark.needs("slurmctld", "slurmd", "sbatch")
+def test_eight_images_on_two_nodes_of_which_one_dies(
+    client: RegistryClient, run: Run, tmp_path: Path
+) -> None:
+    write(tmp_path, client, 8)
+    with slurm.private_slurm(tmp_path / "slurm", nodes=2, cpus=2) as cluster:
+        killer = threading.Thread(target=_kill_when_busy, args=(cluster, "n2"))
+        killer.start()
+        words = ("image", "--all", "--tag", "v1", "--executor", "slurm", "--json")
+        done = run(*words, **cluster.env, SQSHPIPE_SHARED=str(tmp_path / "shared"))
+        killer.join()
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = json.loads(done.stdout)
+    assert published(tmp_path) == {f"image{number}" for number in range(8)}
+    assert any(outcome["attempts"] > 1 for outcome in outcomes)
+    assert {outcome["where"] for outcome in outcomes if outcome["attempts"] > 1} == {"n1"}
+
+
+def _kill_when_busy(cluster: Slurm, node: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        shown = cluster.run(["squeue", "-h", "-r", "-t", "RUNNING", "-o", "%N"], check=False).stdout
+        if node in shown.split():
+            cluster.kill_node(node)
+            return
+        time.sleep(0.05)
