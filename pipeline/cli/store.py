@@ -4,7 +4,6 @@ rollback.
 
 from __future__ import annotations
 
-import dataclasses
 import platform as machine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -111,7 +110,7 @@ def list_releases(
         if every or line.state == "published"
     ]
     if json:
-        output.data_json([dataclasses.asdict(line) for line in lines])
+        output.data_json([line._asdict() for line in lines])
         return
     for row in _columns([_row(line) for line in lines]):
         output.data(row)

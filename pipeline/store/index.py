@@ -9,16 +9,16 @@ from typing import Any
 
 from pipeline.store.names import stem
 from pipeline.store.record import check_schema
-from pipeline.store.state import ImageState, Line, Standing, parse_standing
+from pipeline.store.state import ImageState, Line, Releases, Standing, parse_standing
 
 SCHEMA = 1
 _OPENED, _CLOSED = '"releases": {\n', "\n}}\n"
 _USUAL = re.compile(
     r'"([A-Za-z0-9._-]+)": '
     r'(\{"state": "published", "created": "([^"\\]*)", "platforms": '
-    r'\{"linux/amd64": \{"file": "([^"\\]*)", "sha256": "([0-9a-f]{64})", "size": [0-9]+'
+    r'\{"linux/amd64": \{"file": "([^"\\]*)", "sha256": "([0-9a-f]{64})", "size": ([0-9]+)'
     r'(?:, "source": "[^"\\]*")?(?:, "external": true)?\}\}'
-    r'(?:, "kept": true)?(?:, "named_until": "[^"\\]*")?\})'
+    r'(, "kept": true)?(?:, "named_until": "[^"\\]*")?\})'
 )
 
 
@@ -70,7 +70,7 @@ def read_index(raw: bytes, path: Path) -> ImageState:
         state = ImageState(image=data["image"], events=int(data["events"]))
         if ours:
             for line in body[: -len(_CLOSED)].split("\n"):
-                _take(state, line.rstrip(","))
+                _take(state.releases, line)
         for version, entry in data["releases"].items():
             state.releases[version] = parse_standing(entry)
         history = data.get("history", {})
@@ -83,14 +83,15 @@ def read_index(raw: bytes, path: Path) -> ImageState:
     return state
 
 
-def _take(state: ImageState, line: str) -> None:
+def _take(releases: Releases, line: str) -> None:
     """Take one line in: as it is when it is of the usual kind, else parsed."""
-    match = _USUAL.fullmatch(line)
-    if match:
-        state.releases.take(match[1], Line(match[2], match[3], match[4], match[5]))
+    match = _USUAL.match(line)
+    if match and match.end() >= len(line) - 1:  # a comma may follow
+        version, text, created, file, sha256, size, kept = match.groups()
+        releases.take(version, Line(text, created, file, sha256, int(size), kept is not None))
         return
-    for version, entry in json.loads("{" + line + "}").items():
-        state.releases[version] = parse_standing(entry)
+    for version, entry in json.loads("{" + line.rstrip(",") + "}").items():
+        releases[version] = parse_standing(entry)
 
 
 def write_head(state: ImageState) -> str:

@@ -41,8 +41,10 @@ def staging(layout: Layout) -> Iterator[Path]:
     try:
         yield path
     finally:
-        for leftover in layout.blobs.glob(f"{path.name}*"):
-            leftover.unlink(missing_ok=True)
+        with os.scandir(layout.blobs) as entries:
+            leftovers = [entry.name for entry in entries if entry.name.startswith(path.name)]
+        for name in leftovers:
+            (layout.blobs / name).unlink(missing_ok=True)
 
 
 def copy_in(file: Path, staged: Path, *, meter: Meter = SILENT) -> str:

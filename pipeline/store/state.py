@@ -69,16 +69,17 @@ class Standing:
         return self.state() == "published"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A published release with one file for the usual platform, as text of the index; parsed when it is
-    looked at.
+class Line(NamedTuple):
+    """A published release with one file for the usual platform, as text of the index; parsed when that is
+    needed.
     """
 
     text: str
     created: str
     file: str
     sha256: str
+    size: int
+    kept: bool
 
 
 class File(NamedTuple):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
@@ -29,11 +29,10 @@ from pipeline.store.names import (
 )
 from pipeline.store.reading import Head, exists, head_of, load, read_head, read_record
 from pipeline.store.record import Record, Release, release_of
-from pipeline.store.state import ImageState
+from pipeline.store.state import ImageState, Line
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
+class Listed(NamedTuple):
     """One line of `list`: a release as the index has it. `size` in bytes."""
 
     image: str
@@ -77,21 +76,20 @@ class Store:
     def listed(self, image: str) -> list[Listed]:
         """The releases of one image, newest first, without reading their records."""
         state = self.state(image)
+        named: dict[str, list[str]] = {}
+        for channel in state.channels:
+            named.setdefault(state.current(channel) or "", []).append(channel)
         lines = []
-        for version, standing in state.newest_first():
-            for platform, held in sorted(standing.platforms.items()):
+        for version, one in reversed(state.releases.raw()):
+            channels = tuple(named.get(version, ()))
+            if isinstance(one, Line):
+                files = [(DEFAULT_PLATFORM, "published", one.sha256, one.size)]
+            else:
+                held = sorted(one.platforms.items())
+                files = [(name, one.state(name), file.sha256, file.size) for name, file in held]
+            for platform, word, sha256, size in files:
                 lines.append(
-                    Listed(
-                        image=image,
-                        version=version,
-                        platform=platform,
-                        state=standing.state(platform),
-                        sha256=held.sha256,
-                        size=held.size,
-                        created=standing.created,
-                        channels=tuple(state.channels_of(version)),
-                        kept=standing.kept,
-                    )
+                    Listed(image, version, platform, word, sha256, size, one.created, channels, one.kept)
                 )
         return lines
 
