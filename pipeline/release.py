@@ -20,6 +20,7 @@ from pipeline.observe import released
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.progress import Story
+from pipeline.stages.attest import attest
 from pipeline.stages.build import BuiltImage, build
 from pipeline.stages.convert import convert
 from pipeline.stages.mirror import mirror
@@ -110,6 +111,9 @@ def release(
                 meter=meter,
             )
             story.result(f"{made.name}, {made.public_path}")
+    with story.stage("attest"):
+        attested = attest(made, store, client_for=clients, credentials=clients.credentials)
+        story.result(attested.sentence)
     return made
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import attest, options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
 
 if TYPE_CHECKING:
@@ -17,12 +17,13 @@ Names = Annotated[list[str] | None, typer.Argument(help="Images; all of images.y
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``ecr apply``, ``ecr policy`` and ``mirror`` to ``app``."""
+    """Add ``ecr apply``, ``ecr policy``, ``mirror`` and ``attest image`` to ``app``."""
     group = typer.Typer(no_args_is_help=True, help="Repositories in Amazon ECR and who may use them.")
     group.command()(apply)
     group.command()(policy)
     app.add_typer(group, name="ecr")
     app.command()(mirror)
+    attest.register(app)
 
 
 def apply(

@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, ScanRejected
 from pipeline.oci.digest import Digest
 from pipeline.scanning.findings import Finding, ScanResult, parse_severity
 
 
 def read(report: str, *, scanner: str, completed_at: datetime) -> ScanResult:
-    """Read what ``trivy --format json`` wrote. Raises FormatError when it is not such a report."""
+    """Read what ``trivy --format json`` wrote.
+
+    Raises FormatError when it is not such a report, ScanRejected when trivy recognised nothing in the
+    image: it
+    reports no findings then, which is not the same as clean.
+    """
     try:
         value = json.loads(report)
         if value["SchemaVersion"] != 2:
@@ -23,6 +28,13 @@ def read(report: str, *, scanner: str, completed_at: datetime) -> ScanResult:
             for result in value.get("Results") or ()
             for raw in result.get("Vulnerabilities") or ()
         ]
+        system = (value.get("Metadata") or {}).get("OS") or {}
+        if not value.get("Results") and system.get("Family", "none") in ("", "none"):
+            name = value.get("ArtifactName", "the image")
+            raise ScanRejected(
+                f"trivy does not know what is in {name}: no system, no packages",
+                hint="scan: {scanner: none} publishes it with a record that says unscanned",
+            )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"trivy's report cannot be read: {type(error).__name__}") from error
     return ScanResult(scanner=scanner, findings=tuple(found), completed_at=completed_at)

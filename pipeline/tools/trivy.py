@@ -87,7 +87,8 @@ class Trivy:
 
 
 def _access(reference: Reference, credentials: Credentials | None) -> dict[str, str]:
-    environment = {"TRIVY_NON_SSL": "true"} if plain_http_allowed(reference.registry) else {}
+    # trivy speaks plain HTTP only where it is told that the registry is insecure
+    environment = {"TRIVY_INSECURE": "true"} if plain_http_allowed(reference.registry) else {}
     if credentials is not None and not credentials.identity_token:
         environment |= {"TRIVY_USERNAME": credentials.username, "TRIVY_PASSWORD": credentials.password}
     return environment

@@ -29,7 +29,7 @@ from pipeline.tools.ecr import tokens
 from pipeline.tools.registry import Patience, Refused, RegistryClient
 from tests.support import aws, scans
 from tests.support.ecr_front import HOST, EcrFront
-from tests.support.images import push_image, push_index
+from tests.support.pushed import push_image, push_index
 from tests.support.registry import Fault, TokenRegistry
 
 pytestmark = pytest.mark.needs("docker-registry")

@@ -20,7 +20,7 @@ from pipeline.stages.mirror import mirror
 from pipeline.stages.pin import pin
 from pipeline.tools.credentials import Credentials
 from pipeline.tools.registry import Patience, RegistryClient, RegistrySource
-from tests.support.images import push_image, push_index
+from tests.support.pushed import push_image, push_index
 from tests.support.registry import Fault, FaultyProxy, TokenRegistry
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")

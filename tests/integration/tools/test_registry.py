@@ -15,7 +15,7 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, OCI_MANIFEST, Descriptor
 from pipeline.tools.credentials import Credentials
 from pipeline.tools.registry import Patience, Refused, RegistryClient, RegistrySource
-from tests.support.images import push_image
+from tests.support.pushed import push_image
 from tests.support.registry import Fault, FaultyProxy, TokenRegistry, error_body
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")

@@ -1,0 +1,290 @@
+"""What belongs to a release: provenance, SBOM, signature; and another look at what is published."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from demo.registry import PrivateRegistry
+from pipeline.cli.app import app
+from pipeline.config import Config, ImageSpec, RegistrySettings, ScanPolicy, StoreSettings
+from pipeline.oci.digest import Digest
+from pipeline.oci.manifest import Manifest
+from pipeline.oci.platform import Platform
+from pipeline.oci.reference import Reference
+from pipeline.stages.attest import PROVENANCE, SIGNATURE, attest
+from pipeline.stages.rescan import SBOM, Look, look_again
+from pipeline.store.record import Record, Release
+from pipeline.store.store import Store
+from pipeline.tools.credentials import Credentials
+from pipeline.tools.ecr.client import AwsRefused, Ecr
+from pipeline.tools.registry import RegistryClient
+from pipeline.tools.registry.referrers import referrers
+from tests.support import scans
+from tests.support.pushed import push_image
+
+pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
+
+NOW = datetime(2026, 6, 15, tzinfo=timezone.utc)
+ECR = "123456789012.dkr.ecr.us-east-1.amazonaws.com/team/demo"
+DIGEST = Digest.of(b"image")
+TRIVY = """#!/bin/sh
+# Answers like trivy, and notes how it was called and what it was given.
+[ "$1" = --version ] && { echo "Version: 0.99.0"; exit 0; }
+echo "$@" >> "$FAKE_LOG"
+echo "user=$TRIVY_USERNAME" >> "$FAKE_LOG"
+while [ $# -gt 0 ]; do
+    case "$1" in --output) out=$2; shift ;; --format) format=$2; shift ;; esac
+    shift
+done
+[ "$format" = cyclonedx ] && { echo '{"bomFormat": "CycloneDX"}' > "$out"; exit 0; }
+cp "$FAKE_REPORT" "$out"
+"""
+
+
+@pytest.fixture
+def client(registry: PrivateRegistry) -> Iterator[RegistryClient]:
+    held = Credentials(username=registry.username, password=registry.password)
+    with RegistryClient(registry.address, credentials=lambda _: held) as made:
+        yield made
+
+
+@pytest.fixture
+def trivy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A trivy that reports what ``report.json`` in the returned folder says."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "trivy").write_text(TRIVY)
+    (folder / "trivy").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("FAKE_LOG", str(folder / "log"))
+    monkeypatch.setenv("FAKE_REPORT", str(folder / "report.json"))
+    report(folder)
+    return folder
+
+
+def report(folder: Path, *found: str) -> None:
+    one = {"PkgName": "openssl", "InstalledVersion": "1.0", "FixedVersion": "1.1", "Severity": "HIGH"}
+    results = [{"Vulnerabilities": [{**one, "VulnerabilityID": id_} for id_ in found]}]
+    (folder / "report.json").write_text(json.dumps({"SchemaVersion": 2, "Results": results}))
+
+
+def publish(tmp_path: Path, source: dict[str, str] | None, version: str = "v1.0") -> tuple[Store, Release]:
+    file = tmp_path / "made.sqsh"
+    file.write_bytes(f"bytes of {version}".encode())
+    store = Store(tmp_path / "store")
+    record = Record(
+        image="demo",
+        version=version,
+        platform="linux/amd64",
+        sha256=Digest.of(file.read_bytes()).hex,
+        size=file.stat().st_size,
+        source=source,
+        base={"reference": "nvcr.io/nvidia/pytorch:24.01-py3", "digest": str(Digest.of(b"base"))},
+        keys={"build": "b" * 64},
+        converter={"name": "mksquashfs", "versions": {"mksquashfs": "4.5.1"}},
+        scan={"status": "passed", "scanner": "ecr basic"},
+        provenance={
+            "revision": "c0ffee",
+            "sqshpipe": "0.1.0",
+            "inputs": {"dockerfile": "d" * 64, "args": {"TRANSFORMERS": "4.36.0"}},
+        },
+        created="2026-06-01T00:00:00Z",
+    )
+    return store, store.publish(record, file)
+
+
+def pushed(client: RegistryClient, name: str) -> tuple[Manifest, dict[str, str]]:
+    manifest = push_image(client, name, b"layer")
+    return manifest, {"repository": f"{client.host}/{name}", "digest": str(manifest.digest)}
+
+
+def test_a_release_gets_its_provenance_beside_it_and_in_the_registry(
+    client: RegistryClient, tmp_path: Path, trivy: Path, registry: PrivateRegistry
+) -> None:
+    manifest, source = pushed(client, "attest/demo")
+    store, release = publish(tmp_path, source)
+    held = Credentials(username=registry.username, password=registry.password)
+    made = attest(release, store, client_for=lambda _: client, credentials=lambda _: held)
+    folder = store.layout.attachments("demo", "v1.0", "linux/amd64")
+    statement = json.loads((folder / PROVENANCE).read_text())
+    assert statement["subject"][0]["digest"] == {"sha256": release.sha256}
+    definition = statement["predicate"]["buildDefinition"]
+    assert {one["name"]: one["digest"] for one in definition["resolvedDependencies"]} == {
+        "base": {"sha256": Digest.of(b"base").hex},
+        "image": {"sha256": manifest.digest.hex},
+        "Dockerfile": {"sha256": "d" * 64},
+        "source": {"gitCommit": "c0ffee"},
+    }
+    assert definition["externalParameters"]["buildArgs"] == {"TRANSFORMERS": "4.36.0"}
+    assert definition["internalParameters"]["converter"]["name"] == "mksquashfs"
+    assert definition["internalParameters"]["scan"]["status"] == "passed"
+    assert json.loads((folder / SBOM).read_text()) == {"bomFormat": "CycloneDX"}
+    found = referrers(client, "attest/demo", manifest.digest)
+    assert sorted(one.artifact_type for one in found) == [
+        "application/vnd.cyclonedx+json",
+        "application/vnd.in-toto+json",
+    ]
+    assert {str(one.digest) for one in found} == set(made.attached)
+    artifact = client.get_manifest("attest/demo", made.attached[0])
+    assert isinstance(artifact, Manifest)
+    assert client.read_blob("attest/demo", artifact.layers[0]) == (folder / PROVENANCE).read_bytes()
+    assert json.loads((folder / SIGNATURE).read_text())["status"] == "unsigned"
+    again = attest(release, store, client_for=lambda _: client, credentials=lambda _: held)
+    assert again == made
+    assert len(referrers(client, "attest/demo", manifest.digest)) == 2
+    log = (trivy / "log").read_text()
+    assert f"user={registry.username}" in log
+    assert registry.password not in log
+
+
+def test_without_tools_and_registry_a_release_stands_and_says_what_is_missing(
+    client: RegistryClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    _, source = pushed(client, "attest/missing")
+    store, release = publish(tmp_path, {**source, "digest": str(DIGEST)})
+    made = attest(release, store, client_for=lambda _: client)
+    assert any("neither syft nor trivy" in one for one in made.missing)
+    assert any("is gone" in one for one in made.missing)
+    assert made.files == (PROVENANCE,)
+    made = attest(publish(tmp_path, None, "v2.0")[1], store, client_for=lambda _: client)
+    assert made.signature.status == "unsigned"
+
+
+def test_what_is_installed_signs_and_its_failure_is_recorded(
+    client: RegistryClient, tmp_path: Path, trivy: Path
+) -> None:
+    _, source = pushed(client, "attest/signed")
+    store, release = publish(tmp_path, source)
+    notation = trivy / "notation"
+    for script, status in (("exit 1", "failed"), ('echo "$@" > "$FAKE_LOG"', "signed")):
+        notation.write_text(f"#!/bin/sh\n{script}\n")
+        notation.chmod(0o755)
+        made = attest(release, store, client_for=lambda _: client)
+        assert (made.signature.status, made.signature.tool) == (status, "notation")
+    assert (trivy / "log").read_text() == f"sign {source['repository']}@{source['digest']}\n"
+
+
+# --- looking again
+
+
+class FixedEcr(Ecr):
+    """Always the same answer."""
+
+    def __init__(self, answer: dict[str, Any] | Exception) -> None:
+        super().__init__("123456789012", "us-east-1")
+        self.answer = answer
+
+    def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        assert operation == "describe_image_scan_findings"
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def config(store: Store, **policy: Any) -> Config:
+    spec = ImageSpec(
+        name="demo",
+        base=Reference.parse("nvcr.io/nvidia/pytorch:24.01-py3"),
+        platform=Platform.parse("linux/amd64"),
+        scan=ScanPolicy(scanner="ecr", **policy),
+    )
+    return Config(
+        path=Path("images.yaml"),
+        registry=RegistrySettings(),
+        store=StoreSettings(configured=store.root),
+        images={"demo": spec},
+        cache=store.root,
+        scratch=store.root,
+    )
+
+
+def look(tmp_path: Path, answer: dict[str, Any] | Exception, **policy: Any) -> tuple[Look, Store]:
+    registry, _, _ = ECR.partition("/")
+    store, _ = publish(tmp_path, {"repository": ECR, "digest": str(DIGEST)})
+    assert registry in ECR
+    looks = look_again(store, config(store, **policy), ecr_for=lambda _: FixedEcr(answer), now=NOW)
+    assert len(looks) == 1
+    return looks[0], store
+
+
+BAD = scans.complete([scans.basic_finding("CVE-9", "openssl", "CRITICAL")])
+
+
+def test_what_is_still_fine_stays(tmp_path: Path) -> None:
+    found, store = look(tmp_path, scans.complete([]), published="yank")
+    assert (found.status, found.yanked) == ("acceptable", False)
+    assert store.resolve("demo:v1.0").state == "published"
+
+
+def test_what_has_become_unacceptable_is_told_or_yanked_by_policy(tmp_path: Path) -> None:
+    found, store = look(tmp_path, BAD)
+    assert (found.status, found.yanked) == ("unacceptable", False)
+    assert "CVE-9" in found.why
+    assert store.resolve("demo:v1.0").state == "published"
+    found, store = look(tmp_path, BAD, published="yank")
+    assert found.yanked
+    release = store.release("demo", "v1.0")
+    assert release is not None
+    assert release.state == "yanked"
+    assert look_again(store, config(store), ecr_for=lambda _: FixedEcr(BAD), now=NOW) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        scans.state("SCAN_ELIGIBILITY_EXPIRED"),
+        scans.state("FINDINGS_UNAVAILABLE"),
+        scans.state("IMAGE_ARCHIVED"),
+        scans.state("IN_PROGRESS"),
+        scans.complete([scans.basic_finding("CVE-9", "a", "CRITICAL")], status="SCAN_ELIGIBILITY_EXPIRED"),
+        AwsRefused("AWS refused", hint="", code="ScanNotFoundException", operation="X"),
+        AwsRefused("AWS denies", hint="", code="AccessDeniedException", operation="X"),
+    ],
+)
+def test_unknown_is_never_a_yank(tmp_path: Path, answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    found, store = look(tmp_path, answer, published="yank")
+    assert (found.status, found.yanked) == ("unknown", False)
+    assert found.why
+    assert store.resolve("demo:v1.0").state == "published"
+
+
+def test_an_expired_scan_is_made_up_for_by_the_sbom(tmp_path: Path, trivy: Path) -> None:
+    store, release = publish(tmp_path, {"repository": ECR, "digest": str(DIGEST)})
+    folder = store.layout.attachments("demo", "v1.0", "linux/amd64")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SBOM).write_text("{}")
+    expired = FixedEcr(scans.state("SCAN_ELIGIBILITY_EXPIRED"))
+    fine = look_again(store, config(store), ecr_for=lambda _: expired, now=NOW)
+    assert [one.status for one in fine] == ["acceptable"]
+    assert f"{folder / SBOM}" in (trivy / "log").read_text()
+    report(trivy, "CVE-7")
+    bad = look_again(store, config(store, published="yank"), ecr_for=lambda _: expired, now=NOW)
+    assert [(one.status, one.yanked) for one in bad] == [("unacceptable", True)]
+    assert release.name == "demo:v1.0"
+
+
+def test_the_verb_tells_and_exits_with_5(
+    client: RegistryClient, tmp_path: Path, trivy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, source = pushed(client, "attest/verb")
+    store, _ = publish(tmp_path, source)
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner()
+    fine = run.invoke(app, ["scan", "--published", "--store", str(store.root)])
+    assert (fine.exit_code, fine.stdout.strip()) == (0, "demo:v1.0  linux/amd64  acceptable"), fine
+    report(trivy, "CVE-7")
+    bad = run.invoke(app, ["scan", "--published", "--store", str(store.root), "--json"])
+    assert type(bad.exception).__name__ == "ScanRejected"
+    verdict = json.loads(bad.stdout)[0]["verdict"]
+    assert [(one["id"], one["decision"]) for one in verdict["findings"]] == [("CVE-7", "blocks")]
+    assert dataclasses.is_dataclass(store.release("demo", "v1.0"))
