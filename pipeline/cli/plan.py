@@ -56,10 +56,34 @@ def plan(
     else:
         for line in plan_lines(made):
             output.data(line)
+        for line in _repository_drift(settings, specs):
+            output.data(line)
     if any(image.problem and image.steps[0].run for image in made.images):
         raise typer.Exit(RegistryError.exit_code)  # a base is unknown: nobody can say what would run
     if made.has_changes:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
+
+
+def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[str]:
+    """In which settings the ECR repositories differ from images.yaml; a missing one is made by the push."""
+    ecr = settings.registry.ecr
+    if ecr is None:
+        return []
+    from pipeline.stages import repository
+    from pipeline.tools.ecr.client import Ecr
+
+    names = [settings.registry.repository(spec.name).repository for spec in specs]
+    try:
+        asked = Ecr(ecr.account, ecr.region)
+        found = [one for name in names for one in repository.compare(repository.look(asked, name), name, ecr)]
+    except RegistryError as error:
+        import structlog
+
+        structlog.get_logger().warning(
+            "whether the repositories are as images.yaml wants them is not known", reason=error.message
+        )
+        return []
+    return [f"{one.repository}  {one.setting} is {one.found}, not {one.wanted}: {one.how}" for one in found]
 
 
 def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str) -> tuple[ImageSpec, ...]:
