@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -335,3 +336,21 @@ def test_without_root_the_result_is_the_same(places: dict[str, Path], tmp_path: 
     os.waitpid(child, 0)
     assert told.read_text() == ""
     assert other.read_bytes() == mine.path.read_bytes()
+
+
+def test_the_verbs_convert_and_verify(places: dict[str, Path], tmp_path: Path) -> None:
+    layer = LayerBuilder().file("f", b"1")
+    write_layout(tmp_path / "image", [BASE, layer], tag="one")
+    write_layout(tmp_path / "image", [BASE, layer, LayerBuilder().file("f", b"2")], tag="two")
+    source, file = f"oci:{tmp_path / 'image'}", places["out"] / "x.sqsh"
+    made = cli("convert", f"{source}:one", "-o", file, places=places)
+    assert (made.returncode, made.stdout) == (0, f"{file}\n"), made.stderr
+    again = cli("convert", f"{source}:one", "-o", file, places=places)
+    assert again.returncode == 2
+    assert "--force" in again.stderr
+    same = cli("verify", file, f"{source}:one", "--json", places=places)
+    assert same.returncode == 0, same.stderr
+    assert "content" in json.loads(same.stdout)["checks"]
+    other = cli("verify", file, f"{source}:two", places=places)
+    assert (other.returncode, other.stdout) == (7, "")
+    assert "/f: content differs" in other.stderr

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
+from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +26,7 @@ from pipeline.stages.scratch import Need, require_space
 from pipeline.stages.tree import read_tree
 from pipeline.tools.enroot import OTHER_CONVERTER, Enroot, Places, import_uri, write_credentials
 from pipeline.tools.mksquashfs import Mksquashfs
-from pipeline.tools.registry import RegistrySource
+from pipeline.tools.registry import Refused, RegistrySource
 
 _UNPACKED = 2  # layers unpacked are at least this many times as large as stored
 _MOST_TAGS = 200  # looked at for one that stands for a digest
@@ -127,7 +128,12 @@ def _lend_credentials(source: RegistrySource, places: Places) -> None:
 def _tag_of(source: RegistrySource) -> str:
     """A tag that stands for the image, for versions of enroot that know no digests."""
     digest = source.manifest().digest
-    tags = source.client.tags(source.repository)
+    try:
+        tags = source.client.tags(source.repository)
+    except Refused as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        tags = []  # so some registries answer for a repository without any
     for tag in sorted(tags, key=lambda tag: not tag.startswith("key-"))[:_MOST_TAGS]:  # ours never move
         if _stands_for(source, tag, digest):
             return tag
