@@ -25,6 +25,7 @@ from pipeline.cli import (
     output,
     plan,
     refresh,
+    report,
     scan,
     squashfs,
     store,
@@ -42,7 +43,7 @@ app = typer.Typer(
 
 
 # These answer within a job script: they log nothing, so they need not wait for structlog to load.
-_SILENT_VERBS = {"resolve", "list", "show"}
+_SILENT_VERBS = {"resolve", "list", "show", "diff"}
 
 
 @app.callback()
@@ -65,7 +66,7 @@ _PANELS = {
     "Releases": (store,),
     "On the cluster": (cluster,),
     "Registries and CI": (ecr, ci),
-    "Looking": (squashfs, doctor),
+    "Looking": (report, squashfs, doctor),
 }
 
 

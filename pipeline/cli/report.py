@@ -1,0 +1,176 @@
+"""For people: one page about the store, and what changed between two releases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import options, output
+from pipeline.errors import ConfigError, SqshpipeError, ToolError
+
+if TYPE_CHECKING:
+    from pipeline.report.compare import Change, Comparison
+    from pipeline.report.contents import Contents
+    from pipeline.store.record import Release
+    from pipeline.store.store import Store
+
+Files = Annotated[bool, typer.Option("--files", help="Also walk all files, for folders and counts.")]
+Packages = Annotated[bool, typer.Option(help="Look into the .sqsh for what is installed.")]
+Release_ = Annotated[
+    str,
+    typer.Argument(metavar="IMAGE[:VERSION|:CHANNEL]", help="A release.", show_default=False),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``report`` and ``diff`` to ``app``."""
+    app.command()(report)
+    app.command()(diff)
+
+
+def report(
+    file: Annotated[Path, typer.Option("--output", "-o", help="Where the page goes.")] = Path("report.html"),
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    compared: Annotated[
+        int, typer.Option("--compare", min=0, help="How many releases an image are compared.")
+    ] = 10,
+    packages: Packages = True,
+    files: Files = False,
+) -> None:
+    """Write one HTML page about the store: releases, sizes, changes, findings, who uses what.
+
+    Example: sqshpipe report --store /fsx/containers -o report.html
+    """
+    from datetime import datetime, timezone
+
+    from pipeline.cli.progress import Teller
+    from pipeline.cli.store import look_up_store
+    from pipeline.report.gather import gather
+    from pipeline.report.page import page
+
+    opened = look_up_store(store, config)
+    if not opened.root.is_dir():
+        raise ConfigError(
+            f"there is no store at {opened.root}", hint="name it with --store or SQSHPIPE_STORE"
+        )
+    with Teller().stage("report") as meter:
+        gathered = gather(
+            opened,
+            now=datetime.now(timezone.utc),
+            compared=compared,
+            packages=packages,
+            files=files,
+            meter=meter,
+        )
+        _write(file, page(gathered))
+    output.data(str(file))
+
+
+def _write(file: Path, content: str) -> None:
+    """Replace the page whole: who looks at it through a web server never sees half of one."""
+    import contextlib
+    import os
+    import tempfile
+
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.absolute().parent)
+    except OSError as error:
+        raise ToolError(f"cannot write {file}: {error.strerror}", hint="choose another --output") from error
+    try:
+        with open(descriptor, "w", encoding="utf-8") as page:  # noqa: PTH123 - a descriptor
+            page.write(content)
+            os.fchmod(descriptor, 0o644)
+        Path(name).replace(file)
+    except OSError as error:
+        raise ToolError(f"cannot write {file}: {error.strerror}", hint="choose another --output") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            Path(name).unlink()
+
+
+def diff(
+    before: Release_,
+    after: Release_,
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    platform: Annotated[str | None, typer.Option("--platform", help="Default: this machine's.")] = None,
+    packages: Packages = True,
+    files: Files = False,
+    as_json: options.Json = False,
+) -> None:
+    """Tell what changed between two releases: base, inputs, size, scan, packages.
+
+    Example: sqshpipe diff demo:v1.0 demo:latest
+    """
+    from pipeline.cli.store import look_up_store
+    from pipeline.report.compare import compare
+
+    opened = look_up_store(store, config)
+    one, other = (_release(opened, name, platform) for name in (before, after))
+    notes: list[str] = []
+    old, new = (_contents(each, notes, walk=files) if packages or files else None for each in (one, other))
+    found = compare(one, other, old, new, note="; ".join(notes))
+    if as_json:
+        output.data_json(found.as_json())
+        return
+    for line in _lines(found):
+        output.data(line)
+
+
+def _release(store: Store, name: str, platform: str | None) -> Release:
+    """A release by any of its names, whatever its state: what was yanked is compared too."""
+    from pipeline.cli.store import host_platform
+    from pipeline.store.names import split_name
+
+    image, wanted = split_name(name)
+    version = store.state(image).current(wanted) or wanted
+    wanted_platform = platform or host_platform()
+    return store.release(image, version, wanted_platform) or store.resolve(name, wanted_platform)
+
+
+def _contents(release: Release, notes: list[str], *, walk: bool) -> Contents | None:
+    from pipeline.report.contents import read_contents
+
+    try:
+        return read_contents(release.path, walk=walk)
+    except SqshpipeError as error:
+        notes.append(f"{release.name}: {error.message}")
+        return None
+
+
+def _lines(found: Comparison) -> list[str]:
+    lines = [f"{found.before} → {found.after}"]
+    lines += _table("", found.facts)
+    if found.packages is not None:
+        lines += _table(f"{len(found.packages)} packages" if found.packages else "", found.packages)
+    if found.files is not None:
+        files = found.files
+        counts = f"{files.added} files added, {files.removed} removed, {files.changed} changed"
+        lines += _table(counts, files.folders) or ["", counts]
+    if found.nothing:
+        lines.append("nothing changed")
+    return [*lines, *(["", found.note] if found.note else [])]
+
+
+def _table(title: str, changes: tuple[Change, ...]) -> list[str]:
+    """Changes in columns that fit the terminal; what does not fit goes to a line of its own."""
+    import shutil
+
+    from pipeline.report.text import cells, padded
+
+    if not changes:
+        return []
+    width = shutil.get_terminal_size((100, 24)).columns
+    first = max(cells(one.what) for one in changes)
+    second = max(cells(one.before) for one in changes)
+    lines = ["", title] if title else []
+    for one in changes:
+        row = f"  {padded(one.what, first)}  {padded(one.before, second)}  → {one.after}"
+        if cells(row) > width:
+            lines += [f"  {one.what}", f"      {one.before}", f"    → {one.after}"]
+        else:
+            lines.append(row)
+    return lines

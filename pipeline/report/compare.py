@@ -1,0 +1,159 @@
+"""What changed between two releases: in their records, and in what is installed in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.contents import Contents
+from pipeline.report.text import growth, mapping, short, shown, size
+from pipeline.store.record import Record
+
+_NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One thing that differs, in words; `what` names it, "none" stands for nothing."""
+
+    what: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileChanges:
+    """How many files came, went and changed (by size or time), and the folders that grew or shrank most."""
+
+    added: int
+    removed: int
+    changed: int
+    folders: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """`before` against `after`, both "image:version"; `packages` is None where it could not be read."""
+
+    before: str
+    after: str
+    facts: tuple[Change, ...]
+    packages: tuple[Change, ...] | None
+    files: FileChanges | None
+    note: str = ""
+
+    @property
+    def nothing(self) -> bool:
+        """True when neither records nor contents differ."""
+        return not self.facts and not self.packages and not self.files
+
+    def as_json(self) -> dict[str, Any]:
+        def listed(changes: tuple[Change, ...]) -> list[dict[str, str]]:
+            return [{"what": one.what, "before": one.before, "after": one.after} for one in changes]
+
+        files = self.files
+        return {
+            "before": self.before,
+            "after": self.after,
+            "changes": listed(self.facts),
+            "packages": None if self.packages is None else listed(self.packages),
+            "files": None
+            if files is None
+            else {
+                "added": files.added,
+                "removed": files.removed,
+                "changed": files.changed,
+                "folders": listed(files.folders),
+            },
+            "note": self.note,
+        }
+
+
+def compare(
+    before: Record, after: Record, old: Contents | None, new: Contents | None, *, note: str = ""
+) -> Comparison:
+    """Compare two records, and contents `old` and `new` where they could be read; `note` says why not."""
+    return Comparison(
+        before=f"{before.image}:{before.version}",
+        after=f"{after.image}:{after.version}",
+        facts=tuple(_facts(before, after)),
+        packages=tuple(_packages(old.packages, new.packages)) if old and new else None,
+        files=_files(old, new) if old and new else None,
+        note=note,
+    )
+
+
+def _facts(before: Record, after: Record) -> Iterator[Change]:
+    same_bytes = before.sha256 == after.sha256
+    if not same_bytes:
+        grown = f"{size(after.size)}, {growth(before.size, after.size)}"
+        yield Change(what="size", before=size(before.size), after=grown)
+    old, new = mapping(before.base), mapping(after.base)
+    yield from _one("base", old.get("reference"), new.get("reference"))
+    yield from _one("base digest", short(old.get("digest", _NONE)), short(new.get("digest", _NONE)))
+    if not same_bytes:
+        yield from _inputs(before, after)
+    yield from _one("platform", before.platform, after.platform)
+    yield from _one("converter", _converter(before), _converter(after))
+    yield from _one("scan", scan_words(before), scan_words(after))
+    for key in ("revision", "sqshpipe"):
+        yield from _one(key, before.provenance.get(key), after.provenance.get(key))
+
+
+def _inputs(before: Record, after: Record) -> Iterator[Change]:
+    old, new = mapping(before.provenance.get("inputs")), mapping(after.provenance.get("inputs"))
+    for key in ("dockerfile", "target", "period"):
+        yield from _one(key, *(short(side.get(key) or _NONE) for side in (old, new)))
+    for key, word in (("args", "build argument"), ("context", "file")):
+        yield from _keyed(word, mapping(old.get(key)), mapping(new.get(key)))
+
+
+def _keyed(word: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
+    for name in sorted({*old, *new}):
+        yield from _one(f"{word} {name}", old.get(name), new.get(name))
+
+
+def _one(what: str, before: object, after: object) -> Iterator[Change]:
+    if before != after:
+        yield Change(
+            what=shown(what),
+            before=_NONE if before is None else shown(before),
+            after=_NONE if after is None else shown(after),
+        )
+
+
+def _converter(record: Record) -> str:
+    made = mapping(record.converter)
+    options = ", ".join(f"{key} {value}" for key, value in sorted(mapping(made.get("options")).items()))
+    return shown(f"{made.get('name', _NONE)}" + (f" ({options})" if options else ""))
+
+
+def scan_words(record: Record) -> str:
+    """What the record says of the scan: its status, and findings by severity."""
+    counts = mapping(record.scan.get("findings"))
+    told = ", ".join(f"{number} {severity}" for severity, number in counts.items())
+    return shown(str(record.scan.get("status", "unknown")) + (f": {told}" if told else ""))
+
+
+def _packages(old: Mapping[tuple[str, str], str], new: Mapping[tuple[str, str], str]) -> Iterator[Change]:
+    for source, name in sorted({*old, *new}):
+        yield from _one(f"{name} ({source})", old.get((source, name)), new.get((source, name)))
+
+
+def _files(old: Contents, new: Contents) -> FileChanges | None:
+    added, removed = new.files.keys() - old.files.keys(), old.files.keys() - new.files.keys()
+    changed = sum(old.files[path] != new.files[path] for path in old.files.keys() & new.files.keys())
+    steps = {
+        folder: new.folders.get(folder, 0) - old.folders.get(folder, 0)
+        for folder in {*old.folders, *new.folders}
+    }
+    most = sorted((item for item in steps.items() if item[1]), key=lambda item: (-abs(item[1]), item[0]))[:10]
+    folders = tuple(_folder(name, old.folders.get(name, 0), new.folders.get(name, 0)) for name, _ in most)
+    if not (added or removed or changed):
+        return None
+    return FileChanges(added=len(added), removed=len(removed), changed=changed, folders=folders)
+
+
+def _folder(name: str, before: int, after: int) -> Change:
+    return Change(what=shown(name), before=size(before), after=f"{size(after)}, {growth(before, after)}")

@@ -1,0 +1,78 @@
+"""One HTML page that needs nothing but itself: no server, no script from elsewhere, no font, no picture."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from datetime import datetime, timezone
+from importlib import resources
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline import __version__
+from pipeline.report import chart, text
+from pipeline.report.compare import scan_words
+from pipeline.report.gather import Report, ReportedImage
+
+_SHOWN_BARS = 48
+
+
+def page(report: Report) -> str:
+    """The page as text. What comes from a record is escaped, and nothing in it can run or be loaded.
+
+    The policy in its head (https://www.w3.org/TR/CSP3/) allows the one style and the one script by their
+    hashes.
+    """
+    style, script = _part("report.css"), _part("report.js")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.report", "templates"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        shown=text.shown,
+        size=text.size,
+        when=text.when,
+        short=text.short,
+        mapping=text.mapping,
+        scan=scan_words,
+        expiry=_expiry,
+    )
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        in_use=sum(one.in_use > 0 for image in report.images for one in image.releases),
+        versions=sum(len(image.releases) for image in report.images),
+        troubles=[
+            one
+            for image in report.images
+            for one in image.releases
+            if one.line.state in ("damaged", "yanked")
+        ],
+        bars=_bars,
+        steps=chart.steps,
+        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
+        "form-action 'none'",
+        style=Markup(style),  # noqa: S704 - our own file
+        script=Markup(script),  # noqa: S704 - our own file
+        program=__version__,
+    )
+
+
+def _expiry(seconds: float) -> str:
+    return text.when(datetime.fromtimestamp(seconds, timezone.utc))
+
+
+def _bars(image: ReportedImage) -> Markup:
+    oldest_first = image.releases[:_SHOWN_BARS][::-1]
+    return chart.bars([one.line.size for one in oldest_first], [one.line.state for one in oldest_first])
+
+
+def _part(name: str) -> str:
+    return resources.files("pipeline.report").joinpath("templates").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

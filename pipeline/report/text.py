@@ -1,0 +1,76 @@
+"""Words for people. Whatever a record says is shown as text that can neither move, hide nor reorder its
+surroundings.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+_LONGEST = 400
+_NEVER = "1970"
+
+
+def shown(value: object, *, longest: int = _LONGEST) -> str:
+    """`value` as one line: control and direction characters escaped, cut at `longest` characters."""
+    text = value if isinstance(value, str) else str(value)
+    cut = text[:longest]
+    safe = "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in cut
+    )
+    return safe + ("…" if len(text) > longest else "")
+
+
+def size(amount: int) -> str:
+    """Bytes in the unit that leaves at most four digits before the point."""
+    value, unit = float(amount), 0
+    while abs(value) >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{amount} {_UNITS[0]}" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def growth(before: int, after: int) -> str:
+    """How much more or less, with its sign, and as a share where there is something to compare with."""
+    if before == after:
+        return "same size"
+    step = after - before
+    share = f" ({step / before:+.1%})" if before else ""
+    return f"{'+' if step > 0 else '-'}{size(abs(step))}{share}"
+
+
+def when(moment: datetime) -> str:
+    """A time in UTC, to the minute; a hyphen for the beginning of 1970, which stands for unknown."""
+    return "-" if f"{moment:%Y}" == _NEVER else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def short(digest: object) -> str:
+    """The beginning of a digest or key, as people compare them."""
+    text = shown(digest)
+    head, colon, tail = text.rpartition(":")
+    return f"{head}{colon}{tail[:12]}" if len(tail) > 12 else text
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """`value` when it is a JSON object, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def rows(value: object) -> list[Mapping[str, Any]]:
+    """The JSON objects in `value` when it is a list, else nothing."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal `text` takes: wide characters take two, combining ones none."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
+    )
+
+
+def padded(text: str, columns: int) -> str:
+    """`text` filled up to that many columns of a terminal."""
+    return text + " " * max(0, columns - cells(text))

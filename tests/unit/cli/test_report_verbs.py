@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli.app import app
+from pipeline.errors import ConfigError, ToolError
+from tests.support.showcase import hostile, showcase
+
+
+def _run(*words: str) -> str:
+    result = CliRunner().invoke(app, ["-q", *words])
+    if result.exception:
+        raise result.exception
+    return result.stdout
+
+
+def test_diff_tells_base_size_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    store = showcase(tmp_path / "store", tmp_path / "work")
+    said = _run(
+        "diff", "megatron-training:v1.2", "megatron-training:stable", "--files", "--store", str(store.root)
+    )
+    assert said.startswith("megatron-training:v1.2 → megatron-training:v1.4\n")
+    assert "nvcr.io/nvidia/pytorch:23.12-py3  → nvcr.io/nvidia/pytorch:24.02-py3" in said
+    assert "4 packages\n" in said
+    assert "torch (python)    2.2.0" in said
+    assert "/app" in said
+
+
+def test_a_narrow_terminal_gets_short_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    store = showcase(tmp_path / "store", tmp_path / "work")
+    said = _run("diff", "megatron-training:v1.2", "megatron-training:stable", "--store", str(store.root))
+    assert max(len(line) for line in said.splitlines()) <= 60
+
+
+def test_diff_for_machines_and_against_itself(tmp_path: Path) -> None:
+    store = showcase(tmp_path / "store", tmp_path / "work")
+    found = json.loads(_run("diff", "pytorch:24.01", "pytorch:24.02", "--json", "--store", str(store.root)))
+    assert {"what": "libc6 (debian)", "before": "2.35-0", "after": "2.35-1"} in found["packages"]
+    assert "nothing changed" in _run("diff", "pytorch", "pytorch:24.03", "--store", str(store.root))
+
+
+def test_diff_prints_nothing_that_moves_the_cursor(tmp_path: Path) -> None:
+    store = hostile(tmp_path / "store", tmp_path / "work")
+    said = _run("diff", "demo:v1.0", "demo:v1.1", "--store", str(store.root))
+    assert "\x1b" not in said
+    assert "\u202e" not in said
+
+
+def test_an_unknown_release_is_named(tmp_path: Path) -> None:
+    store = showcase(tmp_path / "store", tmp_path / "work")
+    with pytest.raises(ConfigError, match=r"pytorch:24\.09"):
+        _run("diff", "pytorch:24.01", "pytorch:24.09", "--store", str(store.root))
+
+
+def test_the_page_replaces_the_old_one_whole_or_not(tmp_path: Path) -> None:
+    store = showcase(tmp_path / "store", tmp_path / "work")
+    file = tmp_path / "out" / "page.html"
+    with pytest.raises(ToolError, match="cannot write"):
+        _run("report", "--store", str(store.root), "-o", str(file))
+    file.parent.mkdir()
+    file.write_text("old")
+    assert _run("report", "--store", str(store.root), "-o", str(file)) == f"{file}\n"
+    assert file.read_text().startswith("<!doctype html>")
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert [each.name for each in file.parent.iterdir()] == ["page.html"]
+    with pytest.raises(ConfigError, match="no store at"):
+        _run("report", "--store", str(tmp_path / "nowhere"), "-o", str(file))
