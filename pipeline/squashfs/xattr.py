@@ -116,7 +116,8 @@ class XattrWriter:
             kind = next((number for number, prefix in enumerate(_PREFIXES) if name.startswith(prefix)), None)
             if kind is None or len(value) > _MAX_VALUE:
                 raise FormatError(
-                    f"squashfs cannot hold the extended attribute {name!r} of {len(value)} bytes"
+                    f"squashfs cannot hold the extended attribute {name!r} of {len(value)} bytes",
+                    hint="convert without keeping extended attributes",
                 )
             short = name[len(_PREFIXES[kind]) :]
             self._pairs.write(_NAME.pack(kind, len(short)) + short + _SIZE.pack(len(value)) + value)

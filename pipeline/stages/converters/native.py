@@ -71,15 +71,26 @@ def convert_native(
     RegistryError, FormatError.
     """
     packs = pack_cache(cache)
-    packs.remove_leftovers()
     job = _Conversion(
         source=source, options=options, codec=Codec(level=options.zstd_level), cache=packs, meter=meter
     )
     try:
+        packs.remove_leftovers()
         return _until_sound(job, output)
+    except OSError as error:
+        _remove(output)
+        where = error.filename or packs.folder
+        raise ToolError(
+            f"cannot use {where}: {error.strerror or error}", hint="set SQSHPIPE_CACHE to a folder of yours"
+        ) from error
     except BaseException:
-        output.unlink(missing_ok=True)
+        _remove(output)
         raise
+
+
+def _remove(output: Path) -> None:
+    with contextlib.suppress(OSError):
+        output.unlink()
 
 
 def _until_sound(job: _Conversion, output: Path) -> Converted:

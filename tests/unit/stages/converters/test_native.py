@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from pipeline.config import ConvertOptions
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, ToolError
 from pipeline.oci.entry import EntryKind
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
@@ -232,3 +232,10 @@ def test_packs_in_use_survive_a_trim(tmp_path: Path) -> None:
         assert cache.trim(now=listed.used, max_size=0) == []
     assert [pack.path for pack in cache.trim(now=listed.used, max_size=0)] == [listed.path]
     assert cache.packs() == []
+
+
+def test_a_cache_that_is_no_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ToolError, match="cache"):
+        convert(image(tmp_path / "image", LayerBuilder().file("a", b"a")), tmp_path)
+    assert not (tmp_path / "out.sqsh").exists()
