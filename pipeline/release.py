@@ -7,7 +7,7 @@ build key. A run that died goes on from there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import __version__, inputs, plan
@@ -29,6 +29,7 @@ from pipeline.stages.publish import publish
 from pipeline.stages.push import PushedImage, adopt, push, tag_version
 from pipeline.stages.repository import prepare
 from pipeline.stages.scan import ScanReport, chosen, mirrored_base, scan
+from pipeline.stages.try_image import try_image
 from pipeline.stages.verify import verify
 from pipeline.store.names import check_version
 from pipeline.store.record import Release
@@ -97,6 +98,10 @@ def release(
         with story.stage("verify") as meter:
             verified = verify(file, meter=meter)
             story.result(f"{len(file.tree)} entries read back, as in the image")
+        if spec.test:
+            with story.stage("test") as meter:
+                tried = try_image(staged, spec.test, meter=meter)
+                story.result(f"{len(tried)} of {len(spec.test)} commands passed")
         with story.stage("publish") as meter:
             tag_version(pushed, version, clients(pushed.repository.registry))
             made = publish(
@@ -131,7 +136,10 @@ def published(spec: ImageSpec, version: str, pinned: Pinned, store: Store) -> Re
     if there is None:
         return None
     facts = released(there)
-    wanted = plan.Observation(spec=spec, base=pinned.base.digest, inputs=pinned.build_inputs)
+    built = pinned.build_inputs
+    if built is not None:  # age calls for a next version, it makes no other content of this one
+        built = replace(built, period=facts.inputs.get("period"))
+    wanted = plan.Observation(spec=spec, base=pinned.base.digest, inputs=built)
     changes = plan.option_changes(facts, spec.convert)
     if not plan.is_current(facts, wanted):
         changes = (*plan.image_changes(facts, wanted), *changes)
@@ -140,9 +148,11 @@ def published(spec: ImageSpec, version: str, pinned: Pinned, store: Store) -> Re
             f"{there.name} was published at {there.created} with other content: {'; '.join(changes)}",
             hint="a published version never changes: choose the next one, as in --tag v1.1",
         )
-    if there.state == "published":
-        return there
-    return None
+    if there.state == "yanked":
+        raise PublishError(
+            f"{there.name} was yanked", hint=f"sqshpipe yank --undo {there.name}, or choose another version"
+        )
+    return there if there.state == "published" else None
 
 
 def in_registry(

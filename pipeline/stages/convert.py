@@ -106,7 +106,7 @@ def convert(
     converter = _converter(name)
     output = output.absolute()
     _require_writable(output.parent)
-    partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:12]}.partial")
+    partial = output.with_name(f"{output.name}.{uuid.uuid4().hex[:12]}.partial")
     log.info("converting", image=source.name, converter=name)
     try:
         with scratch_folder(scratch) as folder:
