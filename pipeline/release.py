@@ -100,7 +100,7 @@ def release(
             story.result(f"{len(file.tree)} entries read back, as in the image")
         if spec.test:
             with story.stage("test") as meter:
-                tried = try_image(staged, spec.test, meter=meter)
+                tried = try_image(staged, spec.test, name=f"{spec.name}:{version}", meter=meter)
                 story.result(f"{len(tried)} of {len(spec.test)} commands passed")
         with story.stage("publish") as meter:
             tag_version(pushed, version, clients(pushed.repository.registry))

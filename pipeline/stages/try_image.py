@@ -33,6 +33,7 @@ def try_image(
     path: Path,
     commands: Sequence[str],
     *,
+    name: str = "",
     slurm_options: Sequence[str] | None = None,
     timeout: float = SECONDS,
     meter: Meter = SILENT,
@@ -53,7 +54,7 @@ def try_image(
         else:
             done = _on_a_node(path, command, slurm_options, timeout)
         if done.returncode != 0:
-            raise _failed(path, command, done)
+            raise _failed(name or path.name, command, done)
         tried.append(Tried(command=command, seconds=time.monotonic() - began))
         log.debug("test passed", command=command)
     return tuple(tried)
@@ -70,10 +71,10 @@ def _on_a_node(path: Path, command: str, options: Sequence[str], timeout: float)
     return slurm.srun(["--nodes=1", "--ntasks=1", *options], step, timeout=timeout, check=False)
 
 
-def _failed(path: Path, command: str, done: process.Completed) -> VerificationError:
+def _failed(name: str, command: str, done: process.Completed) -> VerificationError:
     lines = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()][-_LAST_LINES:]
     said = "".join(f"\n  | {line}" for line in lines)
     return VerificationError(
-        f"a test of {path.name} failed with exit code {done.returncode}: {command}{said}",
-        hint="the release stays out of its channels; mend the image or its test: in images.yaml",
+        f"a test of {name} failed with exit code {done.returncode}: {command}{said}",
+        hint="nothing is published; mend the image or its test: in images.yaml",
     )

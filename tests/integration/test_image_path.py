@@ -235,3 +235,30 @@ def test_ended_by_a_signal_nothing_is_half_there(
     assert _leftovers(tmp_path) == []
     assert not list((tmp_path / "store").glob("hello/*.json"))
     sqshpipe("image", "hello", "--tag", "v1.0")
+
+
+def _with_test(project: Path, command: str) -> None:
+    config = project / "images.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("    build_args:", f"    test: ['{command}']\n    build_args:"))
+
+
+def test_an_images_own_tests_run_inside_the_file_before_it_is_published(
+    sqshpipe: Run, project: Path, tmp_path: Path
+) -> None:
+    _with_test(project, "read it < /etc/greeting; test "$it" = evening")
+    failed = sqshpipe("image", "hello", "--tag", "v1.0", check=7)
+    assert "grep -q evening" in failed.stderr
+    assert not list((tmp_path / "store").glob("hello/*.json"))
+    assert _leftovers(tmp_path) == []
+    _with_test(project, "read it < /etc/greeting; test "$it" = "good morning"")
+    config = project / "images.yaml"
+    config.write_text(config.read_text().replace("    test: ['read it < /etc/greeting; test "$it" = evening']\n", ""))
+    assert "1 of 1 commands passed" in sqshpipe("image", "hello", "--tag", "v1.0").stderr
+
+
+def test_a_yanked_version_does_not_come_back_by_itself(sqshpipe: Run) -> None:
+    sqshpipe("image", "hello", "--tag", "v1.0")
+    sqshpipe("yank", "hello:v1.0", "--reason", "wrong data")
+    refused = sqshpipe("image", "hello", "--tag", "v1.0", check=8)
+    assert "yank --undo" in refused.stderr
