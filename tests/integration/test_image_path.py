@@ -237,23 +237,25 @@ def test_ended_by_a_signal_nothing_is_half_there(
     sqshpipe("image", "hello", "--tag", "v1.0")
 
 
-def _with_test(project: Path, command: str) -> None:
+def _with_test(project: Path, expected: str) -> None:
+    """Let images.yaml ask, by a command in the image, whether the greeting ends in `expected`."""
     config = project / "images.yaml"
-    text = config.read_text()
-    config.write_text(text.replace("    build_args:", f"    test: ['{command}']\n    build_args:"))
+    lines = [line for line in config.read_text().splitlines() if "test:" not in line]
+    at = lines.index("    build_args: {GREETING: good morning}")
+    lines.insert(at, f"    test: ['read good it < /etc/greeting; test $it = {expected}']")
+    config.write_text("\n".join(lines) + "\n")
 
 
 def test_an_images_own_tests_run_inside_the_file_before_it_is_published(
     sqshpipe: Run, project: Path, tmp_path: Path
 ) -> None:
-    _with_test(project, "read it < /etc/greeting; test "$it" = evening")
+    _with_test(project, "evening")
     failed = sqshpipe("image", "hello", "--tag", "v1.0", check=7)
-    assert "grep -q evening" in failed.stderr
+    assert "hello:v1.0" in failed.stderr
+    assert "= evening" in failed.stderr
     assert not list((tmp_path / "store").glob("hello/*.json"))
     assert _leftovers(tmp_path) == []
-    _with_test(project, "read it < /etc/greeting; test "$it" = "good morning"")
-    config = project / "images.yaml"
-    config.write_text(config.read_text().replace("    test: ['read it < /etc/greeting; test "$it" = evening']\n", ""))
+    _with_test(project, "morning")
     assert "1 of 1 commands passed" in sqshpipe("image", "hello", "--tag", "v1.0").stderr
 
 
