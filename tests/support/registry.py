@@ -280,13 +280,9 @@ class _Forwarder(Quiet):
         for name, value in self.headers.items():
             upstream.putheader(name, value)
         upstream.endheaders()
-        left = length
         until_cut = fault.cut_request
-        while left:
-            piece = self.rfile.read(min(left, _PIECE))
-            if not piece:
-                return False
-            left -= len(piece)
+        chunked = self._is_chunked()
+        for piece in self._body(length):
             if until_cut is not None and until_cut < len(piece):
                 upstream.send(piece[:until_cut])
                 time.sleep(0.05)  # lets the registry take in what it got
@@ -294,8 +290,27 @@ class _Forwarder(Quiet):
                 return False
             if until_cut is not None:
                 until_cut -= len(piece)
-            upstream.send(piece)
+            upstream.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        if chunked:
+            upstream.send(b"0\r\n\r\n")
         return True
+
+    def _is_chunked(self) -> bool:
+        return "chunked" in self.headers.get("Transfer-Encoding", "")
+
+    def _body(self, length: int) -> Iterator[bytes]:
+        """The request's body in pieces; an engine sends layers chunked, without a length."""
+        if not self._is_chunked():
+            while length > 0 and (piece := self.rfile.read(min(length, _PIECE))):
+                length -= len(piece)
+                yield piece
+            if length > 0:
+                raise ConnectionError  # the client has gone
+            return
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
 
     def _return(self, response: http.client.HTTPResponse, fault: Fault) -> None:
         self.send_response(response.status)
@@ -315,8 +330,8 @@ class _Forwarder(Quiet):
             self.wfile.write(piece)
 
     def _drain(self, length: int) -> None:
-        while length > 0 and (piece := self.rfile.read(min(length, _PIECE))):
-            length -= len(piece)
+        for _ in self._body(length):
+            pass
 
     def _drop(self) -> None:
         self.close_connection = True

@@ -1,0 +1,78 @@
+"""A real Docker Engine pushes into ECR: layers that are there are not sent again, immutable tags hold."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+
+from demo.engine import PrivateEngine
+from pipeline.config import EcrSettings, RegistrySettings
+from pipeline.errors import RegistryError
+from pipeline.oci.reference import Reference
+from pipeline.stages.repository import prepare
+from pipeline.tools.credentials import Credentials
+from pipeline.tools.docker import Engine
+from pipeline.tools.registry import RegistryClient
+from tests.support import aws
+from tests.support.ecr_front import EcrFront
+
+pytestmark = pytest.mark.needs("root", "docker-registry")
+SETTINGS = RegistrySettings(ecr=EcrSettings(account=aws.ACCOUNT, region=aws.REGION, prefix="team"))
+
+
+@pytest.fixture
+def front(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[EcrFront]:
+    with EcrFront() as made:
+        made.use(monkeypatch, tmp_path)
+        yield made
+
+
+def a_layer(text: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        info = tarfile.TarInfo("file")
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text.encode()))
+    return out.getvalue()
+
+
+def test_an_engine_pushes_through_endings_and_immutable_tags(front: EcrFront, engine: PrivateEngine) -> None:
+    prepare(SETTINGS, SETTINGS.repository("engine"))
+    target = Reference.parse(f"{front.address}/team/engine:key-1")
+    with Engine.connect(engine.host) as connected:
+        raw = docker.APIClient(base_url=engine.host)
+        try:
+            made = [
+                json.loads(raw.import_image_from_data(a_layer(text)))["status"] for text in ("one", "two")
+            ]
+        finally:
+            raw.close()
+        connected.tag(made[0], target)
+        ended, _ = front.new_password()
+        front.clock = 13 * 3600.0
+        with pytest.raises(RegistryError) as refused:
+            connected.push(target, Credentials(username="AWS", password=ended))
+        assert ended not in str(refused.value)
+        fresh = Credentials(username="AWS", password=front.new_password()[0])
+        digest = connected.push(target, fresh)
+        assert front.images("team/engine") == {str(digest)}
+        with RegistryClient(front.address, credentials=lambda _: fresh) as client:
+            head = client.head("team/engine", "key-1")
+        assert head is not None
+        assert head.digest == digest
+        sent = front.count("PATCH", "/blobs/")
+        again = target.with_tag("key-2")
+        connected.tag(made[0], again)
+        assert connected.push(again, fresh) == digest
+        assert front.count("PATCH", "/blobs/") == sent, "layers that ECR has are not sent again"
+        connected.tag(made[1], target)
+        with pytest.raises(RegistryError, match="immutable"):
+            connected.push(target, fresh)
+        for reference in (target, again):
+            connected.untag(reference)
