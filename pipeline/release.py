@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, inputs, plan
@@ -30,7 +31,7 @@ from pipeline.stages.push import PushedImage, adopt, push, tag_version
 from pipeline.stages.repository import prepare
 from pipeline.stages.scan import ScanReport, chosen, mirrored_base, scan
 from pipeline.stages.try_image import try_image
-from pipeline.stages.verify import verify
+from pipeline.stages.verify import VerifiedSquashfs, verify
 from pipeline.store.names import check_version
 from pipeline.store.record import Release
 from pipeline.store.store import Store
@@ -74,34 +75,17 @@ def release(
     pushed = in_registry(
         spec, version, pinned, config=config, clients=clients, story=story, revision=revision
     )
-    with story.stage("scan"):
-        report = scan(
-            pushed,
-            spec.scan,
-            image=spec.name,
-            client_for=clients,
-            credentials=clients.credentials,
-            base_in=mirrored_base(config, spec),
-        )
-        story.result(report.sentence)
+    report = scanned(spec, pushed, config=config, clients=clients, story=story)
     with store.staging() as staged:
-        with story.stage("convert") as meter:
-            file = convert(
-                source_of(report, clients),
-                spec.convert,
-                output=staged,
-                scratch=config.scratch,
-                cache=config.cache,
-                meter=meter,
-            )
-            story.result(f"{file.converter.name}, sha256:{file.sha256[:12]}")
-        with story.stage("verify") as meter:
-            verified = verify(file, meter=meter)
-            story.result(f"{len(file.tree)} entries read back, as in the image")
-        if spec.test:
-            with story.stage("test") as meter:
-                tried = try_image(staged, spec.test, name=f"{spec.name}:{version}", meter=meter)
-                story.result(f"{len(tried)} of {len(spec.test)} commands passed")
+        verified = verified_file(
+            spec,
+            report,
+            output=staged,
+            name=f"{spec.name}:{version}",
+            config=config,
+            clients=clients,
+            story=story,
+        )
         with story.stage("publish") as meter:
             tag_version(pushed, version, clients(pushed.repository.registry))
             made = publish(
@@ -216,6 +200,54 @@ def build_with(
         )
         story.result(f"key-{key[:12]}")
     return built
+
+
+def scanned(
+    spec: ImageSpec, pushed: PushedImage, *, config: Config, clients: Clients, story: Story
+) -> ScanReport:
+    """The verdict on the pushed digest; ScanRejected when the gate does not pass."""
+    with story.stage("scan"):
+        report = scan(
+            pushed,
+            spec.scan,
+            image=spec.name,
+            client_for=clients,
+            credentials=clients.credentials,
+            base_in=mirrored_base(config, spec),
+        )
+        story.result(report.sentence)
+    return report
+
+
+def verified_file(
+    spec: ImageSpec,
+    report: ScanReport,
+    *,
+    output: Path,
+    name: str,
+    config: Config,
+    clients: Clients,
+    story: Story,
+) -> VerifiedSquashfs:
+    """The .sqsh at ``output``: converted, read back and compared, tried with the image's own tests."""
+    with story.stage("convert") as meter:
+        file = convert(
+            source_of(report, clients),
+            spec.convert,
+            output=output,
+            scratch=config.scratch,
+            cache=config.cache,
+            meter=meter,
+        )
+        story.result(f"{file.converter.name}, sha256:{file.sha256[:12]}")
+    with story.stage("verify") as meter:
+        verified = verify(file, meter=meter)
+        story.result(f"{len(file.tree)} entries read back, as in the image")
+    if spec.test:
+        with story.stage("test") as meter:
+            tried = try_image(output, spec.test, name=name, meter=meter)
+            story.result(f"{len(tried)} of {len(spec.test)} commands passed")
+    return verified
 
 
 def source_of(report: ScanReport, clients: Clients) -> RegistrySource:

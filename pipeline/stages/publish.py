@@ -61,7 +61,7 @@ def publish(
         checks=tuple(verified.checks),
         created=_now(),
     )
-    return store.publish(record, file.path, channels=channels, meter=meter)
+    return store.publish(record, file.path, channels=channels, sha256=file.sha256, meter=meter)
 
 
 def publish_external(
