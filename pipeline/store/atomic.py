@@ -31,9 +31,14 @@ _LATE_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 Result = TypeVar("Result")
 
 
+_REFUSED_HINT = "publish as the user that owns the store; a server with root_squash refuses root itself"
+
+
 @contextmanager
-def told(doing: str) -> Iterator[None]:
-    """Turn an OSError into the one sentence that a person can act on."""
+def told(doing: str, *, refused: str = _REFUSED_HINT) -> Iterator[None]:
+    """Turn an OSError into the one sentence that a person can act on; `refused` is the hint for a lack of
+    rights.
+    """
     try:
         yield
     except SqshpipeError:
@@ -48,7 +53,7 @@ def told(doing: str) -> Iterator[None]:
         if error.errno in _REFUSED:
             raise PublishError(
                 f"not allowed while {doing}{where} ({error.strerror})",
-                hint="publish as the user that owns the store; a server with root_squash refuses root itself",
+                hint=refused,
             ) from error
         raise PublishError(
             f"the file system failed while {doing}{where} ({error.strerror})",

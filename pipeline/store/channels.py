@@ -173,7 +173,8 @@ def _claim_channel(layout: Layout, image: str, channel: str) -> None:
     with atomic.told(f"naming the channel {channel} of {image}"):
         if exists(layout.image(image)) and not exists(path):
             atomic.create(path, content.encode())
-    if is_release(layout, image, channel):
+        release = is_release(layout, image, channel)
+    if release:
         raise ConfigError(
             f"{image}:{channel} is a version and cannot be a channel", hint="choose another name"
         )

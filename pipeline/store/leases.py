@@ -6,6 +6,7 @@ job it speaks of, and none counts for longer than `LONGEST_SECONDS` after it was
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -18,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PublishError
 from pipeline.store import atomic, folders
 from pipeline.store.events import moment, whoami
 from pipeline.store.layout import Layout
@@ -28,6 +29,7 @@ SCHEMA = 1
 LONGEST_SECONDS = 60 * 24 * 3600.0
 FOLDER_MODE = 0o1777
 _LIMIT = 64 << 10
+_NO_LEASE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EISDIR})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,17 +109,18 @@ def prepare(layout: Layout) -> None:
 
 
 def read_all(layout: Layout) -> list[Lease]:
-    """The leases that can be believed, expired ones too."""
-    leases = []
-    try:
-        names = sorted(entry.name for entry in layout.leases.iterdir() if not entry.name.startswith("."))
-    except FileNotFoundError:
-        return []
-    for name in names:
-        lease = _read(layout.leases / name)
-        if lease is not None:
-            leases.append(lease)
-    return leases
+    """The leases that can be believed, expired ones too.
+
+    Raises PublishError when one cannot be read: then nobody knows what it holds. A lease that says nothing
+    sensible holds nothing.
+    """
+    with atomic.told("listing the leases"):
+        try:
+            names = sorted(entry.name for entry in layout.leases.iterdir() if not entry.name.startswith("."))
+        except FileNotFoundError:
+            return []
+    leases = (_read(layout.leases / name) for name in names)
+    return [lease for lease in leases if lease is not None]
 
 
 def _read(path: Path) -> Lease | None:
@@ -125,9 +128,18 @@ def _read(path: Path) -> Lease | None:
     must.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
+        return _parse(path)
+    except OSError as error:
+        if error.errno in _NO_LEASE:
+            return None
+        raise PublishError(
+            f"the lease {path} cannot be read ({error.strerror}), so it is not known what is in use",
+            hint="run it as a user who may read it, or let its owner remove it",
+        ) from error
+
+
+def _parse(path: Path) -> Lease | None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LIMIT:
@@ -146,7 +158,7 @@ def _read(path: Path) -> Lease | None:
             cluster=str(data.get("cluster") or ""),
             expires=min(moment(str(data["expires"])).timestamp(), latest),
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     finally:
         os.close(descriptor)

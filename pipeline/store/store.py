@@ -63,15 +63,17 @@ class Store:
 
     def images(self) -> list[str]:
         """Names of the images that were ever published here, sorted."""
-        return [
-            image
-            for image in self.layout.images()
-            if exists(self.layout.index(image)) or load(self.layout, image).state.releases
-        ]
+        with self._read():
+            return [
+                image
+                for image in self.layout.images()
+                if exists(self.layout.index(image)) or load(self.layout, image).state.releases
+            ]
 
     def state(self, image: str) -> ImageState:
         """All that is true of one image now; an unknown one is empty."""
-        return load(self.layout, check_image(image)).state
+        with self._read():
+            return load(self.layout, check_image(image)).state
 
     def listed(self, image: str) -> list[Listed]:
         """The releases of one image, newest first, without reading their records."""
@@ -100,10 +102,9 @@ class Store:
 
     def release(self, image: str, version: str, platform: str = DEFAULT_PLATFORM) -> Release | None:
         """One release, whatever its state; None when that version was never published for that platform."""
-        record = self._record(check_image(image), version, check_platform(platform))
-        if record is None:
-            return None
-        return self._release(record, self._head(image))
+        with self._read():
+            record = self._record(check_image(image), version, check_platform(platform))
+            return None if record is None else self._release(record, self._head(image))
 
     def resolve(self, name: str, platform: str = DEFAULT_PLATFORM) -> Release:
         """What "image[:version|:channel]" means now, its file looked at.
@@ -113,6 +114,10 @@ class Store:
         """
         image, wanted = split_name(name)
         check_platform(platform)
+        with self._read():
+            return self._resolve(image, wanted, platform)
+
+    def _resolve(self, image: str, wanted: str, platform: str) -> Release:
         head = self._head(image)
         version = head.channels.get(wanted, wanted)
         record = self._record(image, version, platform)
@@ -132,6 +137,9 @@ class Store:
             )
         self._look_at_bytes(release)
         return release
+
+    def _read(self) -> AbstractContextManager[None]:
+        return atomic.told(f"reading {self.root}", refused="ask the store's owner for the right to read it")
 
     def _look_at_bytes(self, release: Release) -> None:
         try:
@@ -199,7 +207,8 @@ class Store:
         """A name inside blobs/sha256/ to write a .sqsh to, so that publishing it costs no copy."""
         from pipeline.store.publishing import staging
 
-        self._prepare()
+        with atomic.told(f"preparing {self.root}"):
+            self._prepare()
         return staging(self.layout)
 
     def _prepare(self) -> None:
@@ -236,7 +245,8 @@ class Store:
         check_image(record.image)
         check_version(record.version)
         check_platform(record.platform)
-        self._prepare()
+        with atomic.told(f"preparing {self.root}"):
+            self._prepare()
         publish(
             self.layout,
             record,
@@ -260,7 +270,8 @@ class Store:
         from pipeline.store import channels
 
         image, wanted = split_name(name)
-        version = self._head(image).channels.get(wanted, wanted)
+        with self._read():
+            version = self._head(image).channels.get(wanted, wanted)
         return self._changed(
             image,
             channels.promote(

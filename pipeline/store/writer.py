@@ -45,7 +45,7 @@ def is_orphan(path: Path, *, now: float | None = None) -> bool:
 
 def _boot() -> str:
     try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
     except OSError:
         return "0" * 12
     return text.replace("-", "")[:12]

@@ -7,6 +7,7 @@ Ends with the exit code that the command line would have.
 
 from __future__ import annotations
 
+import ctypes  # noqa: F401 - loaded now, so that its files are not among the calls
 import os
 import sys
 from collections.abc import Callable

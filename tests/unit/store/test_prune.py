@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -246,3 +247,32 @@ def test_bytes_taken_away_come_back_when_a_publisher_needs_them_at_that_moment(
     prune.prune(store.layout, NOW, no_jobs)
     assert store.resolve("demo").path.read_bytes() == b"v1.0"
     assert not list(prune.temporaries(store.layout))
+
+
+def test_a_lease_that_cannot_be_read_holds_everything(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what it holds, so nothing is hidden: found by failing every call of a prune in turn."""
+    path = write_lease(store, job="1")
+    real = os.open
+
+    def refuse(name: object, *arguments: int) -> int:
+        if name == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(name, *arguments)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PublishError, match="cannot be read"):
+        prune.prune(store.layout, NOW, no_jobs)
+    monkeypatch.undo()
+    assert {line.state for line in store.listed("demo")} == {"published"}
+
+
+def test_a_store_that_cannot_be_read_is_told_in_a_sentence(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    for action in (lambda: store.resolve("demo"), lambda: store.release("demo", "v1.0"), store.images):
+        with pytest.raises(PublishError, match="not allowed while reading"):
+            action()
