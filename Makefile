@@ -40,4 +40,17 @@ test: ## every test that this machine can run
 	@./bootstrap.sh test $(PYTHON) $(VENV)
 	$(BIN)/pytest
 
-.PHONY: help demo setup image images check-image lint test
+SIZE ?= small
+bench: ## measure against the peers that are installed: make bench [SIZE=small|medium|large]
+	@./bootstrap.sh test $(PYTHON) $(VENV)
+	@$(BIN)/python -m bench --size "$(SIZE)"
+
+docs: setup ## write docs/reference from the code
+	@$(BIN)/python docs/generate.py
+
+dist: ## wheel and sdist in dist/
+	@./bootstrap.sh test $(PYTHON) $(VENV)
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist .
+
+.PHONY: help bench docs dist demo setup image images check-image lint test

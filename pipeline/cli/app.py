@@ -21,6 +21,7 @@ from pipeline.cli import (
     doctor,
     ecr,
     image,
+    init,
     options,
     output,
     plan,
@@ -66,7 +67,7 @@ _PANELS = {
     "Releases": (store,),
     "On the cluster": (cluster,),
     "Registries and CI": (ecr, ci),
-    "Looking": (report, squashfs, doctor),
+    "Looking": (report, squashfs, doctor, init),
 }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import many, options, output
+from pipeline.cli import completion, many, options, output
 from pipeline.errors import ConfigError, SqshpipeError
 
 if TYPE_CHECKING:
@@ -19,8 +19,14 @@ if TYPE_CHECKING:
     from pipeline.config import Config, ImageSpec
     from pipeline.lock import Lock
 
-Name = Annotated[str, typer.Argument(help="An image of images.yaml.", show_default=False)]
-MaybeName = Annotated[str | None, typer.Argument(help="An image of images.yaml.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(help="An image of images.yaml.", show_default=False, autocompletion=completion.configured),
+]
+MaybeName = Annotated[
+    str | None,
+    typer.Argument(help="An image of images.yaml.", show_default=False, autocompletion=completion.configured),
+]
 Version = Annotated[str, typer.Option("--tag", "-t", help="The version to publish, such as v1.0.")]
 
 

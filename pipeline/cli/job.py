@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import completion, options, output
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +40,12 @@ def register(app: typer.Typer) -> None:
 
 @job.command("render")
 def render(
-    image: Annotated[str, typer.Argument(metavar="IMAGE[:VERSION|:CHANNEL]", help="Resolved once, now.")],
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE[:VERSION|:CHANNEL]", help="Resolved once, now.", autocompletion=completion.releases
+        ),
+    ],
     command: Annotated[list[str], typer.Argument(help="After --: what each rank runs.")],
     store: options.Store = None,
     values: Values = None,

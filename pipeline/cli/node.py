@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import completion, options, output
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.cluster.running import ImageFile
     from pipeline.tools.mount import Kind
 
-Image = Annotated[str, typer.Argument(metavar="IMAGE[:VERSION|:CHANNEL]", help="Or a path with a / in it.")]
+Image = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE[:VERSION|:CHANNEL]",
+        help="Or a path with a / in it.",
+        autocompletion=completion.releases,
+    ),
+]
 HolderPid = Annotated[
     int | None, typer.Option("--holder-pid", help="The process that holds the mount; default: the caller.")
 ]

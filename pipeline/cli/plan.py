@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import completion, options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError
 
 if TYPE_CHECKING:
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from pipeline.config import Config, ImageSpec
     from pipeline.plan import Plan
 
-Names = Annotated[list[str] | None, typer.Argument(help="Images; all of images.yaml if none is named.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Images; all of images.yaml if none is named.", autocompletion=completion.configured),
+]
 
 
 def register(app: typer.Typer) -> None:

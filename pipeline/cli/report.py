@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import completion, options, output
 from pipeline.errors import ConfigError, SqshpipeError, ToolError
 
 if TYPE_CHECKING:
@@ -20,7 +20,12 @@ Files = Annotated[bool, typer.Option("--files", help="Also walk all files, for f
 Packages = Annotated[bool, typer.Option(help="Look into the .sqsh for what is installed.")]
 Release_ = Annotated[
     str,
-    typer.Argument(metavar="IMAGE[:VERSION|:CHANNEL]", help="A release.", show_default=False),
+    typer.Argument(
+        metavar="IMAGE[:VERSION|:CHANNEL]",
+        help="A release.",
+        show_default=False,
+        autocompletion=completion.releases,
+    ),
 ]
 
 

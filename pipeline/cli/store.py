@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import completion, options, output
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from pipeline.store.record import Release
     from pipeline.store.store import Listed, Store
 
-Name = Annotated[str, typer.Argument(metavar="IMAGE[:VERSION|:CHANNEL]", help="What is wanted.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE[:VERSION|:CHANNEL]", help="What is wanted.", autocompletion=completion.releases
+    ),
+]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the history.")]
 AllowExternal = Annotated[
     bool, typer.Option("--allow-external", help="Let channels name a .sqsh that was made elsewhere.")
@@ -85,7 +90,9 @@ def host_platform() -> str:
 
 
 def list_releases(
-    image: Annotated[str | None, typer.Argument(help="Only this image.")] = None,
+    image: Annotated[
+        str | None, typer.Argument(help="Only this image.", autocompletion=completion.images)
+    ] = None,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     every: Annotated[bool, typer.Option("--all", help="Also what no longer resolves.")] = False,
@@ -227,8 +234,17 @@ def publish(
 
 
 def promote(
-    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION", help="A release, or what a channel names.")],
-    channel: Annotated[str, typer.Argument(help="The channel that will name it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE:VERSION",
+            help="A release, or what a channel names.",
+            autocompletion=completion.releases,
+        ),
+    ],
+    channel: Annotated[
+        str, typer.Argument(help="The channel that will name it.", autocompletion=completion.channels)
+    ],
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     allow_external: AllowExternal = False,
@@ -244,8 +260,10 @@ def promote(
 
 
 def rollback(
-    image: Annotated[str, typer.Argument(metavar="IMAGE")],
-    channel: Annotated[str, typer.Argument(help="The channel to roll back.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", autocompletion=completion.images)],
+    channel: Annotated[
+        str, typer.Argument(help="The channel to roll back.", autocompletion=completion.channels)
+    ],
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     reason: Reason = "",
@@ -265,7 +283,7 @@ def _tell_channel(store: Store, image: str, channel: str, *, changed: bool) -> N
 
 
 def yank(
-    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
+    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION", autocompletion=completion.releases)],
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     reason: Reason = "",
@@ -276,7 +294,7 @@ def yank(
 
 
 def keep(
-    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
+    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION", autocompletion=completion.releases)],
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     reason: Reason = "",

@@ -1,0 +1,173 @@
+"""Writes docs/reference/ from the code: python docs/generate.py, or with --check says what is out of date.
+
+Commands come from typer, images.yaml from the pydantic models, exit codes from pipeline/errors.py, records
+from pipeline/store/record.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from pipeline import errors
+from pipeline.cli.app import app
+from pipeline.config.document import json_schema
+from pipeline.store.record import SCHEMA, Record
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+HEAD = "<!-- Made by `python docs/generate.py` from the code: change it there. -->\n\n"
+
+
+def pages() -> dict[str, str]:
+    """File names with what has to be in them."""
+    made = {
+        "commands.md": _commands(),
+        "configuration.md": _configuration(),
+        "exit-codes.md": _exit_codes(),
+        "records.md": _records(),
+    }
+    return {name: HEAD + text for name, text in made.items()}
+
+
+def _commands() -> str:
+    lines = [
+        "# Commands",
+        "",
+        "`sqshpipe COMMAND --help` says the same. Global: `-q`, `-v`, `--log-format json`.",
+    ]
+    for path, command in _walk(typer.main.get_command(app), "sqshpipe"):
+        lines += ["", f"## {path}", "", inspect.cleandoc(command.help or "").replace("\f", ""), ""]
+        rows = [row for row in map(_parameter, command.params) if row]
+        if rows:
+            lines += ["| | |", "|---|---|", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def _walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+    commands = getattr(command, "commands", None)
+    if commands is None:
+        yield path, command
+        return
+    for name, below in commands.items():
+        if not below.hidden:
+            yield from _walk(below, f"{path} {name}")
+
+
+def _parameter(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        name = parameter.metavar or parameter.name.upper()
+        told = [getattr(parameter, "help", None) or ""]
+    else:
+        if "--help" in parameter.opts or parameter.hidden:
+            return ""
+        name = ", ".join([*parameter.opts, *parameter.secondary_opts])
+        told = [parameter.help or ""]
+    if parameter.envvar:
+        told.append(f"`{parameter.envvar}`")
+    default = parameter.default
+    if isinstance(default, (str, int, float, Path)) and not isinstance(default, bool) and str(default):
+        told.append(f"default: `{getattr(default, 'value', default)}`")
+    if parameter.required:
+        told.append("required")
+    return f"| `{_cell(name)}` | {_cell(' · '.join(filter(None, told)))} |"
+
+
+def _configuration() -> str:
+    schema = json_schema()
+    lines = [
+        "# images.yaml",
+        "",
+        "An unknown key is an error that names the line. `sqshpipe schema` prints this as",
+    ]
+    lines += ["JSON schema. Times are `90m`, `12h`, `30d` or `2w`."]
+    order = ["ImagesFile", *schema["$defs"]]
+    for name in order:
+        model = schema if name == "ImagesFile" else schema["$defs"][name]
+        if "properties" not in model:
+            continue
+        lines += ["", f"## {_title(name)}", "", inspect.cleandoc(model.get("description", "")), ""]
+        lines += ["| key | what | default |", "|---|---|---|"]
+        required = set(model.get("required", ()))
+        for key, entry in model["properties"].items():
+            lines.append(_key(key, entry, required=key in required))
+    return "\n".join(lines) + "\n"
+
+
+def _title(name: str) -> str:
+    return "The file" if name == "ImagesFile" else name.removesuffix("Model")
+
+
+def _key(key: str, entry: dict[str, Any], *, required: bool) -> str:
+    what = [entry.get("description", "")]
+    below = entry.get("$ref") or next((one["$ref"] for one in entry.get("anyOf", ()) if "$ref" in one), "")
+    below = below or entry.get("items", {}).get("$ref", "") if entry.get("type") == "array" else below
+    if not below and isinstance(entry.get("additionalProperties"), dict):
+        below = entry["additionalProperties"].get("$ref", "")
+    if below:
+        title = _title(below.rpartition("/")[2])
+        what.append(f"see [{title}](#{title.lower().replace(' ', '-')})")
+    if "enum" in entry:
+        what.append(" or ".join(f"`{word}`" for word in entry["enum"]))
+    if entry.get("examples"):
+        what.append(f"such as `{entry['examples'][0]}`")
+    default = entry.get("default")
+    told = "required" if required else "" if default is None or isinstance(default, dict) else f"`{default}`"
+    return f"| `{key}` | {_cell('; '.join(filter(None, what)))} | {_cell(told)} |"
+
+
+def _exit_codes() -> str:
+    rows = [(errors.EXIT_DONE, "done", "")]
+    rows.append((errors.SqshpipeError.exit_code, "Unexpected: a defect of sqshpipe.", "`SqshpipeError`"))
+    named = [one for one in errors.SqshpipeError.__subclasses__() if one.__module__ == errors.__name__]
+    rows += [(one.exit_code, inspect.getdoc(one) or "", f"`{one.__name__}`") for one in named]
+    rows.append(
+        (errors.EXIT_PLAN_HAS_CHANGES, "`plan`, `--check` or `--dry-run`: something would change.", "")
+    )
+    rows += [(errors.EXIT_SIGINT, "Interrupted (Ctrl-C).", ""), (errors.EXIT_SIGTERM, "Terminated.", "")]
+    lines = ["# Exit codes", "", "| code | what | in `pipeline/errors.py` |", "|---|---|---|"]
+    lines += [f"| {code} | {_cell(' '.join(what.split()))} | {name} |" for code, what, name in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _records() -> str:
+    lines = [
+        "# Records",
+        "",
+        f"`<store>/<image>/<version>.json`, schema {SCHEMA}. It never changes. [The store]",
+    ]
+    lines[-1] += "(../store.md) has the other files."
+    lines += ["", " ".join((inspect.getdoc(Record) or "").split()), "", "| key | type |", "|---|---|"]
+    types = {field.name: str(field.type) for field in dataclasses.fields(Record)}
+    example = Record(image="demo", version="v1.0", platform="linux/amd64", sha256="", size=0, created="")
+    for key, value in example.as_json().items():
+        kind = types.get(key, type(value).__name__)
+        lines.append(f"| `{key}` | `{_cell(kind)}` |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def main() -> int:
+    late = []
+    for name, text in pages().items():
+        path = REFERENCE / name
+        if "--check" not in sys.argv:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            late.append(name)
+    if late:
+        sys.stderr.write(f"out of date: {', '.join(late)}; run: python docs/generate.py\n")
+    return 1 if late else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

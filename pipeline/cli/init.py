@@ -1,0 +1,76 @@
+"""``sqshpipe init``: the first files of somebody's own repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import options, output
+from pipeline.errors import ConfigError, ToolError
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``init`` to ``app``."""
+    app.command()(init)
+
+
+def init(
+    name: Annotated[str, typer.Argument(help="The first image.")] = "my-training",
+    base: Annotated[
+        str, typer.Option("--base", help="What it is built on.")
+    ] = "nvcr.io/nvidia/pytorch:24.01-py3",
+    registry: options.Registry = None,
+    store: options.Store = None,
+    folder: Annotated[Path, typer.Option("--folder", help="Where to write.")] = Path(),
+) -> None:
+    """Write a first images.yaml, Dockerfile and workflow; what is there already stays.
+
+    Example: sqshpipe init my-training --registry registry.example.com/team
+    """
+    import jinja2
+
+    from pipeline import __version__
+    from pipeline.oci.reference import Reference
+    from pipeline.store.names import check_image
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.cli", "starters"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - YAML and a Dockerfile; values are checked, or quoted by tojson
+        keep_trailing_newline=True,
+        trim_blocks=True,
+    )
+    values = {
+        "name": check_image(name),
+        "base": str(Reference.parse(base)),
+        "registry": registry or "registry.example.com/team",
+        "store": str(store or "/fsx/containers"),
+        "program": __version__,
+    }
+    places = {
+        "images.yaml": "images.yaml",
+        f"dockerfiles/{name}/Dockerfile": "Dockerfile",
+        f"dockerfiles/{name}/train.py": "train.py",
+        ".github/workflows/images.yml": "images.yml",
+    }
+    if (folder / "images.yaml").exists():
+        raise ConfigError(
+            f"{folder / 'images.yaml'} is there already",
+            hint=f"add an entry for {name} to it: base, and dockerfile if something is built",
+        )
+    for place, template in places.items():
+        path = folder / place
+        if path.exists():
+            output.tell(f"{path} is there already and stays")
+            continue
+        text = environment.get_template(f"{template}.j2").render(**values)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ToolError(f"cannot write {path}: {error.strerror}") from error
+        output.data(str(path))
+    if not output.is_quiet():
+        output.tell(f"next: sqshpipe lock, sqshpipe plan, sqshpipe image {name} --tag v1.0")

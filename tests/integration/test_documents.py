@@ -1,0 +1,140 @@
+"""README and tutorial: every command block is run as it stands, but for addresses and folders.
+
+`make test` is only shown by make, since this is a part of it. $EDITOR is a program that writes what the
+README's comment says, and srun one that looks whether the container image is a published file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from demo.engine import PrivateEngine
+from demo.registry import PrivateRegistry
+from pipeline.oci.reference import Reference
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+EDITOR = """#!/bin/sh
+case $1 in
+*Dockerfile) echo 'FROM {base}' ;;
+*) printf 'version: 1\\nstore: {{root: /nowhere}}\\nimages:\\n  my-training:\\n    base: {base}\\n'
+   printf '    dockerfile: dockerfiles/my-training/Dockerfile\\n    scan: {{scanner: none}}\\n' ;;
+esac > "$1"
+"""
+SRUN = """#!/bin/sh
+image=${1#--container-image=}
+[ "$(head -c 4 "$image")" = hsqs ] || { echo "srun: $1 is no image" >&2; exit 1; }
+"""
+MAKE = """#!/bin/sh
+[ "$1" = test ] && set -- -n "$@"
+exec /usr/bin/make "$@"
+"""
+
+
+def _blocks(page: Path) -> str:
+    return "\n".join(
+        re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    )
+
+
+def _checkout(folder: Path, base: Reference) -> Path:
+    """A copy of what git knows and would know, whose .venv is this one, and programs that stand in."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_file():
+            shutil.copy2(ROOT / name, target)
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    texts = {
+        "python": f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n',
+        "sqshpipe": f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} -m pipeline "$@"\n',
+        "editor": EDITOR.format(base=base),
+        "srun": SRUN,
+        "make": MAKE,
+    }
+    for name, text in texts.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    for stamp in (".installed", ".installed[dev]"):
+        (folder / ".venv" / stamp).touch()
+    return folder
+
+
+@pytest.mark.needs("dockerd", "docker-registry", "mksquashfs", "root", "make", "git")
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md", "docs/tutorial.md"])
+def test_every_block_runs(
+    name: str, engine: PrivateEngine, registry: PrivateRegistry, base: Reference, tmp_path: Path
+) -> None:
+    checkout = _checkout(tmp_path / "checkout", base)
+    script = _blocks(ROOT / name)
+    assert script.count("\n") > 5
+    for written, meant in (
+        ("/fsx/containers", str(tmp_path / "store")),
+        ("registry.example.com/team", f"{registry.address}/{tmp_path.name.lower()}"),
+        ("nvcr.io/nvidia/pytorch:24.01-py3", str(base)),
+    ):
+        script = script.replace(written, meant)
+    if name == "README.ko.md":  # the English one runs the demo
+        script = script.replace("make demo", "make help")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("SQSHPIPE_")}
+    done = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", script],
+        cwd=checkout,
+        env={
+            **kept,
+            **registry.variables,
+            "DOCKER_HOST": engine.host,
+            "PATH": f"{checkout}/.venv/bin:{os.environ['PATH']}",
+            "EDITOR": "editor",
+            "SQSHPIPE_CACHE": str(tmp_path / "cache"),
+            "SQSHPIPE_SCRATCH": str(tmp_path / "scratch"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{page.name} links to {target}"
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {
+                re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads
+            }
+
+
+def test_the_reference_is_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_that_documents_name_are_there() -> None:
+    known = set(
+        re.findall(r"^## sqshpipe (\S+)", (ROOT / "docs/reference/commands.md").read_text(), re.MULTILINE)
+    )
+    for page in PAGES:
+        for block in re.findall(r"^ *```(?:sh)?\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL):
+            for verb in re.findall(r"(?:^ *|\$\()sqshpipe ([a-z][a-z-]+)\b", block, re.MULTILINE):
+                assert verb in known, f"{page.relative_to(ROOT)} names sqshpipe {verb}"

@@ -1,0 +1,67 @@
+"""What Tab offers, asked for as bash asks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.store.store import Store
+from tests.support import releases
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "store")
+    for version in ("v1.0", "v1.1"):
+        releases.publish(made, version)
+    releases.publish(made, "v2.0", image="other")
+    made.promote("demo:v1.0", "stable")
+    return made
+
+
+def _tab(words: str, folder: Path, **variables: str) -> list[str]:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SQSHPIPE_")},
+        "_SQSHPIPE_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+        **variables,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "from pipeline.cli.app import app; app(prog_name='sqshpipe')"],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_images_then_versions_and_channels(store: Store, tmp_path: Path) -> None:
+    root = str(store.root)
+    assert _tab("sqshpipe resolve ", tmp_path, SQSHPIPE_STORE=root) == ["demo", "other"]
+    expected = ["demo:latest", "demo:stable", "demo:v1.1", "demo:v1.0"]
+    assert _tab("sqshpipe show demo:", tmp_path, SQSHPIPE_STORE=root) == expected
+    assert _tab("sqshpipe diff demo:v1.0 demo:v", tmp_path, SQSHPIPE_STORE=root) == expected[2:]
+    assert _tab(f"sqshpipe resolve --store {root} oth", tmp_path) == ["other"]
+    assert _tab("sqshpipe promote demo:v1.1 s", tmp_path, SQSHPIPE_STORE=root) == ["stable"]
+
+
+def test_images_and_store_of_images_yaml(store: Store, tmp_path: Path) -> None:
+    text = (
+        f"version: 1\nstore: {{root: {store.root}}}\nimages:\n  first:\n    base: a\n  second:\n    base: b\n"
+    )
+    (tmp_path / "images.yaml").write_text(text)
+    assert _tab("sqshpipe plan ", tmp_path) == ["first", "second"]
+    assert _tab("sqshpipe resolve d", tmp_path) == ["demo"]
+
+
+def test_nothing_to_offer_is_no_error(tmp_path: Path) -> None:
+    assert _tab("sqshpipe resolve d", tmp_path) == []
+    assert _tab("sqshpipe plan d", tmp_path, SQSHPIPE_CONFIG=str(tmp_path)) == []
