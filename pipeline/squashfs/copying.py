@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from pipeline.squashfs.layout import Range
+from pipeline.squashfs.layout import ALIGNMENT, Range
 from pipeline.squashfs.pack import Pack
 
 _PIECE = 1 << 20
@@ -38,12 +38,20 @@ def copy_ranges(
 
 
 def _copy_in_kernel(source: int, target: int, item: Range, done: int) -> int:
-    """Bytes copied; 0 when this pair of files cannot be copied that way."""
+    """Bytes copied; 0 when this pair of files cannot be copied that way.
+
+    A file system clones only what begins on a border of its blocks, so a range that begins elsewhere is
+    copied up to the next border first.
+    """
+    count = min(item.length - done, _MOST)
+    to_border = -(item.source + done) % ALIGNMENT
+    if to_border and to_border < count:
+        count = to_border
     try:
         return os.copy_file_range(
             source,
             target,
-            min(item.length - done, _MOST),
+            count,
             offset_src=item.source + done,
             offset_dst=item.target + done,
         )
