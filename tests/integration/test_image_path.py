@@ -148,6 +148,7 @@ def test_a_base_is_mirrored_unchanged_without_an_engine(sqshpipe: Run, tmp_path:
         "convert",
         "verify",
         "publish",
+        "attest",
     ]
     assert _leftovers(tmp_path) == []
 
