@@ -88,7 +88,7 @@ def kill_campaign(tmp_path: Path, rounds: int) -> None:
             again = convert_native(source, options, output=output, cache=cache)
             assert (again.sha256, sha256(output)) == (want.sha256, want.sha256)
             assert all(pack.complete for pack in pack_cache(cache).packs()), "a leftover stays"
-    assert killed > rounds // 3
+    assert killed, "no run was killed in the middle, so nothing was tried"
 
 
 def assert_sound(path: Path, good_cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -103,14 +104,19 @@ def test_a_killed_caller_does_not_hold_the_mount(node: Path, image: Path, kind: 
             each.wait()
 
 
+def _server_of(root: Path) -> int:
+    """The process that serves a FUSE mount; others come and go while /proc is read."""
+    for each in Path("/proc").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, NotADirectoryError):
+            if each.name.isdigit() and str(root).encode() in (each / "cmdline").read_bytes():
+                return int(each.name)
+    raise AssertionError(f"nobody serves {root}")
+
+
 def test_a_squashfuse_that_was_killed_is_mounted_again(node: Path, image: Path) -> None:
     file, holder = running.image_file(image), shared_mount.holder_of(os.getpid())
     first = shared_mount.acquire(image, file.sha256, holder, kind="fuse")
-    server = next(
-        int(each.name)
-        for each in Path("/proc").iterdir()
-        if each.name.isdigit() and str(first.root).encode() in (each / "cmdline").read_bytes()
-    )
+    server = _server_of(first.root)
     os.kill(server, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
