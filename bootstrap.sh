@@ -16,12 +16,15 @@ demo_tools='docker-registry:docker-registry htpasswd:apache2-utils mksquashfs:sq
     squashfuse:squashfuse fusermount3:fuse3'
 test_tools='docker:docker.io dockerd:docker.io unsquashfs:squashfs-tools skopeo:skopeo umoci:umoci strace:strace
     mkfs.xfs:xfsprogs tar2sqfs:squashfs-tools-ng slurmctld:slurm-wlm munged:munge ch-run:charliecloud-runtime
-    shellcheck:shellcheck make:make chromium:chromium tmux:tmux'
+    shellcheck:shellcheck make:make tmux:tmux'
 
 # A laptop whose Docker answers needs no daemon of ours.
 [ -n "${DOCKER_HOST:-}" ] || [ -S /var/run/docker.sock ] || demo_tools="$demo_tools dockerd:docker.io docker:docker.io"
 # dockerd on a kernel with AppArmor starts no container without its parser.
 [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" != Y ] || demo_tools="$demo_tools apparmor_parser:apparmor"
+
+# Ubuntu has Chromium as a snap only; where it is there already (GitHub's runners) it is used.
+grep -qs '^ID=ubuntu' /etc/os-release || test_tools="$test_tools chromium:chromium"
 
 case $purpose in
     run) tools=$run_tools extras='' ;;

@@ -72,6 +72,7 @@ def _checkout(folder: Path, base: Reference) -> Path:
 
 
 @pytest.mark.needs("dockerd", "docker-registry", "mksquashfs", "root", "make", "git")
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["README.md", "README.ko.md", "docs/tutorial.md"])
 def test_every_block_runs(
     name: str, engine: PrivateEngine, registry: PrivateRegistry, base: Reference, tmp_path: Path
@@ -102,7 +103,7 @@ def test_every_block_runs(
         },
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=540,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
