@@ -6,6 +6,7 @@ build key. A run that died goes on from there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,13 +131,24 @@ def published(spec: ImageSpec, version: str, pinned: Pinned, store: Store) -> Re
     if changes:
         raise PublishError(
             f"{there.name} was published at {there.created} with other content: {'; '.join(changes)}",
-            hint="a published version never changes: choose the next one, as in --tag v1.1",
+            hint=f"a published version never changes: choose the next one{_next_version(spec, version, store)}",
         )
     if there.state == "yanked":
         raise PublishError(
             f"{there.name} was yanked", hint=f"sqshpipe yank --undo {there.name}, or choose another version"
         )
     return there if there.state == "published" else None
+
+
+def _next_version(spec: ImageSpec, version: str, store: Store) -> str:
+    """``, as in --tag v1.3`` where the last number of ``version`` can be counted on; else nothing."""
+    numbered = re.fullmatch(r"(.*?)(\d{1,9})", version)
+    if numbered is None:
+        return ""
+    number = int(numbered[2]) + 1
+    while store.release(spec.name, f"{numbered[1]}{number}", str(spec.platform)) is not None:
+        number += 1
+    return f", as in --tag {numbered[1]}{number}"
 
 
 def in_registry(
