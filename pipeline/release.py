@@ -129,9 +129,11 @@ def published(spec: ImageSpec, version: str, pinned: Pinned, store: Store) -> Re
     if not plan.is_current(facts, wanted):
         changes = (*plan.image_changes(facts, wanted), *changes)
     if changes:
+        told = "; ".join(changes)
+        free = _next_version(spec, version, store)
         raise PublishError(
-            f"{there.name} was published at {there.created} with other content: {'; '.join(changes)}",
-            hint=f"a published version never changes: choose the next one{_next_version(spec, version, store)}",
+            f"{there.name} was published at {there.created} with other content: {told}",
+            hint=f"a published version never changes: choose the next one{free}",
         )
     if there.state == "yanked":
         raise PublishError(
