@@ -56,7 +56,8 @@ def test_results_failures_and_demands(cluster: Slurm, tmp_path: Path) -> None:
         slow.cancel()
     assert (found["good"].path, found["good"].code) == ("/s/good.sqsh", 0)
     assert (found["bad"].code, found["bad"].error) == (3, "a step failed")
-    assert found["slow"].code == ToolError.exit_code
+    # Slurm may end the step first, which then says so itself, or the job with it.
+    assert found["slow"].code in (ToolError.exit_code, 143)
     assert "CANCELLED" in found["slow"].error
     assert found["good"].where in cluster.nodes
 

@@ -76,6 +76,16 @@ def published(folder: Path) -> set[str]:
     return {path.parent.name for path in (folder / "store").glob("image*/v1.json")}
 
 
+def _documents(text: str) -> list[dict[str, str]]:
+    """JSON documents one after the other: commands that run side by side may share a line of a file."""
+    found, decoder = [], json.JSONDecoder()
+    while text := text.lstrip():
+        document, end = decoder.raw_decode(text)
+        found.append(document)
+        text = text[end:]
+    return found
+
+
 def test_all_images_side_by_side_and_a_failure_costs_only_itself(
     client: RegistryClient, run: Run, tmp_path: Path
 ) -> None:
@@ -92,7 +102,7 @@ def test_all_images_side_by_side_and_a_failure_costs_only_itself(
     failed = next(line for line in lines if line.startswith("failed"))
     assert failed.split()[1:4] == ["broken:v1", "exit", "4:"]
     assert "many/nowhere:1.0 does not exist" in failed
-    events = [json.loads(line) for line in told.read_text().splitlines()]
+    events = _documents(told.read_text())
     assert sorted(event["kind"] for event in events) == ["failed", "published", "published", "published"]
     assert len(list((tmp_path / "metrics").glob("*.prom"))) == 4
     plan = run("plan", "image0", "--tag", "v1")
@@ -138,7 +148,7 @@ def test_eight_images_on_two_nodes_of_which_one_dies(
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = json.loads(done.stdout)
     assert published(tmp_path) == {f"image{number}" for number in range(8)}
-    assert any(outcome["attempts"] > 1 for outcome in outcomes)
+    assert len(outcomes) == 8
     assert {outcome["where"] for outcome in outcomes if outcome["attempts"] > 1} == {"n1"}
 
 
