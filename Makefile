@@ -48,9 +48,10 @@ bench: ## measure against the peers that are installed: make bench [SIZE=small|m
 docs: setup ## write docs/reference from the code
 	@$(BIN)/python docs/generate.py
 
-dist: ## wheel and sdist in dist/
+dist: ## wheel and sdist in dist/; with TAG=v1.0 also checks that all agree on that version
 	@./bootstrap.sh test $(PYTHON) $(VENV)
 	@rm -rf dist
 	@$(BIN)/python -m build --outdir dist .
+	@$(if $(findstring command,$(origin TAG)),$(BIN)/python -m tests.support.dist "$(TAG)")
 
 .PHONY: help bench docs dist demo setup image images check-image lint test

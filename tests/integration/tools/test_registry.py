@@ -245,12 +245,14 @@ def test_a_lasting_trouble_ends_in_a_sentence(through: RegistryClient, proxy: Fa
 def test_what_is_refused_is_asked_once(
     through: RegistryClient, proxy: FaultyProxy, status: int, code: str, says: str
 ) -> None:
-    proxy.faults.append(Fault(path="/manifests/", times=100, status=status, body=error_body(code, "because")))
+    body = error_body(code, "because")
+    proxy.faults.append(Fault(method="PUT", path="/manifests/", times=100, status=status, body=body))
     with pytest.raises(Refused, match=says) as caught:
         through.put_manifest("any/thing", "v1", b"{}", OCI_MANIFEST)
     assert caught.value.code == code
     assert "because" in caught.value.message
-    assert len([seen for seen in proxy.seen if seen.headers.get("Authorization")]) == 1
+    sent = [seen for seen in proxy.seen if seen.method == "PUT"]
+    assert len([seen for seen in sent if seen.headers.get("Authorization")]) == 1
 
 
 def test_wrong_and_missing_passwords_are_told_apart(registry: PrivateRegistry) -> None:
