@@ -96,7 +96,6 @@ def _verdict(
     from dataclasses import replace
 
     from pipeline.stages import scan as stage
-    from pipeline.tools.credentials import credentials_provider
 
     policy = spec.scan
     if scanner is not None:
@@ -109,7 +108,7 @@ def _verdict(
             policy,
             image=spec.name,
             client_for=clients,
-            credentials=credentials_provider(settings.registry.host),
+            credentials=clients.credentials,
             base_in=stage.mirrored_base(settings, spec),
         )
     except stage.Blocked as error:
@@ -206,9 +205,15 @@ def _published(images: tuple[str, ...], config: Path, root: Path | None, *, as_j
     from pipeline.config import load
     from pipeline.stages.rescan import look_again
 
-    settings = load(config, store=root) if config.is_file() else None
-    clients = Clients(settings) if settings is not None else None
-    looks = look_again(open_store(root, config), settings, images=images, client_for=clients)
+    store = open_store(root, config)
+    if config.is_file():
+        settings = load(config, store=root)
+        with Clients(settings) as clients:
+            looks = look_again(
+                store, settings, images=images, client_for=clients, credentials=clients.credentials
+            )
+    else:
+        looks = look_again(store, None, images=images)
     if as_json:
         output.data_json([look.as_json() for look in looks])
     else:

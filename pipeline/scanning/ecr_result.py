@@ -67,39 +67,58 @@ def read(pages: Sequence[Mapping[str, Any]]) -> ScanResult | Pending | Ended:
     """
     if not pages:
         return Pending(state="", why=_WAITING[""])
-    first = pages[0]
-    status = first.get("imageScanStatus") or {}
-    state = str(status.get("status", ""))
-    said = str(status.get("description", ""))
+    for page in pages:  # a scan may begin anew, or end, while its pages are read
+        unfinished = _unfinished(page)
+        if unfinished is not None:
+            return unfinished
+    state = _state(pages[0])
+    summary = pages[0].get("imageScanFindings") or {}
+    completed, counts = summary.get("imageScanCompletedAt"), summary.get("findingSeverityCounts")
+    if completed is None or counts is None:
+        return Pending(state=state, why=f"ECR says {state} but has no complete result yet")
+    findings, listed, kind = _findings(pages)
+    counted = sum(int(number) for number in counts.values())
+    if listed < counted:
+        return Pending(state=state, why=f"ECR counts {counted} findings but lists {listed}")
+    return ScanResult(scanner=f"ecr {kind}", findings=tuple(findings), completed_at=_time(completed))
+
+
+def _state(page: Mapping[str, Any]) -> str:
+    return str((page.get("imageScanStatus") or {}).get("status", ""))
+
+
+def _unfinished(page: Mapping[str, Any]) -> Pending | Ended | None:
+    """Why this page belongs to no complete result; None when its state says that it may."""
+    state = _state(page)
+    said = str((page.get("imageScanStatus") or {}).get("description", ""))
     if state in _ENDED:
         why, hint = _ENDED[state]
         return Ended(state=state, why=f"{why}: {said}" if said else why, hint=hint)
     if state not in _DONE:
         return Pending(state=state, why=_WAITING.get(state, f"ECR says {state!r}, which is not known here"))
-    summary = first.get("imageScanFindings") or {}
-    completed, counts = summary.get("imageScanCompletedAt"), summary.get("findingSeverityCounts")
-    if completed is None or counts is None:
-        return Pending(state=state, why=f"ECR says {state} but has no complete result yet")
-    findings, kind = _findings(pages)
-    counted = sum(int(number) for number in counts.values())
-    if len(findings) < counted:
-        return Pending(state=state, why=f"ECR counts {counted} findings but lists {len(findings)}")
-    return ScanResult(scanner=f"ecr {kind}", findings=tuple(findings), completed_at=_time(completed))
+    return None
 
 
-def _findings(pages: Sequence[Mapping[str, Any]]) -> tuple[list[Finding], Literal["basic", "enhanced"]]:
+def _findings(
+    pages: Sequence[Mapping[str, Any]],
+) -> tuple[list[Finding], int, Literal["basic", "enhanced"]]:
+    """The findings, how many ECR has listed (one of Inspector's may be in several packages), and the kind."""
+    found: list[Finding] = []
+    listed = 0
     try:
-        found: list[Finding] = []
         enhanced = any("enhancedFindings" in (page.get("imageScanFindings") or {}) for page in pages)
         for page in pages:
             part = page.get("imageScanFindings") or {}
-            found.extend(_basic(raw) for raw in part.get("findings") or ())
+            for raw in part.get("findings") or ():
+                listed += 1
+                found.append(_basic(raw))
             for raw in part.get("enhancedFindings") or ():
                 if raw.get("status") != "CLOSED":
+                    listed += 1
                     found.extend(_enhanced(raw))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"ECR's findings cannot be read: {type(error).__name__} {error}") from error
-    return found, "enhanced" if enhanced else "basic"
+    return found, listed, "enhanced" if enhanced else "basic"
 
 
 def _basic(raw: Mapping[str, Any]) -> Finding:

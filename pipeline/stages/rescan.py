@@ -1,14 +1,14 @@
 """Looking again at what is published: a release that passed once may have become unacceptable since.
 
-Only a complete result says so. ECR stops to look at images that nobody pulls, and a cluster that runs a
-.sqsh never
-pulls: then nothing is known, which is told, and is no reason to take away what jobs run on.
+Only a complete result of the image's scanner takes a release away. ECR stops to look at images that nobody
+pulls, and a cluster that runs a .sqsh never pulls: then nothing is known. That is told, its SBOM is scanned
+so that people know more, and whatever that says, what jobs run on stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import structlog
 
 from pipeline.config.types import Config, ScanPolicy
-from pipeline.errors import SqshpipeError, ToolError
+from pipeline.errors import SqshpipeError
 from pipeline.oci.digest import Digest
 from pipeline.oci.reference import Reference
 from pipeline.scanning.findings import Base, ScanResult
@@ -38,12 +38,16 @@ Status = Literal["acceptable", "unacceptable", "unknown"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What is known now of one published release; ``why`` in words, ``verdict`` where there is one."""
+    """What is known now of one published release; ``why`` in words, ``verdict`` where there is one.
+
+    ``by_sbom`` says that the scanner knew nothing, and the verdict is one of the SBOM.
+    """
 
     release: Release
     status: Status
     why: str
     verdict: Verdict | None = None
+    by_sbom: bool = False
     yanked: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -53,6 +57,7 @@ class Look:
             "platform": self.release.platform,
             "status": self.status,
             "why": self.why,
+            "by_sbom": self.by_sbom,
             "yanked": self.yanked,
             "verdict": self.verdict.as_json() if self.verdict is not None else None,
         }
@@ -83,11 +88,9 @@ def look_again(
             if release.state != "published":
                 continue
             look = asker.look(release, policy, _sbom(store, release))
-            if look.status == "unacceptable" and policy.published == "yank":
+            if look.status == "unacceptable" and not look.by_sbom and policy.published == "yank":
                 store.mark(release.name, "yank", reason=f"scan: {look.why}")
-                look = Look(
-                    release=release, status=look.status, why=look.why, verdict=look.verdict, yanked=True
-                )
+                look = replace(look, yanked=True)
             _tell(look)
             looks.append(look)
     return looks
@@ -131,13 +134,20 @@ class _Asker:
 
     def _judged(self, release: Release, policy: ScanPolicy, sbom: Path | None) -> Look:
         result, why = self._from_scanner(release, policy)
-        if result is None and sbom is not None:
-            try:
-                result = Trivy.find().scan_sbom(sbom)
-            except ToolError as error:
-                why = f"{why}; its SBOM could not be scanned: {error.message}"
-        if result is None:
+        if result is not None:
+            return self._verdict(release, policy, result)
+        if policy.scanner == "none" or sbom is None:
             return Look(release=release, status="unknown", why=why)
+        log.warning("nothing is known of its image now, scanning its SBOM", release=release.name, why=why)
+        try:
+            look = self._verdict(release, policy, Trivy.find().scan_sbom(sbom))
+        except SqshpipeError as error:
+            told = f"{why}; its SBOM could not be scanned: {error.message}"
+            return Look(release=release, status="unknown", why=told)
+        told = "; ".join(part for part in (look.why, f"told by its SBOM, since {why}") if part)
+        return replace(look, why=told, by_sbom=True)
+
+    def _verdict(self, release: Release, policy: ScanPolicy, result: ScanResult) -> Look:
         base = self._base(release) if policy.new_since_base else Base()
         waivers = read_waivers(policy.waivers)
         today = self._now.date()

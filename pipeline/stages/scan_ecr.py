@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import structlog
 
@@ -20,6 +21,7 @@ log = structlog.get_logger()
 _THROTTLED = frozenset({"ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded"})
 # A scan that ECR starts by itself shows within this time; then we ask for one.
 _START_AFTER = 20.0
+_MAX_PAGES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +38,10 @@ class Waiting:
 def ask(ecr: Ecr, repository: str, digest: Digest) -> ScanResult | Pending | Ended:
     """What ECR says of the digest now. RegistryError when it refuses or the image is not there."""
     image = {"imageDigest": str(digest)}
-    pages = []
+    pages: list[Mapping[str, Any]] = []
     more: dict[str, str] = {}
     try:
-        while True:
+        while len(pages) < _MAX_PAGES:
             page = ecr.call(
                 "describe_image_scan_findings",
                 registryId=ecr.account,
@@ -53,11 +55,12 @@ def ask(ecr: Ecr, repository: str, digest: Digest) -> ScanResult | Pending | End
             if not token or token == more.get("nextToken"):
                 return read(pages)
             more = {"nextToken": token}
+        return Pending(state="COMPLETE", why=f"ECR lists findings on more than {_MAX_PAGES} pages")
     except AwsRefused as error:
         if error.code == "ScanNotFoundException":
             return read([])
         if error.code in _THROTTLED:
-            return Pending(state="", why="AWS throttles our questions")
+            return Pending(state="THROTTLED", why="AWS throttles our questions")
         raise
 
 
@@ -87,7 +90,7 @@ def wait(
             raise ScanRejected(f"{what} is not scanned: {outcome.why} ({outcome.state})", hint=outcome.hint)
         if isinstance(outcome, ScanResult):
             stale = outcome.scanner == "ecr basic" and outcome.completed_at < oldest
-            if not stale or (started and elapsed >= timeout.total_seconds()):
+            if not stale:
                 return outcome
             if not started and not _start(ecr, repository, digest):
                 log.warning("the scan is older than max_age, and ECR makes no other today", image=what)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from demo.registry import PrivateRegistry
@@ -258,19 +259,54 @@ def test_unknown_is_never_a_yank(tmp_path: Path, answer: Any, monkeypatch: pytes
     assert store.resolve("demo:v1.0").state == "published"
 
 
-def test_an_expired_scan_is_made_up_for_by_the_sbom(tmp_path: Path, trivy: Path) -> None:
-    store, release = publish(tmp_path, {"repository": ECR, "digest": str(DIGEST)})
+def with_sbom(tmp_path: Path) -> tuple[Store, Path]:
+    store, _ = publish(tmp_path, {"repository": ECR, "digest": str(DIGEST)})
     folder = store.layout.attachments("demo", "v1.0", "linux/amd64")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SBOM).write_text("{}")
-    expired = FixedEcr(scans.state("SCAN_ELIGIBILITY_EXPIRED"))
-    fine = look_again(store, config(store), ecr_for=lambda _: expired, now=NOW)
-    assert [one.status for one in fine] == ["acceptable"]
-    assert f"{folder / SBOM}" in (trivy / "log").read_text()
+    return store, folder / SBOM
+
+
+@pytest.mark.parametrize("state", ["SCAN_ELIGIBILITY_EXPIRED", "FINDINGS_UNAVAILABLE"])
+def test_what_ecr_no_longer_knows_is_asked_of_the_sbom_and_never_yanked(
+    tmp_path: Path, trivy: Path, state: str
+) -> None:
+    store, sbom = with_sbom(tmp_path)
+    ecr = FixedEcr(scans.state(state))
+    policy = config(store, published="yank")
+
+    def again() -> Look:
+        logged: list[dict[str, Any]] = []
+        structlog.configure(processors=[lambda _l, _n, event: logged.append(dict(event)) or repr(event)])
+        try:
+            (found,) = look_again(store, policy, ecr_for=lambda _: ecr, now=NOW)
+        finally:
+            structlog.reset_defaults()
+        assert any(state in str(event.get("why")) for event in logged), "it is a warning"
+        return found
+
+    fine = again()
+    assert (fine.status, fine.by_sbom, state in fine.why) == ("acceptable", True, True)
+    assert f"{sbom}" in (trivy / "log").read_text()
     report(trivy, "CVE-7")
-    bad = look_again(store, config(store, published="yank"), ecr_for=lambda _: expired, now=NOW)
-    assert [(one.status, one.yanked) for one in bad] == [("unacceptable", True)]
-    assert release.name == "demo:v1.0"
+    bad = again()
+    assert (bad.status, bad.by_sbom, bad.yanked) == ("unacceptable", True, False)
+    assert "CVE-7" in bad.why
+    (trivy / "report.json").write_text("not JSON")
+    broken = again()
+    assert (broken.status, broken.yanked) == ("unknown", False)
+    assert "SBOM could not be scanned" in broken.why
+    assert store.resolve("demo:v1.0").state == "published"
+
+
+def test_a_policy_that_scans_nothing_scans_no_sbom_either(tmp_path: Path, trivy: Path) -> None:
+    store, _ = with_sbom(tmp_path)
+    settings = config(store, published="yank")
+    spec = dataclasses.replace(settings.images["demo"], scan=ScanPolicy(scanner="none"))
+    report(trivy, "CVE-7")
+    (found,) = look_again(store, dataclasses.replace(settings, images={"demo": spec}), now=NOW)
+    assert (found.status, found.verdict) == ("unknown", None)
+    assert not (trivy / "log").exists()
 
 
 def test_the_verb_tells_and_exits_with_5(

@@ -61,6 +61,25 @@ def test_a_result_lists_what_it_counts() -> None:
     assert "counts 2 findings but lists 1" in found.why
 
 
+def test_a_finding_in_several_packages_is_one_of_those_that_are_counted() -> None:
+    answer = complete([enhanced_finding("CVE-1", "a"), enhanced_finding("CVE-2", "b")], status="ACTIVE")
+    listed = answer["imageScanFindings"]["enhancedFindings"]
+    details = listed[0]["packageVulnerabilityDetails"]
+    details["vulnerablePackages"] = [*details["vulnerablePackages"], {"name": "a-dev", "version": "1.0"}]
+    whole = read([answer])
+    assert isinstance(whole, ScanResult)
+    assert [one.package for one in whole.findings] == ["a", "a-dev", "b"]
+    listed.pop()
+    assert isinstance(read([answer]), Pending), "two packages of one finding stand for no second finding"
+
+
+@pytest.mark.parametrize(("later", "kind"), [("PENDING", Pending), ("FAILED", Ended), ("", Pending)])
+def test_a_scan_that_changes_while_its_pages_are_read_gives_no_result(later: str, kind: type) -> None:
+    first, second = complete([basic_finding("CVE-1", "a")]), complete([])
+    assert isinstance(read([first, second]), ScanResult)
+    assert isinstance(read([first, {**second, "imageScanStatus": {"status": later}}]), kind)
+
+
 def test_basic_findings_over_pages() -> None:
     first, second = (
         complete([basic_finding("CVE-1", "a")]),

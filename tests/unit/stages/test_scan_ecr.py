@@ -64,13 +64,15 @@ class Script(Ecr):
         self.now += seconds
 
 
-def run(script: Script, *, max_age: timedelta = timedelta(days=1)) -> ScanResult:
+def run(
+    script: Script, *, max_age: timedelta = timedelta(days=1), timeout: timedelta = timedelta(minutes=30)
+) -> ScanResult:
     waiting = Waiting(sleep=script.sleep, clock=lambda: script.now)
     return wait(
         script,
         "team/demo",
         DIGEST,
-        timeout=timedelta(minutes=30),
+        timeout=timeout,
         max_age=max_age,
         waiting=waiting,
         now=DONE + timedelta(hours=1),
@@ -85,7 +87,9 @@ def test_states_may_come_in_any_order_before_the_result(order: tuple[str, ...]) 
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("before", [[], ["IN_PROGRESS"], ["PENDING", "ACTIVE"]])
+@pytest.mark.parametrize(
+    "before", [list(order) for length in (0, 1, 2) for order in itertools.permutations(WAITED_FOR, length)]
+)
 def test_an_end_without_a_result_is_never_a_pass(end: str, before: list[str]) -> None:
     script = Script(*(state(name) for name in before), state(end), CLEAN)
     with pytest.raises(ScanRejected, match=end) as caught:
@@ -104,6 +108,46 @@ def test_a_state_that_never_changes_ends_at_the_limit(name: str) -> None:
     growing = script.pauses[:8]
     assert growing == sorted(growing)
     assert growing[0] < growing[-1] <= 60
+
+
+@pytest.mark.parametrize("before", ["COMPLETE", "ACTIVE"])
+@pytest.mark.parametrize("after", ["PENDING", "IN_PROGRESS", *ENDS])
+def test_a_state_after_one_that_looked_done_counts(before: str, after: str) -> None:
+    """COMPLETE or ACTIVE without a result, then anything else, and a result with a finding at last."""
+    script = Script(state(before), state(after), complete([basic_finding("CVE-1", "a")]))
+    if after in ENDS:
+        with pytest.raises(ScanRejected, match=after):
+            run(script)
+    else:
+        assert [one.id for one in run(script).findings] == ["CVE-1"]
+
+
+def test_a_second_page_that_is_late_or_of_another_scan_is_waited_for() -> None:
+    findings = [basic_finding(f"CVE-{n}", "a") for n in range(2)]
+    whole = complete(findings)
+
+    def page(*shown: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return {**whole, "imageScanFindings": {**whole["imageScanFindings"], "findings": list(shown)}, **more}
+
+    first = page(findings[0], nextToken="1")
+    missing, restarted = page(), {**page(findings[1]), **state("PENDING")}
+    script = Script(first, missing, first, restarted, first, page(findings[1]))
+    assert [one.id for one in run(script).findings] == ["CVE-0", "CVE-1"]
+    assert script.asked == 6
+    endless = (page(nextToken=str(n)) for n in itertools.count())
+    script = Script(whole)
+    script.call = lambda *_, **__: next(endless)  # type: ignore[method-assign,misc,assignment]
+    with pytest.raises(ScanRejected, match="more than 1000 pages"):
+        run(script, timeout=timedelta(seconds=0))
+
+
+def test_a_page_that_is_throttled_is_asked_for_again_with_all_others() -> None:
+    whole = complete([basic_finding("CVE-1", "a")])
+    first = {**whole, "nextToken": "1"}
+    empty = {**whole, "imageScanFindings": {**whole["imageScanFindings"], "findings": []}}
+    script = Script(first, refused("ThrottlingException"), first, empty)
+    assert [one.id for one in run(script).findings] == ["CVE-1"]
+    assert script.started == 0
 
 
 def test_findings_that_come_late_are_seen() -> None:
@@ -145,6 +189,8 @@ def test_an_old_basic_result_is_made_anew_where_ecr_does_that() -> None:
     script = Script(old, old, state("IN_PROGRESS"), fresh)
     assert [one.id for one in run(script).findings] == ["CVE-1"]
     assert script.started == 1
+    with pytest.raises(ScanRejected, match="a newer scan is running"):
+        run(Script(old))  # it was asked for, and never came
     refusing = Script(old, start=refused("LimitExceededException"))
     assert run(refusing).completed_at == DONE - timedelta(days=3)
     enhanced = Script(complete([enhanced_finding("CVE-1", "a")], completed=DONE - timedelta(days=3)))
