@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -44,7 +44,7 @@ def _there(tool: str) -> bool:
     return shutil.which(tool, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])) is not None
 
 
-def missing(reason: str) -> None:
+def missing(reason: str) -> NoReturn:
     """Skip the running test, or fail it in CI."""
     if os.environ.get("CI"):
         pytest.fail(f"{reason}, and in CI nothing may be left out", pytrace=False)
