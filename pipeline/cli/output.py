@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import SqshpipeError
+from pipeline.report.text import cells
 
 
 @dataclass(slots=True)
@@ -25,9 +28,31 @@ class _Style:
 _style = _Style()
 
 
+_STAGE, _FAILURE = " " * 9, " " * 10  # what stands before the text of a stage's line and of an error's
+
+
 def _to_stderr(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write("".join(fitted(line) + "\n" for line in text.split("\n")))
     sys.stderr.flush()
+
+
+def fitted(text: str) -> str:
+    """`text` broken at spaces to the terminal's width; as it is where nobody watches, or in a machine's log.
+
+    A word longer than a line is left to the terminal, so that a path or digest can be copied whole.
+    """
+    width = shutil.get_terminal_size().columns if draws_bars() else 0
+    if width < 40 or cells(text) <= width:
+        return text
+    indent = _FAILURE if text.startswith(("sqshpipe: ", _FAILURE)) else _STAGE
+    lines, line = [], ""
+    for word in re.findall(r" *[^ ]+", text):
+        if len(line) > len(indent) and cells(line + word) > width:
+            lines.append(line)
+            line = indent + word.lstrip()
+        else:
+            line += word
+    return "\n".join([*lines, line])
 
 
 _writers: list[Callable[[str], None]] = [_to_stderr]
@@ -106,11 +131,11 @@ def failure(error: SqshpipeError) -> None:
         return
     _to_stderr(f"sqshpipe: {_safe_lines(error.message)}")
     if error.hint:
-        _to_stderr(f"          {_safe_lines(error.hint)}")
+        _to_stderr(_FAILURE + _safe_lines(error.hint))
 
 
 def _safe_lines(text: str) -> str:
-    return "\n          ".join(safe(line) for line in text.splitlines())
+    return f"\n{_FAILURE}".join(safe(line) for line in text.splitlines())
 
 
 def unexpected(error: Exception) -> None:

@@ -117,29 +117,16 @@ def _meter(entry: StageTime) -> Iterator[Meter]:
         yield _CountingMeter(entry)
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import Progress, SpinnerColumn, TextColumn
     from rich.text import Text
 
+    from pipeline.cli.bars import Amounts
+
     console = Console(stderr=True, highlight=False)
-    columns = (
-        TextColumn(f"{entry.name:<8}"),
-        SpinnerColumn(),
-        BarColumn(bar_width=24),
-        DownloadColumn(binary_units=False),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-    )
+    columns = (TextColumn(f"{entry.name:<8}"), SpinnerColumn(), Amounts())
     with Progress(*columns, console=console, transient=True, refresh_per_second=8) as progress:
         task = progress.add_task(entry.name, total=None)
-        with output.diverted(lambda text: console.print(Text(text), soft_wrap=True)):
+        with output.diverted(lambda text: console.print(Text(output.fitted(text)), soft_wrap=True)):
             yield _CountingMeter(entry, bar=(progress, task))
 
 

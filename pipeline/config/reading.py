@@ -99,12 +99,15 @@ def _tell(source: yamlfile.Document, error: ErrorDetails) -> str:
     key = tuple(part for part in error["loc"] if part != "[key]")
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
+        if len(key) == 1 and key[0] in document.ImageSettings.model_fields:
+            return f"{source.where(key)}: it stands under defaults, or in an image's entry"
         known = sorted(_model_at(document.ImagesFile, key[:-1]).model_fields)
         close = difflib.get_close_matches(str(key[-1]), known, n=1)
         guess = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
         return f"{source.where(key)}: unknown key ({guess})"
     if kind == "missing":
-        return f"{source.where(key[:-1])}: {key[-1]} is missing"
+        example = ", the file begins with: version: 1" if key == ("version",) else ""
+        return f"{source.where(key[:-1])}: {key[-1]} is missing{example}"
     if kind == "value_error":
         return f"{source.where(key)}: {error['ctx']['error']}"
     if kind == "string_type" and isinstance(given, int | float) and not isinstance(given, bool):

@@ -84,3 +84,32 @@ def test_quiet_tells_errors_only(capsys):
         pass
     output.failure(ConfigError("broken"))
     assert capsys.readouterr().err == "sqshpipe: broken\n"
+
+
+def _on_a_terminal(monkeypatch, columns):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+
+def test_lines_break_at_words_to_a_terminals_width(monkeypatch):
+    _on_a_terminal(monkeypatch, 40)
+    line = "pin      127.0.0.1/base/python:24.01-py3 is sha256:1, locked  (2.3 s)"
+    assert output.fitted(line).split("\n") == [
+        "pin      127.0.0.1/base/python:24.01-py3",
+        "         is sha256:1, locked  (2.3 s)",
+    ]
+
+
+def test_wide_characters_count_twice_and_a_long_word_stays_whole(monkeypatch):
+    _on_a_terminal(monkeypatch, 40)
+    assert output.fitted("build    한국어 한국어 한국어 한국어 한국어").split("\n") == [
+        "build    한국어 한국어 한국어 한국어",
+        "         한국어",
+    ]
+    path = "/fsx/containers/" + "a" * 60
+    assert output.fitted(f"publish  {path}") == f"publish  {path}"
+
+
+def test_nothing_is_broken_where_nobody_watches(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert output.fitted("word " * 30) == "word " * 30

@@ -166,6 +166,10 @@ ERRORS = {
         IMAGE + "zzz: 1\n",
         r"line 5, zzz: unknown key \(known here: cache, defaults",
     ),
+    "key in the wrong place": (
+        IMAGE + "scan: {scanner: none}\n",
+        r"line 5, scan: it stands under defaults, or in an image's entry",
+    ),
     "unknown nested key": (
         IMAGE + "    convert:\n      zstd_levle: 1\n",
         r"line 6, .*convert\.zstd_levle: .*zstd_level\?",
