@@ -12,28 +12,28 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.text import Text
 
 
-class Amounts(ProgressColumn):
-    """The time spent so far; once a stage knows how many bytes it has to do, bar, bytes, rate and time left."""
+class _When(ProgressColumn):
+    """Another column, drawn only while the task's bytes are known, or only while they are not."""
 
-    max_refresh = 0.1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._elapsed = TimeElapsedColumn()
-        self._columns = (
-            BarColumn(bar_width=20),
-            DownloadColumn(binary_units=False),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
-        )
+    def __init__(self, column: ProgressColumn, *, known: bool) -> None:
+        super().__init__(table_column=column.get_table_column())
+        self._column = column
+        self._known = known
 
     def render(self, task: Task) -> RenderableType:
         """What to draw for `task` now."""
-        if task.total is None:
-            return self._elapsed.render(task)
-        row = Table.grid(padding=(0, 1))
-        row.add_row(*(column(task) for column in self._columns))
-        return row
+        return self._column(task) if (task.total is not None) is self._known else Text()
+
+
+def columns() -> list[ProgressColumn]:
+    """The time spent; once a stage knows how many bytes it has to do, bar, bytes, rate and time left."""
+    known = (
+        BarColumn(bar_width=20),
+        DownloadColumn(binary_units=False),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    return [_When(TimeElapsedColumn(), known=False), *(_When(column, known=True) for column in known)]

@@ -120,11 +120,11 @@ def _meter(entry: StageTime) -> Iterator[Meter]:
     from rich.progress import Progress, SpinnerColumn, TextColumn
     from rich.text import Text
 
-    from pipeline.cli.bars import Amounts
+    from pipeline.cli.bars import columns
 
     console = Console(stderr=True, highlight=False)
-    columns = (TextColumn(f"{entry.name:<8}"), SpinnerColumn(), Amounts())
-    with Progress(*columns, console=console, transient=True, refresh_per_second=8) as progress:
+    drawn = (TextColumn(f"{entry.name:<8}"), SpinnerColumn(), *columns())
+    with Progress(*drawn, console=console, transient=True, refresh_per_second=8) as progress:
         task = progress.add_task(entry.name, total=None)
         with output.diverted(lambda text: console.print(Text(output.fitted(text)), soft_wrap=True)):
             yield _CountingMeter(entry, bar=(progress, task))

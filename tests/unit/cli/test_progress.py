@@ -113,3 +113,23 @@ def test_wide_characters_count_twice_and_a_long_word_stays_whole(monkeypatch):
 def test_nothing_is_broken_where_nobody_watches(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     assert output.fitted("word " * 30) == "word " * 30
+
+
+def _drawn(total):
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pipeline.cli.bars import columns
+
+    progress = Progress(*columns(), console=Console(width=80))
+    progress.update(progress.add_task("push", total=total), advance=180_000_000)
+    with progress.console.capture() as captured:
+        progress.console.print(progress.get_renderable())
+    return captured.get()
+
+
+def test_a_bar_is_drawn_once_the_bytes_are_known():
+    assert "━" not in _drawn(None)
+    assert ":" in _drawn(None)
+    assert "180.0/360.0 MB" in _drawn(360_000_000)
+    assert "━" in _drawn(360_000_000)
