@@ -6,6 +6,7 @@ the verbs, so that ``sqshpipe resolve`` starts fast.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ from pipeline.cli import (
     squashfs,
     store,
 )
-from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError
+from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError, ToolError
 
 app = typer.Typer(
     name="sqshpipe",
@@ -117,9 +118,32 @@ def _run() -> int:
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+    except OSError as error:
+        return _refused_by_system(error)
     except Exception as error:  # noqa: BLE001 - the last resort, with exit code 1
         output.unexpected(error)
         return SqshpipeError.exit_code
+
+
+_WHAT_TO_DO = {
+    errno.EACCES: "the file system denies it: use an account that may, or another place",
+    errno.EPERM: "the file system denies it: use an account that may, or another place",
+    errno.EROFS: "it is mounted read-only",
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "the quota is used up: free space there, or ask for more",
+    errno.EIO: "the disk or the file system fails: the kernel's log says more",
+    errno.ESTALE: "the file server has lost it: mount it anew",
+}
+
+
+def _refused_by_system(error: OSError) -> int:
+    """A file that the system refuses is no defect of ours, wherever it was met."""
+    if error.filename is None or error.errno not in _WHAT_TO_DO:
+        output.unexpected(error)
+        return SqshpipeError.exit_code
+    message = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    output.failure(ToolError(message, hint=_WHAT_TO_DO[error.errno]))
+    return ToolError.exit_code
 
 
 def _help_hint(error: typer.TyperException) -> str:

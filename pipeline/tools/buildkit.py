@@ -169,7 +169,8 @@ def _docker_programs() -> list[str]:
     found: dict[Path, str] = {}
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
         program = Path(folder or ".") / "docker"
-        if program.is_file() and os.access(program, os.X_OK):
+        # in this order: access() answers for a folder of PATH that may not be entered, is_file() raises
+        if os.access(program, os.X_OK) and program.is_file():
             found.setdefault(program.resolve(), str(program))
     return list(found.values())
 
@@ -211,6 +212,6 @@ def secret_source(identifier: str, env: str | None, file: Path | None) -> str:
                 f"secret {identifier}: the environment variable {env} is not set", hint=f"export {env}=…"
             )
         return f"env={env}"
-    if file is None or not file.is_file():
-        raise ConfigError(f"secret {identifier}: there is no file {file}")
+    if file is None or not (os.access(file, os.R_OK) and file.is_file()):
+        raise ConfigError(f"secret {identifier}: there is no readable file {file}")
     return f"src={file}"

@@ -63,6 +63,14 @@ BUILDX = "github.com/docker/buildx v0.12.1 30feaa1"
 DEBIAN_BUILDX = "github.com/docker/buildx 0.13.1+ds1 0.13.1+ds1-3"
 
 
+def test_a_folder_of_path_that_cannot_be_looked_into_is_passed_over(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = install("new", buildx=BUILDX)
+    monkeypatch.setenv("PATH", f"/{'long' * 1500}:{program.parent}:/usr/bin:/bin")
+    assert buildkit._docker_programs() == [str(program)]
+
+
 @pytest.mark.parametrize("said", [BUILDX, DEBIAN_BUILDX])
 def test_buildx_is_taken_wherever_it_is_in_path(install: Install, said: str) -> None:
     install("20.10.24")
@@ -216,5 +224,5 @@ def test_a_secret_is_named_by_its_source_and_has_to_be_there(
     monkeypatch.setenv("HUB_TOKEN", "")
     with pytest.raises(ConfigError, match="HUB_TOKEN is not set"):
         buildkit.secret_source("hub", "HUB_TOKEN", None)
-    with pytest.raises(ConfigError, match="there is no file"):
+    with pytest.raises(ConfigError, match="there is no readable file"):
         buildkit.secret_source("hub", None, tmp_path / "none")
