@@ -27,7 +27,8 @@ _ATTEMPTS = 5
 class PrivateRegistry:
     """A registry that lives from `start` to `stop`, or as long as a ``with``.
 
-    ``username`` and ``password`` are made anew for each; the password is never in an argument list.
+    Start it from a thread that lives as long: it ends when the thread that started it ends. ``username`` and
+    ``password`` are made anew for each; the password is never in an argument list.
     ``auth`` replaces the
     htpasswd file by another ``auth:`` section of the registry's configuration (as lines), for tests.
     """
@@ -69,7 +70,8 @@ class PrivateRegistry:
             configuration.write_text(self._configuration(folder))
             with (folder / "log").open("ab") as log:
                 self._process = subprocess.Popen(
-                    [str(program), "serve", str(configuration)],
+                    # should this process be killed, the registry goes with it
+                    ["setpriv", "--pdeathsig", "KILL", str(program), "serve", str(configuration)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

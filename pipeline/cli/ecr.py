@@ -54,12 +54,14 @@ def apply(
             told += repository.apply(ecr, name, wanted, registry_scanning=registry_scanning)
         left += repository.compare(repository.look(ecr, name), name, wanted)
     if as_json:
-        output.data_json({"changed": [_json(one) for one in told], "differs": [_json(one) for one in left]})
+        output.data_json(
+            {"changed": [one.as_json() for one in told], "differs": [one.as_json() for one in left]}
+        )
     else:
         for one in told:
             output.data(f"{one.repository}  {one.setting}: {one.found} -> {one.wanted}")
         for one in left:
-            output.data(f"{one.repository}  {one.setting} is {one.found}, not {one.wanted}: {one.how}")
+            output.data(one.sentence)
         if not told and not left:
             output.data("every repository is as images.yaml wants it")
     if dry_run and left:
@@ -86,6 +88,7 @@ def policy(
             region=wanted.region,
             prefix=wanted.prefix,
             enhanced=wanted.scanning == "enhanced",
+            kms_key=wanted.kms_key,
         )
     )
 
@@ -134,13 +137,3 @@ def _ecr_settings(settings: Config) -> EcrSettings:
             hint='registry: {ecr: {account: "123456789012", region: us-east-1}}',
         )
     return settings.registry.ecr
-
-
-def _json(one: Difference) -> dict[str, object]:
-    return {
-        "repository": one.repository,
-        "setting": one.setting,
-        "found": one.found,
-        "wanted": one.wanted,
-        "how": one.how,
-    }

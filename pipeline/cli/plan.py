@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.bases import BaseAnswer
     from pipeline.config import Config, ImageSpec
     from pipeline.plan import Plan
+    from pipeline.stages.repository import Difference
 
 Names = Annotated[
     list[str] | None,
@@ -54,21 +55,26 @@ def plan(
         output.data(json.dumps([spec.name for spec in specs]))
         return
     made = _made(settings, specs, tag)
+    drift = _repository_drift(settings, specs)
     if as_json:
-        output.data_json(made.as_json())
+        differs = None if drift is None else [one.as_json() for one in drift]
+        output.data_json({**made.as_json(), "repositories": differs})
     else:
         for line in plan_lines(made):
             output.data(line)
-        for line in _repository_drift(settings, specs):
-            output.data(line)
+        for one in drift or ():
+            output.data(one.sentence)
     if any(image.problem and image.steps[0].run for image in made.images):
         raise typer.Exit(RegistryError.exit_code)  # a base is unknown: nobody can say what would run
     if made.has_changes:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
-def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[str]:
-    """In which settings the ECR repositories differ from images.yaml; a missing one is made by the push."""
+def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[Difference] | None:
+    """In which settings the ECR repositories differ from images.yaml; a missing one is made by the push.
+
+    None, with a warning, when ECR could not be asked. Other registries have none.
+    """
     ecr = settings.registry.ecr
     if ecr is None:
         return []
@@ -78,15 +84,14 @@ def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[st
     names = [settings.registry.repository(spec.name).repository for spec in specs]
     try:
         asked = Ecr(ecr.account, ecr.region)
-        found = [one for name in names for one in repository.compare(repository.look(asked, name), name, ecr)]
+        return [one for name in names for one in repository.compare(repository.look(asked, name), name, ecr)]
     except RegistryError as error:
-        import structlog
-
-        structlog.get_logger().warning(
-            "whether the repositories are as images.yaml wants them is not known", reason=error.message
+        output.log().warning(
+            "whether the repositories are as images.yaml wants them is not known",
+            reason=error.message,
+            hint=error.hint,
         )
-        return []
-    return [f"{one.repository}  {one.setting} is {one.found}, not {one.wanted}: {one.how}" for one in found]
+        return None
 
 
 def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str) -> tuple[ImageSpec, ...]:

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import structlog
 
 from pipeline.errors import SqshpipeError
-from pipeline.oci.digest import Digest
 from pipeline.oci.reference import Reference
 from pipeline.stages import provenance
-from pipeline.stages.rescan import SBOM
+from pipeline.stages.rescan import SBOM, image_of
 from pipeline.store import atomic
 from pipeline.store.record import Release
 from pipeline.store.store import Store
@@ -99,13 +98,6 @@ def builder() -> str:
     if server and repository and run:
         return f"{server}/{repository}/actions/runs/{run}"
     return f"host:{socket.gethostname()}"
-
-
-def image_of(release: Release) -> Reference | None:
-    """The image that the release was made from, with its digest; None for one made elsewhere."""
-    if not release.source or "repository" not in release.source or "digest" not in release.source:
-        return None
-    return Reference.parse(release.source["repository"]).with_digest(Digest.parse(release.source["digest"]))
 
 
 def _attach(

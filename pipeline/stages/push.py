@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import structlog
+
 from pipeline.errors import RegistryError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Index, Manifest
@@ -17,9 +19,12 @@ from pipeline.oci.reference import Reference
 from pipeline.progress import SILENT, Meter
 from pipeline.stages.build import BuiltImage
 from pipeline.stages.pin import BaseImage
-from pipeline.tools.credentials import CredentialsProvider, credentials_for
+from pipeline.tools.credentials import CredentialsProvider, RenewableProvider, credentials_for
 from pipeline.tools.docker import Engine
+from pipeline.tools.docker_events import Denied
 from pipeline.tools.registry import RegistryClient
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,7 @@ def push(
     """
     target = repository.with_tag(key_tag(built.key))
     engine.tag(built.local_id, target)
-    told = engine.push(target, credentials(repository.registry), meter)
+    told = _send(target, engine, credentials, meter)
     found = client.head(repository.repository, key_tag(built.key))
     if found is None or found.digest != told:
         has = "nothing" if found is None else str(found.digest)
@@ -92,6 +97,22 @@ def push(
             hint="the Docker Engine pushed another image than it built; run it again",
         )
     return _pushed(repository, manifest, built.base, built.key, adopted=False)
+
+
+def _send(target: Reference, engine: Engine, credentials: CredentialsProvider, meter: Meter) -> Digest:
+    """The engine's push, gone on with once when the password has ended on the way: ECR's last 12 hours.
+
+    The engine gets a password when it begins, and does not say whether a refusal means its end.
+    """
+    given = credentials(target.registry)
+    try:
+        return engine.push(target, given, meter)
+    except Denied:
+        fresh = credentials.renew(target.registry) if isinstance(credentials, RenewableProvider) else None
+        if fresh is None or fresh == given:
+            raise
+        log.warning("the registry no longer takes the password, going on with a fresh one", image=str(target))
+        return engine.push(target, fresh, meter)
 
 
 def tag_version(pushed: PushedImage, version: str, client: RegistryClient) -> None:

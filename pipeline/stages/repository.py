@@ -62,6 +62,20 @@ class Difference:
     mendable: bool = True
     how: str = "sqshpipe ecr apply"
 
+    @property
+    def sentence(self) -> str:
+        return f"{self.repository}  {self.setting} is {self.found}, not {self.wanted}: {self.how}"
+
+    def as_json(self) -> dict[str, str]:
+        """For machines; the keys are a promise."""
+        return {
+            "repository": self.repository,
+            "setting": self.setting,
+            "found": self.found,
+            "wanted": self.wanted,
+            "how": self.how,
+        }
+
 
 def lifecycle_policy(settings: EcrSettings) -> dict[str, Any]:
     """A policy that deletes untagged leftovers alone.

@@ -7,9 +7,10 @@ so that people know more, and whatever that says, what jobs run on stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from pipeline.scanning.findings import Base, ScanResult
 from pipeline.scanning.policy import Verdict, evaluate
 from pipeline.scanning.waivers import read_waivers
 from pipeline.stages.scan import ClientFor, blocked, chosen, ecr_of, layers_of_base
-from pipeline.stages.scan_ecr import ask
+from pipeline.stages.scan_ecr import Waiting, begin, wait
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.tools.credentials import CredentialsProvider, credentials_for
@@ -71,29 +72,41 @@ def look_again(
     client_for: ClientFor | None = None,
     credentials: CredentialsProvider = credentials_for,
     ecr_for: Callable[[Reference], Ecr] = ecr_of,
+    waiting: Waiting | None = None,
     now: datetime | None = None,
 ) -> list[Look]:
     """Ask again for every published release of ``images`` (all if none is named), and yank by policy.
 
-    Policies are those of ``config``; an image that it does not have is judged by the defaults. One release
-    that cannot be
-    asked for is *unknown* and does not stop the others.
+    Policies are those of ``config``; an image that it does not have is judged by the defaults. Basic scanning
+    looks once, at the push: results older than ``scan.max_age`` are asked for anew, all at once, and then
+    waited for together, no longer than the longest ``scan.timeout``. One release that cannot be asked for is
+    *unknown* and does not stop the others.
     """
-    asker = _Asker(client_for, credentials, ecr_for, now or datetime.now(timezone.utc))
+    asker = _Asker(client_for, credentials, ecr_for, waiting or Waiting(), now or datetime.now(timezone.utc))
+    offered = [
+        (release, spec.scan if spec is not None else ScanPolicy())
+        for image in images or tuple(store.images())
+        for spec in (config.images.get(image) if config is not None else None,)
+        for release in store.releases(image)
+        if release.state == "published"
+    ]
+    asker.begin(offered)
     looks = []
-    for image in images or tuple(store.images()):
-        spec = config.images.get(image) if config is not None else None
-        policy = spec.scan if spec is not None else ScanPolicy()
-        for release in store.releases(image):
-            if release.state != "published":
-                continue
-            look = asker.look(release, policy, _sbom(store, release))
-            if look.status == "unacceptable" and not look.by_sbom and policy.published == "yank":
-                store.mark(release.name, "yank", reason=f"scan: {look.why}")
-                look = replace(look, yanked=True)
-            _tell(look)
-            looks.append(look)
+    for release, policy in offered:
+        look = asker.look(release, policy, _sbom(store, release))
+        if look.status == "unacceptable" and not look.by_sbom and policy.published == "yank":
+            store.mark(release.name, "yank", reason=f"scan: {look.why}")
+            look = replace(look, yanked=True)
+        _tell(look)
+        looks.append(look)
     return looks
+
+
+def image_of(release: Release) -> Reference | None:
+    """The image that the release was made from, with its digest; None for one made elsewhere."""
+    if not release.source or "repository" not in release.source or "digest" not in release.source:
+        return None
+    return Reference.parse(release.source["repository"]).with_digest(Digest.parse(release.source["digest"]))
 
 
 def _sbom(store: Store, release: Release) -> Path | None:
@@ -119,12 +132,26 @@ class _Asker:
         client_for: ClientFor | None,
         credentials: CredentialsProvider,
         ecr_for: Callable[[Reference], Ecr],
+        waiting: Waiting,
         now: datetime,
     ) -> None:
         self._client_for = client_for
         self._credentials = credentials
         self._ecr_for = ecr_for
+        self._waiting = waiting
         self._now = now
+        self._until = waiting.clock()
+
+    def begin(self, offered: Sequence[tuple[Release, ScanPolicy]]) -> None:
+        """Ask for the scans that are too old, so that they run side by side. What fails is told by `look`."""
+        longest = max((policy.timeout for _, policy in offered), default=timedelta())
+        self._until = self._waiting.clock() + longest.total_seconds()
+        for release, policy in offered:
+            with contextlib.suppress(SqshpipeError):
+                image = image_of(release)
+                if image is not None and image.digest and chosen(policy, image) == "ecr":
+                    oldest = self._now - policy.max_age
+                    begin(self._ecr_for(image), image.repository, image.digest, oldest=oldest)
 
     def look(self, release: Release, policy: ScanPolicy, sbom: Path | None) -> Look:
         try:
@@ -160,30 +187,33 @@ class _Asker:
         return Look(release=release, status="unacceptable", why=told, verdict=verdict)
 
     def _from_scanner(self, release: Release, policy: ScanPolicy) -> tuple[ScanResult | None, str]:
-        if release.source is None or "repository" not in release.source:
+        image = image_of(release)
+        if image is None or image.digest is None:
             return None, "it was made elsewhere, no image is known"
-        repository = Reference.parse(release.source["repository"])
-        digest = Digest.parse(release.source["digest"])
         try:
-            scanner = chosen(policy, repository)
+            scanner = chosen(policy, image)
             if scanner == "none":
                 return None, "the policy says that nothing is scanned"
             if scanner == "trivy":
-                known = self._credentials(repository.registry)
-                pinned = repository.with_digest(digest)
-                return Trivy.find().scan_image(pinned, known, platform=release.platform), ""
-            outcome = ask(self._ecr_for(repository), repository.repository, digest)
+                known = self._credentials(image.registry)
+                return Trivy.find().scan_image(image, known, platform=release.platform), ""
+            left = timedelta(seconds=max(0.0, self._until - self._waiting.clock()))
+            found = wait(
+                self._ecr_for(image),
+                image.repository,
+                image.digest,
+                timeout=min(left, policy.timeout),
+                max_age=policy.max_age,
+                waiting=self._waiting,
+                now=self._now,
+            )
         except SqshpipeError as error:
             return None, error.message
-        if isinstance(outcome, ScanResult):
-            return outcome, ""
-        return None, f"{outcome.why} ({outcome.state or 'no scan'})"
+        return found, ""
 
     def _base(self, release: Release) -> Base:
-        if self._client_for is None or not release.base or not release.source:
+        image = image_of(release)
+        if self._client_for is None or not release.base or image is None:
             return Base()
-        return layers_of_base(
-            Reference.parse(release.source["repository"]).with_digest(Digest.parse(release.source["digest"])),
-            Reference.parse(release.base["reference"]).with_digest(Digest.parse(release.base["digest"])),
-            self._client_for,
-        )
+        base = Reference.parse(release.base["reference"]).with_digest(Digest.parse(release.base["digest"]))
+        return layers_of_base(image, base, self._client_for)

@@ -64,6 +64,18 @@ def ask(ecr: Ecr, repository: str, digest: Digest) -> ScanResult | Pending | End
         raise
 
 
+def begin(ecr: Ecr, repository: str, digest: Digest, *, oldest: datetime) -> None:
+    """Ask for a scan where there is none, or a basic one from before ``oldest``; nothing is waited for."""
+    outcome = ask(ecr, repository, digest)
+    missing = isinstance(outcome, Pending) and outcome.state == ""
+    if missing or (isinstance(outcome, ScanResult) and _stale(outcome, oldest)):
+        _start(ecr, repository, digest)
+
+
+def _stale(result: ScanResult, oldest: datetime) -> bool:
+    return result.scanner == "ecr basic" and result.completed_at < oldest
+
+
 def wait(
     ecr: Ecr,
     repository: str,
@@ -89,8 +101,7 @@ def wait(
         if isinstance(outcome, Ended):
             raise ScanRejected(f"{what} is not scanned: {outcome.why} ({outcome.state})", hint=outcome.hint)
         if isinstance(outcome, ScanResult):
-            stale = outcome.scanner == "ecr basic" and outcome.completed_at < oldest
-            if not stale:
+            if not _stale(outcome, oldest):
                 return outcome
             if not started and not _start(ecr, repository, digest):
                 log.warning("the scan is older than max_age, and ECR makes no other today", image=what)

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import RegistryError, ToolError
 from pipeline.oci.reference import Reference
 from pipeline.progress import Meter
+from pipeline.tools.ecr.actions import hint as ecr_hint
 
 LAST_LINES = 15
 _DIGEST_STATUS = re.compile(r": digest: (sha256:[0-9a-f]{64}) size: \d+")
@@ -31,6 +32,10 @@ class Passing(RegistryError):
     """A failure that may be gone at the next attempt."""
 
 
+class Denied(RegistryError):
+    """The registry did not take the engine's password: it is wrong, it has ended, or a right is missing."""
+
+
 def build_failure(path: Path, reason: str, step: Sequence[str]) -> ToolError:
     """What a failed build is told as: the builder's reason, then the last lines of the step that failed."""
     lines = [f"  | {line}" for line in step if line.strip()]
@@ -44,10 +49,8 @@ def push_failure(message: str, reference: Reference) -> RegistryError:
     """What an error event of a push means: worth another attempt, no right to push, or just no."""
     text = f"pushing {reference} failed: {message.strip()}"
     if _REFUSED.search(message):
-        return RegistryError(
-            text,
-            hint=f"check the user and password for {reference.registry}: docker login {reference.registry}",
-        )
+        hint = f"check the user and password for {reference.registry}: docker login {reference.registry}"
+        return Denied(text, hint=ecr_hint("", message) if "ecr:" in message else hint)
     if _WORTH_RETRYING.search(message):
         return Passing(
             text, hint="the registry is overloaded or the network bad; run the same command again later"

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RegistryError
@@ -25,8 +26,12 @@ _BAD_KEYS = frozenset(
     }
 )
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
+_THROTTLED = frozenset({"ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded"})
 # What a call needs beside the action of its own name.
-_MORE_PERMISSIONS = {"DescribeImageScanFindings": " (and inspector2:ListFindings for enhanced scanning)"}
+_MORE_PERMISSIONS = {
+    "DescribeImageScanFindings": " (and inspector2:ListFindings for enhanced scanning)",
+    "PutRegistryScanningConfiguration": " (and inspector2:Enable for enhanced scanning)",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,27 +94,22 @@ class Ecr:
                 hint=f"aws sso login ({_profile()}): {error}",
             ) from None
         except (aws.EndpointConnectionError, aws.ConnectTimeoutError, aws.ConnectionError) as error:
+            tls = isinstance(error, aws.SSLError)
+            why = (
+                f"{self.region} shows a TLS certificate that is not trusted"
+                if tls
+                else f"{self.region} cannot be reached"
+            )
+            network = "check the network and the region; a private subnet needs the ecr.api VPC endpoint"
             raise RegistryError(
-                f"ECR in {self.region} cannot be reached, asked for ecr:{name}",
-                hint="check the network and the region; a private subnet needs the ecr.api VPC endpoint",
+                f"ECR in {why}, asked for ecr:{name}",
+                hint="AWS_CA_BUNDLE can name the authority of a proxy in between" if tls else network,
             ) from error
         except aws.BotoCoreError as error:
             raise RegistryError(
                 f"AWS failed on ecr:{name}: {type(error).__name__}", hint="try again"
             ) from error
         return answer
-
-    def pages(self, operation: str, key: str, **parameters: Any) -> list[dict[str, Any]]:
-        """All items under ``key``, over as many pages as there are."""
-        found: list[dict[str, Any]] = []
-        more: dict[str, Any] = {}
-        while True:
-            answer = self.call(operation, **parameters, **more)
-            found += answer.get(key, [])
-            token = answer.get("nextToken")
-            if not token or token == more.get("nextToken"):
-                return found
-            more = {"nextToken": token}
 
     def _connected(self) -> ECRClient:
         with self._lock:
@@ -143,6 +143,7 @@ class Ecr:
     def _refused(self, name: str, error: Any, parameters: dict[str, Any]) -> AwsRefused:
         code = str(error.response.get("Error", {}).get("Code", ""))
         said = str(error.response.get("Error", {}).get("Message", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         where = f" on {parameters['repositoryName']}" if "repositoryName" in parameters else ""
         message, hint = f"AWS refused ecr:{name}{where} ({code}): {said}", ""
         if code in _DENIED:
@@ -152,6 +153,7 @@ class Ecr:
         elif code in _BAD_KEYS:
             message = f"AWS does not know the access key, asked for ecr:{name}"
             hint = f"check the credentials: aws sts get-caller-identity ({_profile()})"
+            hint += f"; a region that the account has not enabled says the same, is {self.region} one?"
         elif code in _EXPIRED:
             message = f"the AWS credentials have expired, asked for ecr:{name}"
             hint = "sign in again (aws sso login), or renew the session's keys"
@@ -159,8 +161,15 @@ class Ecr:
             repository = parameters.get("repositoryName")
             message = f"ECR {self.account} in {self.region} has no repository {repository}"
             hint = "make it with: sqshpipe ecr apply; or is the region or the account another one?"
-        elif code in ("ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded"):
+        elif code == "KmsException":
+            hint = (
+                "the role needs kms:CreateGrant, kms:DescribeKey and kms:RetireGrant on registry.ecr.kms_key"
+            )
+        elif code in _THROTTLED or status == HTTPStatus.TOO_MANY_REQUESTS:
             hint = "AWS throttles this account: try again in a minute"
+        elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            message = f"AWS answers ecr:{name}{where} with status {status} ({code}): {said}"
+            hint = "AWS is in trouble: try again later"
         return AwsRefused(message, hint=hint, code=code, operation=name)
 
     def _no_credentials(self, name: str, error: Exception) -> NoAwsCredentials:

@@ -15,24 +15,32 @@ _PUSH = (
     "ecr:PutImage",
     "ecr:UploadLayerPart",
 )
-_SCAN = ("ecr:DescribeImages", "ecr:DescribeImageScanFindings", "ecr:ListImages", "ecr:StartImageScan")
+_SCAN = ("ecr:DescribeImageScanFindings", "ecr:StartImageScan")
+_TAGS = ("ecr:ListImages",)  # an enroot that only imports by tag
 _LOOK = ("ecr:DescribeRepositories", "ecr:GetLifecyclePolicy")
 _MAKE = ("ecr:CreateRepository", "ecr:PutLifecyclePolicy")
 _MEND = ("ecr:PutImageScanningConfiguration", "ecr:PutImageTagMutability")
-# These two cannot be bound to a repository.
+_KMS = ("kms:CreateGrant", "kms:DescribeKey", "kms:RetireGrant")
+# These cannot be bound to a repository.
 _TOKEN = ("ecr:GetAuthorizationToken",)
 _REGISTRY = ("ecr:GetRegistryScanningConfiguration",)
 _INSPECTOR = ("inspector2:ListCoverage", "inspector2:ListFindings")
 
 
 def policy(
-    role: Role, *, account: str, region: str, prefix: str = "", enhanced: bool = False
+    role: Role,
+    *,
+    account: str,
+    region: str,
+    prefix: str = "",
+    enhanced: bool = False,
+    kms_key: str | None = None,
 ) -> dict[str, Any]:
     """The policy document of ``role`` on the repositories under ``prefix``.
 
-    builder: pulls, pushes, makes missing repositories, reads findings. node: pulls. scanner: reads
-    findings and pulls
-    for trivy. owner: what ``ecr apply`` changes beyond that.
+    builder: pulls, pushes, makes missing repositories, reads findings. node: pulls. scanner: reads findings
+    and pulls for trivy. owner: what ``ecr apply`` changes beyond that. Who makes repositories that
+    ``kms_key`` encrypts has to be able to grant ECR its use.
     """
     partition = (
         "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
@@ -40,13 +48,13 @@ def policy(
     repositories = f"{prefix}/*" if prefix else "*"
     arn = f"arn:{partition}:ecr:{region}:{account}:repository/{repositories}"
     on_repositories: dict[Role, tuple[str, ...]] = {
-        "builder": (*_PULL, *_PUSH, *_SCAN, *_LOOK, *_MAKE),
+        "builder": (*_PULL, *_PUSH, *_SCAN, *_TAGS, *_LOOK, *_MAKE),
         "node": _PULL,
         "scanner": (*_PULL, *_SCAN),
         "owner": (*_LOOK, *_MAKE, *_MEND),
     }
     on_all: dict[Role, tuple[str, ...]] = {
-        "builder": _TOKEN,
+        "builder": (*_TOKEN, *_REGISTRY),
         "node": _TOKEN,
         "scanner": _TOKEN,
         "owner": _REGISTRY,
@@ -56,13 +64,18 @@ def policy(
         anywhere = (*anywhere, *_INSPECTOR)
     if enhanced and role == "owner":
         anywhere = (*anywhere, "ecr:PutRegistryScanningConfiguration", "inspector2:Enable")
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            _statement("Repositories", on_repositories[role], arn),
-            _statement("Anywhere", anywhere, "*"),
-        ],
-    }
+    statements = [
+        _statement("Repositories", on_repositories[role], arn),
+        _statement("Anywhere", anywhere, "*"),
+    ]
+    if kms_key is not None and role in ("builder", "owner"):
+        # IAM takes a key's ARN alone; a short id is made one, an alias cannot be
+        key = (
+            kms_key if kms_key.startswith("arn:") else f"arn:{partition}:kms:{region}:{account}:key/{kms_key}"
+        )
+        every = f"arn:{partition}:kms:{region}:{account}:key/*"
+        statements.append(_statement("Key", _KMS, every if "alias/" in kms_key else key))
+    return {"Version": "2012-10-17", "Statement": statements}
 
 
 def _statement(name: str, actions: Sequence[str], resource: str) -> dict[str, Any]:

@@ -188,10 +188,10 @@ class RegistryClient:
                 what=f"the tags of {self.host}/{repository}",
             )
             found.update(_tags_in(answer, self.host, repository))
-            match = _NEXT.search(answer.headers.get("link", ""))
-            if match is None:
+            following = next_page(answer)
+            if following is None:
                 return sorted(found)
-            target = str(httpx.URL(answer.url).join(match.group(1)))
+            target = following
         raise RegistryError(f"{self.host}/{repository} lists its tags without end")
 
     # blobs
@@ -230,6 +230,12 @@ class RegistryClient:
     ) -> bool:
         """Send a blob unless it is there (then False). ``source``: a file, or offset to bytes from there."""
         return upload.push_blob(self._session, repository, blob, source, meter)
+
+
+def next_page(answer: Answer) -> str | None:
+    """Where a list goes on, as its ``Link`` says (RFC 5988); None at its end."""
+    match = _NEXT.search(answer.headers.get("link", ""))
+    return None if match is None else str(httpx.URL(answer.url).join(match.group(1)))
 
 
 def _said_digest(answer: Answer) -> Digest | None:

@@ -10,6 +10,7 @@ import ssl
 import httpx
 
 from pipeline.errors import RegistryError
+from pipeline.tools.ecr import actions
 from pipeline.tools.registry.auth import login_hint
 
 _NOT_TAKEN = ("TAG_INVALID", "MANIFEST_INVALID", "DIGEST_INVALID", "BLOB_UPLOAD_INVALID", "SIZE_INVALID")
@@ -52,13 +53,25 @@ def _printable(text: str) -> str:
 
 
 def refused(
-    host: str, what: str, status: int, body: bytes, *, had_credentials: bool, retry_after: float | None = None
+    host: str,
+    what: str,
+    status: int,
+    body: bytes,
+    *,
+    had_credentials: bool,
+    retry_after: float | None = None,
+    action: str = "",
 ) -> Refused:
-    """The error for an answer of ``status`` to ``what`` (such as ``HEAD manifest host/repo:tag``)."""
+    """The error for an answer of ``status`` to ``what`` (such as ``HEAD manifest host/repo:tag``).
+
+    ``action`` is the IAM action that such a request needs in ECR.
+    """
     code, said = parse_body(body)
     message, hint = _sentence(
         host, what, status, code, had_credentials=had_credentials, retry_after=retry_after
     )
+    if had_credentials and ".dkr.ecr." in host and (status == 403 or code == "DENIED"):
+        hint = actions.hint(action, said)
     return Refused(f"{message}{f': {said}' if said else ''}", hint=hint, status=status, code=code)
 
 
@@ -91,8 +104,6 @@ def _sentence(
 def _denied_hint(host: str, had_credentials: bool) -> str:
     if not had_credentials:
         return login_hint(host)
-    if ".dkr.ecr." in host:
-        return "the AWS role lacks a permission: sqshpipe ecr policy prints what each role needs"
     return "the account may not do this here: ask for the right, or use another account"
 
 

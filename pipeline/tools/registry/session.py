@@ -20,6 +20,7 @@ import tenacity
 from pipeline.errors import RegistryError
 from pipeline.tools import http as our_http
 from pipeline.tools.credentials import CredentialsProvider
+from pipeline.tools.ecr.actions import needed
 from pipeline.tools.registry.auth import Authenticator, Scope
 from pipeline.tools.registry.errors import refused, unreachable
 
@@ -255,6 +256,7 @@ class Session:
             body,
             had_credentials=self._auth.has_credentials,
             retry_after=_retry_after(response),
+            action=needed(response.request.method, response.request.url.path),
         )
 
     def _wait(self, state: tenacity.RetryCallState) -> float:

@@ -22,6 +22,7 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.stages.attest import PROVENANCE, SIGNATURE, attest
 from pipeline.stages.rescan import SBOM, Look, look_again
+from pipeline.stages.scan_ecr import Waiting
 from pipeline.store.record import Record, Release
 from pipeline.store.store import Store
 from pipeline.tools.credentials import Credentials
@@ -185,10 +186,26 @@ class FixedEcr(Ecr):
         self.answer = answer
 
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        if operation == "start_image_scan":
+            raise AwsRefused("once a day", hint="", code="LimitExceededException", operation=operation)
         assert operation == "describe_image_scan_findings"
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
+
+
+class Time:
+    """A clock that waiting turns."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    @property
+    def waiting(self) -> Waiting:
+        return Waiting(sleep=self.sleep, clock=lambda: self.now)
 
 
 def config(store: Store, **policy: Any) -> Config:
@@ -212,7 +229,8 @@ def look(tmp_path: Path, answer: dict[str, Any] | Exception, **policy: Any) -> t
     registry, _, _ = ECR.partition("/")
     store, _ = publish(tmp_path, {"repository": ECR, "digest": str(DIGEST)})
     assert registry in ECR
-    looks = look_again(store, config(store, **policy), ecr_for=lambda _: FixedEcr(answer), now=NOW)
+    settings, ecr = config(store, **policy), FixedEcr(answer)
+    looks = look_again(store, settings, ecr_for=lambda _: ecr, waiting=Time().waiting, now=NOW)
     assert len(looks) == 1
     return looks[0], store
 
@@ -224,6 +242,42 @@ def test_what_is_still_fine_stays(tmp_path: Path) -> None:
     found, store = look(tmp_path, scans.complete([]), published="yank")
     assert (found.status, found.yanked) == ("acceptable", False)
     assert store.resolve("demo:v1.0").state == "published"
+
+
+class Rescanning(Ecr):
+    """Basic scanning: the result of the push, until a new scan is asked for, which takes two questions."""
+
+    def __init__(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        super().__init__("123456789012", "us-east-1")
+        self.answers = {"": before, "after": after}
+        self.calls: list[tuple[str, str]] = []
+        self.asked: dict[str, int] = {}
+
+    def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        digest = parameters["imageId"]["imageDigest"]
+        self.calls.append((operation, digest))
+        if operation == "start_image_scan":
+            self.asked[digest] = 0
+            return {}
+        if digest not in self.asked:
+            return self.answers[""]
+        self.asked[digest] += 1
+        return scans.state("IN_PROGRESS") if self.asked[digest] < 3 else self.answers["after"]
+
+
+def test_basic_scanning_looks_again_only_when_asked_and_is_asked_for_all_at_once(tmp_path: Path) -> None:
+    store, _ = publish(tmp_path, {"repository": ECR, "digest": str(DIGEST)})
+    publish(tmp_path, {"repository": ECR, "digest": str(Digest.of(b"other"))}, "v2.0")
+    clean, found = scans.complete([]), [scans.basic_finding("CVE-9", "openssl", "CRITICAL")]
+    ecr, clock = Rescanning(clean, scans.complete(found, completed=NOW)), Time()
+    looks = look_again(store, config(store), ecr_for=lambda _: ecr, waiting=clock.waiting, now=NOW)
+    assert [one.status for one in looks] == ["unacceptable", "unacceptable"]
+    started = [number for number, (operation, _) in enumerate(ecr.calls) if operation == "start_image_scan"]
+    assert started == [1, 3], "each is asked for before the first is waited for"
+    stuck, clock = Rescanning(clean, scans.state("IN_PROGRESS")), Time()
+    looks = look_again(store, config(store), ecr_for=lambda _: stuck, waiting=clock.waiting, now=NOW)
+    assert [one.status for one in looks] == ["unknown", "unknown"]
+    assert clock.now == pytest.approx(1800, abs=1), "all share one limit"
 
 
 def test_what_has_become_unacceptable_is_told_or_yanked_by_policy(tmp_path: Path) -> None:
@@ -279,7 +333,7 @@ def test_what_ecr_no_longer_knows_is_asked_of_the_sbom_and_never_yanked(
         logged: list[dict[str, Any]] = []
         structlog.configure(processors=[lambda _l, _n, event: logged.append(dict(event)) or repr(event)])
         try:
-            (found,) = look_again(store, policy, ecr_for=lambda _: ecr, now=NOW)
+            (found,) = look_again(store, policy, ecr_for=lambda _: ecr, waiting=Time().waiting, now=NOW)
         finally:
             structlog.reset_defaults()
         assert any(state in str(event.get("why")) for event in logged), "it is a warning"

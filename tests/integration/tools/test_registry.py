@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -309,6 +314,24 @@ def test_a_token_that_ended_is_bought_again() -> None:
                 client.head("a/b", "v1")
             registry.seconds = 300
             assert client.head("a/b", "v1") is not None
+
+
+def test_the_registry_of_a_killed_owner_is_gone() -> None:
+    script = (
+        "import os, signal; from demo.registry import PrivateRegistry as P; made = P(); made.start();"
+        "print(made._process.pid, made._own_folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pid, folder = done.stdout.splitlines()[-1].split()
+    shutil.rmtree(folder)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_tags_over_several_pages(

@@ -111,11 +111,6 @@ def test_a_profile_or_region_that_is_none(monkeypatch: pytest.MonkeyPatch) -> No
         Ecr("123456789012", "no such region").call("describe_repositories")
 
 
-def test_all_pages_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    pages = iter([{"images": [{"n": 1}], "nextToken": "a"}, {"images": [{"n": 2}], "nextToken": "b"}, {}])
-    assert ecr(monkeypatch, lambda: next(pages)).pages("describe_images", "images") == [{"n": 1}, {"n": 2}]
-
-
 class Clock:
     """Passwords p1, p2, … each for 12 hours of a clock that the test turns."""
 

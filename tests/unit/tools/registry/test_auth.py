@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -16,8 +15,8 @@ from pipeline.oci.manifest import OCI_MANIFEST
 from pipeline.tools.credentials import Credentials
 from pipeline.tools.registry import Patience, Refused, RegistryClient
 from pipeline.tools.registry.auth import parse_challenges
+from tests.support.fake_registry import Handler, Streamed
 
-Handler = Callable[[httpx.Request], httpx.Response]
 QUICK = Patience(attempts=3, first=0.0, longest=1.0, sleep=lambda _: None)
 USER = Credentials(username="user", password="hunter2")
 
@@ -31,26 +30,6 @@ def client(
         patience=QUICK,
         transport=Streamed(handler),
     )
-
-
-class Streamed(httpx.BaseTransport):
-    """Like httpx.MockTransport, with bodies that are still to be read, as from a network."""
-
-    def __init__(self, handler: Handler) -> None:
-        self._handler = handler
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        request.read()
-        answer = self._handler(request)
-        return httpx.Response(answer.status_code, headers=answer.headers, stream=Body(answer.content))
-
-
-class Body(httpx.SyncByteStream):
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield self._content
 
 
 def found(_: httpx.Request) -> httpx.Response:
