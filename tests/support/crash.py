@@ -1,12 +1,20 @@
 """Kill or fail a process at each of its file-system calls in turn, with strace's fault injection
 (strace(1), -e inject).
+
+Every point is a process of its own, forked from one that has everything imported, and stopped until strace
+holds it; so a point costs what the action costs, and thousands of them are an evening's work no longer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import select
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,21 +71,79 @@ class Point:
         return f"{self.fault} at {self.call} #{self.when}: {self.shown[-120:]}"
 
 
-def command(action: str, root: Path) -> list[str]:
-    return [sys.executable, "-X", "utf8", "-B", "-m", "tests.support.crash_actions", action, str(root)]
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process ended: its exit code, or minus the signal's number; and what it said."""
+
+    returncode: int
+    stderr: str
 
 
-def calls(action: str, root: Path, log: Path) -> list[tuple[str, int, str]]:
+class Nursery:
+    """A process that forks one child for each action; used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-X", "utf8", "-B", "-m", "tests.support.crash_actions"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def close(self) -> None:
+        """End it; no child of it is left then."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.wait(_SECONDS)
+        self._server.stdout.close()
+
+    def run(self, action: str, root: Path, tracing: Sequence[str]) -> Ended:
+        """Run the action under ``strace TRACING``, which sees it from its first call on."""
+        assert self._server.stdin is not None
+        said = root.with_name(f"{root.name}.stderr")
+        self._server.stdin.write(f"{action}\t{root}\t{said}\n")
+        self._server.stdin.flush()
+        child = int(self._line())
+        _until_stopped(child)
+        strace = subprocess.Popen(["strace", *tracing, "-p", str(child)], stderr=subprocess.PIPE)
+        assert strace.stderr is not None
+        try:
+            told = strace.stderr.readline()
+            assert b"attached" in told, told
+            os.kill(child, signal.SIGCONT)
+            returncode = int(self._line())
+            strace.wait(_SECONDS)
+        except BaseException:
+            for one in (child, strace.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+            strace.wait()
+            raise
+        finally:
+            strace.stderr.close()
+        return Ended(returncode, said.read_text(errors="replace"))
+
+    def _line(self) -> str:
+        assert self._server.stdout is not None
+        ready, _, _ = select.select([self._server.stdout], [], [], _SECONDS)
+        assert ready, "the action does not end"
+        return self._server.stdout.readline()
+
+
+def _until_stopped(child: int) -> None:
+    deadline = time.monotonic() + _SECONDS
+    while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def calls(nursery: Nursery, action: str, root: Path, log: Path) -> list[tuple[str, int, str]]:
     """Every file-system call of an undisturbed run between the markers: (call, its number, what strace
     shows).
     """
     traced = ",".join(f"?{call}" for call in (*CHANGING, *LOOKING, "access", "faccessat", "faccessat2"))
-    done = subprocess.run(
-        ["strace", "-f", "-o", str(log), "-e", f"trace={traced}", *command(action, root)],
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-    )
+    done = nursery.run(action, root, ["-o", str(log), "-e", f"trace={traced}"])
     assert done.returncode == 0, done.stderr
     counted: Counter[str] = Counter()
     found = []
@@ -115,16 +181,8 @@ def points(found: Sequence[tuple[str, int, str]], *, everything: bool) -> Iterat
                 yield Point(call, when, "ENOSPC", shown)
 
 
-def run_with(point: Point, action: str, root: Path) -> subprocess.CompletedProcess[str]:
+def run_with(nursery: Nursery, point: Point, action: str, root: Path) -> Ended:
     """Run the action with the fault at that point."""
     fault = "signal=SIGKILL" if point.fault == "KILL" else f"error={point.fault}"
-    return subprocess.run(
-        [
-            *("strace", "-f", "--quiet=all", "-o", "/dev/null", "-e", f"trace={point.call}"),
-            *("-e", f"inject={point.call}:{fault}:when={point.when}"),
-            *command(action, root),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-    )
+    tracing = ["-o", "/dev/null", "-e", f"trace={point.call}"]
+    return nursery.run(action, root, [*tracing, "-e", f"inject={point.call}:{fault}:when={point.when}"])

@@ -1,15 +1,17 @@
-"""One action on a store in a process of its own, to be killed or failed by strace: crash_actions ACTION
-STORE.
+"""Actions on a store, each in a process of its own, to be killed or failed by strace.
 
-Everything is imported before the marker, so that between the markers there are the action's own calls only.
-Ends with the exit code that the command line would have.
+Reads lines ACTION, STORE and a file for its words, parted by tabs. For each it forks a child that stops at
+once (whoever traces it sends SIGCONT), prints the child's process id, and when it has ended its exit code,
+which is the one that the command line would have.
 """
 
 from __future__ import annotations
 
 import ctypes  # noqa: F401 - loaded now, so that its files are not among the calls
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -64,11 +66,11 @@ ACTIONS: dict[str, Callable[[Store], None]] = {
 }
 
 
-def main() -> int:
-    action, root = ACTIONS[sys.argv[1]], Path(sys.argv[2])
+def act(action: str, root: Path) -> int:
+    """The action between its markers."""
     os.access(BEGIN, os.F_OK)
     try:
-        action(Store(root))
+        ACTIONS[action](Store(root))
     except SqshpipeError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
@@ -77,5 +79,29 @@ def main() -> int:
     return 0
 
 
+def main() -> None:
+    for line in sys.stdin:
+        action, root, said = line.rstrip("\n").split("\t")
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                words = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(words, 1)
+                os.dup2(words, 2)
+                os.kill(os.getpid(), signal.SIGSTOP)
+                code = act(action, Path(root))
+            except BaseException:  # noqa: BLE001 - the test wants to see it
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        sys.stdout.write(f"{child}\n")
+        sys.stdout.flush()
+        _, status = os.waitpid(child, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
