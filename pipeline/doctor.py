@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ _GIB = 1 << 30
 # An NGC image is about 10 GiB of compressed layers, 25 GiB unpacked, and as much again as a .sqsh.
 _SCRATCH_GIB = 60
 _CACHE_GIB = 30
-_STORE_GIB = 50
 _NETWORK_KINDS = frozenset({"nfs", "nfs4", "lustre", "cifs", "ceph", "gpfs", "beegfs", "fuse.sshfs", "9p"})
 _TIMEOUT = 20.0
 
@@ -53,10 +51,10 @@ def examine(config: Config | None, problem: SqshpipeError | None = None) -> tupl
             lambda: _space("scratch", config.scratch, _SCRATCH_GIB, "SQSHPIPE_SCRATCH", local=True),
             lambda: _space("cache", config.cache, _CACHE_GIB, "SQSHPIPE_CACHE", local=False),
             lambda: _registry(config),
-            lambda: _store(config),
         ]
     with ThreadPoolExecutor(max_workers=len(checks)) as pool:
-        return tuple(pool.map(lambda check: check(), checks))
+        found = tuple(pool.map(lambda check: check(), checks))
+    return found if config is None else (*found, *_store(config))
 
 
 def _python() -> Check:
@@ -192,40 +190,32 @@ def _registry(config: Config) -> Check:
     return Check(name="registry", status="ok", found=f"{config.registry.base} answers and lets us in")
 
 
-def _store(config: Config) -> Check:
+def _store(config: Config) -> list[Check]:
+    """One line for the store, and one for each thing that is not well with it, the worst last."""
+    from pipeline.store.checkup import examine as look
+
     if config.store.configured is None:
         advice = "set store: in images.yaml, or SQSHPIPE_STORE"
-        return Check(name="store", status="warn", found="none is configured", advice=advice)
+        return [Check(name="store", status="warn", found="none is configured", advice=advice)]
     root = config.store.root
     if not root.exists():
         parent = _existing(root)
         if os.access(parent, os.W_OK):
             found = f"{root} does not exist yet; the first release makes it"
-            return Check(name="store", status="ok", found=found)
+            return [Check(name="store", status="ok", found=found)]
         advice = f"{parent} cannot be written: make the folder as the user that publishes"
-        return Check(name="store", status="fail", found=f"{root} does not exist", advice=advice)
-    refusal = _refuses_links(root)
-    if refusal:
-        advice = "run as the user that publishes; users only read"
-        return Check(name="store", status="fail", found=f"{root}: {refusal}", advice=advice)
-    free = shutil.disk_usage(root).free
-    found = f"{root}, {filesystem(root)}, {free / _GIB:.1f} GiB free"
-    if free < _STORE_GIB * _GIB:
-        advice = "sqshpipe prune frees what nothing uses; sqshpipe du says what takes the space"
-        return Check(name="store", status="warn", found=found, advice=advice)
-    return Check(name="store", status="ok", found=found)
-
-
-def _refuses_links(root: Path) -> str:
-    """Why a release cannot be committed here (it is made by link(2)), or nothing. Leaves nothing behind."""
+        return [Check(name="store", status="fail", found=f"{root} does not exist", advice=advice)]
     try:
-        with tempfile.TemporaryDirectory(dir=root, prefix=".doctor-") as folder:
-            probe = Path(folder, "probe")
-            probe.write_bytes(b"probe")
-            Path(folder, "link").hardlink_to(probe)
-    except OSError as error:
-        return f"no file can be made and linked here ({error.strerror})"
-    return ""
+        findings = look(root, group=config.store.group, stripe=config.store.stripe)
+    except (SqshpipeError, OSError) as error:
+        return [Check(name="store", status="fail", found=str(error), advice="look at its permissions")]
+    well = "; ".join(one.found for one in findings if one.level == "ok")
+    checks = [Check(name="store", status="ok", found=well)] if well else []
+    levels: tuple[Status, ...] = ("warn", "fail")
+    for level in levels:
+        wrong = [one for one in findings if one.level == level]
+        checks += [Check(name="store", status=level, found=one.found, advice=one.advice) for one in wrong]
+    return checks
 
 
 def filesystem(path: Path) -> str:

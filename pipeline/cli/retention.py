@@ -165,6 +165,8 @@ def _print_report(report: Report, *, dry_run: bool, json: bool) -> None:
         structlog.get_logger().warning(
             f"nothing is hidden or deleted, since running jobs are not known: {report.unreachable}"
         )
+    for message in report.broken:
+        structlog.get_logger().warning(f"no bytes are deleted: {message}")
     if json:
         output.data_json(dataclasses.asdict(report))
         return
@@ -172,6 +174,8 @@ def _print_report(report: Report, *, dry_run: bool, json: bool) -> None:
         output.data(f"{verdict.action:<6}  {verdict.image}:{verdict.version}  {verdict.reason}")
     for path, reason in report.files:
         output.data(f"{'remove':<6}  {path}  {reason}")
+    for path, reason in report.kept:
+        output.data(f"{'keep':<6}  {path}  {reason}")
     word = "would free" if dry_run else "freed"
     structlog.get_logger().info(f"{word} {report.freed / (1 << 20):,.1f} MiB in {len(report.blobs)} files")
 

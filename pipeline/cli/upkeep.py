@@ -51,8 +51,15 @@ def scrub(
     else:
         for damage in report.damaged:
             output.data(f"damaged  {damage.sha256}  {', '.join(damage.releases)}: {damage.what}")
+        for message in report.broken:
+            output.data(f"damaged  {message}")
         skipped = f", {report.skipped} read before the last run was cut short" if report.skipped else ""
         output.data(f"{report.checked} files read, {len(report.damaged)} damaged{skipped}")
+    if report.broken:
+        raise VerificationError(
+            f"{len(report.broken)} records and {len(report.damaged)} of {report.checked} files are damaged",
+            hint="restore the records from a backup; publish or sync the same content again for the files",
+        )
     if report.damaged:
         names_of = sorted({name for damage in report.damaged for name in damage.releases})
         raise VerificationError(
@@ -159,6 +166,11 @@ def sync(
     import structlog
 
     structlog.get_logger().info(f"{len(report.copied)} copied, {report.present} were there")
+    if report.pruned:
+        structlog.get_logger().info(
+            f"{len(report.pruned)} were pruned at {target} and stay so; --only IMAGE:VERSION brings one back",
+            releases=" ".join(report.pruned),
+        )
 
 
 @attest_verbs.command("sign")

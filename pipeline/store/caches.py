@@ -10,10 +10,12 @@ event, and go to the records.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import PublishError
 from pipeline.store import atomic
 from pipeline.store.index import write_head, write_index
 from pipeline.store.layout import LINK_SUFFIX, Layout
@@ -21,8 +23,10 @@ from pipeline.store.names import stem
 from pipeline.store.reading import Loaded, Signature, exists, load, records_in, signature_of
 from pipeline.store.state import File, ImageState
 
-MANIFEST_SCHEMA = 1
+SCHEMA = 1
+"""Of index, head and manifest."""
 _ROUNDS = 200
+_SCHEMA = re.compile(rb'\s*\{\s*"schema"\s*:\s*([0-9]+)')
 
 
 def refresh(layout: Layout, image: str, loaded: Loaded | None = None) -> ImageState:
@@ -54,9 +58,15 @@ def refresh(layout: Layout, image: str, loaded: Loaded | None = None) -> ImageSt
 
 
 def rebuild(layout: Layout) -> list[str]:
-    """Write the caches of all images anew, the present ones not trusted; gives what could not be read."""
+    """Write the caches of all images anew, the present ones not trusted; gives what could not be read.
+
+    Raises PublishError when a newer sqshpipe wrote one of them: it knows more than this one can write.
+    """
     broken: list[str] = []
-    for image in layout.images():
+    images = layout.images()
+    for path in [layout.manifest, *map(layout.index, images), *map(layout.head, images)]:
+        _present(path)
+    for image in images:
         loaded = load(layout, image, rebuild=True)
         broken += loaded.broken
         if loaded.state.releases or loaded.broken:
@@ -84,10 +94,18 @@ def _settled(layout: Layout, loaded: Loaded, files: list[File], links: _Links, s
 
 
 def _present(path: Path) -> bytes:
+    """What a cache holds before it is written. Raises PublishError for one of a newer schema."""
     try:
-        return atomic.read_bytes(path)
+        raw = atomic.read_bytes(path)
     except FileNotFoundError:
         return b""
+    told = _SCHEMA.match(raw)
+    if told and int(told[1]) > SCHEMA:
+        raise PublishError(
+            f"{path} has schema {told[1].decode()}; this sqshpipe knows up to {SCHEMA}",
+            hint="a newer sqshpipe writes this store: upgrade this one",
+        )
+    return raw
 
 
 def _sums(files: list[File]) -> str:
@@ -163,7 +181,7 @@ def refresh_manifest(layout: Layout) -> None:
             if text:
                 parts.append(f"{json.dumps(image)}: {text}")
         body = ",\n".join(parts)
-        text = f'{{"schema": {MANIFEST_SCHEMA}, "images": {{\n{body}\n}}}}\n'
+        text = f'{{"schema": {SCHEMA}, "images": {{\n{body}\n}}}}\n'
         if text.encode() != _present(layout.manifest):
             atomic.replace(layout.manifest, text.encode())
         if _signature(layout, layout.images()) == before:

@@ -4,6 +4,7 @@ umask.
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -19,7 +20,7 @@ SHARED_MODE = 0o2775
 def make(path: Path) -> None:
     """Make `path` and what is missing above it, with the permissions of the folder that it comes to lie in.
 
-    Default ACLs work as the file system inherits them.
+    Where that folder has a default ACL, that alone decides.
     """
     if path.is_dir():
         return
@@ -30,12 +31,22 @@ def make(path: Path) -> None:
         path.mkdir()
     except FileExistsError:
         return
+    if _has_default_acl(parent):  # the folder has inherited it, and a chmod would narrow it
+        atomic.sync_folder(parent)
+        return
     mode = stat.S_IMODE(parent.stat().st_mode)
     shared = mode & stat.S_ISGID
     wanted = mode & 0o777 | stat.S_ISGID if shared and mode & stat.S_IWGRP else ALONE_MODE & (mode | 0o700)
     if stat.S_IMODE(path.stat().st_mode) != wanted:
         path.chmod(wanted)
     atomic.sync_folder(parent)
+
+
+def _has_default_acl(folder: Path) -> bool:
+    try:
+        return bool(os.getxattr(folder, "system.posix_acl_default"))
+    except OSError:
+        return False  # none, or a file system without
 
 
 def found(root: Path, *, group: str | None = None) -> None:

@@ -101,11 +101,11 @@ def write_head(state: ImageState) -> str:
     channels = {channel: names[-1] for channel, names in sorted(state.channels.items()) if names}
     special = [(version, one) for version, one in state.releases.raw() if isinstance(one, Standing)]
     states = {version: word for version, one in special if (word := one.state("")) != "published"}
-    damaged = [
+    damaged = sorted(
         stem(version, platform)
         for version, one in special
         for platform in one.platforms
         if platform in one.damaged
-    ]
+    )
     data = {"schema": SCHEMA, "image": state.image, "events": state.events, "channels": channels}
     return json.dumps({**data, "states": states, "damaged": damaged}) + "\n"

@@ -79,7 +79,8 @@ def take(layout: Layout, release: Release, *, seconds: float, job: str = "", clu
         "expires": _text(now + seconds),
     }
     path = layout.leases / f"person-{whoami().replace('/', '_')}-{secrets.token_hex(4)}.json"
-    with atomic.told("leaving a lease"):
+    refused = f"let the store's owner make the folder: mkdir -m 1777 {layout.leases}"
+    with atomic.told("leaving a lease", refused=refused):
         prepare(layout)
         atomic.create(path, json.dumps(data).encode() + b"\n", mode=0o644)
     return path
@@ -103,9 +104,10 @@ def held(layout: Layout, release: Release, *, seconds: float) -> Iterator[None]:
 
 def prepare(layout: Layout) -> None:
     """Make the folder in which everyone may leave leases and nobody may touch another's."""
-    if not layout.leases.is_dir():
-        folders.make(layout.leases)
-        layout.leases.chmod(FOLDER_MODE)
+    folders.make(layout.leases)
+    status = layout.leases.stat()
+    if stat.S_IMODE(status.st_mode) != FOLDER_MODE and status.st_uid == os.geteuid():
+        layout.leases.chmod(FOLDER_MODE)  # also after a run that died in between
 
 
 def read_all(layout: Layout) -> list[Lease]:

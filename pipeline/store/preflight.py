@@ -1,6 +1,5 @@
-"""What can be known before the work: whether a store can be written, has room, and is one that works.
-
-`examine` is what `sqshpipe doctor` asks; `make_room` is asked before every publish.
+"""What can be known before the work: whether there is room, by free space and by quota; on Lustre, how files
+are spread.
 """
 
 from __future__ import annotations
@@ -8,29 +7,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError, SqshpipeError, ToolError
-from pipeline.store import atomic, leases
+from pipeline.errors import ConfigError, ToolError
 from pipeline.store.layout import Layout
-from pipeline.store.reading import load, read_head
 from pipeline.store.writer import temporary_name
 
 MARGIN_BYTES = 16 << 20
-LOW_BYTES = 50 << 30
+PROBED_BYTES = 1 << 20
+"""For so many the file system is asked to promise them, which is how quotas speak up."""
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing looked at: "ok", "warn" or "fail", what was found, and what to do about it."""
-
-    level: str
-    found: str
-    advice: str = ""
 
 
 def make_room(layout: Layout, size: int) -> None:
@@ -44,10 +30,61 @@ def make_room(layout: Layout, size: int) -> None:
             f"{layout.root} has {free >> 20:,} MiB free, and {(size + MARGIN_BYTES) >> 20:,} MiB is needed",
             hint="see sqshpipe du and sqshpipe prune --dry-run for what could go",
         )
+    if size >= PROBED_BYTES and layout.blobs.is_dir():
+        _ask_for(layout, size)
 
 
-def reserve(descriptor: int, size: int) -> None:
-    """Take `size` bytes of the disk and of the quota for an open file now, where the file system can.
+def _ask_for(layout: Layout, size: int) -> None:
+    """Take `size` bytes and give them back: so every quota answers, whoever keeps it (user, group, project).
+
+    Where that cannot be asked, Lustre's own tool is.
+    """
+    probe = layout.blobs / temporary_name()
+    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        known = reserve(descriptor, size)
+    except OSError as error:
+        if error.errno != errno.EDQUOT:
+            raise
+        raise _over_quota(layout, size, "the quota there does not allow it") from error
+    finally:
+        os.close(descriptor)
+        probe.unlink(missing_ok=True)
+    if not known and (left := lustre_quota_left(layout.root)) is not None and left < size:
+        raise _over_quota(layout, size, f"{left >> 20:,} MiB are left of the quota")
+
+
+def _over_quota(layout: Layout, size: int, why: str) -> ToolError:
+    return ToolError(
+        f"{size >> 20:,} MiB more are needed in {layout.root}, and {why}",
+        hint="raise the quota of its user, group or project, or let sqshpipe prune free some",
+    )
+
+
+def lustre_quota_left(root: Path) -> int | None:
+    """Bytes that the quotas of this user and of the store's group leave on Lustre; None where there is none.
+
+    Root is above quotas. What `lfs quota` says is read leniently: its words differ between versions.
+    """
+    if os.geteuid() == 0 or file_system(root) != "lustre" or shutil.which("lfs") is None:
+        return None
+    from pipeline.tools import process
+
+    left: list[int] = []
+    for option, number in (("-u", os.geteuid()), ("-g", root.stat().st_gid)):
+        asked = ["lfs", "quota", "-q", option, str(number), str(root)]
+        said = process.run(asked, check=False, timeout=30).stdout.split()
+        numbers = [word.rstrip("*").strip("[]") for word in said if not word.startswith("/")][:3]
+        if len(numbers) == 3 and all(word.isdigit() for word in numbers):
+            used, soft, hard = map(int, numbers)  # kilobytes; 0 is no limit
+            if limit := hard or soft:
+                left.append((limit - used) * 1024)
+    return max(0, min(left)) if left else None
+
+
+def reserve(descriptor: int, size: int) -> bool:
+    """Take `size` bytes of the disk and of the quota for an open file now. False where the file system
+    cannot.
 
     Raises OSError with ENOSPC or EDQUOT, before hours of writing rather than after.
     """
@@ -58,6 +95,7 @@ def reserve(descriptor: int, size: int) -> None:
     code = ctypes.get_errno()
     if answer != 0 and code not in _UNSUPPORTED:
         raise OSError(code, os.strerror(code))
+    return bool(answer == 0)
 
 
 def stripe(layout: Layout, *, count: int, size: int) -> bool:
@@ -76,6 +114,15 @@ def stripe(layout: Layout, *, count: int, size: int) -> bool:
     return True
 
 
+def striping(layout: Layout) -> tuple[int, int]:
+    """(targets, bytes of a piece) of new files in the store on Lustre. Raises ToolError as lfs does."""
+    from pipeline.tools import process
+
+    told = process.run(["lfs", "getstripe", "-d", "-c", "-S", layout.blobs], timeout=30).stdout
+    numbers = [int(word) for word in told.split() if word.lstrip("-").isdigit()]
+    return (numbers[0], numbers[1]) if len(numbers) > 1 else (0, 0)
+
+
 def file_system(path: Path) -> str:
     """The type of the file system that holds `path`, as mount(8) calls it; empty when that cannot be told."""
     best, kind = "", ""
@@ -91,101 +138,6 @@ def file_system(path: Path) -> str:
         if inside and len(point) >= len(best):
             best, kind = point, this
     return kind
-
-
-def examine(root: Path) -> list[Finding]:
-    """Look at a store as its publisher will use it. Makes and removes probe files; changes nothing else."""
-    layout = Layout(root)
-    if not root.exists():
-        advice = "the first publish makes it; check the path if there should be one"
-        return [Finding(level="warn", found=f"{root} does not exist yet", advice=advice)]
-    if not root.is_dir():
-        return [Finding(level="fail", found=f"{root} is no folder", advice="name a folder")]
-    findings = [Finding(level="ok", found=f"{root} is on {file_system(root) or 'an unknown file system'}")]
-    for look in (_writing, _room, _leases, _caches):
-        findings += look(layout)
-    return findings
-
-
-def _writing(layout: Layout) -> Iterator[Finding]:
-    folder = layout.blobs if layout.blobs.is_dir() else layout.root
-    probe = folder / temporary_name()
-    try:
-        with atomic.told("trying to write"):
-            probe.write_bytes(b"probe")
-    except SqshpipeError as error:
-        yield Finding(level="fail", found=error.message, advice=error.hint)
-        return
-    try:
-        owner = probe.stat().st_uid
-        if owner != os.geteuid():
-            yield Finding(
-                level="warn",
-                found=f"files written as uid {os.geteuid()} belong to uid {owner}",
-                advice="the server has root_squash: publish as the store's own user",
-            )
-        yield from _linking(probe)
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def _linking(probe: Path) -> Iterator[Finding]:
-    other = probe.with_name(temporary_name())
-    try:
-        os.link(probe, other)
-    except OSError as error:
-        yield Finding(
-            level="warn",
-            found=f"hard links are refused ({error.strerror})",
-            advice="publishing works by renameat2 or claims instead; prefer a file system with links",
-        )
-    else:
-        yield Finding(level="ok", found="files and hard links can be made")
-    finally:
-        other.unlink(missing_ok=True)
-
-
-def _room(layout: Layout) -> Iterator[Finding]:
-    free = shutil.disk_usage(layout.root).free
-    inodes = os.statvfs(layout.root)
-    if free < LOW_BYTES:
-        yield Finding(
-            level="warn",
-            found=f"{free / 1e9:.1f} GB free",
-            advice="sqshpipe prune --dry-run says what could go",
-        )
-    else:
-        yield Finding(level="ok", found=f"{free / 1e9:.1f} GB free")
-    if inodes.f_files and inodes.f_favail < 10000:
-        yield Finding(level="warn", found=f"{inodes.f_favail} inodes left", advice="ask for more inodes")
-
-
-def _leases(layout: Layout) -> Iterator[Finding]:
-    if not layout.leases.is_dir():
-        yield Finding(
-            level="warn",
-            found="there is no folder for leases, so prune cannot know who uses what",
-            advice=f"mkdir -m 1777 {layout.leases}",
-        )
-    elif stat.S_IMODE(layout.leases.stat().st_mode) != leases.FOLDER_MODE:
-        yield Finding(
-            level="warn", found=f"{layout.leases} is not mode 1777", advice=f"chmod 1777 {layout.leases}"
-        )
-
-
-def _caches(layout: Layout) -> Iterator[Finding]:
-    for image in layout.images():
-        try:
-            loaded = load(layout, image)
-        except SqshpipeError as error:
-            yield Finding(level="fail", found=error.message, advice=error.hint)
-            continue
-        for message in loaded.broken:
-            yield Finding(level="fail", found=message, advice="restore it from a backup or another copy")
-        if loaded.state.releases and read_head(layout, image) is None:
-            yield Finding(
-                level="warn", found=f"the index of {image} is stale", advice="sqshpipe store rebuild"
-            )
 
 
 def check_group(layout: Layout, group: str | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,10 +20,16 @@ from pipeline.errors import ToolError
 from pipeline.store import atomic, caches, channels, exclusive, leases, retention
 from pipeline.store.events import Change
 from pipeline.store.layout import LINK_SUFFIX, Layout
-from pipeline.store.reading import exists, load
+from pipeline.store.reading import load
 from pipeline.store.retention import DELETE, HIDE, UNHIDE, LiveJobs, Policy, Verdict
 from pipeline.store.state import ImageState
-from pipeline.store.writer import is_orphan, is_temporary, temporary_name
+from pipeline.store.writer import (
+    FOREIGN_WRITER_AGE_SECONDS,
+    is_foreign,
+    is_orphan,
+    is_temporary,
+    temporary_name,
+)
 
 log = structlog.get_logger()
 _BLOB = re.compile(r"([0-9a-f]{64})\.sqsh")
@@ -38,12 +44,16 @@ class Report:
 
     verdicts: list[Verdict] = field(default_factory=list)
     files: list[tuple[str, str]] = field(default_factory=list)
-    """(path relative to the root, why it goes) of what belongs to no release."""
+    """(path relative to the root, why it goes) of what belongs to no release, or to none any more."""
+    kept: list[tuple[str, str]] = field(default_factory=list)
+    """(path relative to the root, why it stays) of files that look as if they could go."""
     blobs: list[str] = field(default_factory=list)
     """sha256 of the bytes that went."""
     freed: int = 0
     unreachable: str = ""
     """Why Slurm could not be asked; then nothing is hidden or deleted."""
+    broken: list[str] = field(default_factory=list)
+    """Records that cannot be read. What they name is not known, so no bytes are deleted."""
 
 
 def prune(layout: Layout, policy: Policy, ask_jobs: AskJobs, *, dry_run: bool = False) -> Report:
@@ -60,14 +70,15 @@ def prune(layout: Layout, policy: Policy, ask_jobs: AskJobs, *, dry_run: bool = 
         report.unreachable = error.message
     with atomic.told(f"pruning {layout.root}"):
         used = retention.in_use(leases.read_all(layout), jobs, now)
-        states = _states(layout)
+        states = _states(layout, report)
         for state in states.values():
             report.verdicts += retention.judge(state, policy, used, now)
         if jobs is None:
             report.verdicts = [_kept_in_doubt(verdict, report.unreachable) for verdict in report.verdicts]
         if dry_run:
-            _foresee(layout, states, policy, report, now, in_doubt=jobs is None)
+            _foresee(layout, states, policy, report, now, used=None if jobs is None else used)
             return report
+        _settle_killed(layout)
         for image in _change(layout, report):
             caches.refresh(layout, image)
         if jobs is not None:
@@ -78,8 +89,11 @@ def prune(layout: Layout, policy: Policy, ask_jobs: AskJobs, *, dry_run: bool = 
     return report
 
 
-def _states(layout: Layout) -> dict[str, ImageState]:
-    return {image: load(layout, image).state for image in layout.images()}
+def _states(layout: Layout, report: Report) -> dict[str, ImageState]:
+    """What is true now of every image; records that cannot be read are told in the report."""
+    loaded = {image: load(layout, image) for image in layout.images()}
+    report.broken = [message for one in loaded.values() for message in one.broken]
+    return {image: one.state for image, one in loaded.items()}
 
 
 def _kept_in_doubt(verdict: Verdict, why: str) -> Verdict:
@@ -130,56 +144,97 @@ def _needed(states: dict[str, ImageState]) -> tuple[set[str], set[str]]:
     return alive, pruned - alive
 
 
-def _unused(layout: Layout, alive: set[str], pruned: set[str], policy: Policy, now: datetime) -> list[str]:
-    """Digests of bytes that may go: a pruned release's at once, those of no record when they are old."""
-    oldest = now.timestamp() - policy.delete_after.total_seconds()
+def _unused(
+    layout: Layout,
+    alive: set[str],
+    pruned: set[str],
+    policy: Policy,
+    now: datetime,
+    used: Mapping[str, str],
+    report: Report,
+) -> list[str]:
+    """Digests of bytes that may go: a pruned release's at once, those of no record when they are old.
+
+    The report gets the reason of those that stay.
+    """
     found = []
     for entry in _entries(layout.blobs):
         match = _BLOB.fullmatch(entry.name)
         if match is None or match[1] in alive:
             continue
-        if match[1] in pruned or entry.stat(follow_symlinks=False).st_ctime < oldest:
+        changed = datetime.fromtimestamp(entry.stat(follow_symlinks=False).st_ctime, timezone.utc)
+        stays = ""
+        if match[1] in used:
+            stays = f"no release has it, but {used[match[1]]}"
+        elif report.broken:
+            stays = "there are records that cannot be read, and it may be theirs"
+        elif match[1] not in pruned and changed + policy.delete_after >= now:
+            stays = f"no record names it; deleted after {(changed + policy.delete_after).date()}"
+        if stays:
+            report.kept.append((_told_path(layout, match[1]), stays))
+        else:
             found.append(match[1])
     return found
 
 
+def _used_now(layout: Layout, ask_jobs: AskJobs, now: datetime) -> dict[str, str]:
+    return retention.in_use(leases.read_all(layout), ask_jobs(), now)
+
+
 def _delete_unused(layout: Layout, policy: Policy, ask_jobs: AskJobs, report: Report, now: datetime) -> None:
     """Delete bytes that no release has; records, leases and jobs are read again before and after."""
-    alive, pruned = _needed(_states(layout))
+    alive, pruned = _needed(_states(layout, report))
+    aside: dict[str, Path] = {}
     try:
-        used = retention.in_use(leases.read_all(layout), ask_jobs(), now)
+        used = _used_now(layout, ask_jobs, now)
+        for digest in _unused(layout, alive, pruned, policy, now, used, report):
+            away = layout.blobs / temporary_name(f".{digest}.pruned")
+            try:
+                layout.blob(digest).rename(away)
+            except FileNotFoundError:
+                continue  # another prune was faster
+            aside[digest] = away
+        if aside:
+            alive = _needed(_states(layout, report))[0] | _used_now(layout, ask_jobs, now).keys()
+            if report.broken:
+                alive |= aside.keys()
+            for digest in aside.keys() - alive:
+                report.files.append((_told_path(layout, digest), _why(digest, pruned)))
+                _delete(aside.pop(digest), digest, report)
     except ToolError as error:
         report.unreachable = error.message
-        return
-    aside: list[tuple[str, Path]] = []
-    for digest in _unused(layout, alive, pruned, policy, now):
-        if digest in used:
-            log.info("kept bytes that no release has", sha256=digest, reason=used[digest])
-            continue
-        blob = layout.blob(digest)
-        away = blob.with_name(temporary_name(f".{digest}.pruned"))
-        try:
-            blob.rename(away)
-        except FileNotFoundError:
-            continue  # another prune was faster
-        aside.append((digest, away))
-    if not aside:
-        return
-    alive, _ = _needed(_states(layout))
-    for digest, away in aside:
-        _settle(layout, digest, away, report, needed=digest in alive)
+    finally:
+        for digest, away in aside.items():
+            _give_back(layout, digest, away)
     atomic.sync_folder(layout.blobs)
 
 
-def _settle(layout: Layout, digest: str, away: Path, report: Report, *, needed: bool) -> None:
-    """Give bytes that were moved away their name back when a release has them, else delete them."""
-    size = away.stat().st_size
-    if needed and not exists(layout.blob(digest)):
-        exclusive.place(away, layout.blob(digest))
-    else:
-        report.blobs.append(digest)
-        report.freed += size
+def _told_path(layout: Layout, digest: str) -> str:
+    return str(layout.blob(digest).relative_to(layout.root))
+
+
+def _why(digest: str, pruned: set[str]) -> str:
+    return "no release has it any more" if digest in pruned else "no record names it"
+
+
+def _delete(away: Path, digest: str, report: Report) -> None:
+    report.freed += away.stat().st_size
+    report.blobs.append(digest)
     away.unlink(missing_ok=True)
+
+
+def _give_back(layout: Layout, digest: str, away: Path) -> None:
+    """Let bytes that were moved away have their name again."""
+    exclusive.place(away, layout.blob(digest))
+    away.unlink(missing_ok=True)
+
+
+def _settle_killed(layout: Layout) -> None:
+    """Bytes that a killed prune moved away get their name back, and are judged like all others."""
+    for entry in _entries(layout.blobs):
+        match = _ASIDE.fullmatch(entry.name)
+        if match and is_orphan(Path(entry.path)):
+            _give_back(layout, match[1], Path(entry.path))
 
 
 def _drop_leases(layout: Layout, jobs: LiveJobs, now: datetime) -> None:
@@ -193,20 +248,25 @@ def _drop_leases(layout: Layout, jobs: LiveJobs, now: datetime) -> None:
 
 
 def _clear_temporaries(layout: Layout, report: Report) -> None:
-    """Remove temporary files whose writer is dead; bytes that a killed prune moved away are settled first."""
-    alive: set[str] | None = None
+    """Remove temporary files whose writer is dead."""
+    for path, why in _leftovers(layout, report):
+        status = path.lstat()
+        report.freed += status.st_size if path.suffix == LINK_SUFFIX and status.st_nlink == 1 else 0
+        path.unlink(missing_ok=True)
+        report.files.append((str(path.relative_to(layout.root)), why))
+
+
+def _leftovers(layout: Layout, report: Report) -> Iterator[tuple[Path, str]]:
+    """Temporary files to remove, with the reason; the report gets the reason of those that stay."""
     for path in temporaries(layout):
-        if not is_orphan(path):
-            continue
-        match = _ASIDE.fullmatch(path.name)
-        if match:
-            alive = _needed(_states(layout))[0] if alive is None else alive
-            _settle(layout, match[1], path, report, needed=match[1] in alive)
+        if is_orphan(path):
+            yield path, "its writer is dead"
+        elif is_foreign(path):
+            days = FOREIGN_WRITER_AGE_SECONDS // 86400
+            stays = f"written from another machine or before a reboot; goes after {days} days without a write"
+            report.kept.append((str(path.relative_to(layout.root)), stays))
         else:
-            size = path.lstat().st_size
-            report.freed += size if path.suffix == LINK_SUFFIX and path.lstat().st_nlink == 1 else 0
-            path.unlink(missing_ok=True)
-        report.files.append((str(path.relative_to(layout.root)), "its writer is dead"))
+            report.kept.append((str(path.relative_to(layout.root)), "its writer lives"))
 
 
 def _foresee(
@@ -216,23 +276,30 @@ def _foresee(
     report: Report,
     now: datetime,
     *,
-    in_doubt: bool,
+    used: Mapping[str, str] | None,
 ) -> None:
-    """What a run would delete beside what the verdicts say."""
-    for path in temporaries(layout):
-        if is_orphan(path):
-            report.files.append((str(path.relative_to(layout.root)), "its writer is dead"))
-    if in_doubt:
+    """What a run would delete beside what the verdicts say, and what it would leave, with reasons. `used` is
+    None where running jobs are not known.
+    """
+    report.files += [(str(path.relative_to(layout.root)), why) for path, why in _leftovers(layout, report)]
+    if used is None:
         return
-    for verdict in report.verdicts:
-        if verdict.action == DELETE:
-            states[verdict.image].releases[verdict.version].pruned = True
+    going = [verdict for verdict in report.verdicts if verdict.action == DELETE]
+    for verdict in going:
+        states[verdict.image].releases[verdict.version].pruned = True
     alive, pruned = _needed(states)
-    for digest in _unused(layout, alive, pruned, policy, now):
+    for verdict in going:
+        for digest in set(verdict.sha256) & alive:
+            report.kept.append(
+                (
+                    _told_path(layout, digest),
+                    f"{verdict.image}:{verdict.version} goes, another release has it too",
+                )
+            )
+    for digest in _unused(layout, alive, pruned, policy, now, used, report):
         report.blobs.append(digest)
         report.freed += layout.blob(digest).stat().st_size
-        if digest not in pruned:
-            report.files.append((str(layout.blob(digest).relative_to(layout.root)), "no record names it"))
+        report.files.append((_told_path(layout, digest), _why(digest, pruned)))
 
 
 def temporaries(layout: Layout) -> Iterator[Path]:

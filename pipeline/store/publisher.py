@@ -93,7 +93,7 @@ def _bring(
             sha256 = publishing.copy_in(file, staged, meter=meter)
         publishing.seal(staged, record, sha256)
         if standing is not None and record.platform in standing.damaged:
-            _set_aside(layout, record)
+            set_aside(layout, record)
         _commit_sealed(layout, record, staged)
 
 
@@ -133,7 +133,7 @@ def _is_staged(layout: Layout, file: Path) -> bool:
     return file.parent == layout.blobs and is_temporary(file.name)
 
 
-def _set_aside(layout: Layout, record: Record) -> None:
+def set_aside(layout: Layout, record: Record) -> None:
     """Take bytes that a scrub found damaged away from their name; `prune` removes them."""
     blob = layout.blob(record.sha256)
     if exists(blob) and publishing.hash_file(blob) != record.sha256:

@@ -106,7 +106,8 @@ def _why_it_stays(state: ImageState, version: str, standing: Standing, policy: P
     if standing.kept:
         return "marked keep"
     if standing.named_until and now - moment(standing.named_until) < policy.named_grace:
-        return f"a channel named it until {standing.named_until[:10]}"
+        until = moment(standing.named_until) + policy.named_grace
+        return f"a channel named it until {standing.named_until[:10]}, so it stays until {until.date()}"
     return ""
 
 

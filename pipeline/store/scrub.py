@@ -17,15 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import ConfigError
 from pipeline.progress import SILENT, Meter
 from pipeline.store import atomic, caches, channels, folders
 from pipeline.store.events import Change
 from pipeline.store.layout import Layout
-from pipeline.store.names import split_name
+from pipeline.store.names import check_image, nearest, split_name
 from pipeline.store.reading import load
 from pipeline.store.state import ImageState
 
 _PIECE = 4 << 20
+_NOTE_SECONDS = 5.0
 PROGRESS = "scrub.json"
 
 
@@ -46,6 +48,8 @@ class Report:
     skipped: int = 0
     bytes_read: int = 0
     damaged: list[Damage] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """Records that cannot be read, one sentence each."""
 
 
 def scrub(
@@ -59,11 +63,13 @@ def scrub(
     """Read every file that a release has, or those of `names` (image, image:version), at most that fast.
 
     A rate of 0 is no limit. A run over everything that was cut short is gone on from; one that ended is begun
-    anew. A store that cannot be written is read all the same, and nothing is marked there.
+    anew. A store that cannot be written is read all the same, and nothing is marked there. Raises ConfigError
+    for a name that there is not.
     """
     report = Report()
-    wanted = [split_name(name) if ":" in name else (name, "") for name in names]
-    held = _held(layout, wanted)
+    wanted = [split_name(name) if ":" in name else (check_image(name), "") for name in names]
+    with atomic.told(f"reading {layout.root}"):
+        held = _held(layout, wanted, report)
     progress = _read_progress(layout)
     todo = list(held)
     if not wanted:
@@ -72,22 +78,28 @@ def scrub(
     report.skipped = len(held) - len(todo)
     meter.total(sum(held[digest].size for digest in todo))
     pace = _Pace(bytes_per_second, sleep)
-    for digest in sorted(todo, key=lambda one: (progress.sound.get(one, 0.0), one)):
-        with atomic.told(f"reading {layout.blob(digest)}"):
-            what = _look(layout, digest, held[digest].size, pace, report, meter)
-        report.checked += 1
-        releases = tuple(f"{image}:{version}" for image, version, _ in held[digest].places)
-        progress.sound.pop(digest, None)
-        if what:
-            report.damaged.append(Damage(sha256=digest, what=what, releases=releases))
-        else:
-            progress.sound[digest] = time.time()
-        _mark(layout, digest, held[digest].places, what)
-        _write_progress(layout, progress)
-    if not wanted:
-        progress.started = 0.0
-        progress.sound = {digest: when for digest, when in progress.sound.items() if digest in held}
-        _write_progress(layout, progress)
+    noted = time.monotonic()
+    try:
+        for digest in sorted(todo, key=lambda one: (progress.sound.get(one, 0.0), one)):
+            with atomic.told(f"reading {layout.blob(digest)}"):
+                what = _look(layout, digest, held[digest].size, pace, report, meter)
+            report.checked += 1
+            releases = tuple(f"{image}:{version}" for image, version, _ in held[digest].places)
+            progress.sound.pop(digest, None)
+            if what:
+                report.damaged.append(Damage(sha256=digest, what=what, releases=releases))
+            else:
+                progress.sound[digest] = time.time()
+            _mark(layout, digest, held[digest].places, what)
+            if time.monotonic() - noted > _NOTE_SECONDS:  # thousands of small files: not after each
+                _write_progress(layout, progress)
+                noted = time.monotonic()
+        if not wanted:
+            progress.started = 0.0
+            progress.sound = {digest: when for digest, when in progress.sound.items() if digest in held}
+    finally:
+        if todo:
+            _write_progress(layout, progress)
     return report
 
 
@@ -98,17 +110,26 @@ class _Held:
     """(image, version, platform)"""
 
 
-def _held(layout: Layout, wanted: list[tuple[str, str]]) -> dict[str, _Held]:
-    """sha256 -> what has it, for everything that was not pruned."""
+def _held(layout: Layout, wanted: list[tuple[str, str]], report: Report) -> dict[str, _Held]:
+    """sha256 -> what has it, for everything that was not pruned. Records that cannot be read are told."""
     held: dict[str, _Held] = {}
+    there: set[tuple[str, str]] = set()
     for image in layout.images():
-        state = load(layout, image).state
-        for _, version, platform, one in state.stems():
-            if state.releases[version].pruned:
+        loaded = load(layout, image)
+        if not wanted or image in {name for name, _ in wanted}:
+            report.broken += loaded.broken
+        for _, version, platform, one in loaded.state.stems():
+            there |= {(image, version), (image, "")}
+            if loaded.state.releases[version].pruned:
                 continue
             if wanted and not {(image, version), (image, "")} & set(wanted):
                 continue
             held.setdefault(one.sha256, _Held(one.size)).places.append((image, version, platform))
+    for image, version in wanted:
+        if (image, version) not in there:
+            names = [":".join(filter(None, one)) for one in there]
+            name = ":".join(filter(None, (image, version)))
+            raise ConfigError(f"there is no release {name} in {layout.root}", hint=nearest(name, names))
     return held
 
 

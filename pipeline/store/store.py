@@ -6,6 +6,7 @@ standard library; what changes the store is imported when it is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -207,21 +208,31 @@ class Store:
         """A name inside blobs/sha256/ to write a .sqsh to, so that publishing it costs no copy."""
         from pipeline.store.publishing import staging
 
-        with atomic.told(f"preparing {self.root}"):
-            self._prepare()
+        self.prepare()
         return staging(self.layout)
 
-    def _prepare(self) -> None:
-        """Make the root with its permissions when it is not there; check its group when it is."""
-        from pipeline.store import folders, preflight
+    def make_room(self, size: int) -> None:
+        """Raise ToolError when `size` more bytes do not fit, by free space or by quota."""
+        from pipeline.store import preflight
 
-        if self.layout.blobs.is_dir():
-            preflight.check_group(self.layout, self._group)
-            return
-        folders.found(self.root, group=self._group)
-        folders.make(self.layout.blobs)
-        if self._stripe is not None:
-            preflight.stripe(self.layout, count=self._stripe[0], size=self._stripe[1])
+        self.prepare()
+        with atomic.told(f"looking for room in {self.root}"):
+            preflight.make_room(self.layout, size)
+
+    def prepare(self) -> None:
+        """Make the root with its permissions when it is not there; check its group when it is."""
+        from pipeline.store import folders, leases, preflight
+
+        with atomic.told(f"preparing {self.root}"):
+            if self.layout.blobs.is_dir():
+                preflight.check_group(self.layout, self._group)
+            else:
+                folders.found(self.root, group=self._group)
+                folders.make(self.layout.blobs)
+                if self._stripe is not None:
+                    preflight.stripe(self.layout, count=self._stripe[0], size=self._stripe[1])
+            with contextlib.suppress(PermissionError):  # doctor tells; a release does not need it
+                leases.prepare(self.layout)
 
     def publish(
         self,
@@ -245,8 +256,7 @@ class Store:
         check_image(record.image)
         check_version(record.version)
         check_platform(record.platform)
-        with atomic.told(f"preparing {self.root}"):
-            self._prepare()
+        self.prepare()
         publish(
             self.layout,
             record,

@@ -20,8 +20,9 @@ from pipeline.progress import SILENT, Meter
 from pipeline.store import atomic, caches, channels, folders, preflight, publisher, publishing
 from pipeline.store.layout import RECORD_SUFFIX, Layout
 from pipeline.store.names import DEFAULT_CHANNEL, is_image, split_name, stem
-from pipeline.store.reading import read_record
+from pipeline.store.reading import load, read_record
 from pipeline.store.record import Record, is_claim, parse_record
+from pipeline.store.state import ImageState, Standing
 from pipeline.store.store import Store
 from pipeline.store.writer import is_orphan, temporary_name
 
@@ -53,10 +54,13 @@ class Bucket(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """Names of the releases copied, those that were there, and the bytes that travelled."""
+    """Names of the releases copied, those that were there, those that were pruned there and stay so, and the
+    bytes that travelled.
+    """
 
     copied: list[str] = field(default_factory=list)
     present: int = 0
+    pruned: list[str] = field(default_factory=list)
     bytes_copied: int = 0
 
 
@@ -70,20 +74,21 @@ def sync(
 ) -> Report:
     """Copy what is published at `source` and missing at `target`: all, or those that `names` says.
 
-    `names` are images or image:version. `latest` moves at a mounted target as if its releases were published
-    there; each of `mirror_channels` will name there what it names at `source`. Raises PublishError when a
-    version has other content at `target`, VerificationError when bytes do not arrive as they were recorded.
+    `names` are images or image:version. What was pruned at a mounted target is not missing there: it comes
+    back only when `names` says that version. `latest` moves at a mounted target as if its releases were
+    published there; each of `mirror_channels` will name there what it names at `source`. Raises PublishError
+    when a version has other content at `target`, VerificationError when bytes do not arrive as recorded.
     """
     report = Report()
     wanted = [_wanted(name) for name in names]
     if isinstance(source, Store):
         records = _published(source, wanted)
         if isinstance(target, Store):
-            _to_store(records, _Mounted(source.layout), target, report, meter)
+            _to_store(records, _Mounted(source.layout), target, wanted, report, meter)
         else:
             _to_bucket(source.layout, records, target, report, meter)
     elif isinstance(target, Store):
-        _to_store(_recorded(source, wanted), _Remote(source), target, report, meter)
+        _to_store(_recorded(source, wanted), _Remote(source), target, wanted, report, meter)
     else:
         raise ConfigError(
             "one side of a sync must be a mounted store", hint="copy buckets with the provider's own tool"
@@ -173,21 +178,44 @@ def _attachments(record: Record) -> str:
     return f"{record.image}/.meta/{stem(record.version, record.platform)}/"
 
 
-def _to_store(records: Iterable[Record], source: _From, target: Store, report: Report, meter: Meter) -> None:
+def _to_store(
+    records: Iterable[Record],
+    source: _From,
+    target: Store,
+    wanted: list[tuple[str, str | None]],
+    report: Report,
+    meter: Meter,
+) -> None:
+    before: dict[str, ImageState] = {}
     touched: dict[str, None] = {}
     layout = target.layout
+    target.prepare()
     try:
         for record in records:
-            with atomic.told(f"copying {record.image}:{record.version} to {target.root}"):
+            name = f"{record.image}:{record.version}"
+            with atomic.told(f"copying {name} to {target.root}"):
+                if record.image not in before:
+                    before[record.image] = load(layout, record.image).state
+                standing = before[record.image].releases.get(record.version) or Standing()
                 there = read_record(layout, record.image, record.version, record.platform)
                 if there is not None:
                     publishing.refuse_other_content(record, there)
+                if standing.pruned and (record.image, record.version) not in wanted:
+                    report.pruned.append(name)
+                    continue
                 _bring_attachments(layout, record, source)
-                whole = there is not None and publishing.bytes_are_there(layout, record)
-                if whole:
-                    report.present += 1
-                else:
+                damaged = record.platform in standing.damaged
+                if damaged:
+                    publisher.set_aside(layout, record)
+                if (
+                    there is None
+                    or damaged
+                    or standing.pruned
+                    or not publishing.bytes_are_there(layout, record)
+                ):
                     _bring_release(layout, record, source, report, meter)
+                else:
+                    report.present += 1
                 _advance(layout, record)
                 touched[record.image] = None
     finally:
@@ -211,7 +239,6 @@ def _bring_attachments(layout: Layout, record: Record, source: _From) -> None:
 
 
 def _bring_release(layout: Layout, record: Record, source: _From, report: Report, meter: Meter) -> None:
-    folders.make(layout.blobs)
     if publishing.bytes_are_there(layout, record):
         publisher.commit_present(layout, record)
     else:

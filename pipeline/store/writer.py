@@ -31,16 +31,40 @@ def is_temporary(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether the writer of a temporary file cannot be looked up from here: another machine, boot or
+    container.
+    """
+    match = _NAME.fullmatch(path.name)
+    return match is None or (match[1], match[2]) != (_boot(), _namespace())
+
+
 def is_orphan(path: Path, *, now: float | None = None) -> bool:
     """Whether `path`, a temporary file or folder, was left behind by a writer that is dead."""
     match = _NAME.fullmatch(path.name)
-    if match and (match[1], match[2]) == (_boot(), _namespace()):
-        return _start_time(int(match[3])) != match[4]
+    if match and not is_foreign(path):
+        return _is_dead(int(match[3]), match[4])
     try:
         changed = path.lstat().st_mtime
     except FileNotFoundError:
         return False
     return (time.time() if now is None else now) - changed > FOREIGN_WRITER_AGE_SECONDS
+
+
+def _is_dead(pid: int, started: str) -> bool:
+    """Whether the process that had `pid` and began then has ended. What /proc does not show of other users
+    (hidepid) lives as long as it can be signalled.
+    """
+    now = _start_time(pid)
+    if now != "0":
+        return now != started
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _boot() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PublishError, ToolError
-from pipeline.store import preflight, prune
+from pipeline.store import checkup, preflight, prune
 from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
 from tests.support import invariants
@@ -83,7 +83,7 @@ def test_a_life_on_a_real_file_system(mount: Mount, kind: str, megabytes: int) -
     root = mount(kind, megabytes) / "containers"
     live_through(Store(root))
     assert preflight.file_system(root) == kind
-    assert not [finding for finding in preflight.examine(root) if finding.level == "fail"]
+    assert not [finding for finding in checkup.examine(root) if finding.level == "fail"]
 
 
 def fill(filler: Path, *, leave: int) -> None:
@@ -146,7 +146,7 @@ def test_a_read_only_store_can_be_read(mount: Mount) -> None:
         publish(store, "v1.2")
     with pytest.raises(PublishError, match="not allowed"):
         store.promote("demo:v1.0", "stable")
-    assert [finding.level for finding in preflight.examine(store.root)].count("fail") == 1
+    assert [finding.level for finding in checkup.examine(store.root)].count("fail") == 1
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_a_download_that_was_cut_is_gone_on_from(
 ) -> None:
     sync(source, bucket)
     back = Store(tmp_path / "back")
-    back._prepare()
+    back.prepare()
     release = source.resolve("demo:v1.1")
     left = back.layout.blobs / f".tmp.000000000000.1.1.1.000000000000.{release.sha256}.sync"
     left.write_bytes(release.path.read_bytes()[: 1 << 20])

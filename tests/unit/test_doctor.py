@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -87,14 +88,28 @@ def test_the_store_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
     assert look(tmp_path, MIRROR)["store"].status == "warn"
 
 
-def test_a_store_without_links_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_with_a_store_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
+    (tmp_path / "images.yaml").write_text(MIRROR)
+    root = tmp_path / "store"
+    (root / "blobs/sha256").mkdir(parents=True)
+    settings = {
+        "SQSHPIPE_STORE": str(root),
+        "SQSHPIPE_SCRATCH": str(tmp_path),
+        "SQSHPIPE_CACHE": str(tmp_path),
+    }
+    config = load(tmp_path / "images.yaml", environment=settings)
     monkeypatch.setattr(os, "link", refuse)
-    check = look(tmp_path, MIRROR, SQSHPIPE_STORE=str(tmp_path))["store"]
-    assert (check.status, "Operation not permitted" in check.found) == ("fail", True)
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".doctor")] == []
+    told = [check for check in examine(config) if check.name == "store"]
+    assert any("hard links are refused (Operation not permitted)" in check.found for check in told)
+    assert any("no folder for leases" in check.found and "mkdir -m 1777" in check.advice for check in told)
+    assert not [path for path in root.rglob("*") if not path.is_dir()]
+    grouped = dataclasses.replace(config, store=dataclasses.replace(config.store, group="no-such-group"))
+    assert [check.found for check in examine(grouped) if check.status == "fail"] == [
+        "there is no group 'no-such-group' on this host"
+    ]
 
 
 def test_a_registry_that_does_not_answer(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import grp
 import os
 import stat
 from pathlib import Path
@@ -9,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, ToolError
-from pipeline.store import folders, preflight
+from pipeline.store import checkup, folders, preflight
 from pipeline.store.adopt import guess_name
 from pipeline.store.store import Store
-from tests.support.releases import publish, record_for
+from pipeline.store.writer import temporary_name
+from tests.support.releases import folder, publish, record_for
 
 
 def test_no_room_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,8 +46,9 @@ def test_a_shared_store_stays_shared_below(tmp_path: Path) -> None:
         publish(Store(root), "v1.0")
     finally:
         os.umask(before)
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in root.rglob("*") if path.is_dir()}
-    assert modes == {0o2770}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in root.rglob("*") if path.is_dir()}
+    assert modes.pop("leases") == 0o1777
+    assert set(modes.values()) == {0o2770}
 
 
 def test_a_group_that_is_none(tmp_path: Path) -> None:
@@ -59,17 +63,20 @@ def test_a_group_that_is_none(tmp_path: Path) -> None:
 
 def test_what_examination_finds(tmp_path: Path) -> None:
     store = Store(tmp_path / "containers")
-    assert [finding.level for finding in preflight.examine(store.root)] == ["warn"]
+    assert [finding.level for finding in checkup.examine(store.root)] == ["warn"]
     publish(store, "v1.0")
-    found = {finding.found: finding.level for finding in preflight.examine(store.root)}
+    found = {finding.found: finding.level for finding in checkup.examine(store.root)}
     assert found["files and hard links can be made"] == "ok"
-    assert any("leases" in text for text in found)
+    assert set(found.values()) <= {"ok", "warn"}
+    assert not any("leases" in text for text in found)
+    store.layout.leases.rmdir()
     store.layout.head("demo").unlink()
     (store.root / "demo/v0.json").write_text("{")
-    worse = {finding.found: finding.level for finding in preflight.examine(store.root)}
+    worse = {finding.found: finding.level for finding in checkup.examine(store.root)}
+    assert any("no folder for leases" in text for text in worse)
     assert worse["the index of demo is stale"] == "warn"
     assert any("v0.json is damaged" in text and level == "fail" for text, level in worse.items())
-    assert preflight.examine(tmp_path / "containers/manifest.json")[0].level == "fail"
+    assert checkup.examine(tmp_path / "containers/manifest.json")[0].level == "fail"
 
 
 @pytest.mark.parametrize(
@@ -89,3 +96,91 @@ def test_names_of_hand_made_files(file: str, name: tuple[str, str]) -> None:
 def test_names_that_do_not_say(file: str) -> None:
     with pytest.raises(ConfigError, match="does not say"):
         guess_name(Path(file))
+
+
+@pytest.fixture
+def lustre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store seems to lie on Lustre, and `lfs` notes how it is called; gives that file."""
+    log = tmp_path / "lfs.log"
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    lfs = tools / "lfs"
+    lfs.write_text(
+        f"""#!/bin/sh
+echo "$@" >> {log}
+case "$1 $4" in
+"getstripe -S") printf '4\\n4194304\\n' ;;
+"quota "*)
+    case "$3" in
+    -u) printf '/fsx\\n  900000*  0  1000000  -  3  0  0  -\\n' ;;
+    -g) echo '/fsx 5 0 0 - 3 0 0 -' ;;
+    esac ;;
+esac
+"""
+    )
+    lfs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setattr(preflight, "file_system", lambda _: "lustre")
+    return log
+
+
+def test_a_new_store_on_lustre_is_striped_before_anything_is_written(tmp_path: Path, lustre: Path) -> None:
+    store = Store(tmp_path / "containers", stripe=(4, 4 << 20))
+    publish(store, "v1.0")
+    publish(store, "v1.1")
+    assert lustre.read_text() == f"setstripe -c 4 -S 4194304 {store.layout.blobs}\n"
+    assert checkup.examine(store.root, stripe=(4, 4 << 20)) == checkup.examine(store.root)
+    told = [finding.found for finding in checkup.examine(store.root, stripe=(8, 4 << 20))]
+    assert f"{store.layout.blobs} is striped over 4 targets in 4194304 bytes" in told
+
+
+def test_striping_that_is_wished_for_elsewhere_is_told(tmp_path: Path) -> None:
+    store = Store(tmp_path / "containers", stripe=(4, 4 << 20))
+    publish(store, "v1.0")
+    told = [finding.found for finding in checkup.examine(store.root, stripe=(4, 4 << 20))]
+    assert "store: {stripe: …} is set, and the store is not on Lustre" in told
+
+
+def test_the_quota_of_lustre_is_asked_where_space_cannot_be_reserved(
+    tmp_path: Path, lustre: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "containers")
+    store.prepare()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(preflight, "reserve", lambda *_: False)
+    store.make_room(90_000_000)
+    with pytest.raises(ToolError, match="97 MiB are left of the quota") as caught:
+        store.make_room(200_000_000)
+    assert "raise the quota" in caught.value.hint
+    assert folder(store.layout.blobs) == []
+
+
+def test_a_quota_that_is_used_up_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> bool:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    store = Store(tmp_path / "containers")
+    monkeypatch.setattr(preflight, "reserve", refuse)
+    with pytest.raises(ToolError, match="quota there does not allow it"):
+        store.make_room(2 << 20)
+    assert folder(store.layout.blobs) == []
+
+
+def test_a_store_that_a_group_cannot_work_in_is_told(tmp_path: Path) -> None:
+    name = grp.getgrgid(os.getgid()).gr_name
+    publish(Store(tmp_path / "alone"), "v1.0")
+    told = [finding.found for finding in checkup.examine(tmp_path / "alone", group=name)]
+    assert any(f"not all of group {name} can publish" in text for text in told)
+    publish(Store(tmp_path / "shared", group=name), "v1.0")
+    told = [finding.found for finding in checkup.examine(tmp_path / "shared", group=name)]
+    assert not any("of group" in text for text in told)
+
+
+def test_what_killed_runs_left_is_told(tmp_path: Path) -> None:
+    store = Store(tmp_path / "containers")
+    publish(store, "v1.0")
+    dead = temporary_name(".sqsh").replace(f".{os.getpid()}.", ".4194304.")
+    (store.layout.blobs / dead).write_bytes(b"half")
+    assert any("1 files of killed runs" in finding.found for finding in checkup.examine(store.root))

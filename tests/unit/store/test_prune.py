@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PublishError, ToolError
-from pipeline.store import leases, prune
+from pipeline.store import leases, prune, writer
 from pipeline.store.prune import no_jobs
 from pipeline.store.retention import LiveJobs, Policy
 from pipeline.store.store import Store
@@ -197,14 +197,15 @@ def test_orphans_go_only_when_their_writer_is_dead(store: Store) -> None:
     )
     assert writer.stdout is not None
     staged = Path(writer.stdout.readline().strip())
-    prune.prune(store.layout, NOW, no_jobs)
+    report = prune.prune(store.layout, NOW, no_jobs)
     assert staged.exists()
+    assert report.kept == [(str(staged.relative_to(store.root)), "its writer lives")]
     writer.kill()
     writer.wait()
     writer.stdout.close()
     report = prune.prune(store.layout, NOW, no_jobs)
     assert not staged.exists()
-    assert report.files == [(str(staged.relative_to(store.root)), "its writer is dead")]
+    assert (str(staged.relative_to(store.root)), "its writer is dead") in report.files
 
 
 def test_a_writer_elsewhere_counts_as_dead_when_it_wrote_nothing_for_long(store: Store) -> None:
@@ -276,3 +277,102 @@ def test_a_store_that_cannot_be_read_is_told_in_a_sentence(
     for action in (lambda: store.resolve("demo"), lambda: store.release("demo", "v1.0"), store.images):
         with pytest.raises(PublishError, match="not allowed while reading"):
             action()
+
+
+def test_a_record_that_cannot_be_read_holds_all_bytes_that_might_be_its(store: Store) -> None:
+    """As after an upgrade elsewhere: what a newer record names is not known here."""
+    blob = store.resolve("demo:v1.0").path
+    path = store.layout.record("demo", "v1.0", "linux/amd64")
+    newer = json.loads(path.read_bytes()) | {"schema": 2}
+    path.chmod(0o644)
+    path.write_text(json.dumps(newer))
+    for cache in (store.layout.index("demo"), store.layout.head("demo")):
+        cache.unlink()
+    for _ in range(3):
+        foreseen = prune.prune(store.layout, NOW, no_jobs, dry_run=True)
+        report = prune.prune(store.layout, NOW, no_jobs)
+    assert "has schema 2" in report.broken[0]
+    assert blob.exists()
+    told = "there are records that cannot be read, and it may be theirs"
+    assert (str(blob.relative_to(store.root)), told) in foreseen.kept
+    assert not list(prune.temporaries(store.layout))
+
+
+def test_a_dry_run_gives_the_reason_of_every_file_that_stays_behind(store: Store) -> None:
+    publish(store, "v1.3", b"v1.0")
+    prune.prune(store.layout, NOW, no_jobs)
+    store.layout.blob("f" * 64).write_bytes(b"nobody's")
+    elsewhere = ".tmp.0123456789ab.4026531836.77.123.aabbccddeeff.sqsh"
+    (store.layout.blobs / elsewhere).write_bytes(b"half")
+    release = store.resolve("demo")
+    report = prune.prune(store.layout, NOW, no_jobs, dry_run=True)
+    kept = dict(report.kept)
+    assert kept[f"blobs/sha256/{elsewhere}"].startswith("written from another machine")
+    assert kept[release.file] == "demo:v1.0 goes, another release has it too"
+    gone = dict(report.files)
+    assert gone[f"blobs/sha256/{'f' * 64}.sqsh"] == "no record names it"
+    assert sorted(gone.values()).count("no release has it any more") == 2
+    patient = prune.prune(store.layout, Policy(keep=1, named_grace=timedelta(0)), no_jobs, dry_run=True)
+    assert dict(patient.kept)[f"blobs/sha256/{'f' * 64}.sqsh"].startswith(
+        "no record names it; deleted after 20"
+    )
+    used = LiveJobs(digests=frozenset({"f" * 64}))
+    assert (
+        "comment of a Slurm job"
+        in dict(prune.prune(store.layout, NOW, lambda: used, dry_run=True).kept)[
+            f"blobs/sha256/{'f' * 64}.sqsh"
+        ]
+    )
+
+
+def test_a_job_that_names_bytes_at_the_last_moment_gets_them_back(store: Store) -> None:
+    prune.prune(store.layout, NOW, no_jobs)
+    release = next(one for one in store.releases("demo") if one.version == "v1.0")
+    answers = iter([LiveJobs(), LiveJobs(), LiveJobs(digests=frozenset({release.sha256}))])
+    report = prune.prune(store.layout, NOW, lambda: next(answers))
+    assert release.path.read_bytes() == b"v1.0"
+    assert release.sha256 not in report.blobs
+    assert not list(prune.temporaries(store.layout))
+
+
+def test_slurm_lost_on_the_way_gives_everything_back(store: Store) -> None:
+    prune.prune(store.layout, NOW, no_jobs)
+    before = folder(store.layout.blobs)
+    asked: list[int] = []
+
+    def lost() -> LiveJobs:
+        asked.append(1)
+        if len(asked) == 3:
+            raise ToolError("squeue does not answer")
+        return LiveJobs()
+
+    assert prune.prune(store.layout, NOW, lost).unreachable == "squeue does not answer"
+    assert folder(store.layout.blobs) == before
+
+
+def test_what_a_killed_prune_moved_away_is_judged_anew(store: Store) -> None:
+    """Not deleted because its mover is dead: a job may use it, and Slurm may not answer now."""
+
+    def unreachable() -> LiveJobs:
+        raise ToolError("squeue does not answer")
+
+    blob = store.resolve("demo:v1.0").path
+    name = writer.temporary_name(f".{blob.stem}.pruned").replace(f".{os.getpid()}.", ".4194304.")
+    blob.rename(blob.with_name(name))
+    prune.prune(store.layout, NOW, unreachable)
+    assert blob.read_bytes() == b"v1.0"
+
+
+def test_a_writer_that_proc_does_not_show_lives(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc mounted with hidepid shows other users' processes to nobody; a signal still finds them."""
+    staged = store.layout.blobs / writer.temporary_name(".sqsh").replace(f".{os.getpid()}.", ".1.")
+    staged.write_bytes(b"half")
+    monkeypatch.setattr(writer, "_start_time", lambda _: "0")
+
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not writer.is_orphan(staged)
+    monkeypatch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(ProcessLookupError))
+    assert writer.is_orphan(staged)

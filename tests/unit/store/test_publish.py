@@ -201,3 +201,34 @@ def test_a_claim_of_the_dead_is_broken_and_one_of_the_living_is_not(
     (store.root / "demo/.claim.v1.2.json").symlink_to(own)
     with pytest.raises(PublishError, match="another publisher holds"):
         publish(store, "v1.2")
+
+
+@pytest.mark.parametrize("cache", ["manifest.json", "demo/index.json", "demo/.meta/head.json"])
+def test_nothing_is_written_over_what_a_newer_version_wrote(store: Store, cache: str) -> None:
+    publish(store, "v1.0")
+    newer = b'{"schema": 2, "images": {}, "more": "than we know"}'
+    (store.root / cache).write_bytes(newer)
+    for action in (store.rebuild, lambda: publish(store, "v1.1")):
+        with pytest.raises(PublishError, match="schema 2") as caught:
+            action()
+        assert "upgrade" in caught.value.hint
+        assert (store.root / cache).read_bytes() == newer
+
+
+def test_an_event_of_a_newer_schema_or_kind_is_refused(store: Store) -> None:
+    publish(store, "v1.0")
+    path = store.layout.event("demo", 2)
+    path.write_text('{"schema": 2, "event": "promote", "version": "v1.0"}')
+    with pytest.raises(PublishError, match="schema 2"):
+        store.resolve("demo")
+    path.write_text('{"schema": 1, "event": "bless", "version": "v1.0"}')
+    with pytest.raises(PublishError, match="'bless' that this sqshpipe does not know"):
+        store.resolve("demo")
+
+
+def test_the_first_publish_makes_the_folder_for_leases(store: Store) -> None:
+    publish(store, "v1.0")
+    assert store.layout.leases.stat().st_mode & 0o7777 == 0o1777
+    store.layout.leases.chmod(0o755)  # as a run leaves it that is killed between two calls
+    publish(store, "v1.1")
+    assert store.layout.leases.stat().st_mode & 0o7777 == 0o1777

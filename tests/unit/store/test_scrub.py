@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import VerificationError
+from pipeline.errors import ConfigError, VerificationError
 from pipeline.store import scrub as scrubbing
 from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
@@ -104,3 +104,19 @@ def test_shared_bytes_cost_once(store: Store) -> None:
         "demo:v1.3": (4, 0),
         "other:v1.0": (4, 0),
     }
+
+
+def test_a_name_that_there_is_not_is_no_success(store: Store) -> None:
+    with pytest.raises(ConfigError, match=r"no release demo:v9\.9") as caught:
+        scrub(store.layout, names=["demo:v9.9"])
+    assert "v1." in caught.value.hint
+    with pytest.raises(ConfigError, match="no release dmeo"):
+        scrub(store.layout, names=["dmeo"])
+
+
+def test_a_record_that_cannot_be_read_is_damage_too(store: Store) -> None:
+    (store.root / "demo/v0.9.json").write_text("{")
+    report = scrub(store.layout)
+    assert (report.checked, report.damaged) == (3, [])
+    assert "v0.9.json is damaged" in report.broken[0]
+    assert scrub(store.layout, names=["demo"]).broken == report.broken

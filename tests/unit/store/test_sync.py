@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
 from pipeline.errors import ConfigError, PublishError, VerificationError
+from pipeline.store import prune
 from pipeline.store import sync as syncing
 from pipeline.store.record import Record
+from pipeline.store.retention import Policy
+from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
 from tests.support.releases import folder, publish
@@ -107,3 +111,31 @@ def test_a_cut_inside_a_file_is_gone_on_from(
 def test_there_must_be_a_store(tmp_path: Path, target: Store) -> None:
     with pytest.raises(ConfigError, match="no store"):
         sync(Store(tmp_path / "nothing"), target)
+
+
+def test_what_was_pruned_at_the_target_stays_so(source: Store, target: Store) -> None:
+    """Else a nightly copy would bring back what the nightly prune takes away."""
+    sync(source, target)
+    policy = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
+    for _ in range(2):
+        prune.prune(target.layout, policy, prune.no_jobs)
+    report = sync(source, target)
+    assert (report.copied, report.present, report.pruned) == ([], 2, ["demo:v1.0"])
+    with pytest.raises(PublishError, match="pruned"):
+        target.resolve("demo:v1.0")
+    assert sync(source, target, names=["demo:v1.0"]).copied == ["demo:v1.0"]
+    assert target.resolve("demo:v1.0").path.read_bytes() == b"v1.0"
+
+
+@pytest.mark.parametrize("mended", [False, True], ids=["damaged", "put right by hand"])
+def test_a_copy_mends_what_a_scrub_found_damaged(source: Store, target: Store, mended: bool) -> None:
+    sync(source, target)
+    blob = target.resolve("demo:v1.0").path
+    blob.chmod(0o644)
+    blob.write_bytes(b"rot!")
+    scrub(target.layout)
+    if mended:
+        blob.write_bytes(b"v1.0")
+    assert sync(source, target).copied == ["demo:v1.0"]
+    assert target.resolve("demo:v1.0").path.read_bytes() == b"v1.0"
+    assert scrub(target.layout).damaged == []

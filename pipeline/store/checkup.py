@@ -1,0 +1,199 @@
+"""Look at a store as its publisher will use it, and say what is wrong: for `sqshpipe doctor`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import SqshpipeError
+from pipeline.store import atomic, leases, preflight
+from pipeline.store.layout import Layout
+from pipeline.store.prune import temporaries
+from pipeline.store.reading import load, read_head
+from pipeline.store.writer import is_orphan, temporary_name
+
+LOW_BYTES = 50 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing looked at: "ok", "warn" or "fail", what was found, and what to do about it."""
+
+    level: str
+    found: str
+    advice: str = ""
+
+
+def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | None = None) -> list[Finding]:
+    """Look at a store; `group` and `stripe` are what it should have. Makes and removes probe files; changes
+    nothing else.
+    """
+    layout = Layout(root)
+    if not root.exists():
+        advice = "the first publish makes it; check the path if there should be one"
+        return [Finding(level="warn", found=f"{root} does not exist yet", advice=advice)]
+    if not root.is_dir():
+        return [Finding(level="fail", found=f"{root} is no folder", advice="name a folder")]
+    findings = [
+        Finding(level="ok", found=f"{root} is on {preflight.file_system(root) or 'an unknown file system'}")
+    ]
+    for look in (_writing, _folders, _room, _leases, _caches, _leftovers):
+        findings += look(layout)
+    findings += _group(layout, group)
+    if stripe is not None:
+        findings += _striping(layout, *stripe)
+    return findings
+
+
+def _writing(layout: Layout) -> Iterator[Finding]:
+    folder = layout.blobs if layout.blobs.is_dir() else layout.root
+    probe = folder / temporary_name()
+    try:
+        with atomic.told("trying to write"):
+            probe.write_bytes(b"probe")
+    except SqshpipeError as error:
+        yield Finding(level="fail", found=error.message, advice=error.hint)
+        return
+    try:
+        owner = probe.stat().st_uid
+        if owner != os.geteuid():
+            yield Finding(
+                level="warn",
+                found=f"files written as uid {os.geteuid()} belong to uid {owner}",
+                advice="the server has root_squash: publish as the store's own user",
+            )
+        yield from _linking(probe)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _linking(probe: Path) -> Iterator[Finding]:
+    other = probe.with_name(temporary_name())
+    try:
+        os.link(probe, other)
+    except OSError as error:
+        yield Finding(
+            level="warn",
+            found=f"hard links are refused ({error.strerror})",
+            advice="publishing works by renameat2 or claims instead; prefer a file system with links",
+        )
+    else:
+        yield Finding(level="ok", found="files and hard links can be made")
+    finally:
+        other.unlink(missing_ok=True)
+
+
+def _folders(layout: Layout) -> Iterator[Finding]:
+    """What a publisher of another user or umask made, and this one cannot work in."""
+    wanted = [layout.root, layout.blobs]
+    for image in layout.images():
+        wanted += [layout.image(image), layout.image(image) / ".meta", layout.events(image)]
+    for folder in wanted:
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            status = folder.stat()
+            yield Finding(
+                level="fail",
+                found=f"{folder} cannot be written (uid {status.st_uid}, gid {status.st_gid}, "
+                f"mode {stat.S_IMODE(status.st_mode):o})",
+                advice="publish as its owner, or give store: {group: …} and let its owner chmod g+rwxs",
+            )
+
+
+def _room(layout: Layout) -> Iterator[Finding]:
+    free = shutil.disk_usage(layout.root).free
+    inodes = os.statvfs(layout.root)
+    if free < LOW_BYTES:
+        yield Finding(
+            level="warn",
+            found=f"{free / 1e9:.1f} GB free",
+            advice="sqshpipe prune --dry-run says what could go",
+        )
+    else:
+        yield Finding(level="ok", found=f"{free / 1e9:.1f} GB free")
+    left = preflight.lustre_quota_left(layout.root)
+    if left is not None and left < LOW_BYTES:
+        yield Finding(
+            level="warn",
+            found=f"{left / 1e9:.1f} GB left of the quota",
+            advice="ask for more, or see sqshpipe prune --dry-run",
+        )
+    if inodes.f_files and inodes.f_favail < 10000:
+        yield Finding(level="warn", found=f"{inodes.f_favail} inodes left", advice="ask for more inodes")
+
+
+def _leases(layout: Layout) -> Iterator[Finding]:
+    if not layout.leases.is_dir():
+        if not layout.blobs.is_dir():
+            return  # nothing was published here yet
+        yield Finding(
+            level="warn",
+            found="there is no folder for leases, so prune cannot know who uses what",
+            advice=f"mkdir -m 1777 {layout.leases}",
+        )
+    elif stat.S_IMODE(layout.leases.stat().st_mode) != leases.FOLDER_MODE:
+        yield Finding(
+            level="warn", found=f"{layout.leases} is not mode 1777", advice=f"chmod 1777 {layout.leases}"
+        )
+
+
+def _caches(layout: Layout) -> Iterator[Finding]:
+    for image in layout.images():
+        try:
+            loaded = load(layout, image)
+        except SqshpipeError as error:
+            yield Finding(level="fail", found=error.message, advice=error.hint)
+            continue
+        for message in loaded.broken:
+            yield Finding(level="fail", found=message, advice="restore it from a backup or another copy")
+        if loaded.state.releases and read_head(layout, image) is None:
+            yield Finding(
+                level="warn", found=f"the index of {image} is stale", advice="sqshpipe store rebuild"
+            )
+
+
+def _leftovers(layout: Layout) -> Iterator[Finding]:
+    dead = [path for path in temporaries(layout) if is_orphan(path)]
+    if dead:
+        size = sum(path.lstat().st_size for path in dead)
+        yield Finding(
+            level="warn",
+            found=f"{len(dead)} files of killed runs, {size / 1e9:.1f} GB",
+            advice="sqshpipe prune removes them",
+        )
+
+
+def _group(layout: Layout, group: str | None) -> Iterator[Finding]:
+    try:
+        preflight.check_group(layout, group)
+    except SqshpipeError as error:
+        yield Finding(level="fail", found=error.message, advice=error.hint)
+        return
+    if group is None:
+        return
+    for folder in (layout.root, layout.blobs, *map(layout.image, layout.images())):
+        mode = stat.S_IMODE(folder.stat().st_mode) if folder.is_dir() else 0o2775
+        if not (mode & stat.S_ISGID and mode & stat.S_IWGRP):
+            yield Finding(
+                level="warn",
+                found=f"{folder} has mode {mode:o}, so not all of group {group} can publish",
+                advice=f"once, as its owner: chmod -R g+rwXs {layout.root}",
+            )
+
+
+def _striping(layout: Layout, count: int, size: int) -> Iterator[Finding]:
+    if preflight.file_system(layout.root) != "lustre":
+        found = "store: {stripe: …} is set, and the store is not on Lustre"
+        yield Finding(level="warn", found=found, advice="leave it out, or look at the path")
+    elif shutil.which("lfs") is None:
+        found = "lfs is not installed, so new files are not striped"
+        yield Finding(level="warn", found=found, advice="install the Lustre client's tools on the publisher")
+    elif layout.blobs.is_dir() and (is_so := preflight.striping(layout)) != (count, size):
+        yield Finding(
+            level="warn",
+            found=f"{layout.blobs} is striped over {is_so[0]} targets in {is_so[1]} bytes",
+            advice=f"for files to come: lfs setstripe -c {count} -S {size} {layout.blobs}",
+        )
