@@ -41,7 +41,10 @@ def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | N
     findings = [
         Finding(level="ok", found=f"{root} is on {preflight.file_system(root) or 'an unknown file system'}")
     ]
-    for look in (_writing, _folders, _room, _leases, _caches, _leftovers):
+    findings += _writing(layout)
+    if not any(one.level == "fail" for one in findings):
+        findings += _folders(layout)
+    for look in (_room, _leases, _caches, _leftovers):
         findings += look(layout)
     findings += _group(layout, group)
     if stripe is not None:
