@@ -251,6 +251,7 @@ def verified_file(
             output=output,
             scratch=config.scratch,
             cache=config.cache,
+            limits=config.limits,
             meter=meter,
         )
         story.result(f"{file.converter.name}, sha256:{file.sha256[:12]}")

@@ -13,6 +13,7 @@ from pipeline.cli import options, output
 
 if TYPE_CHECKING:
     from pipeline.config import ConvertOptions
+    from pipeline.oci.entry import Limits
 
 
 class ConverterChoice(str, Enum):
@@ -39,6 +40,10 @@ BlockSizeText = Annotated[str, typer.Option("--block-size", help="Of the .sqsh: 
 KeepOwners = Annotated[bool, typer.Option("--keep-owners", help="Not all files to root.")]
 KeepXattrs = Annotated[bool, typer.Option("--keep-xattrs", help="Extended attributes, file capabilities.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the file if it is there.")]
+MaxUnpacked = Annotated[str, typer.Option("--max-unpacked", help="How much the image may unpack to.")]
+MaxRatio = Annotated[
+    int, typer.Option("--max-ratio", min=1, help="How many bytes a stored one may become, beyond 1G.")
+]
 File = Annotated[Path, typer.Argument(help="A .sqsh.", show_default=False)]
 
 
@@ -57,6 +62,8 @@ def convert(
     block_size: BlockSizeText = "128K",
     keep_owners: KeepOwners = False,
     keep_xattrs: KeepXattrs = False,
+    max_unpacked: MaxUnpacked = "1T",
+    max_ratio: MaxRatio = 250,
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -75,11 +82,18 @@ def convert(
     if file.exists() and not force:
         raise ConfigError(f"{file} exists", hint="choose another --output, or give --force to replace it")
     chosen = _options(converter, zstd_level, block_size, keep_owners=keep_owners, keep_xattrs=keep_xattrs)
+    limits = _limits(max_unpacked, max_ratio)
     scratch, teller = default_scratch(), Teller()
     with teller.stage("convert") as meter:
         with opened_source(source, Platform.parse(platform), scratch=scratch, meter=meter) as image:
             made = stage.convert(
-                image, chosen, output=file, scratch=scratch, cache=default_cache(), meter=meter
+                image,
+                chosen,
+                output=file,
+                scratch=scratch,
+                cache=default_cache(),
+                limits=limits,
+                meter=meter,
             )
         teller.result(f"{made.converter.name}, sha256:{made.sha256[:12]}")
     with teller.stage("verify") as meter:
@@ -110,6 +124,8 @@ def verify(
     keep_owners: KeepOwners = False,
     keep_xattrs: KeepXattrs = False,
     enroot: Annotated[bool, typer.Option("--enroot", help="Made by enroot: allow its differences.")] = False,
+    max_unpacked: MaxUnpacked = "1T",
+    max_ratio: MaxRatio = 250,
     as_json: options.Json = False,
 ) -> None:
     """Read a .sqsh back entirely and compare it with an image.
@@ -124,11 +140,19 @@ def verify(
     from pipeline.stages.verify import described
     from pipeline.stages.verify import verify as verify_file
 
-    teller = Teller()
+    limits, teller = _limits(max_unpacked, max_ratio), Teller()
     with teller.stage("verify") as meter:
         with opened_source(source, Platform.parse(platform), scratch=default_scratch(), meter=meter) as image:
             keep = Keep(owners=keep_owners, xattrs=keep_xattrs)
-            expected = described(file, image, keep=keep, by_enroot=enroot, cache=default_cache(), meter=meter)
+            expected = described(
+                file,
+                image,
+                keep=keep,
+                by_enroot=enroot,
+                cache=default_cache(),
+                limits=limits,
+                meter=meter,
+            )
         verified = verify_file(expected, meter)
         teller.result(f"{len(expected.tree)} entries read back, as in the image")
     if as_json:
@@ -142,6 +166,22 @@ def verify(
         )
     else:
         output.data(str(file))
+
+
+def _limits(max_unpacked: str, max_ratio: int) -> Limits:
+    from pydantic import TypeAdapter, ValidationError
+
+    from pipeline.config.document import Size
+    from pipeline.errors import ConfigError
+    from pipeline.oci.entry import Limits
+
+    try:
+        size = TypeAdapter[int](Size).validate_python(max_unpacked)
+    except ValidationError as error:
+        raise ConfigError(
+            f"--max-unpacked {max_unpacked!r} is none", hint="write bytes, or such as 500M, 64G or 1T"
+        ) from error
+    return Limits(max_unpacked=size, max_ratio=max_ratio)
 
 
 def _options(

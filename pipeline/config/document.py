@@ -65,6 +65,13 @@ def _block_size(value: object) -> object:
     return size
 
 
+def _size(value: object) -> object:
+    match = re.fullmatch(r"([1-9][0-9]{0,14})([KMGT])?", str(value))
+    if isinstance(value, bool) or match is None:
+        raise ValueError("write a number of bytes, or such as 500M, 64G or 1T")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2] or ""]
+
+
 def looks_secret(name: str) -> bool:
     """True for a build argument's name that says that its value is a secret."""
     parts = re.split(r"[^A-Z0-9]+", name.upper())
@@ -85,6 +92,11 @@ BlockSize = Annotated[
     int,
     BeforeValidator(_block_size),
     WithJsonSchema({"type": ["string", "integer"], "examples": ["128K", "1M"]}),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    WithJsonSchema({"type": ["string", "integer"], "examples": ["64G", "1T"]}),
 ]
 ReferenceText = Annotated[str, _checked(Reference.parse)]
 PlatformText = Annotated[str, _checked(Platform.parse)]
@@ -149,6 +161,24 @@ class StoreModel(Model):
     )
     delete_after: Duration = Field(
         default=timedelta(days=14), description="How long bytes outlive hiding: longer than the longest job."
+    )
+
+
+class LimitsModel(Model):
+    """What no image may exceed, whoever made it: beyond it a conversion ends with exit code 6."""
+
+    unpacked: Size = Field(default=1 << 40, description="Bytes of an image's files, and of a layer unpacked.")
+    ratio: int = Field(
+        default=250,
+        ge=1,
+        description="Bytes unpacked for one byte stored, looked at once a layer is beyond 1G.",
+    )
+    entries: int = Field(default=8_000_000, ge=1, description="Members of all layers together.")
+    devices: Literal["keep", "refuse"] = Field(
+        default="keep", description="What to do with device nodes outside /dev, which is left out anyway."
+    )
+    setuid: Literal["keep", "refuse"] = Field(
+        default="keep", description="What to do with setuid and setgid files; no container heeds those bits."
     )
 
 
@@ -304,6 +334,7 @@ class ImagesFile(Model):
     store: StoreModel | None = None
     cache: str | None = Field(default=None, description="Packs and blobs kept between runs.")
     scratch: str | None = Field(default=None, description="Local disk for one run's work.")
+    limits: LimitsModel = LimitsModel()
     notify: list[NotifyModel] = []
     defaults: ImageSettings = ImageSettings()
     images: dict[ImageName, ImageModel] = Field(min_length=1)

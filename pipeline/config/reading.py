@@ -28,6 +28,7 @@ from pipeline.config.types import (
     Track,
 )
 from pipeline.errors import ConfigError
+from pipeline.oci.entry import Limits
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 
@@ -74,6 +75,7 @@ def build(
         images={name: reader.image(name, model) for name, model in file.images.items()},
         cache=_place(env.get("SQSHPIPE_CACHE"), file.cache, folder, _default_cache(env)),
         scratch=_place(env.get("SQSHPIPE_SCRATCH"), file.scratch, folder, _default_scratch(env)),
+        limits=_limits(file.limits),
         notify=tuple(_notify(entry) for entry in file.notify),
     )
 
@@ -217,6 +219,16 @@ def _default_scratch(env: Mapping[str, str]) -> Path:
 def _default_cache(env: Mapping[str, str]) -> Path:
     base = env.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "sqshpipe"
+
+
+def _limits(model: document.LimitsModel) -> Limits:
+    return Limits(
+        max_unpacked=model.unpacked,
+        max_ratio=model.ratio,
+        max_entries=model.entries,
+        devices=model.devices == "keep",
+        setuid=model.setuid == "keep",
+    )
 
 
 def _notify(entry: document.NotifyModel) -> Notify:

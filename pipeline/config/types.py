@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import ConfigError
+from pipeline.oci.entry import DEFAULT_LIMITS, Limits
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.store.names import CHANNELS, nearest
@@ -191,7 +192,9 @@ class ImageSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """images.yaml. ``cache`` keeps packs and blobs between runs, ``scratch`` is for one run's work."""
+    """images.yaml. ``cache`` keeps packs and blobs between runs, ``scratch`` is for one run's work,
+    ``limits`` say what no image may exceed.
+    """
 
     path: Path
     registry: RegistrySettings
@@ -199,6 +202,7 @@ class Config:
     images: Mapping[str, ImageSpec]
     cache: Path
     scratch: Path
+    limits: Limits = DEFAULT_LIMITS
     notify: tuple[Notify, ...] = ()
 
     @property

@@ -49,22 +49,30 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a layer may hold. The defaults are far beyond any image that was seen, and within what a host
-    bears.
+    """How much a layer, and an image, may hold. The defaults are far beyond any image that was seen, and
+    within what a host bears.
 
-    max_unpacked  bytes of one layer's tar, and bytes of all its files with their holes
-    max_entries   members of one layer
+    max_unpacked  bytes of a layer's tar, bytes of all its files with their holes, and bytes of all files of
+                  an image
+    max_entries   members of a layer, and of all layers of an image together
+    max_metadata  bytes of the names, link targets and attributes of a layer, and of all layers together: they
+                  are kept in memory
     max_ratio     bytes unpacked for one byte stored, looked at beyond `ratio_floor` bytes (gzip ends at 1032)
     max_path      bytes of a path or of a link's target (Linux: PATH_MAX)
     max_name      bytes of one component of a path (Linux: NAME_MAX)
+    devices       whether an image may have device nodes outside /dev, which is left out anyway
+    setuid        whether an image may have setuid or setgid files (they mean nothing where enroot runs them)
     """
 
     max_unpacked: int = 1 << 40
-    max_entries: int = 16_000_000
-    max_ratio: int = 2000
+    max_entries: int = 8_000_000
+    max_metadata: int = 1 << 29
+    max_ratio: int = 250
     ratio_floor: int = 1 << 30
     max_path: int = 4095
     max_name: int = 255
+    devices: bool = True
+    setuid: bool = True
 
 
 DEFAULT_LIMITS = Limits()

@@ -111,12 +111,16 @@ class Decompressed(io.RawIOBase):
 
     def _check_limits(self) -> None:
         if self.unpacked > self._limits.max_unpacked:
-            raise FormatError(f"a layer unpacks to more than {self._limits.max_unpacked} bytes")
+            raise FormatError(
+                f"a layer unpacks to more than {self._limits.max_unpacked} bytes",
+                hint="limits: {unpacked: …} in images.yaml says how many may be",
+            )
         most = max(self._limits.ratio_floor, self._stored.passed * self._limits.max_ratio)
         if self.unpacked > most:
             raise FormatError(
                 f"a layer of {self.unpacked} bytes so far was stored in {self._stored.passed}",
-                hint=f"more than {self._limits.max_ratio} to one is taken for a decompression bomb",
+                hint=f"more than {self._limits.max_ratio} to one is taken for a decompression bomb;"
+                " limits: {ratio: …} in images.yaml says how many may be",
             )
 
 

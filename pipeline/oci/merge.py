@@ -42,6 +42,7 @@ _OPAQUE = b".wh..wh..opq"
 _RESERVED = b".wh..wh."
 _MAX_FOLLOWED = 40  # symlinks in one path, as Linux allows
 _MAX_MADE = 1_000_000  # folders without an entry; a short tar can ask for very many
+_MAX_MADE_BYTES = 1 << 28  # of their paths together, which grow with the depth
 _DIRECTORY = EntryKind.DIRECTORY
 _SYMLINK = EntryKind.SYMLINK
 _HARDLINK = EntryKind.HARDLINK
@@ -76,7 +77,7 @@ class _Merging:
     def __init__(self) -> None:
         self._root = _Folder(Node(Entry(b"", _DIRECTORY)))
         self._linked: set[tuple[int, int]] = set()
-        self._made = 0
+        self._made = self._made_bytes = 0
         self._known: dict[bytes, _Folder] = {}
         self._hidden: dict[bytes, Node | _Folder] = {}
 
@@ -172,10 +173,13 @@ class _Merging:
 
     def _make(self, parent: _Folder, name: bytes, mtime: int) -> _Folder:
         self._made += 1
-        if self._made > _MAX_MADE:
-            raise FormatError(f"the layers leave out more than {_MAX_MADE} folders that their entries lie in")
         above = parent.node.entry.path
         path = above + b"/" + name if above else name
+        self._made_bytes += len(path)
+        if self._made > _MAX_MADE or self._made_bytes > _MAX_MADE_BYTES:
+            raise FormatError(
+                f"the layers leave out more than {self._made - 1} folders that their entries lie in"
+            )
         made = parent.children[name] = _Folder(Node(Entry(path, _DIRECTORY, mtime=mtime)))
         return made
 

@@ -26,13 +26,14 @@ from collections.abc import Iterable
 from pipeline.errors import FormatError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
-from pipeline.oci.entry import Entry, EntryKind
+from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind
 from pipeline.oci.startup import FORMAT_VERSION, absolute, startup_files
 from pipeline.oci.tree import Node, Tree, follow
 
 __all__ = ["FORMAT_VERSION", "enroot_rootfs"]
 
 MAX_TIME = (1 << 32) - 1
+_MAX_MADE = 20_000  # folders for volumes; each may be as deep as a path is long
 _CREATED = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.\d+)?(?:[Zz]|([+-])(\d\d):(\d\d))?"
 )
@@ -62,11 +63,15 @@ def enroot_rootfs(
     for path, data in files.items():
         entry = Entry(path, EntryKind.FILE, 0o644, mtime=mtime, size=len(data), crc32=zlib.crc32(data))
         nodes[path] = Node(entry, content=data)
-    _make_folder(nodes, follow(nodes, _inside(config.working_dir)), mtime, "the working directory")
+    before = len(nodes)
+    working = _inside(config.working_dir, "the working directory")
+    _make_folder(nodes, follow(nodes, working), mtime, "the working directory")
     for volume in config.volumes:
-        path = follow(nodes, _inside(volume))
+        path = follow(nodes, _inside(volume, "a volume"))
         if not _blocked(nodes, path):
             _make_folder(nodes, path, mtime, "a volume")
+        if len(nodes) - before > _MAX_MADE:
+            raise FormatError(f"the volumes of the image are more than {_MAX_MADE} folders")
     # "/" sorts before every other byte once it is NUL, which no name holds: into the depth, names by their
     # bytes.
     return Tree({path: nodes[path] for path in sorted(nodes, key=lambda path: path.replace(b"/", b"\0"))})
@@ -118,8 +123,16 @@ def _entry(entry: Entry, *, keep_owners: bool, keep_xattrs: bool) -> Entry:
     return dataclasses.replace(entry, mode=mode, uid=uid, gid=gid, xattrs=xattrs, mtime=mtime)
 
 
-def _inside(path: str) -> bytes:
-    return absolute(path).encode("utf-8")[1:]
+def _inside(path: str, what: str) -> bytes:
+    """`path` from the root on. Raises FormatError for one that no file system takes."""
+    inside = absolute(path).encode("utf-8")[1:]
+    limits = DEFAULT_LIMITS
+    if len(inside) > limits.max_path or max(map(len, inside.split(b"/"))) > limits.max_name:
+        raise FormatError(
+            f"{what} {inside[:200]!r}… is longer than a file system takes",
+            hint="a container of this image would not start either; mend its Dockerfile",
+        )
+    return inside
 
 
 def _blocked(nodes: dict[bytes, Node], path: bytes) -> bool:

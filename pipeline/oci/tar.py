@@ -57,6 +57,7 @@ class TarReader:
         self._window = Window(pieces.next)
         self._limits = limits
         self._files = 0
+        self._metadata = 0
         self.ended_with_marker = False
 
     def __iter__(self) -> Iterator[tuple[Entry, Content]]:
@@ -80,6 +81,15 @@ class TarReader:
                 entry, content = self._plain_file(header)
             else:
                 entry, content = self._member(header, block, pending)
+            self._metadata += len(entry.path)
+            if pending is not None:
+                self._metadata += len(entry.target) + sum(
+                    len(key) + len(value) for key, value in entry.xattrs
+                )
+            if self._metadata > self._limits.max_metadata:
+                raise FormatError(
+                    f"the names and attributes of a layer take more than {self._limits.max_metadata} bytes"
+                )
             yield entry, content
             content.finish()
         while self._window.piece(1 << 62):  # what follows the end marker belongs to the diff_id

@@ -22,6 +22,7 @@ from pipeline.config import ConvertOptions
 from pipeline.errors import ConfigError, FormatError, ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
+from pipeline.oci.entry import DEFAULT_LIMITS, Limits
 from pipeline.oci.rootfs import FORMAT_VERSION
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
@@ -95,11 +96,13 @@ def convert(
     output: Path,
     scratch: Path,
     cache: Path,
+    limits: Limits = DEFAULT_LIMITS,
     meter: Meter = SILENT,
 ) -> SquashfsFile:
     """Make ``output`` from ``source``; what is at ``output`` is replaced once the new file is complete.
 
-    ``scratch`` is where a working folder is made, ``cache`` keeps layers for the next time. Raises ToolError
+    ``scratch`` is where a working folder is made, ``cache`` keeps layers for the next time; beyond
+    ``limits`` an image is refused. Raises ToolError
     (a tool, space, a folder that cannot be written), RegistryError, FormatError, ConfigError.
     """
     name = choose_converter(options, from_registry=_is_registry(source))
@@ -110,7 +113,9 @@ def convert(
     log.info("converting", image=source.name, converter=name)
     try:
         with scratch_folder(scratch) as folder:
-            done = converter(source, options, output=partial, scratch=folder, cache=cache, meter=meter)
+            done = converter(
+                source, options, output=partial, scratch=folder, cache=cache, limits=limits, meter=meter
+            )
         sha256, size = (done.sha256, done.size) if done.sha256 else _seal(partial)
         partial.replace(output)
     except FormatError as error:

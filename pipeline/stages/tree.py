@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from pipeline.errors import FormatError
-from pipeline.oci.entry import Entry, EntryKind
+from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
 from pipeline.oci.layer import Content, decompressed, read_layer
 from pipeline.oci.merge import merge
 from pipeline.oci.rootfs import enroot_rootfs
@@ -17,17 +18,23 @@ from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
 from pipeline.stages.crew import Halt, work
+from pipeline.stages.names import shown
 
 MAX_WORKERS = 8
 
 
 def read_tree(
-    source: ImageSource, *, keep_owners: bool = False, keep_xattrs: bool = False, meter: Meter
+    source: ImageSource,
+    *,
+    keep_owners: bool = False,
+    keep_xattrs: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+    meter: Meter,
 ) -> Tree:
     """Read every layer of ``source`` to its end, in parallel, and merge them.
 
     Digests of blobs and unpacked layers are checked, the crc32 of every file is in its entry. Raises
-    FormatError for bytes that are no image, and what ``source`` raises.
+    FormatError for bytes that are no image or beyond ``limits``, and what ``source`` raises.
     """
     layers = source.manifest().layers
     first = {layer.digest: index for index, layer in reversed(list(enumerate(layers)))}
@@ -36,22 +43,86 @@ def read_tree(
     workers = worker_count()
     ahead = len(once) < workers  # processors to spare: decompress in threads of their own
 
+    count = _Count(limits)
+
     def entries_of(index: int, halt: Halt) -> list[Entry]:
-        with open_entries(source, index, halt=halt, meter=meter, background=ahead) as members:
-            return [entry for entry, _ in members]
+        with open_entries(source, index, halt=halt, meter=meter, background=ahead, limits=limits) as members:
+            found = [entry for entry, _ in members]
+        count.add(found)
+        return found
 
     read = work([functools.partial(entries_of, index) for index in once], workers=workers)
     by_index = dict(zip(once, read, strict=True))
     try:
         merged = merge([by_index[first[layer.digest]] for layer in layers])
-        return enroot_rootfs(merged, source.config(), keep_owners=keep_owners, keep_xattrs=keep_xattrs)
+        tree = enroot_rootfs(merged, source.config(), keep_owners=keep_owners, keep_xattrs=keep_xattrs)
+        require_allowed(tree, limits)
     except FormatError as error:
         raise FormatError(f"the layers of {source.name}: {error.message}", hint=error.hint) from error
+    return tree
+
+
+class _Count:
+    """Members of all layers together, counted by the threads that read them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._entries = self._metadata = 0
+
+    def add(self, entries: list[Entry]) -> None:
+        metadata = sum(len(entry.path) for entry in entries)
+        metadata += sum(len(key) + len(value) for entry in entries for key, value in entry.xattrs)
+        with self._lock:
+            self._entries += len(entries)
+            self._metadata += metadata
+            require_entries(self._entries, self._metadata, self._limits)
+
+
+def require_entries(entries: int, metadata: int, limits: Limits) -> None:
+    """Raise FormatError when the layers of an image have more members, or longer names, than it may have."""
+    if metadata > limits.max_metadata:
+        raise FormatError(
+            f"the names and attributes of all layers take more than {limits.max_metadata} bytes"
+        )
+    if entries > limits.max_entries:
+        raise FormatError(
+            f"the layers of an image have more than {limits.max_entries} members together",
+            hint="limits: {entries: …} in images.yaml says how many may be",
+        )
+
+
+def require_allowed(tree: Tree, limits: Limits) -> None:
+    """Raise FormatError when the finished tree holds more than an image may, or what policy forbids."""
+    size = content_size(tree)
+    if size > limits.max_unpacked:
+        raise FormatError(
+            f"the files of the image take {size} bytes, more than {limits.max_unpacked}",
+            hint="limits: {unpacked: …} in images.yaml says how many may be",
+        )
+    if limits.devices and limits.setuid:
+        return
+    for path, node in tree.items():
+        kind = node.entry.kind
+        if not limits.devices and kind in (EntryKind.CHAR, EntryKind.BLOCK):
+            raise FormatError(
+                f"the image has the device node {shown(path)}", hint="limits: {devices: refuse} forbids it"
+            )
+        if not limits.setuid and kind is EntryKind.FILE and node.entry.mode & 0o6000:
+            raise FormatError(
+                f"the image has the setuid file {shown(path)}", hint="limits: {setuid: refuse} forbids it"
+            )
 
 
 @contextlib.contextmanager
 def open_entries(
-    source: ImageSource, index: int, *, halt: Halt, meter: Meter = SILENT, background: bool = False
+    source: ImageSource,
+    index: int,
+    *,
+    halt: Halt,
+    meter: Meter = SILENT,
+    background: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[Iterator[tuple[Entry, Content]]]:
     """The entries of layer ``index`` with their content; ``meter`` counts the bytes as they are stored.
 
@@ -60,8 +131,10 @@ def open_entries(
     descriptor = source.manifest().layers[index]
     try:
         with source.open_layer(index) as blob:
-            plain = decompressed(cast("BinaryIO", _Counted(blob, meter, halt)), descriptor.compression)
-            with read_layer(plain, diff_id=source.config().diff_ids[index], background=background) as layer:
+            stored = cast("BinaryIO", _Counted(blob, meter, halt))
+            plain = decompressed(stored, descriptor.compression, limits=limits)
+            diff_id = source.config().diff_ids[index]
+            with read_layer(plain, diff_id=diff_id, limits=limits, background=background) as layer:
                 yield iter(layer)
     except FormatError as error:
         if error.message.startswith("layer "):

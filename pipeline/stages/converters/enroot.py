@@ -17,6 +17,7 @@ from pipeline.config import ConvertOptions
 from pipeline.errors import ConfigError, RegistryError, ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
+from pipeline.oci.entry import Limits
 from pipeline.oci.manifest import Index, Manifest
 from pipeline.oci.source import ImageSource
 from pipeline.progress import Meter
@@ -33,7 +34,14 @@ _MOST_TAGS = 200  # looked at for one that stands for a digest
 
 
 def convert_enroot(
-    source: ImageSource, options: ConvertOptions, *, output: Path, scratch: Path, cache: Path, meter: Meter
+    source: ImageSource,
+    options: ConvertOptions,
+    *,
+    output: Path,
+    scratch: Path,
+    cache: Path,
+    limits: Limits,
+    meter: Meter,
 ) -> Converted:
     """Write ``output``; ``scratch`` is an empty folder of ours, ``cache`` holds layers for the next time.
 
@@ -72,7 +80,7 @@ def convert_enroot(
             f"{source.client.host}/{source.repository}:{reference} was moved while enroot read it",
             hint="convert again; enroot 4 reads by digest, which cannot move",
         )
-    tree = read_tree(_EnrootCache(source, layers), meter=meter)
+    tree = read_tree(_EnrootCache(source, layers), limits=limits, meter=meter)
     trim(layers)
     return Converted(tree=tree, versions={"enroot": tool.version_text, "mksquashfs": packer.version_text})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.config import ConvertOptions
+from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
@@ -37,5 +38,6 @@ class Converter(Protocol):
         output: Path,
         scratch: Path,
         cache: Path,
+        limits: Limits,
         meter: Meter,
     ) -> Converted: ...

@@ -10,14 +10,15 @@ import os
 from pathlib import Path
 
 from pipeline.config import ConvertOptions
-from pipeline.errors import ToolError
-from pipeline.oci.entry import EntryKind
+from pipeline.errors import FormatError, ToolError
+from pipeline.oci.entry import DEFAULT_LIMITS, EntryKind, Limits
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
 from pipeline.stages.blobs import CachedSource, trim
 from pipeline.stages.converters.interface import Converted
 from pipeline.stages.converters.unpack import Keep, clamped, unpack
+from pipeline.stages.names import shown
 from pipeline.stages.scratch import Need, require_space
 from pipeline.stages.tree import content_size, open_entries, read_tree, worker_count
 from pipeline.tools.mksquashfs import TIMED_PSEUDO, Mksquashfs, pseudo_definition, pseudo_link
@@ -29,7 +30,14 @@ _PLAIN_SHRINKS = 5  # times that a layer stored as it is may become smaller
 
 
 def convert_mksquashfs(
-    source: ImageSource, options: ConvertOptions, *, output: Path, scratch: Path, cache: Path, meter: Meter
+    source: ImageSource,
+    options: ConvertOptions,
+    *,
+    output: Path,
+    scratch: Path,
+    cache: Path,
+    limits: Limits,
+    meter: Meter,
 ) -> Converted:
     """Write ``output``; ``scratch`` is an empty folder of ours, ``cache`` holds layers for the next time.
 
@@ -39,15 +47,18 @@ def convert_mksquashfs(
     _refuse_what_needs_root(options)
     if isinstance(source, RegistrySource):
         source = _fetched(source, cache, scratch, output, meter)
-    tree = read_tree(source, keep_owners=options.keep_owners, keep_xattrs=options.keep_xattrs, meter=meter)
+    tree = read_tree(
+        source, keep_owners=options.keep_owners, keep_xattrs=options.keep_xattrs, limits=limits, meter=meter
+    )
     require_space([_unpacked_need(tree, scratch), _output_need(source, output)])
     root = scratch / "root"
+    _refuse_what_is_too_deep(tree, root)
     root.mkdir(mode=0o700)
     size = content_size(tree)
     meter.total(2 * size)
     unpack(
         tree,
-        lambda layer, halt: open_entries(source, layer, halt=halt),
+        lambda layer, halt: open_entries(source, layer, halt=halt, limits=limits),
         root,
         keep=Keep(owners=options.keep_owners, xattrs=options.keep_xattrs),
         meter=meter,
@@ -97,6 +108,17 @@ def _unpacked_need(tree: Tree, scratch: Path) -> Need:
         if node.link_to is None and node.entry.kind is EntryKind.FILE
     )
     return Need(folder=scratch, size=size, purpose="unpacking", files=len(tree))
+
+
+def _refuse_what_is_too_deep(tree: Tree, root: Path) -> None:
+    """mksquashfs names each file from ``root`` on in one word, which the kernel takes up to a length."""
+    room = DEFAULT_LIMITS.max_path - len(os.fsencode(root)) - 1
+    longest = max(tree, key=len)
+    if len(longest) > room:
+        raise FormatError(
+            f"the path {shown(longest)[:200]}… has {len(longest)} bytes, and mksquashfs takes {room} here",
+            hint="use --converter native",
+        )
 
 
 def _refuse_what_needs_root(options: ConvertOptions) -> None:

@@ -20,7 +20,7 @@ import structlog
 
 from pipeline.config import ConvertOptions
 from pipeline.errors import ToolError
-from pipeline.oci.entry import Entry, EntryKind
+from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
 from pipeline.oci.manifest import Descriptor
 from pipeline.oci.merge import merge
 from pipeline.oci.rootfs import created_seconds, enroot_rootfs
@@ -37,7 +37,7 @@ from pipeline.squashfs.stitch import Stitched, StitchOptions, stitch
 from pipeline.stages.converters.interface import Converted
 from pipeline.stages.crew import Halt, work
 from pipeline.stages.scratch import Need, require_space
-from pipeline.stages.tree import open_entries, worker_count
+from pipeline.stages.tree import open_entries, require_allowed, require_entries, worker_count
 
 log = structlog.get_logger()
 
@@ -62,6 +62,7 @@ def convert_native(
     output: Path,
     cache: Path,
     scratch: Path | None = None,  # noqa: ARG001 - a converter is given one; nothing is unpacked here
+    limits: Limits = DEFAULT_LIMITS,
     meter: Meter = SILENT,
 ) -> Converted:
     """Write the file ``output``, on disk when this returns; on an exception it is gone.
@@ -72,7 +73,12 @@ def convert_native(
     """
     packs = pack_cache(cache)
     job = _Conversion(
-        source=source, options=options, codec=Codec(level=options.zstd_level), cache=packs, meter=meter
+        source=source,
+        options=options,
+        codec=Codec(level=options.zstd_level),
+        cache=packs,
+        limits=limits,
+        meter=meter,
     )
     try:
         packs.remove_leftovers()
@@ -112,17 +118,22 @@ class _Conversion:
     options: ConvertOptions
     codec: Codec
     cache: PackCache
+    limits: Limits
     meter: Meter
 
     def run(self, output: Path) -> Converted:
         config, options = self.source.config(), self.options
         with contextlib.ExitStack() as opened, _no_cycle_collection():
             packs = self._packs(opened, output)
+            names = [pack.index.paths for pack in packs]
+            metadata = sum(len(path) for paths in names for path in paths)
+            require_entries(sum(map(len, names)), metadata, self.limits)
             merged = merge([entries(pack.index) for pack in packs])
             tree = enroot_rootfs(
                 merged, config, keep_owners=options.keep_owners, keep_xattrs=options.keep_xattrs
             )
             del merged
+            require_allowed(tree, self.limits)
             self.meter.total(sum(pack.data_size for pack in packs))
             stitched = self._write(tree, packs, output, created_seconds(config.created))
         versions = {"native": str(FORMAT_VERSION), **self.codec.versions()}
@@ -180,7 +191,9 @@ class _Conversion:
             writer = PackWriter(
                 handle.write, compressors, block_size=block_size, header=header, in_flight=in_flight
             )
-            with open_entries(self.source, index, halt=halt, meter=self.meter, background=True) as members:
+            with open_entries(
+                self.source, index, halt=halt, meter=self.meter, background=True, limits=self.limits
+            ) as members:
                 for entry, content in members:
                     writer.add(entry, content.read)
             handle.complete(writer.finish())

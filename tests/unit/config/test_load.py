@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.config import Config, ConvertOptions, EcrSettings, SecretSource, Track, load
 from pipeline.errors import ConfigError
+from pipeline.oci.entry import DEFAULT_LIMITS, Limits
 
 NGC = "nvcr.io/nvidia/pytorch:24.01-py3"
 MINIMAL = f"""\
@@ -306,3 +307,14 @@ def test_secret_values_written_as_defaults_never_come_back(write: Write) -> None
 def test_ordinary_names_are_no_secrets(write: Write) -> None:
     for name in ("TRANSFORMERS", "KEYBOARD", "MONKEY_VERSION", "AUTHOR", "TORCH_CUDA_ARCH_LIST", "BYPASS"):
         quiet(write(IMAGE + f'    dockerfile: Dockerfile\n    build_args: {{{name}: "1"}}\n'))
+
+
+def test_limits_of_images(write: Write) -> None:
+    assert quiet(write(MINIMAL)).limits == DEFAULT_LIMITS
+    limits = "limits: {unpacked: 64G, ratio: 40, entries: 1000, devices: refuse, setuid: refuse}\n"
+    assert quiet(write(MINIMAL + limits)).limits == Limits(
+        max_unpacked=64 << 30, max_ratio=40, max_entries=1000, devices=False, setuid=False
+    )
+    for wrong in ("unpacked: 1X", "unpacked: -5", "ratio: 0", "devices: drop", "bytes: 5"):
+        with pytest.raises(ConfigError, match="limits"):
+            quiet(write(f"{MINIMAL}limits: {{{wrong}}}\n"))

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import ConvertOptions
 from pipeline.errors import ConfigError, ToolError
 from pipeline.oci.digest import Digest
+from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.progress import Meter
 from pipeline.stages import convert as module
@@ -75,12 +76,13 @@ def writing(data: bytes) -> module.Converter:
         output: Path,
         scratch: Path,
         cache: Path,
+        limits: Limits,
         meter: Meter,
     ) -> Converted:
         assert list(scratch.glob("[!.]*")) == []
         (scratch / "work").write_text("x")
         output.write_bytes(data)
-        return Converted(tree=read_tree(source, meter=meter), versions={"tool": "1"})
+        return Converted(tree=read_tree(source, limits=limits, meter=meter), versions={"tool": "1"})
 
     return converter
 
