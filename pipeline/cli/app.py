@@ -97,7 +97,9 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
 def main() -> NoReturn:
     """Run the command line and exit with the code that `pipeline.errors` documents."""
     signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.exit(_run())
+    code = _run()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and told: a late Ctrl-C changes nothing
+    sys.exit(code)
 
 
 def _run() -> int:

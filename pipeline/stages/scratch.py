@@ -28,6 +28,9 @@ _YOUNG = 60.0  # seconds in which a folder may still be without its lock
 _SHARED_TYPES = frozenset({"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "afs", "9p"})
 
 
+THE_RESULT = "the .sqsh"  # the purpose of a need where the file itself is written, such as a store
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
     """``size`` bytes and ``files`` inodes that will be wanted in ``folder`` for ``purpose``, a plain noun."""
@@ -158,10 +161,10 @@ def require_space(needs: Sequence[Need]) -> None:
         else:
             continue
         what = ", ".join(f"{human(n.size)} for {n.purpose} in {n.folder}" for n in together if n.size)
-        raise ToolError(
-            f"not enough {short} ({what})",
-            hint=f"free some, or set {SCRATCH_VARIABLE} or {CACHE_VARIABLE} to a folder on a larger disk",
-        )
+        hint = f"free some, or set {SCRATCH_VARIABLE} or {CACHE_VARIABLE} to a folder on a larger disk"
+        if all(need.purpose == THE_RESULT for need in together):
+            hint = "free some there: in a store, sqshpipe du tells what costs, prune removes what is unused"
+        raise ToolError(f"not enough {short} ({what})", hint=hint)
 
 
 def human(size: int) -> str:

@@ -23,7 +23,7 @@ from pipeline.oci.source import ImageSource
 from pipeline.progress import Meter
 from pipeline.stages.blobs import trim
 from pipeline.stages.converters.interface import Converted
-from pipeline.stages.scratch import Need, require_space
+from pipeline.stages.scratch import THE_RESULT, Need, require_space
 from pipeline.stages.tree import read_tree
 from pipeline.tools.enroot import OTHER_CONVERTER, Enroot, Places, import_uri, write_credentials
 from pipeline.tools.mksquashfs import Mksquashfs
@@ -115,7 +115,7 @@ def _require_space(manifest: Manifest, scratch: Path, layers: Path, output: Path
         [
             Need(folder=layers, size=missing, purpose="layers"),
             Need(folder=scratch, size=_UNPACKED * manifest.size, purpose="unpacking"),
-            Need(folder=output.parent, size=manifest.size // 2, purpose="the .sqsh"),
+            Need(folder=output.parent, size=manifest.size // 2, purpose=THE_RESULT),
         ]
     )
 

@@ -19,7 +19,7 @@ from pipeline.stages.blobs import CachedSource, trim
 from pipeline.stages.converters.interface import Converted
 from pipeline.stages.converters.unpack import Keep, clamped, unpack
 from pipeline.stages.names import shown
-from pipeline.stages.scratch import Need, require_space
+from pipeline.stages.scratch import THE_RESULT, Need, require_space
 from pipeline.stages.tree import content_size, open_entries, read_tree, worker_count
 from pipeline.tools.mksquashfs import TIMED_PSEUDO, Mksquashfs, pseudo_definition, pseudo_link
 from pipeline.tools.registry import RegistrySource
@@ -98,7 +98,7 @@ def _output_need(source: ImageSource, output: Path) -> Need:
     """What the .sqsh takes at least: nobody knows before, but a disk with less than this is too small."""
     layers = source.manifest().layers
     size = sum(layer.size // (_PLAIN_SHRINKS if layer.compression == "none" else 2) for layer in layers)
-    return Need(folder=output.parent, size=size, purpose="the .sqsh")
+    return Need(folder=output.parent, size=size, purpose=THE_RESULT)
 
 
 def _unpacked_need(tree: Tree, scratch: Path) -> Need:

@@ -36,7 +36,7 @@ from pipeline.squashfs.packwriter import PackWriter
 from pipeline.squashfs.stitch import Stitched, StitchOptions, stitch
 from pipeline.stages.converters.interface import Converted
 from pipeline.stages.crew import Halt, work
-from pipeline.stages.scratch import Need, require_space
+from pipeline.stages.scratch import THE_RESULT, Need, require_space
 from pipeline.stages.tree import open_entries, require_allowed, require_entries, worker_count
 
 log = structlog.get_logger()
@@ -167,7 +167,7 @@ class _Conversion:
         require_space(
             [
                 Need(folder=self.cache.folder, size=packs, purpose="layer packs"),
-                Need(folder=output.parent, size=packs + known, purpose="the .sqsh"),
+                Need(folder=output.parent, size=packs + known, purpose=THE_RESULT),
             ]
         )
 
