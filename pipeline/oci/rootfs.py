@@ -18,7 +18,6 @@ folders
 from __future__ import annotations
 
 import calendar
-import dataclasses
 import re
 import zlib
 from collections.abc import Iterable
@@ -86,9 +85,9 @@ def _transformed(
     exact = frozenset(left_out)
     below = tuple(path if path.endswith(b"/") else path + b"/" for path in exact)
     nodes: dict[bytes, Node] = {}
-    renamed: dict[
-        bytes, bytes
-    ] = {}  # first names of inodes that are left out, to the names that became the first
+    # first names of inodes that are left out, to the names that became the first
+    renamed: dict[bytes, bytes] = {}
+    modes = _Modes()
     for path, node in tree.items():
         if path in exact or path.startswith(below):
             continue
@@ -99,28 +98,47 @@ def _transformed(
                 nodes[path] = Node(nodes[first].entry, node.layer, node.index, first, node.content)
                 continue
             renamed[first] = path
-        entry = _entry(node.entry, keep_owners=keep_owners, keep_xattrs=keep_xattrs)
-        if entry is node.entry and first is None:
+        entry = node.entry
+        if (
+            modes[entry.kind, entry.mode] != entry.mode
+            or ((entry.uid or entry.gid) and not keep_owners)
+            or (entry.xattrs and not keep_xattrs)
+            or entry.mtime > MAX_TIME
+        ):
+            entry = Entry(
+                entry.path,
+                entry.kind,
+                modes[entry.kind, entry.mode],
+                entry.uid if keep_owners else 0,
+                entry.gid if keep_owners else 0,
+                min(entry.mtime, MAX_TIME),
+                entry.size,
+                entry.target,
+                entry.major,
+                entry.minor,
+                entry.xattrs if keep_xattrs else (),
+                entry.crc32,
+            )
+        elif first is None:
             nodes[path] = node
-        else:
-            nodes[path] = Node(entry, node.layer, node.index, None, node.content)
+            continue
+        nodes[path] = Node(entry, node.layer, node.index, None, node.content)
     return nodes
 
 
-def _entry(entry: Entry, *, keep_owners: bool, keep_xattrs: bool) -> Entry:
-    """`entry` as it is to be in the file; the same object where nothing changes."""
-    # Linux gives every symbolic link 0777, whatever a tar says.
-    mode = 0o777 if entry.kind is EntryKind.SYMLINK else entry.mode
-    if entry.kind is EntryKind.DIRECTORY:
-        mode |= 0o700
-    elif entry.kind is not EntryKind.SYMLINK:
-        mode |= 0o500 if mode & 0o111 else 0o400
-    uid, gid = (entry.uid, entry.gid) if keep_owners else (0, 0)
-    xattrs = entry.xattrs if keep_xattrs else ()
-    mtime = min(entry.mtime, MAX_TIME)
-    if (mode, uid, gid, xattrs, mtime) == (entry.mode, entry.uid, entry.gid, entry.xattrs, entry.mtime):
-        return entry
-    return dataclasses.replace(entry, mode=mode, uid=uid, gid=gid, xattrs=xattrs, mtime=mtime)
+class _Modes(dict[tuple[EntryKind, int], int]):
+    """The mode in the file for a kind and a layer's mode, of which an image has few."""
+
+    def __missing__(self, key: tuple[EntryKind, int]) -> int:
+        kind, mode = key
+        if kind is EntryKind.SYMLINK:
+            made = 0o777  # as Linux has them all, whatever a tar says
+        elif kind is EntryKind.DIRECTORY:
+            made = mode | 0o700
+        else:
+            made = mode | (0o500 if mode & 0o111 else 0o400)
+        self[key] = made
+        return made
 
 
 def _inside(path: str, what: str) -> bytes:

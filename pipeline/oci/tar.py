@@ -12,6 +12,7 @@ and folders is none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -37,6 +38,7 @@ _KINDS = {
 }
 _EXTENDED = b"xgLK"
 _ROOT = "a tar makes the root something else than a folder"
+_ODD = re.compile(rb"/\.\.?(?:/|\Z)")
 _MAX_ID = (1 << 32) - 1
 _MAX_EXTENDED = 1 << 20  # bytes of a long name or of PAX records, as Go's archive/tar bounds it
 
@@ -147,8 +149,9 @@ class TarReader:
         mtime, size = long_number(header.mtime), long_number(header.size)
         if pending is not None:
             name, target, records = pending.name(name), pending.target(target), pending.pax.sparse
-            uid, gid, size, mtime = pending.numbers(uid, gid, size, mtime)
-            xattrs = tuple(sorted(pending.pax.xattrs.items()))
+            if pending.pax is not _NO_PAX:
+                uid, gid, size, mtime = pending.numbers(uid, gid, size, mtime)
+                xattrs = tuple(sorted(pending.pax.xattrs.items()))
         if size < 0 or uid > _MAX_ID or gid > _MAX_ID:
             raise FormatError(f"member {name[:200]!r} has a size or an owner that cannot be")
         if kind is EntryKind.FILE and name[-1:] == b"/":
@@ -218,7 +221,7 @@ class TarReader:
         path = raw[2:] if raw[:2] == b"./" else raw
         if path[-1:] == b"/":
             path = path[:-1]
-        if path[:1] in b"/." or b"//" in path or b"/." in path or path[-1:] == b"/":
+        if path[:1] in b"/." or b"//" in path or (b"/." in path and _ODD.search(path)) or path[-1:] == b"/":
             parts = [part for part in path.split(b"/") if part not in (b"", b".")]
             if b".." in parts:
                 raise FormatError(f"member {raw[:200]!r} tries to leave the root by '..'")

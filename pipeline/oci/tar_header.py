@@ -97,14 +97,9 @@ def access(field: bytes) -> tuple[int, int, int]:
     return mode & 0o7777, uid, gid
 
 
+@lru_cache(maxsize=8192)
 def long_number(field: bytes) -> int:
-    """`number` for the 12-byte fields, quick for what nearly all of them are: eleven digits and an end."""
-    digits = field[:11]
-    if digits.isdigit() and field[11:] in b"\0 ":
-        try:
-            return int(digits, 8)
-        except ValueError:
-            pass
+    """`number` for the 12-byte fields; sizes and times of a layer repeat."""
     return number(field)
 
 

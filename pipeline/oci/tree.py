@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass
 
 from pipeline.errors import FormatError
@@ -57,6 +57,16 @@ class Tree(Mapping[bytes, Node]):
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    # the dict's own views: those of Mapping cost two calls an element
+    def items(self) -> ItemsView[bytes, Node]:
+        return self._nodes.items()
+
+    def keys(self) -> KeysView[bytes]:
+        return self._nodes.keys()
+
+    def values(self) -> ValuesView[Node]:
+        return self._nodes.values()
 
     def follow(self, path: bytes) -> bytes:
         """Where `path` leads when all symlinks in it, the last one too, are followed inside this root.

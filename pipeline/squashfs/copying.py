@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -81,13 +83,48 @@ def hash_ranges(
     written.
     """
     position = start
-    for layer, pack in enumerate(packs):
-        mine = [item for item in ranges if item.layer == layer]
-        for target, view in _checked(pack, mine):
-            feed_zeros(hasher, target - position)
-            hasher.update(view)
-            position = target + len(view)
+    buffers = _Buffers()
+    read: queue.SimpleQueue[_Filled | BaseException | None] = queue.SimpleQueue()
+    stop = threading.Event()
+    reader = threading.Thread(
+        target=_read_ahead, args=(packs, ranges, buffers, read, stop), name="stitch-read", daemon=True
+    )
+    reader.start()
+    try:
+        while (filled := read.get()) is not None:
+            if isinstance(filled, BaseException):
+                raise filled
+            buffer, parts = filled
+            for target, view in parts:
+                feed_zeros(hasher, target - position)
+                hasher.update(view)
+                position = target + len(view)
+            buffers.give_back(buffer)
+    finally:
+        stop.set()
+        buffers.give_back(bytearray(_PIECE))  # wakes a reader that waits for one
+        reader.join()
     feed_zeros(hasher, end - position)
+
+
+def _read_ahead(
+    packs: Sequence[Pack],
+    ranges: Sequence[Range],
+    buffers: _Buffers,
+    read: queue.SimpleQueue[_Filled | BaseException | None],
+    stop: threading.Event,
+) -> None:
+    """Read and check all pieces, a few ahead of the hash; what comes last is None or a failure."""
+    try:
+        for layer, pack in enumerate(packs):
+            mine = [item for item in ranges if item.layer == layer]
+            for filled in _checked(pack, mine, buffers):
+                if stop.is_set():
+                    return
+                read.put(filled)
+        read.put(None)
+    except BaseException as failure:  # noqa: BLE001 - raised again where the pieces are taken
+        read.put(failure)
 
 
 def feed_zeros(hasher: Hasher, count: int) -> None:
@@ -98,27 +135,49 @@ def feed_zeros(hasher: Hasher, count: int) -> None:
         count -= size
 
 
-def _checked(pack: Pack, ranges: Sequence[Range]) -> Iterator[tuple[int, memoryview]]:
-    """What lies in the ranges of one pack, in order, as (position in the image, bytes), checked."""
+class _Buffers:
+    """Memory for pieces on their way from the thread that reads to the one that hashes, used again."""
+
+    _COUNT = 3
+
+    def __init__(self) -> None:
+        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        for _ in range(self._COUNT):
+            self._free.put(bytearray(_PIECE))
+
+    def take(self, length: int) -> bytearray:
+        buffer = self._free.get()
+        return buffer if length <= len(buffer) else bytearray(length)
+
+    def give_back(self, buffer: bytearray) -> None:
+        self._free.put(buffer)
+
+
+# A buffer with what was read into it, and where parts of that lie in the image.
+_Filled = tuple[bytearray, list[tuple[int, memoryview]]]
+
+
+def _checked(pack: Pack, ranges: Sequence[Range], buffers: _Buffers) -> Iterator[_Filled]:
+    """What lies in the ranges of one pack, in order, checked."""
     waiting = iter(ranges)
     current = next(waiting, None)
-    buffer = memoryview(bytearray(_PIECE))
     for position, length, checksum in pack.pieces():
         if current is None:
             return
         if current.source >= position + length:
             continue
-        if length > len(buffer):
-            buffer = memoryview(bytearray(length))
-        piece = buffer[:length]
+        buffer = buffers.take(length)
+        piece = memoryview(buffer)[:length]
         pack.read_piece(position, checksum, piece)
+        parts = []
         while current is not None and current.source < position + length:
             begin = max(current.source, position)
             stop = min(current.source + current.length, position + length)
-            yield current.target + begin - current.source, piece[begin - position : stop - position]
+            parts.append((current.target + begin - current.source, piece[begin - position : stop - position]))
             if stop < current.source + current.length:
                 break
             current = next(waiting, None)
+        yield buffer, parts
 
 
 def hash_file(descriptor: int, hasher: Hasher, *, start: int, end: int) -> None:

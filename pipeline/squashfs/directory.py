@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pipeline.squashfs.metadata import MetadataReader, MetadataWriter
 from pipeline.squashfs.superblock import METADATA_SIZE
@@ -11,6 +11,8 @@ from pipeline.squashfs.superblock import METADATA_SIZE
 _HEADER = struct.Struct("<III")
 _ENTRY = struct.Struct("<HhHH")
 _INDEX = struct.Struct("<III")
+# What a listing knows of an inode: basic type, start of its metadata block, offset in that, inode number.
+Reference = tuple[int, int, int, int]
 MAX_RUN = 256  # names under one header
 MAX_NAME = 255  # the kernel's limit; the format's own is 256
 
@@ -69,22 +71,20 @@ class ListingWriter:
         self._base = 0
         self._room = 0
 
-    def add(self, name: bytes, kind: int, block: int, offset: int, number: int) -> None:
-        """One name, greater than the one before, with its inode's basic type, position and number."""
-        delta = number - self._base
-        run = self._run
-        if (
-            block != self._block
-            or self._count == MAX_RUN
-            or not -0x8000 <= delta <= 0x7FFF
-            or len(run) >= self._room
-        ):
-            self._end_run()
-            self._begin_run(name, block, number)
-            delta = 0
-        run += _ENTRY.pack(offset, delta, kind, len(name) - 1)
-        run += name
-        self._count += 1
+    def add(self, names: Iterable[tuple[bytes, Reference]]) -> None:
+        """Names, each greater than the one before, with their inodes."""
+        run, pack = self._run, _ENTRY.pack
+        current, base, room, count = self._block, self._base, self._room, self._count
+        for name, (kind, block, offset, number) in names:
+            delta = number - base
+            if block != current or count == MAX_RUN or not -0x8000 <= delta <= 0x7FFF or len(run) >= room:
+                self._count = count
+                self._end_run()
+                self._begin_run(name, block, number)
+                current, base, room, count, delta = block, number, self._room, 0, 0
+            run += pack(offset, delta, kind, len(name) - 1) + name
+            count += 1
+        self._count = count
 
     def finish(self) -> tuple[int, list[bytes]]:
         """The size of the listing in bytes, and its index entries as an extended folder inode holds them."""

@@ -24,7 +24,7 @@ ALIGNMENT = 4096  # file systems clone ranges that begin on such a border at bot
 _ALIGN_FROM = 1 << 16  # shorter ranges are not worth a gap
 _DEAD_SHARE = 4  # a fragment is packed anew when a quarter of it is of no use
 _COMPARE = 1 << 20
-_LAYER = 40  # bits of a content number that hold the entry's position
+LAYER_SHIFT = 40  # bits of a content number that hold the entry's position
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,12 @@ class Layout:
 
 def content_number(layer: int, index: int) -> int:
     """One number for an entry of a layer; numbers sort as layers and entries do."""
-    return layer << _LAYER | index
+    return layer << LAYER_SHIFT | index
 
 
 def split_number(number: int) -> tuple[int, int]:
     """The layer and the entry of a content number."""
-    return number >> _LAYER, number & ((1 << _LAYER) - 1)
+    return number >> LAYER_SHIFT, number & ((1 << LAYER_SHIFT) - 1)
 
 
 def lay_out(packs: Sequence[Pack], contents: Iterable[int], *, start: int, block_size: int) -> Layout:
@@ -78,9 +78,9 @@ def lay_out(packs: Sequence[Pack], contents: Iterable[int], *, start: int, block
     """
     planner = _Planner(packs, block_size)
     per_layer: list[list[int]] = [[] for _ in packs]
-    mask = (1 << _LAYER) - 1
+    mask = (1 << LAYER_SHIFT) - 1
     for number in sorted(set(contents)):
-        per_layer[number >> _LAYER].append(number & mask)
+        per_layer[number >> LAYER_SHIFT].append(number & mask)
     for layer, indexes in enumerate(per_layer):
         planner.sort_layer(layer, indexes)
     position = start
@@ -109,7 +109,7 @@ class _Planner:
         sizes, digests = index.sizes, bytes(index.digests)
         tails, same, live = self._tails, self._same, self._live_tails[layer]
         block_size = self._block_size
-        base = layer << _LAYER
+        base = layer << LAYER_SHIFT
         for number in indexes:
             if sizes[number] >= block_size:
                 self._sort_file(layer, number)

@@ -126,35 +126,39 @@ class MetadataWriter:
     def __init__(self, compress: Compress) -> None:
         self._compress = compress
         self._stored: list[bytes] = []
-        self._stored_size = 0
-        self._pending = bytearray()
         self._starts: list[int] = []
+        self.stored_size = 0
+        self.pending = bytearray()
 
     @property
     def position(self) -> tuple[int, int]:
-        return self._stored_size, len(self._pending)
+        return self.stored_size, len(self.pending)
 
     def write(self, data: bytes) -> None:
-        pending = self._pending
-        pending += data
+        self.pending += data
+        self.flush()
+
+    def flush(self) -> None:
+        """Store the whole blocks of `pending`, which callers with many small writes may append to."""
+        pending = self.pending
         while len(pending) >= METADATA_SIZE:
             self._store(bytes(pending[:METADATA_SIZE]))
             del pending[:METADATA_SIZE]
 
     def _store(self, plain: bytes) -> None:
-        self._starts.append(self._stored_size)
+        self._starts.append(self.stored_size)
         packed = self._compress(plain)
         if len(packed) < len(plain):
             self._stored.append(len(packed).to_bytes(2, "little") + packed)
         else:
             self._stored.append((len(plain) | _RAW).to_bytes(2, "little") + plain)
-        self._stored_size += len(self._stored[-1])
+        self.stored_size += len(self._stored[-1])
 
     def finish(self) -> tuple[bytes, list[int]]:
         """All stored blocks, and where each starts."""
-        if self._pending:
-            self._store(bytes(self._pending))
-            self._pending.clear()
+        if self.pending:
+            self._store(bytes(self.pending))
+            self.pending.clear()
         return b"".join(self._stored), self._starts
 
 

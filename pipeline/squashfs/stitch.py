@@ -28,8 +28,8 @@ from pipeline.squashfs.copying import copy_ranges, hash_file, hash_ranges
 from pipeline.squashfs.inode import NO_FRAGMENT, Kind
 from pipeline.squashfs.layout import (
     ALIGNMENT,
+    LAYER_SHIFT,
     Layout,
-    content_number,
     copy_place,
     file_words,
     lay_out,
@@ -39,7 +39,7 @@ from pipeline.squashfs.pack import Pack, PackDamaged
 from pipeline.squashfs.packindex import PackIndex
 from pipeline.squashfs.packwriter import PackWriter
 from pipeline.squashfs.superblock import ABSENT, PAD, SIZE, Flags, Superblock
-from pipeline.squashfs.tree import NOWHERE, NodeLike, Place, TreeWriter
+from pipeline.squashfs.tree import NOWHERE, Locate, NodeLike, Place, TreeWriter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -133,16 +133,18 @@ class _Stitch:
         self.inode_count = 0
 
     def _contents(self) -> Iterator[int]:
+        sizes, file = [pack.index.sizes for pack in self._packs], Kind.FILE
         for path, node in self._nodes.items():
-            if node.entry.kind != Kind.FILE or node.link_to is not None or not node.entry.size:
+            entry = node.entry
+            if not entry.size or entry.kind != file or node.link_to is not None:
                 continue
             layer, index = node.layer, node.index
             if layer < 0:
                 self._literals[path] = node.content or b""
                 continue
-            if layer >= len(self._packs) or self._packs[layer].index.sizes[index] != node.entry.size:
+            if layer >= len(sizes) or sizes[layer][index] != entry.size:
                 raise FormatError(f"the tree's {os.fsdecode(path)} is not what its layer was packed with")
-            yield content_number(layer, index)
+            yield layer << LAYER_SHIFT | index
 
     def write_extra(self, compressors: Compressors) -> int:
         """Pack what must be packed anew, behind the packs' ranges; returns where that ends."""
@@ -176,27 +178,33 @@ class _Stitch:
         self._extra_base = base
         return position
 
-    def _locate(self, path: bytes, node: NodeLike) -> Place:
-        size, layer = node.entry.size, node.layer
-        if not size:
-            return NOWHERE
-        block_size = self._options.block_size
-        if layer < 0:
-            index, number = self._extra, self._extra_numbers[path]
-            place, offset = index.places[number], index.details[number]
-            place += self.layout.end if size >= block_size else self._extra_base
-        else:
-            index, number = self._packs[layer].index, node.index
-            place, offset = self.layout.places[layer][number], self.layout.offsets[layer][number]
-        if size < block_size:
-            return 0, place, offset, b"", 0
-        words = file_words(index, number, block_size)
-        return place, NO_FRAGMENT, 0, words.tobytes(), _sparse(words, size, block_size)
+    def _locator(self) -> Locate:
+        block_size, places, offsets = self._options.block_size, self.layout.places, self.layout.offsets
+        indexes = [pack.index for pack in self._packs]
+
+        def locate(path: bytes, node: NodeLike) -> Place:
+            size, layer, number = node.entry.size, node.layer, node.index
+            if not size:
+                return NOWHERE
+            if layer >= 0:
+                if size < block_size:
+                    return 0, places[layer][number], offsets[layer][number], b"", 0
+                index, place, offset = indexes[layer], places[layer][number], 0
+            else:
+                index, number = self._extra, self._extra_numbers[path]
+                place, offset = index.places[number], index.details[number]
+                if size < block_size:
+                    return 0, place + self._extra_base, offset, b"", 0
+                place += self.layout.end
+            words = file_words(index, number, block_size)
+            return place, NO_FRAGMENT, 0, words.tobytes(), _sparse(words, size, block_size)
+
+        return locate
 
     def tables(self, start: int) -> tuple[bytes, bytes]:
         """The head of the image up to its first pack, and the tables that begin at `start`, padded."""
         compress, layout, options = self._compress, self.layout, self._options
-        tree = TreeWriter(compress, self._locate)
+        tree = TreeWriter(compress, self._locator())
         root = tree.write(self._nodes)
         self.inode_count = tree.inode_count
         inodes, _ = tree.inodes.finish()

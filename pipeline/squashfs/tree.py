@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pipeline.errors import FormatError
 from pipeline.squashfs.codecs import Compress
-from pipeline.squashfs.directory import MAX_NAME, ListingWriter
+from pipeline.squashfs.directory import MAX_NAME, ListingWriter, Reference
 from pipeline.squashfs.inode import (
     BASIC_TYPE,
     EMPTY_LISTING,
@@ -30,6 +30,7 @@ from pipeline.squashfs.inode import (
 )
 from pipeline.squashfs.metadata import MetadataWriter
 from pipeline.squashfs.packwriter import EntryLike
+from pipeline.squashfs.superblock import METADATA_SIZE
 from pipeline.squashfs.xattr import XattrWriter
 
 MAX_OWNERS = 0xFFFF
@@ -63,9 +64,7 @@ class NodeLike(Protocol):
 Place = tuple[int, int, int, bytes, int]
 NOWHERE: Place = (0, NO_FRAGMENT, 0, b"", 0)
 Locate = Callable[[bytes, NodeLike], Place]
-_Reference = tuple[int, int, int, int]  # basic type, start of the metadata block, offset in it, inode number
-_NONE: _Reference = (0, 0, 0, 0)
-_Child = tuple[bytes, bytes, "NodeLike | None", _Reference]  # a folder's is known when it joins its parent's
+_Child = tuple[bytes, bytes, "NodeLike | Reference"]  # name, path; a folder's inode is known when it joins
 
 
 @dataclass(slots=True)
@@ -89,7 +88,7 @@ class TreeWriter:
         self._locate = locate
         self._references = array("Q")
         self._links: Counter[bytes] = Counter()
-        self._linked: dict[bytes, _Reference] = {}
+        self._linked: dict[bytes, Reference] = {}
 
     @property
     def inode_count(self) -> int:
@@ -103,22 +102,26 @@ class TreeWriter:
         """
         self._links.update(node.link_to for node in nodes.values() if node.link_to is not None)
         items = iter(nodes.items())
+        directory = Kind.DIRECTORY
         path, node = next(items, (b"", None))
         if node is None or path or node.entry.kind != Kind.DIRECTORY:
             raise FormatError("the root of a tree is not a folder")
         folder = _Folder(b"", b"", node.entry, self._new_number())
         stack = [folder]
+        prefix, children = folder.prefix, folder.children
         for path, node in items:
-            while not path.startswith(folder.prefix):
+            while not path.startswith(prefix):
                 folder = self._close(stack)
-            name = path[len(folder.prefix) :]
+                prefix, children = folder.prefix, folder.children
+            name = path[len(prefix) :]
             if not 0 < len(name) <= MAX_NAME or b"/" in name:
                 raise FormatError(f"squashfs cannot hold the name {os.fsdecode(path)!r} here")
-            if node.entry.kind == Kind.DIRECTORY:
+            if node.entry.kind == directory:
                 folder = _Folder(name, path + b"/", node.entry, self._new_number())
+                prefix, children = folder.prefix, folder.children
                 stack.append(folder)
             else:
-                folder.children.append((name, path, node, _NONE))
+                children.append((name, path, node))
         while len(stack) > 1:
             self._close(stack)
         _, block, offset, _ = self._write_folder(stack[0], self.inode_count + 1)
@@ -140,15 +143,14 @@ class TreeWriter:
         parent = stack[-1]
         parent.nlink += 1
         reference = self._write_folder(folder, parent.number)
-        parent.children.append((folder.name, b"", None, reference))
+        parent.children.append((folder.name, b"", reference))
         return parent
 
-    def _write_folder(self, folder: _Folder, parent: int) -> _Reference:
+    def _write_folder(self, folder: _Folder, parent: int) -> Reference:
         references = self._leaves(folder.children)
         folder.children.clear()
         listing = ListingWriter(self.listings)
-        for name, (kind, block, offset, number) in references:
-            listing.add(name, kind, block, offset, number)
+        listing.add(references)
         size, index = listing.finish()
         entry, number = folder.entry, folder.number
         xattr = self.xattrs.add(entry.xattrs) if entry.xattrs else NO_XATTRS
@@ -162,46 +164,47 @@ class TreeWriter:
             ) + b"".join(index)
         return self._store(1, number, data)
 
-    def _leaves(self, children: list[_Child]) -> list[tuple[bytes, _Reference]]:
+    def _leaves(self, children: list[_Child]) -> list[tuple[bytes, Reference]]:
         """Write the inodes of a folder's files and other leaves; gives all names with their references.
 
         This runs once for every file, so the plain file, which nearly all are, is dealt with right here.
         """
         inodes, positions, ids, links = self.inodes, self._references, self.ids, self._links
-        pack, locate = _BASIC_FILE.pack, self._locate
-        written: list[tuple[bytes, _Reference]] = []
-        for name, path, node, reference in children:
-            if node is None:
-                written.append((name, reference))
+        pack, locate, pending, file = _BASIC_FILE.pack, self._locate, self.inodes.pending, Kind.FILE
+        block = inodes.stored_size
+        written: list[tuple[bytes, Reference]] = []
+        for name, path, node in children:
+            if isinstance(node, tuple):
+                written.append((name, node))
                 continue
             entry = node.entry
-            plain = (
-                entry.kind == Kind.FILE and not entry.xattrs and node.link_to is None and path not in links
-            )
-            if plain and entry.uid in ids and entry.gid in ids:
+            if entry.kind == file and node.link_to is None and path not in links and not entry.xattrs:
+                owner, group = ids.get(entry.uid), ids.get(entry.gid)
                 start, fragment, offset, words, sparse = locate(path, node)
                 size, mtime = entry.size, entry.mtime
-                if start <= _U32 and size <= _U32 and 0 <= mtime <= _U32 and not sparse:
-                    block, at = inodes.position
+                plain = start <= _U32 and size <= _U32 and 0 <= mtime <= _U32 and not sparse
+                if plain and owner is not None and group is not None:
+                    at = len(pending)
                     positions.append(block << 16 | at)
                     number = len(positions)
-                    owner, group = ids[entry.uid], ids[entry.gid]
-                    inodes.write(
-                        pack(2, entry.mode, owner, group, mtime, number, start, fragment, offset, size)
-                        + words
-                    )
+                    pending += pack(2, entry.mode, owner, group, mtime, number, start, fragment, offset, size)
+                    pending += words
                     written.append((name, (2, block, at, number)))
+                    if len(pending) >= METADATA_SIZE:
+                        inodes.flush()
+                        block = inodes.stored_size
                     continue
             written.append((name, self._leaf(path, node)))
+            block = inodes.stored_size
         return written
 
-    def _store(self, kind: int, number: int, data: bytes) -> _Reference:
+    def _store(self, kind: int, number: int, data: bytes) -> Reference:
         block, offset = self.inodes.position
         self.inodes.write(data)
         self._references[number - 1] = block << 16 | offset
         return kind, block, offset, number
 
-    def _leaf(self, path: bytes, node: NodeLike) -> _Reference:
+    def _leaf(self, path: bytes, node: NodeLike) -> Reference:
         """Write the inode of anything but a folder, unless another name of it was met before."""
         first = path if node.link_to is None else node.link_to
         nlink = self._links.get(first, 0) + 1

@@ -81,7 +81,7 @@ def test_listings_of_many_runs(tmp_path: Path, count: int, spread: int) -> None:
     want = []
     for number in range(count):
         name = b"%06d" % number + b"x" * (number % 50)
-        listing.add(name, 2, number // 300 * 5000, number % 300 * 20, 1 + number * spread)
+        listing.add([(name, (2, number // 300 * 5000, number % 300 * 20, 1 + number * spread))])
         want.append((name, number // 300 * 5000 << 16 | number % 300 * 20, 1 + number * spread))
     size, index = listing.finish()
     stored, _ = writer.finish()
