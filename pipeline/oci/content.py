@@ -14,6 +14,7 @@ from pipeline.oci.sparse import SparseMap
 
 _crc32 = isal_zlib.crc32
 _PIECE = 1 << 20
+_VIEW_FROM = 1 << 14  # a copy of less costs no more than a view
 _ZEROS = memoryview(bytes(_PIECE))
 
 
@@ -46,6 +47,15 @@ class Window:
             return self._piece[start:stop]
         if start == self._size and not self._refill():
             return b""
+        return self._gather(size)
+
+    def view(self, size: int) -> bytes | memoryview:
+        """Exactly `size` bytes, without a copy where they lie in one piece."""
+        start = self._position
+        stop = start + size
+        if stop <= self._size:
+            self._position = stop
+            return memoryview(self._piece)[start:stop]
         return self._gather(size)
 
     def skip(self, size: int) -> None:
@@ -131,6 +141,14 @@ class Content:
             self._entry.crc32 = self._crc
         return data
 
+    def view(self, size: int) -> bytes | memoryview:
+        """`read` without a copy where that pays. The bytes stay as they are for as long as they are held."""
+        if not _VIEW_FROM <= size <= self._left:
+            return self.read(size)
+        data = self._view(size)
+        self._passed(data)
+        return data
+
     def readinto(self, buffer: bytearray | memoryview) -> int:
         """Fill `buffer` as far as there is content; returns how many bytes."""
         view = memoryview(buffer).cast("B")
@@ -172,6 +190,9 @@ class Content:
     def _take(self, size: int) -> bytes:
         return self._window.take(size)
 
+    def _view(self, size: int) -> bytes | memoryview:
+        return self._window.view(size)
+
     def _piece(self, most: int) -> memoryview:
         return self._window.piece(most)
 
@@ -204,6 +225,9 @@ class SparseContent(Content):
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+    def _view(self, size: int) -> bytes | memoryview:
+        return self._take(size)
 
     def _piece(self, most: int) -> memoryview:
         hole = self._hole()

@@ -20,7 +20,16 @@ from pipeline.errors import FormatError
 from pipeline.oci import pax, sparse
 from pipeline.oci.content import EMPTY, Content, SparseContent, Window
 from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
-from pipeline.oci.tar_header import BLOCK, ZERO_BLOCK, Header, access, long_number, natural, parse_header
+from pipeline.oci.tar_header import (
+    BLOCK,
+    ZERO_BLOCK,
+    Header,
+    access,
+    long_number,
+    natural,
+    parse_header,
+    plain_file,
+)
 
 __all__ = ["Content", "Entry", "EntryKind", "Limits", "TarReader"]
 
@@ -36,6 +45,7 @@ _KINDS = {
     b"5": EntryKind.DIRECTORY,
     b"6": EntryKind.FIFO,
 }
+_FILE = EntryKind.FILE
 _EXTENDED = b"xgLK"
 _ROOT = "a tar makes the root something else than a folder"
 _ODD = re.compile(rb"/\.\.?(?:/|\Z)")
@@ -67,24 +77,12 @@ class TarReader:
         count = 0
         most = self._limits.max_entries
         while (block := self._next_header()) is not None:
-            pending = None
-            header = parse_header(block)
-            while header.kind in _EXTENDED:
-                pending = pending or _Pending()
-                self._extended(header, pending)
-                block = self._window.take(BLOCK)
-                if block == ZERO_BLOCK:
-                    raise FormatError("a tar ends after an extended header, without its member")
-                header = parse_header(block)
             count += 1
             if count > most:
                 raise FormatError(f"a layer has more than {most} members")
-            if pending is None and header.kind == b"0" and header.name[-1:] != b"/":
-                entry, content = self._plain_file(header)
-            else:
-                entry, content = self._member(header, block, pending)
+            entry, content = self._plain_file(block) or self._any_member(block)
             self._metadata += len(entry.path)
-            if pending is not None:
+            if entry.target or entry.xattrs:
                 self._metadata += len(entry.target) + sum(
                     len(key) + len(value) for key, value in entry.xattrs
                 )
@@ -108,19 +106,37 @@ class TarReader:
             return None
         return block or None
 
-    def _plain_file(self, header: Header) -> tuple[Entry, Content]:
-        """What nearly all members are, in little time."""
-        mode, uid, gid = access(header.access)
-        size, mtime = long_number(header.size), long_number(header.mtime)
-        if size < 0 or not header.name:
-            raise FormatError(f"member {header.name[:200]!r} has a name or a size that cannot be")
-        entry = Entry(self._path(header.name), EntryKind.FILE, mode, uid, gid, max(0, mtime), size)
+    def _plain_file(self, block: bytes, long_name: bytes = b"") -> tuple[Entry, Content] | None:
+        """What nearly all members are, in little time: a file whose header tells all. None: look closer."""
+        plain = plain_file(block)
+        if plain is None:
+            return None
+        name, owner, size, mtime = plain
+        name = long_name or name
+        if size < 0 or mtime < 0:
+            return None
+        mode, uid, gid = access(owner)
+        entry = Entry(self._path(name), _FILE, mode, uid, gid, mtime, size)
         if not entry.path:
             raise FormatError(_ROOT)
         if not size:
             return entry, EMPTY
         self._count(entry)
         return entry, Content(entry, self._window, size, -size % BLOCK)
+
+    def _any_member(self, block: bytes) -> tuple[Entry, Content]:
+        pending = None
+        header = parse_header(block)
+        while header.kind in _EXTENDED:
+            pending = pending or _Pending()
+            self._extended(header, pending)
+            block = self._window.take(BLOCK)
+            if block == ZERO_BLOCK:
+                raise FormatError("a tar ends after an extended header, without its member")
+            if (name := pending.long_name_alone) and (found := self._plain_file(block, name)):
+                return found
+            header = parse_header(block)
+        return self._member(header, block, pending)
 
     def _extended(self, header: Header, pending: _Pending) -> None:
         size = natural(header.size, "size")
@@ -254,6 +270,12 @@ class _Pending:
         if kind in self._long:
             raise FormatError("a member of a tar has two long names")
         self._long[kind] = value
+
+    @property
+    def long_name_alone(self) -> bytes:
+        """GNU's long name when nothing else was said that a file could have; no folder's."""
+        name = self._long.get(b"L", b"") if self.pax is _NO_PAX else b""
+        return b"" if name.endswith(b"/") else name
 
     def numbers(self, uid: int, gid: int, size: int, mtime: int) -> tuple[int, int, int, int]:
         """The header's numbers, replaced where the extended header has others."""

@@ -23,6 +23,7 @@ _ADLER_PRIME = 65521
 _POSIX = b"ustar\x0000"
 _GNU = b"ustar  \0"
 _STAR_END = b"tar\0"
+_SLASH = ord("/")
 MAX_NUMBER = (1 << 63) - 1
 _MAX_ID = (1 << 32) - 1
 _WRONG = "this is not a tar, or a header in it is damaged: its checksum is wrong"
@@ -63,6 +64,27 @@ def parse_header(block: bytes) -> Header:
         raise FormatError("a tar has a sparse file of GNU's kind that is not in GNU's format")
     target = target.partition(b"\0")[0] if target[0] else b""
     return Header(name, owner, size, mtime, kind, target, major + minor)
+
+
+def plain_file(block: bytes) -> tuple[bytes, bytes, int, int] | None:
+    """Name, access, size and mtime of a file in the formats that engines write; None for all that is rare.
+
+    Where it gives something, `parse_header` would give the same, in twice the time.
+    """
+    name, owner, size, mtime, checksum, kind, _, magic, _, _, prefix = _FIELDS.unpack(block)
+    if kind != b"0" or isal_zlib.adler32(block) & 0xFFFF != _expected(checksum):
+        return None
+    name = name.partition(b"\0")[0]
+    if magic == _POSIX:
+        if prefix[0]:
+            if block[508:] == _STAR_END:
+                return None
+            name = prefix.partition(b"\0")[0] + b"/" + name
+    elif magic != _GNU:
+        return None
+    if not name or name[-1] == _SLASH:
+        return None
+    return name, owner, long_number(size), long_number(mtime)
 
 
 @lru_cache(maxsize=8192)

@@ -21,8 +21,9 @@ from pipeline.errors import ConfigError, FormatError
 from pipeline.squashfs.superblock import Compressor
 
 Expand = Callable[[bytes, int], bytes]  # (compressed, most bytes allowed) -> plain; FormatError
-CompressMany = Callable[[list[bytes]], Iterable[Any]]  # buffers in the order of the blocks
-Compress = Callable[[bytes | bytearray | memoryview], bytes]  # maybe longer than what went in
+Plain = bytes | bytearray | memoryview  # before it is compressed; nobody changes it meanwhile
+CompressMany = Callable[[list[Plain]], Iterable[Any]]  # buffers in the order of the blocks
+Compress = Callable[[Plain], bytes]  # maybe longer than what went in
 
 _GZIP_FAILURE = cast("type[Exception]", isal_zlib.error)  # its stub names an instance
 

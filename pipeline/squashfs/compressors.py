@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from isal import isal_zlib
 
 from pipeline.squashfs.blocks import RAW
-from pipeline.squashfs.codecs import Codec, CompressMany
+from pipeline.squashfs.codecs import Codec, CompressMany, Plain
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,7 +31,7 @@ class Job:
 
     __slots__ = ("_done", "_failure", "blocks", "checksum", "payload", "words")
 
-    def __init__(self, blocks: list[bytes]) -> None:
+    def __init__(self, blocks: list[Plain]) -> None:
         self.blocks = blocks
         self.words: list[int] = []
         self.payload = b""
@@ -51,7 +51,7 @@ class Job:
         try:
             plain = [block for block in self.blocks if block]
             stored = iter(compress(plain))
-            parts: list[bytes] = []
+            parts: list[Plain] = []
             for block in self.blocks:
                 if not block:
                     self.words.append(0)
@@ -84,7 +84,7 @@ class Compressors:
             for number in range(self.workers)
         ]
 
-    def submit(self, blocks: list[bytes]) -> Job:
+    def submit(self, blocks: list[Plain]) -> Job:
         job = Job(blocks)
         self._jobs.put(job)
         return job

@@ -14,14 +14,16 @@ from typing import Any, Protocol
 
 from pipeline.errors import FormatError
 from pipeline.squashfs.blocks import LENGTH
+from pipeline.squashfs.codecs import Plain
 from pipeline.squashfs.compressors import JOB_SIZE, Compressors, Job
 from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.packindex import DIGEST_SIZE, PackIndex
 
-Read = Callable[[int], bytes]  # up to so many bytes of an entry's content; fewer only at its end
+Read = Callable[[int], Plain]  # up to so many bytes of an entry's content; fewer only at its end
 Write = Callable[[bytes], None]  # appends to the pack
 
 _NEXT, _FRAGMENT = -1, -2  # owners of a block that is not the first of a file
+_FILE, _DEVICES = Kind.FILE, (Kind.CHAR, Kind.BLOCK)
 _NO_DIGEST = bytes(DIGEST_SIZE)
 
 
@@ -75,13 +77,14 @@ class PackWriter:
         self._block_size = block_size
         self._in_flight = in_flight
         self._jobs: deque[tuple[Job, list[int]]] = deque()
-        self._blocks: list[bytes] = []
+        self._blocks: list[Plain] = []
         self._owners: list[int] = []
         self._waiting = 0
         self._position = 0
         self._fragment = bytearray()
         self._fragment_count = 0
         self._word_count = 0
+        self._append = _appenders(self.index)
         self._tails: dict[bytes, tuple[int, int]] = {}
         self._zeros = bytes(block_size)
 
@@ -90,25 +93,26 @@ class PackWriter:
         index = self.index
         number = len(index.paths)
         kind = entry.kind
-        size = entry.size if kind == Kind.FILE else 0
+        size = entry.size if kind == _FILE else 0
         digest, place, detail = _NO_DIGEST, 0, 0
         if size >= self._block_size:
             detail = self._word_count
         elif size:
             digest, place, detail = self._add_tail(size, read)
-        index.paths.append(entry.path)
-        index.kinds.append(kind)
-        index.modes.append(entry.mode)
-        index.uids.append(entry.uid)
-        index.gids.append(entry.gid)
-        index.mtimes.append(entry.mtime)
-        index.sizes.append(size)
+        path, kinds, mode, uid, gid, mtime, sizes, places, details = self._append
+        path(entry.path)
+        kinds(kind)
+        mode(entry.mode)
+        uid(entry.uid)
+        gid(entry.gid)
+        mtime(entry.mtime)
+        sizes(size)
+        places(place)
+        details(detail)
         index.digests += digest
-        index.places.append(place)
-        index.details.append(detail)
         if entry.target:
             index.targets[number] = entry.target
-        if kind in (Kind.CHAR, Kind.BLOCK):
+        if kind in _DEVICES:
             index.devices[number] = (entry.major, entry.minor)
         if entry.xattrs:
             index.xattrs[number] = entry.xattrs
@@ -142,8 +146,8 @@ class PackWriter:
     def _end_fragment(self) -> None:
         self.index.fragment_sizes.append(len(self._fragment))
         self._fragment_count += 1
-        self._add_block(bytes(self._fragment), _FRAGMENT)
-        self._fragment.clear()
+        self._add_block(self._fragment, _FRAGMENT)
+        self._fragment = bytearray()
 
     def _add_blocks(self, number: int, size: int, read: Read) -> None:
         block_size, zeros = self._block_size, self._zeros
@@ -159,7 +163,7 @@ class PackWriter:
             self._add_block(b"" if block == zeros[: len(block)] else block, owner)
             owner = _NEXT
 
-    def _add_block(self, block: bytes, owner: int) -> None:
+    def _add_block(self, block: Plain, owner: int) -> None:
         self._blocks.append(block)
         self._owners.append(owner)
         self._waiting += len(block) + 64  # holes are not free: a job has an end
@@ -196,7 +200,13 @@ class PackWriter:
             index.check_sums.append(job.checksum)
 
 
-def _filled(block: bytes, length: int, read: Read) -> bytes:
+def _appenders(index: PackIndex) -> tuple[Callable[[Any], None], ...]:
+    """What appends to the columns that are filled as entries come, looked up once and not for each entry."""
+    numbers = (index.modes, index.uids, index.gids, index.mtimes, index.sizes, index.places, index.details)
+    return (index.paths.append, index.kinds.append, *(column.append for column in numbers))
+
+
+def _filled(block: Plain, length: int, read: Read) -> bytes:
     parts = [block]
     have = len(block)
     while have < length:

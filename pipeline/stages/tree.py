@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from pipeline.errors import FormatError
+from pipeline.oci.blob import CheckedBlob
 from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
 from pipeline.oci.layer import Content, decompressed, read_layer
 from pipeline.oci.merge import merge
@@ -33,7 +34,7 @@ def read_tree(
 ) -> Tree:
     """Read every layer of ``source`` to its end, in parallel, and merge them.
 
-    Digests of blobs and unpacked layers are checked, the crc32 of every file is in its entry. Raises
+    The digests of unpacked layers are checked, the crc32 of every file is in its entry. Raises
     FormatError for bytes that are no image or beyond ``limits``, and what ``source`` raises.
     """
     layers = source.manifest().layers
@@ -131,6 +132,8 @@ def open_entries(
     descriptor = source.manifest().layers[index]
     try:
         with source.open_layer(index) as blob:
+            if isinstance(blob, CheckedBlob):
+                blob.check_size_alone()  # the diff_id is checked, and comes from a checked config
             stored = cast("BinaryIO", _Counted(blob, meter, halt))
             plain = decompressed(stored, descriptor.compression, limits=limits)
             diff_id = source.config().diff_ids[index]

@@ -195,7 +195,7 @@ class _Conversion:
                 self.source, index, halt=halt, meter=self.meter, background=True, limits=self.limits
             ) as members:
                 for entry, content in members:
-                    writer.add(entry, content.read)
+                    writer.add(entry, content.view)
             handle.complete(writer.finish())
 
     def _write(self, tree: Tree, packs: Sequence[Pack], output: Path, mkfs_time: int) -> Stitched:
