@@ -25,6 +25,7 @@ _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the long campaigns (marker slow)")
+    parser.addoption("--fuzz-seconds", default="4", help="how long each fuzzer runs")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

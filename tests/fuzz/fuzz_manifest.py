@@ -1,0 +1,12 @@
+"""Atheris on the manifest reader: python -m tests.fuzz.fuzz_manifest -max_total_time=60 tests/corpus/manifest"""
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["pipeline"]):
+    from tests.fuzz import targets
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, targets.manifest)
+    atheris.Fuzz()
