@@ -386,7 +386,8 @@ def verify(path: str, found: Found, settings: Settings, *, trusted: bool) -> Non
             f"{path} of {found.image}:{found.version} has changed its bytes; tell the store's owner"
         )
     try:
-        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT, 0o644))
+        # nobody's link is followed: the folder is for all users
+        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644))
     except OSError:
         return
 

@@ -1,4 +1,4 @@
-"""Atheris on the manifest reader: python -m tests.fuzz.fuzz_manifest -max_total_time=60 tests/corpus/manifest"""
+"""Atheris: python -m tests.fuzz.fuzz_manifest -max_total_time=60 tests/corpus/manifest"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Atheris on the squashfs reader: python -m tests.fuzz.fuzz_squashfs -max_total_time=60 tests/corpus/squashfs"""
+"""Atheris: python -m tests.fuzz.fuzz_squashfs -max_total_time=60 tests/corpus/squashfs"""
 
 import sys
 

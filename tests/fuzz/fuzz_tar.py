@@ -1,4 +1,4 @@
-"""Atheris on the tar reader: python -m tests.fuzz.fuzz_tar -max_total_time=60 tests/corpus/tar"""
+"""Atheris: python -m tests.fuzz.fuzz_tar -max_total_time=60 tests/corpus/tar"""
 
 import sys
 

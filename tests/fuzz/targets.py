@@ -1,4 +1,4 @@
-"""What is fuzzed: bytes from strangers go in, and out comes a value that holds what it promises, or FormatError.
+"""What is fuzzed: a stranger's bytes go in, a value that holds what it promises comes out, or FormatError.
 
 Anything else that is raised is a defect. The bounds are small, so that time and memory of one input are too.
 """

@@ -1,4 +1,4 @@
-"""Fuzzing for a fixed time: hypothesis everywhere, atheris where it can be installed; longer by --fuzz-seconds."""
+"""Fuzzing for a fixed time: hypothesis everywhere, atheris where it can be installed; --fuzz-seconds."""
 
 from __future__ import annotations
 

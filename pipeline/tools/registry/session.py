@@ -216,10 +216,15 @@ class Session:
 
     def _allowed(self, base: str, location: str, what: str) -> str:
         """``location`` seen from ``base``, unless it is no address or gives up TLS."""
-        target = urljoin(base, location)
-        parts = urlsplit(target)
+        nowhere = RegistryError(f"{self.host} sends us to {location[:100]!r} for {what}, which is no address")
+        try:
+            target = urljoin(base, location)
+            parts = urlsplit(target)
+            _origin(target)
+        except ValueError:  # half an IPv6 address, a port that is none
+            raise nowhere from None
         if parts.scheme not in ("http", "https") or not location:
-            raise RegistryError(f"{self.host} sends us to {location[:100]!r} for {what}, which is no address")
+            raise nowhere
         insecure = parts.scheme == "http" and _origin(target) != _origin(self._base)
         if insecure and (base.startswith("https:") or not our_http.plain_http_allowed(parts.netloc)):
             raise RegistryError(
