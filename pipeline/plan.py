@@ -220,7 +220,11 @@ def _release_steps(
         missing = seen.version is not None and seen.taken is None
         why = f"{seen.version} is not published" if missing else f"{reference.version} is published"
         stages: tuple[StageName, ...] = ("scan", "convert", "verify", "publish")
-        return tuple(Step(stage=stage, run=missing, reason=why) for stage in stages)
+        steps = [Step(stage=stage, run=missing, reason=why) for stage in stages]
+        if missing and reference.state == "published":
+            same = f"the file of {reference.version} is the same"
+            steps[1:3] = [Step(stage=step.stage, run=False, reason=same) for step in steps[1:3]]
+        return tuple(steps)
     why = "a new image" if image_changed else "; ".join(changes)
     scanner = seen.spec.scan.scanner
     scan = "scanner: none, nothing is looked at" if scanner == "none" else why

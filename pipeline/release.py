@@ -22,12 +22,12 @@ from pipeline.observe import released
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.progress import Story
-from pipeline.stages.attest import attest
+from pipeline.stages.attest import attest, is_attested
 from pipeline.stages.build import BuiltImage, build
-from pipeline.stages.convert import convert
+from pipeline.stages.convert import CONVERTER_VERSIONS, convert, convert_key
 from pipeline.stages.mirror import mirror
 from pipeline.stages.pin import BaseImage, pin
-from pipeline.stages.publish import publish
+from pipeline.stages.publish import publish, publish_again
 from pipeline.stages.push import PushedImage, adopt, push, tag_version
 from pipeline.stages.repository import prepare
 from pipeline.stages.scan import ScanReport, chosen, mirrored_base, scan
@@ -67,44 +67,103 @@ def release(
     """
     check_version(version)
     chosen(spec.scan, config.registry.repository(spec.name))  # no scanner: better said now than after a build
-    store = Store(config.store.root)
+    store = Store(config.store.root, group=config.store.group, stripe=config.store.stripe)
     pinned = pin_base(spec, lock=lock, clients=clients, story=story)
     done = published(spec, version, pinned, store)
     if done is not None:
         story.skip("publish", f"{done.name} is published and nothing changed")
-        return store.publish(done, done.path)
-    pushed = in_registry(
-        spec, version, pinned, config=config, clients=clients, story=story, revision=revision
-    )
-    report = scanned(spec, pushed, config=config, clients=clients, story=story)
-    with store.staging() as staged:
-        verified = verified_file(
-            spec,
-            report,
-            output=staged,
-            name=f"{spec.name}:{version}",
-            config=config,
-            clients=clients,
-            story=story,
+        made = store.publish(done, done.path)
+    else:
+        pushed = in_registry(
+            spec, version, pinned, config=config, clients=clients, story=story, revision=revision
         )
-        with story.stage("publish") as meter:
-            tag_version(pushed, version, clients(pushed.repository.registry))
-            made = publish(
-                verified,
+        report = scanned(spec, pushed, config=config, clients=clients, story=story)
+        run = _Publication(spec, version, report, provenance(pinned, revision), config, clients, story)
+        same = same_file(spec, report, store)
+        made = run.converted(store) if same is None else run.taken_over(same, store)
+    if done is None or not is_attested(made, store):  # a run that died here is finished by the next
+        with story.stage("attest"):
+            attested = attest(made, store, client_for=clients, credentials=clients.credentials)
+            story.result(attested.sentence)
+    return made
+
+
+def same_file(spec: ImageSpec, report: ScanReport, store: Store) -> Release | None:
+    """A release whose file was made from this very image with these options: converting gives nothing new.
+
+    ``auto`` accepts whatever converter made it, as it does for a version that is published already.
+    """
+    digest, wanted = report.image.digest, spec.convert.converter
+    names = CONVERTER_VERSIONS if wanted == "auto" else (wanted,)
+    keys = [convert_key(digest, spec.convert, name) for name in names]
+    return store.made_from(str(digest), keys, str(spec.platform))
+
+
+@dataclass(frozen=True, slots=True)
+class _Publication:
+    """The last part of the path: from an image that passed the scan to a release."""
+
+    spec: ImageSpec
+    version: str
+    report: ScanReport
+    provenance: Mapping[str, Any]
+    config: Config
+    clients: Clients
+    story: Story
+
+    def converted(self, store: Store) -> Release:
+        """Convert, verify, test and publish."""
+        pushed = self.report.image
+        store.make_room(pushed.size)  # a .sqsh is about as large as the compressed layers
+        with store.staging() as staged:
+            verified = verified_file(
+                self.spec,
+                self.report,
+                output=staged,
+                name=f"{self.spec.name}:{self.version}",
+                config=self.config,
+                clients=self.clients,
+                story=self.story,
+            )
+            with self.story.stage("publish") as meter:
+                self._tag()
+                made = publish(
+                    verified,
+                    store=store,
+                    image=self.spec.name,
+                    version=self.version,
+                    platform=str(self.spec.platform),
+                    source=pushed,
+                    scan=self.report.record(),
+                    provenance=self.provenance,
+                    meter=meter,
+                )
+                self.story.result(f"{made.name}, {made.public_path}")
+        return made
+
+    def taken_over(self, same: Release, store: Store) -> Release:
+        """Publish the file of another release, which is the same."""
+        self.story.skip("convert", f"{same.name} is the same image with the same options: its file is taken")
+        self.story.skip("verify", "its bytes are compared with their digest while they are published")
+        tested(self.spec, same.path, f"{self.spec.name}:{self.version}", self.story)
+        with self.story.stage("publish") as meter:
+            self._tag()
+            made = publish_again(
+                same,
                 store=store,
-                image=spec.name,
-                version=version,
-                platform=str(spec.platform),
-                source=pushed,
-                scan=report.record(),
-                provenance=provenance(pinned, revision),
+                image=self.spec.name,
+                version=self.version,
+                source=self.report.image,
+                scan=self.report.record(),
+                provenance=self.provenance,
                 meter=meter,
             )
-            story.result(f"{made.name}, {made.public_path}")
-    with story.stage("attest"):
-        attested = attest(made, store, client_for=clients, credentials=clients.credentials)
-        story.result(attested.sentence)
-    return made
+            self.story.result(f"{made.name}, {made.public_path}")
+        return made
+
+    def _tag(self) -> None:
+        pushed = self.report.image
+        tag_version(pushed, self.version, self.clients(pushed.repository.registry))
 
 
 def pin_base(spec: ImageSpec, *, lock: Lock, clients: Clients, story: Story) -> Pinned:
@@ -258,11 +317,16 @@ def verified_file(
     with story.stage("verify") as meter:
         verified = verify(file, meter=meter)
         story.result(f"{len(file.tree)} entries read back, as in the image")
+    tested(spec, output, name, story)
+    return verified
+
+
+def tested(spec: ImageSpec, file: Path, name: str, story: Story) -> None:
+    """Run the image's own tests, if it has any, inside a .sqsh. Raises VerificationError when one fails."""
     if spec.test:
         with story.stage("test") as meter:
-            tried = try_image(output, spec.test, name=name, meter=meter)
+            tried = try_image(file, spec.test, name=name, meter=meter)
             story.result(f"{len(tried)} of {len(spec.test)} commands passed")
-    return verified
 
 
 def source_of(report: ScanReport, clients: Clients) -> RegistrySource:

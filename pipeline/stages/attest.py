@@ -19,7 +19,7 @@ from pipeline.errors import SqshpipeError
 from pipeline.oci.reference import Reference
 from pipeline.stages import provenance
 from pipeline.stages.rescan import SBOM, image_of
-from pipeline.store import atomic
+from pipeline.store import atomic, folders
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.tools import image_signing
@@ -51,6 +51,14 @@ class Attested:
         return ", ".join(parts)
 
 
+def is_attested(release: Release, store: Store) -> bool:
+    """Whether `attest` came to its end for this release, whatever it could make: the signature's status is
+    written last.
+    """
+    folder = store.layout.attachments(release.image, release.version, release.platform)
+    return (folder / SIGNATURE).is_file()
+
+
 def attest(
     release: Release,
     store: Store,
@@ -76,7 +84,7 @@ def attest(
         except SqshpipeError as error:
             missing.append(f"no SBOM: {error.message}")
     with atomic.told(f"writing what belongs to {release.name}"):
-        folder.mkdir(parents=True, exist_ok=True)
+        folders.make(folder)
         for name, content in files.items():
             if (folder / name).exists():
                 files[name] = (folder / name).read_bytes()

@@ -64,6 +64,44 @@ def publish(
     return store.publish(record, file.path, channels=channels, sha256=file.sha256, meter=meter)
 
 
+def publish_again(
+    same: Release,
+    *,
+    store: Store,
+    image: str,
+    version: str,
+    source: PushedImage,
+    scan: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    channels: Iterable[str] = (DEFAULT_CHANNEL,),
+    meter: Meter = SILENT,
+) -> Release:
+    """Publish the file of `same`, which was made from the same image with the same options, as image:version.
+
+    Its bytes are read back and compared with their digest. Raises VerificationError when they are damaged.
+    """
+    record = Record(
+        image=image,
+        version=version,
+        platform=same.platform,
+        sha256=same.sha256,
+        size=same.size,
+        source={
+            "repository": str(source.repository),
+            "digest": str(source.digest),
+            "config_digest": str(source.config_digest),
+        },
+        base=_base(source.base),
+        keys={"convert": same.keys["convert"]} | ({"build": source.build_key} if source.build_key else {}),
+        converter=same.converter,
+        scan=dict(scan),
+        provenance={**provenance, "same_file_as": same.name},
+        checks=same.checks,
+        created=_now(),
+    )
+    return store.publish(record, same.path, channels=channels, sha256=same.sha256, meter=meter)
+
+
 def publish_external(
     file: Path,
     *,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import PublishError
-from pipeline.progress import Meter
+from pipeline.progress import SILENT, Meter
 from pipeline.store import atomic, caches, channels, folders, preflight, publishing
 from pipeline.store.events import Change
 from pipeline.store.layout import Layout
@@ -36,7 +36,10 @@ def publish(
             publishing.refuse_other_content(record, there)
         standing = load(layout, record.image).state.releases.get(record.version) if there else None
         if there is None or not _stands(layout, there, standing):
-            _bring(layout, record, file, standing, sha256, meter)
+            if file == layout.blob(record.sha256):
+                commit_present(layout, record, meter=meter)
+            else:
+                _bring(layout, record, file, standing, sha256, meter)
         loaded = load(layout, record.image)
         for channel in moves:
             channels.advance(
@@ -106,12 +109,12 @@ def commit_staged(layout: Layout, record: Record, staged: Path) -> None:
     _commit_sealed(layout, record, staged)
 
 
-def commit_present(layout: Layout, record: Record) -> None:
+def commit_present(layout: Layout, record: Record, *, meter: Meter = SILENT) -> None:
     """Make the release exist from bytes that the store has already, read back first; caches are not
     written.
     """
     folders.make(layout.events(record.image))
-    publishing.check_present(layout, record)
+    publishing.check_present(layout, record, meter=meter)
     if not publishing.commit(layout, record):
         _bring_back(layout, record)
     if not publishing.bytes_are_there(layout, record):

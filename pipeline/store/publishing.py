@@ -103,10 +103,10 @@ def put_bytes(layout: Layout, staged: Path, record: Record) -> None:
         check_present(layout, record)
 
 
-def check_present(layout: Layout, record: Record) -> None:
+def check_present(layout: Layout, record: Record, *, meter: Meter = SILENT) -> None:
     """Read bytes that are there already back. Raises VerificationError when they are not the record's."""
     blob = layout.blob(record.sha256)
-    if (digest := hash_file(blob)) != record.sha256:
+    if (digest := hash_file(blob, meter=meter)) != record.sha256:
         raise VerificationError(
             f"{blob} is damaged: its sha256 is {digest}",
             hint="run sqshpipe scrub, which marks what is damaged; then publish again, which mends it",

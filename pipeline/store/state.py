@@ -192,6 +192,16 @@ class ImageState:
                     published=one.state(platform) == "published",
                 )
 
+    def published_from(self, source: str, platform: str) -> Iterator[str]:
+        """Versions that resolve and were made from the image with that digest, newest first."""
+        for version, one in reversed(self.releases.raw()):
+            if isinstance(one, Line) and source not in one.text:
+                continue  # not worth parsing
+            standing = self.releases[version]
+            held = standing.platforms.get(platform)
+            if held is not None and held.source == source and standing.state(platform) == "published":
+                yield version
+
     def apply(self, event: Event) -> None:
         """Fold the next event in."""
         change = event.change

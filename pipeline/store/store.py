@@ -204,6 +204,20 @@ class Store:
         names = [name for name, one in state.newest_first() if one.resolvable()]
         return nearest("", names) if names else "nothing of this image resolves at present"
 
+    def made_from(self, source: str, convert_keys: Iterable[str], platform: str) -> Release | None:
+        """A release whose file was converted from the image with that digest under one of those keys: its
+        bytes are what converting again would give. It may be another image's. None when none resolves.
+        """
+        keys = frozenset(convert_keys)
+        with self._read():
+            for image in self.images():
+                state = load(self.layout, image).state
+                for version in state.published_from(source, platform):
+                    release = self.release(image, version, platform)
+                    if release and release.keys.get("convert") in keys and exists(release.path):
+                        return release
+        return None
+
     def staging(self) -> AbstractContextManager[Path]:
         """A name inside blobs/sha256/ to write a .sqsh to, so that publishing it costs no copy."""
         from pipeline.store.publishing import staging
@@ -247,9 +261,9 @@ class Store:
         """Make `file` the release that `record` describes, and let `channels` name it when they may.
 
         `sha256` is what was hashed while `file` was written, if it was; else it is read for that.
-        A `file` under `staging` is taken as it lies; any other is copied. The same content under the same
-        version is done already. Raises PublishError when the version has other content, also after it was
-        pruned.
+        A `file` under `staging`, or another release's, is taken as it lies; any other is copied. The same
+        content under the same version is done already. Raises PublishError when the version has other
+        content, also after it was pruned.
         """
         from pipeline.store.publisher import publish
 

@@ -126,6 +126,48 @@ def test_a_second_run_does_nothing_and_says_so(sqshpipe: Run, tmp_path: Path) ->
     assert sqshpipe("plan", "hello", "--json").returncode == 0
 
 
+def test_the_same_image_under_a_new_version_is_not_converted_again(
+    sqshpipe: Run, project: Path, tmp_path: Path
+) -> None:
+    sqshpipe("lock")
+    first = Path(sqshpipe("image", "hello", "--tag", "v1.0").stdout.strip())
+    plan = json.loads(sqshpipe("plan", "hello", "--tag", "v1.1", "--json", check=10).stdout)
+    assert [step["stage"] for step in plan["images"][0]["steps"] if step["run"]] == ["scan", "publish"]
+    again = sqshpipe("image", "hello", "--tag", "v1.1", "--json")
+    answer = json.loads(again.stdout)
+    outcomes = {stage["stage"]: stage["outcome"] for stage in answer["stages"]}
+    assert (outcomes["convert"], outcomes["verify"], outcomes["publish"]) == ("skipped", "skipped", "done")
+    assert "hello:v1.0 is the same image with the same options: its file is taken" in again.stderr
+    assert Path(answer["path"]).samefile(first)
+    assert answer["provenance"]["same_file_as"] == "hello:v1.0"
+    assert (tmp_path / "store/hello/.meta/v1.1/provenance.intoto.json").is_file()
+    assert sqshpipe("resolve", "hello").stdout.strip().endswith("v1.1.sqsh")
+    assert _leftovers(tmp_path) == []
+    images = project / "images.yaml"
+    images.write_text(images.read_text().replace("defaults:\n", "defaults:\n  convert: {zstd_level: 5}\n"))
+    other = json.loads(sqshpipe("image", "hello", "--tag", "v1.2", "--json").stdout)
+    assert other["keys"]["convert"] != answer["keys"]["convert"]
+    assert {stage["stage"]: stage["outcome"] for stage in other["stages"]}["convert"] == "done"
+    sqshpipe("yank", "hello:v1.2")
+    anew = json.loads(sqshpipe("image", "hello", "--tag", "v1.3", "--json").stdout)
+    assert {stage["stage"]: stage["outcome"] for stage in anew["stages"]}["convert"] == "done"
+
+
+def test_a_run_that_died_before_it_attested_is_finished_by_the_next(sqshpipe: Run, tmp_path: Path) -> None:
+    sqshpipe("image", "plain", "--tag", "24.01")
+    attached = tmp_path / "store" / "plain" / ".meta" / "24.01"
+    whole = {path.name: path.read_bytes() for path in attached.iterdir()}
+    assert {"provenance.intoto.json", "signature.json"} <= whole.keys()
+    for lost in (["signature.json"], list(whole)):  # killed in the middle, or before it began
+        for name in lost:
+            (attached / name).unlink()
+        again = sqshpipe("image", "plain", "--tag", "24.01")
+        assert "nothing changed" in again.stderr
+        assert "attest" in again.stderr
+        assert {path.name for path in attached.iterdir()} == whole.keys()
+    assert "attest" not in sqshpipe("image", "plain", "--tag", "24.01").stderr
+
+
 def test_other_content_under_a_published_version_is_refused(sqshpipe: Run, project: Path) -> None:
     sqshpipe("lock")
     sqshpipe("image", "hello", "--tag", "v1.0")

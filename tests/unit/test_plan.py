@@ -83,6 +83,12 @@ CASES: dict[str, tuple[Observation, list[str], tuple[str, ...], str]] = {
     ),
     "same content under a new version": (
         observed(version="v1.1", taken=None),
+        ["scan", "publish"],
+        (),
+        "",
+    ),
+    "same content under a new version, and the old one no longer resolves": (
+        observed(version="v1.1", taken=None, newest=released(state="yanked")),
         ["scan", "convert", "verify", "publish"],
         (),
         "",
