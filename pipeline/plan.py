@@ -18,7 +18,7 @@ from pipeline.inputs import BuildInputs
 from pipeline.oci.digest import Digest
 
 StageName = Literal["pin", "build", "push", "mirror", "scan", "convert", "verify", "publish"]
-_OPTIONS = ("zstd_level", "block_size", "keep_owners", "keep_xattrs")
+_OPTIONS = ("compressor", "zstd_level", "block_size", "keep_owners", "keep_xattrs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

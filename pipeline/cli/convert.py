@@ -23,6 +23,14 @@ class ConverterChoice(str, Enum):
     native = "native"
 
 
+class CompressorChoice(str, Enum):
+    """What ``--compressor`` takes."""
+
+    zstd = "zstd"
+    gzip = "gzip"
+    lz4 = "lz4"
+
+
 Source = Annotated[
     str,
     typer.Argument(
@@ -35,6 +43,7 @@ Output = Annotated[
 ]
 Converter = Annotated[ConverterChoice, typer.Option("--converter", help="How to make it.")]
 PlatformOption = Annotated[str, typer.Option("--platform", help="Which of an image's platforms.")]
+CompressorOption = Annotated[CompressorChoice, typer.Option("--compressor", help="Of the .sqsh.")]
 ZstdLevel = Annotated[int, typer.Option("--zstd-level", min=1, max=22, help="How hard to compress.")]
 BlockSizeText = Annotated[str, typer.Option("--block-size", help="Of the .sqsh: 4K to 1M.")]
 KeepOwners = Annotated[bool, typer.Option("--keep-owners", help="Not all files to root.")]
@@ -58,6 +67,7 @@ def convert(
     file: Output,
     converter: Converter = ConverterChoice.auto,
     platform: PlatformOption = "linux/amd64",
+    compressor: CompressorOption = CompressorChoice.zstd,
     zstd_level: ZstdLevel = 3,
     block_size: BlockSizeText = "128K",
     keep_owners: KeepOwners = False,
@@ -81,7 +91,9 @@ def convert(
 
     if file.exists() and not force:
         raise ConfigError(f"{file} exists", hint="choose another --output, or give --force to replace it")
-    chosen = _options(converter, zstd_level, block_size, keep_owners=keep_owners, keep_xattrs=keep_xattrs)
+    chosen = _options(
+        converter, compressor, zstd_level, block_size, keep_owners=keep_owners, keep_xattrs=keep_xattrs
+    )
     limits = _limits(max_unpacked, max_ratio)
     scratch, teller = default_scratch(), Teller()
     with teller.stage("convert") as meter:
@@ -185,7 +197,13 @@ def _limits(max_unpacked: str, max_ratio: int) -> Limits:
 
 
 def _options(
-    converter: ConverterChoice, zstd_level: int, block_size: str, *, keep_owners: bool, keep_xattrs: bool
+    converter: ConverterChoice,
+    compressor: CompressorChoice,
+    zstd_level: int,
+    block_size: str,
+    *,
+    keep_owners: bool,
+    keep_xattrs: bool,
 ) -> ConvertOptions:
     from pydantic import TypeAdapter, ValidationError
 
@@ -201,6 +219,7 @@ def _options(
         ) from error
     return ConvertOptions(
         converter=converter.value,
+        compressor=compressor.value,
         zstd_level=zstd_level,
         block_size=size,
         keep_owners=keep_owners,

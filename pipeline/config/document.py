@@ -186,6 +186,10 @@ class ConvertModel(Model):
     """How the .sqsh is made."""
 
     converter: Literal["auto", "enroot", "mksquashfs", "native"] = "auto"
+    compressor: Literal["zstd", "gzip", "lz4"] = Field(
+        default="zstd",
+        description="`gzip` for kernels without zstd, `lz4` for the quickest reads.",
+    )
     zstd_level: int = Field(default=3, ge=1, le=22)
     block_size: BlockSize = Field(default=131072, description="A power of two from 4K to 1M.")
     keep_owners: bool = Field(

@@ -15,6 +15,7 @@ from pipeline.oci.reference import Reference
 from pipeline.store.names import CHANNELS, nearest
 
 ConverterName = Literal["auto", "enroot", "mksquashfs", "native"]
+CompressorName = Literal["zstd", "gzip", "lz4"]
 ScannerName = Literal["auto", "none", "ecr", "trivy"]
 Severity = Literal["low", "medium", "high", "critical"]
 
@@ -95,9 +96,13 @@ class StoreSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
-    """How the .sqsh is made; ``block_size`` is in bytes, a power of two from 4 KiB to 1 MiB."""
+    """How the .sqsh is made; ``block_size`` is in bytes, a power of two from 4 KiB to 1 MiB.
+
+    ``zstd_level`` counts for zstd alone: gzip and lz4 are written as mksquashfs writes them by itself.
+    """
 
     converter: ConverterName = "auto"
+    compressor: CompressorName = "zstd"
     zstd_level: int = 3
     block_size: int = 131072
     keep_owners: bool = False

@@ -88,6 +88,7 @@ class Codec:
             return {"zstd": ".".join(str(part) for part in zstandard.ZSTD_VERSION)}
         if self.compressor is Compressor.GZIP:
             return {"zlib": zlib.ZLIB_RUNTIME_VERSION}
+        _lz4_block()
         return {"lz4": str(importlib.import_module("lz4").library_version_string())}
 
 

@@ -34,7 +34,6 @@ from pipeline.tools.registry import RegistrySource
 log = structlog.get_logger()
 
 CHECKS = ("superblock", "length", "tree", "content", "start files")
-_ZSTD = 6  # the superblock's number for it
 _PADDING = 4096
 _NAMED = 5  # differences that the message names
 _MOST = 1000  # differences after which the rest is not looked for
@@ -93,7 +92,7 @@ def described(
     """
     try:
         with SquashfsImage.open(path) as image:
-            block_size = image.superblock.block_size
+            superblock = image.superblock
     except FormatError as error:
         raise VerificationError(error.message, hint=error.hint) from error
     if isinstance(source, RegistrySource):
@@ -109,7 +108,10 @@ def described(
         size=size,
         source=source.manifest().digest,
         converter=ConverterRecord(
-            name=name, options={"block_size": block_size}, versions={}, format=FORMAT_VERSION
+            name=name,
+            options={"compressor": superblock.compressor.name.lower(), "block_size": superblock.block_size},
+            versions={},
+            format=FORMAT_VERSION,
         ),
         convert_key="",
         tree=tree,
@@ -120,8 +122,9 @@ def described(
 def _check_superblock(image: SquashfsImage, file: SquashfsFile) -> None:
     """What was asked for, and a length without anything missing or added; magic and version: the reader."""
     superblock = image.superblock
-    if int(superblock.compressor) != _ZSTD:
-        raise VerificationError(f"{file.path} is compressed with {superblock.compressor!r}, not zstd")
+    compressor, asked = superblock.compressor.name.lower(), file.converter.options.get("compressor", "zstd")
+    if compressor != asked:
+        raise VerificationError(f"{file.path} is compressed with {compressor}, not {asked}")
     wanted = file.converter.options["block_size"]
     if superblock.block_size != wanted:
         raise VerificationError(f"{file.path} has blocks of {superblock.block_size} bytes, not {wanted}")

@@ -129,6 +129,7 @@ class Enroot:
         places: Places,
         architecture: str,
         plain_http: bool,
+        compressor: str = "zstd",
         zstd_level: int,
         block_size: int,
         on_line: Callable[[str], None] | None = None,
@@ -146,6 +147,7 @@ class Enroot:
             os.environ,
             places=places,
             plain_http=plain_http,
+            compressor=compressor,
             zstd_level=zstd_level,
             block_size=block_size,
             processors=len(os.sched_getaffinity(0)),
@@ -186,6 +188,7 @@ def import_environment(
     *,
     places: Places,
     plain_http: bool,
+    compressor: str = "zstd",
     zstd_level: int,
     block_size: int,
     processors: int,
@@ -198,7 +201,7 @@ def import_environment(
         # SOURCE_DATE_EPOCH would set the times of all files, which makes every .pyc stale
         if not key.startswith("ENROOT_") and key != "SOURCE_DATE_EPOCH"
     }
-    squash = mksquashfs.compression_options(zstd_level=zstd_level, block_size=block_size)
+    squash = mksquashfs.compression_options(compressor, zstd_level=zstd_level, block_size=block_size)
     squash += ["-noappend"]  # never add to a file that is there
     squash += ["-exit-on-error"]  # overriding the options drops it, and unreadable files would become empty
     squash += ["-mkfs-time", "0"]  # the same bytes whenever it runs

@@ -55,6 +55,7 @@ class Mksquashfs:
         folder: Path,
         output: Path,
         *,
+        compressor: str = "zstd",
         zstd_level: int,
         block_size: int,
         keep_owners: bool = False,
@@ -70,6 +71,7 @@ class Mksquashfs:
             self.path,
             folder,
             output,
+            compressor=compressor,
             zstd_level=zstd_level,
             block_size=block_size,
             keep_owners=keep_owners,
@@ -119,6 +121,7 @@ def pack_argv(
     folder: Path,
     output: Path,
     *,
+    compressor: str = "zstd",
     zstd_level: int,
     block_size: int,
     keep_owners: bool,
@@ -129,7 +132,7 @@ def pack_argv(
 ) -> list[str]:
     """The command line, each option with its reason. ``memory`` and ``block_size`` are bytes."""
     argv: list[str] = [str(program), str(folder), str(output)]
-    argv += compression_options(zstd_level=zstd_level, block_size=block_size)
+    argv += compression_options(compressor, zstd_level=zstd_level, block_size=block_size)
     argv += ["-noappend"]  # a file that is there is replaced; the default adds to it
     argv += ["-exit-on-error"]  # else a file that cannot be read becomes an empty one and the exit code is 0
     argv += [
@@ -148,9 +151,10 @@ def pack_argv(
     return argv
 
 
-def compression_options(*, zstd_level: int, block_size: int) -> list[str]:
+def compression_options(compressor: str, *, zstd_level: int, block_size: int) -> list[str]:
     """What decides the size of the file and the speed of reading it, for mksquashfs and for enroot."""
-    return ["-comp", "zstd", "-Xcompression-level", str(zstd_level), "-b", str(block_size)]
+    level = ["-Xcompression-level", str(zstd_level)] if compressor == "zstd" else []
+    return ["-comp", compressor, *level, "-b", str(block_size)]
 
 
 def environment() -> dict[str, str]:

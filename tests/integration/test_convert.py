@@ -16,6 +16,7 @@ import pytest
 from pipeline.config import ConvertOptions
 from pipeline.errors import FormatError, ToolError
 from pipeline.oci.source import ImageSource
+from pipeline.squashfs.reader import SquashfsImage
 from pipeline.stages.convert import SquashfsFile, convert
 from pipeline.stages.verify import verify
 from pipeline.tools.mount import mounted
@@ -77,6 +78,23 @@ def test_layer_cases(case: LayerCase, converter: str, places: dict[str, Path], t
         )
         assert_case(unpacked, case)
         assert_times_and_owners(unpacked, made.tree)
+
+
+@pytest.mark.parametrize("converter", CONVERTERS)
+@pytest.mark.parametrize("compressor", ["gzip", "lz4"])
+def test_other_compressors(compressor: str, converter: str, places: dict[str, Path], tmp_path: Path) -> None:
+    content = b"".join(b"%d squared is %d\n" % (number, number**2) for number in range(30_000))
+    layers = [
+        BASE,
+        LayerBuilder().file("big", content).file("small", b"s" * 300).file("noise", os.urandom(9000)),
+    ]
+    made = converted(image(tmp_path / "image", layers), places, converter, compressor=compressor)
+    assert verify(made).checks
+    assert made.converter.options["compressor"] == compressor
+    with SquashfsImage.open(made.path) as opened:
+        assert opened.superblock.compressor.name.lower() == compressor
+    subprocess.run(["unsquashfs", "-q", "-n", "-no-xattrs", "-d", tmp_path / "un", made.path], check=True)
+    assert (tmp_path / "un/big").read_bytes() == content
 
 
 def test_both_converters_give_the_same_tree(places: dict[str, Path], tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def convert_enroot(
         places=places,
         architecture=source.config().platform.architecture,
         plain_http=source.client.plain_http,
+        compressor=options.compressor,
         zstd_level=options.zstd_level,
         block_size=options.block_size,
         on_line=meter.line,

@@ -67,6 +67,7 @@ def convert_mksquashfs(
     tool.pack(
         root,
         output,
+        compressor=options.compressor,
         zstd_level=options.zstd_level,
         block_size=options.block_size,
         keep_owners=options.keep_owners,

@@ -28,12 +28,13 @@ from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.cache import PackCache, pack_key
-from pipeline.squashfs.codecs import Codec
+from pipeline.squashfs.codecs import DEFAULT_GZIP_LEVEL, Codec
 from pipeline.squashfs.compressors import JOB_SIZE, Compressors
 from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged
 from pipeline.squashfs.packindex import PackIndex
 from pipeline.squashfs.packwriter import PackWriter
 from pipeline.squashfs.stitch import Stitched, StitchOptions, stitch
+from pipeline.squashfs.superblock import Compressor
 from pipeline.stages.converters.interface import Converted
 from pipeline.stages.crew import Halt, work
 from pipeline.stages.scratch import THE_RESULT, Need, require_space
@@ -44,6 +45,13 @@ log = structlog.get_logger()
 _FOLDER = "packs"
 _IN_FLIGHT = 96 << 20  # plain bytes between reading and writing, all layers together
 _KINDS = (EntryKind.FILE, *EntryKind)  # by number; there is no kind 0
+
+
+def codec_of(options: ConvertOptions) -> Codec:
+    """The codec that the options ask for, with mksquashfs' own level where they name none."""
+    compressor = Compressor[options.compressor.upper()]
+    levels = {Compressor.ZSTD: options.zstd_level, Compressor.GZIP: DEFAULT_GZIP_LEVEL}
+    return Codec(compressor=compressor, level=levels.get(compressor, 0))
 
 
 def pack_cache(cache: Path) -> PackCache:
@@ -75,7 +83,7 @@ def convert_native(
     job = _Conversion(
         source=source,
         options=options,
-        codec=Codec(level=options.zstd_level),
+        codec=codec_of(options),
         cache=packs,
         limits=limits,
         meter=meter,

@@ -26,6 +26,7 @@ OPTIONS = ConvertOptions()
 def test_the_key_depends_on_all_that_changes_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = [
         dataclasses.replace(OPTIONS, zstd_level=4),
+        dataclasses.replace(OPTIONS, compressor="lz4"),
         dataclasses.replace(OPTIONS, block_size=1 << 20),
         dataclasses.replace(OPTIONS, keep_owners=True),
         dataclasses.replace(OPTIONS, keep_xattrs=True),
@@ -36,7 +37,7 @@ def test_the_key_depends_on_all_that_changes_the_file(monkeypatch: pytest.Monkey
     keys.add(convert_key(SOURCE, OPTIONS, "native"))
     monkeypatch.setattr(module, "FORMAT_VERSION", 99)
     keys.add(convert_key(SOURCE, OPTIONS, "native"))
-    assert len(keys) == 9
+    assert len(keys) == 10
     assert all(len(key) == 64 for key in keys)
 
 

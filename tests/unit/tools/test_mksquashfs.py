@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import ToolError
 from pipeline.tools import mksquashfs
 from pipeline.tools.mksquashfs import (
+    compression_options,
     memory_budget,
     pack_argv,
     parse_version,
@@ -40,6 +41,16 @@ def test_command_line_is_as_expected() -> None:
         "/usr/bin/mksquashfs /scratch/root /out/.x.sqsh -comp zstd -Xcompression-level 3 -b 131072 -noappend "
         "-exit-on-error -mkfs-time 0 -no-recovery -no-xattrs -processors 2 -mem 512M -progress -all-root"
     )
+
+
+@pytest.mark.parametrize("compressor", ["gzip", "lz4"])
+def test_another_compressor_has_its_own_level(compressor: str) -> None:
+    assert compression_options(compressor, zstd_level=3, block_size=4096) == [
+        "-comp",
+        compressor,
+        "-b",
+        "4096",
+    ]
 
 
 def test_file_times_are_never_set_all_at_once() -> None:
