@@ -24,12 +24,12 @@ STATE_MODE = 0o1777  # every job's user leaves marks there, and removes only its
 _NEEDS = "the importer needs /usr/bin/python3, 3.8 or later"
 # Without column numbers in tracebacks the code is half as large, and so is the time to read it.
 MAKER_OPTIONS = ("-IS", "-X", "no_debug_ranges")
-# Reads the source and prints the program: without docstrings, and without the __future__ import (which
-# searches folders for 3 ms), but with its effect.
-MAKER = """\
-import __future__, ast, binascii, marshal, sys
-source = sys.stdin.buffer.read().decode()
-assert chr(39) * 3 not in source
+# Reads the source and prints the program: without docstrings and annotations, and without the __future__
+# import (which searches folders for 3 ms), but with its effect. The tokenizer reads the program letter by
+# letter, so both texts are compressed.
+MAKER = r"""
+import __future__, ast, binascii, marshal, sys, zlib
+source = sys.stdin.buffer.read()
 tree = ast.parse(source)
 tree.body = [node for node in tree.body if getattr(node, "module", "") != "__future__"]
 for node in ast.walk(tree):
@@ -40,14 +40,22 @@ for node in ast.walk(tree):
 flag = __future__.annotations.compiler_flag
 code = compile(tree, "pyxis-importer", "exec", flags=flag, dont_inherit=True, optimize=2)
 magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
+def text(data):
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return binascii.b2a_base64(packer.compress(data) + packer.flush(), newline=False).decode()
 print("#!/usr/bin/python3 -IS")
-print("# SOURCE is the program; CODE is the same, compiled by the Python that was here at the time:")
-print("# compiling takes longer than a look-up. Any other Python compiles SOURCE.")
-print("import binascii, marshal, sys")
-print("SOURCE = r" + chr(39) * 3 + source + chr(39) * 3)
-print('CODE = "' + binascii.b2a_base64(marshal.dumps(code), newline=False).decode() + '"')
-print('SAME = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER ==', magic)
-print('exec(marshal.loads(binascii.a2b_base64(CODE)) if SAME else compile(SOURCE, __file__, "exec"))')
+print("# sqshpipe's importer for pyxis. CODE is SOURCE, compiled by the Python that was here then, because")
+print("# compiling takes longer than a look-up. Any other Python compiles SOURCE. To read it:")
+print('#   sed -n \'s/^SOURCE = "\\(.*\\)"$/\\1/p\' pyxis-importer | base64 -d | gunzip')
+print("import marshal, sys")
+print("from binascii import a2b_base64")
+print("from zlib import decompress")
+print('SOURCE = "' + text(source) + '"')
+print('CODE = "' + text(marshal.dumps(code)) + '"')
+print('if sys.modules["_frozen_importlib_external"].MAGIC_NUMBER ==', magic, end=":\n")
+print("    exec(marshal.loads(decompress(a2b_base64(CODE), 31)))")
+print("else:")
+print('    exec(compile(decompress(a2b_base64(SOURCE), 31), __file__, "exec"))')
 """
 
 

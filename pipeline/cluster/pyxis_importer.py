@@ -15,7 +15,7 @@ Settings: pyxis-importer.json beside this file, which stands alone: Python 3.8, 
 
 from __future__ import annotations
 
-import os
+import posix  # as os, whose import takes longer than a look-up
 import sys
 import time
 
@@ -28,6 +28,7 @@ NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789
 HEX = frozenset("0123456789abcdef")
 MAGIC = b"hsqs"
 SUPERBLOCK = 96
+OPENED, CLOSED = b'"releases": {\n', b"\n}}\n"  # between them: one release a line
 STATES = {"hidden": "about to be pruned", "pruned": "pruned", "yanked": "withdrawn", "damaged": "damaged"}
 
 
@@ -154,19 +155,40 @@ def parse_json(data: bytes) -> object:
         return json.loads(text)
 
 
-def read_table(path: str) -> dict[str, object]:
-    """A JSON object of the store; empty when it is missing or broken, so that another source is asked."""
-    data = b""
+def read(path: str) -> bytes:
+    """The bytes of a small file of the store; none when it is missing."""
     for attempt in range(4):  # a file renamed over while it is opened is stale on NFS: open the new one
         try:
-            with open(path, "rb", buffering=0) as file:
-                data = file.read()
+            descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+            try:
+                return read_all(descriptor, posix.fstat(descriptor).st_size)
+            finally:
+                posix.close(descriptor)
+        except (FileNotFoundError, NotADirectoryError):  # noqa: PERF203 - the loop is left at once
             break
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
         except OSError as error:
             if attempt == 3:
                 raise Refused(f"cannot read {path}: {error.strerror}") from None
+    return b""
+
+
+def read_all(descriptor: int, size: int) -> bytes:
+    """Up to `size` bytes, however many a read gives at once."""
+    data = posix.read(descriptor, size)
+    while 0 < len(data) < size:
+        more = posix.read(descriptor, size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def read_table(path: str) -> dict[str, object]:
+    """A JSON object of the store; empty when it is missing or broken, so that another source is asked."""
+    return checked_table(path, read(path))
+
+
+def checked_table(path: str, data: bytes) -> dict[str, object]:
     try:
         found = table(parse_json(data))
     except (ValueError, RecursionError):
@@ -177,15 +199,66 @@ def read_table(path: str) -> dict[str, object]:
     return found
 
 
+class Index:
+    """An image's index.json: what channels name, and one release, without parsing all the others.
+
+    The store writes one release a line after everything else. Written otherwise, it is the same JSON still.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self.data = path, read(path)
+        self.start = self.data.find(OPENED)
+        self.head: dict[str, object] = {}
+        if self.start > 0 and self.data.endswith(CLOSED):
+            self.head = checked_table(path, self.data[: self.start] + OPENED + b"}}")
+        self.by_line = bool(self.head)
+        self.head = self.head or checked_table(path, self.data)
+
+    def release(self, version: str) -> dict[str, object]:
+        """One release; empty when there is none of this version."""
+        if not self.by_line:
+            return table(self.head, "releases", version)
+        start = self.data.find(f'\n"{version}": '.encode(), self.start)
+        if start < 0:
+            return {}
+        line = self.data[start + 1 : self.data.find(b"\n", start + 1)]
+        return table(checked_table(self.path, b"{" + line.rstrip(b",") + b"}"), version)
+
+    def all(self) -> dict[str, object]:
+        """Everything, for what is seldom asked."""
+        return checked_table(self.path, self.data) if self.by_line else self.head
+
+
+def environment(name: str) -> str:
+    return posix.environ.get(name.encode(), b"").decode("utf-8", "replace")
+
+
+def exists(path: str) -> bool:
+    """Whether there is something of this name, be it a dangling link."""
+    try:
+        posix.lstat(path)
+    except OSError:
+        return False
+    return True
+
+
 def list_folder(path: str) -> list[str]:
     try:
-        return sorted(os.listdir(path))
+        return sorted(posix.listdir(path))
     except OSError:
         return []
 
 
+def say(text: str) -> None:
+    """One line to stderr, at once."""
+    try:
+        posix.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        return  # nobody listens
+
+
 def platform() -> str:
-    machine = os.uname().machine
+    machine = posix.uname().machine
     return MACHINES.get(machine, "linux/" + machine)
 
 
@@ -198,14 +271,14 @@ def find(settings: Settings, wanted: Wanted) -> Found:
     """The file that a reference names, by index.json, else by its record."""
     root = settings.store
     folder = f"{root}/{wanted.image}"
-    index = read_table(folder + "/index.json")
+    index = Index(folder + "/index.json")
     if wanted.digest:
-        version = version_of_digest(folder, wanted.digest, index)
+        version = version_of_digest(folder, wanted.digest, index.all())
     else:
-        version = version_of_name(folder, wanted.name or LATEST, index)
+        version = version_of_name(folder, wanted.name or LATEST, index.head)
     if not is_name(version):
-        raise not_published(root, wanted, index)
-    release = table(index, "releases", version)
+        raise not_published(root, wanted, index.all())
+    release = index.release(version)
     entry = table(release, "platforms", platform())
     state = str(release.get("state", "published"))
     from_elsewhere = wanted.host and not wanted.digest and not is_ours(settings, wanted)
@@ -213,9 +286,9 @@ def find(settings: Settings, wanted: Wanted) -> Found:
     if not entry:
         entry, state = record, state if release else state_of_record(folder, version)
     if not entry or (from_elsewhere and not made_from(record, wanted)):
-        raise not_published(root, wanted, index)
+        raise not_published(root, wanted, index.all())
     if state != "published":
-        raise Refused(f"{wanted.image}:{version} is {STATES.get(state, state)}{known(wanted, index)}")
+        raise Refused(f"{wanted.image}:{version} is {STATES.get(state, state)}{known(wanted, index.all())}")
     return Found(wanted.image, version, entry)
 
 
@@ -224,7 +297,7 @@ def version_of_name(folder: str, name: str, index: dict[str, object]) -> str:
     version = table(index, "channels").get(name)
     if version is None and not index:
         try:
-            link = os.path.basename(os.readlink(f"{folder}/{stem(name)}.sqsh"))
+            link = posix.readlink(f"{folder}/{stem(name)}.sqsh").rpartition("/")[2]
         except OSError:
             return name
         version = link[: -len(".sqsh")].replace("." + platform().replace("/", "-"), "")
@@ -265,7 +338,7 @@ def made_from(record: dict[str, object], wanted: Wanted) -> bool:
 
 def state_of_record(folder: str, version: str) -> str:
     """Without an index: a version that is not to be started any more has lost its link."""
-    return "published" if os.path.lexists(f"{folder}/{stem(version)}.sqsh") else "withdrawn"
+    return "published" if exists(f"{folder}/{stem(version)}.sqsh") else "withdrawn"
 
 
 def known(wanted: Wanted, index: dict[str, object]) -> str:
@@ -291,20 +364,30 @@ def not_published(root: str, wanted: Wanted, index: dict[str, object]) -> NotPub
         return NotPublished(f"{wanted.text} is not published for {platform()}, only for {there}")
     hint = known(wanted, index)
     if not index:
-        images = [each for each in list_folder(root) if os.path.isdir(f"{root}/{each}") and is_name(each)]
+        images = [each for each in list_folder(root) if is_name(each) and list_folder(f"{root}/{each}")]
         images = [each for each in images if each not in ("blobs", "leases")]
         near = get_close_matches(wanted.image, images, 3, 0.5) or images[:8]
         hint = "; did you mean one of: " + ", ".join(near) if near else "; there is no image at all"
     return NotPublished(f"{wanted.text} is not published in {root}{hint}")
 
 
+def node_name() -> str:
+    """This node as Slurm calls it, else the host: one host may carry several nodes.
+
+    SLURMD_NODENAME would tell it too, but is gone when pyxis releases; the topology address is there both
+    times, as NODE or SWITCH.….NODE.
+    """
+    above = environment("SLURM_TOPOLOGY_ADDR_PATTERN").count(".")
+    return clean(environment("SLURM_TOPOLOGY_ADDR").split(".", above)[-1] or posix.uname().nodename)
+
+
 def lease_names(settings: Settings) -> list[str]:
-    """What this step's lease on this node may be called; SLURMD_NODENAME is empty when pyxis releases."""
-    job, step = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_STEP_ID", "")
+    """What this step's lease on this node may be called."""
+    job, step = environment("SLURM_JOB_ID"), environment("SLURM_STEP_ID")
     if not job.isdigit():
         return []
     leases = settings.leases or f"{settings.store}/leases"
-    name = f"job-{job}.{clean(step) or 0}-{clean(os.uname().nodename)}-{os.getuid()}"
+    name = f"job-{job}.{clean(step) or 0}-{node_name()}-{posix.getuid()}"
     return [f"{leases}/{name}{more}.json" for more in ("", "-1", "-2")]  # others may squat on a name
 
 
@@ -315,29 +398,31 @@ def clean(text: str) -> str:
 def leave_lease(settings: Settings, found: Found) -> None:
     """Say who uses the file, for prune. A lease that cannot be left must not stop the job."""
     now = time.time()
-    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    end = environment("SLURM_JOB_END_TIME")
     until = float(end) + 3600 if end.isdigit() else now + 3600 * settings.lease_hours
     stamp = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each)) for each in (now, until)]
     values = (
         ("sha256", found.sha256), ("image", found.image), ("version", found.version),
-        ("host", clean(os.uname().nodename)), ("job", os.environ.get("SLURM_JOB_ID", "")),
-        ("step", clean(os.environ.get("SLURM_STEP_ID", ""))), ("uid", os.getuid()),
-        ("cluster", clean(os.environ.get("SLURM_CLUSTER_NAME", "") or settings.cluster)),
+        ("host", node_name()), ("job", environment("SLURM_JOB_ID")),
+        ("step", clean(environment("SLURM_STEP_ID"))), ("uid", posix.getuid()),
+        ("cluster", clean(environment("SLURM_CLUSTER_NAME") or settings.cluster)),
         ("created", stamp[0]), ("expires", stamp[1]),
     )  # fmt: skip
     text = ", ".join(f'"{key}": {each}' if key == "uid" else f'"{key}": "{each}"' for key, each in values)
     for path in lease_names(settings):
-        if is_safe(path, (os.getuid(),)) and read_table(path).get("sha256") == found.sha256:
+        if is_safe(path, (posix.getuid(),)) and read_table(path).get("sha256") == found.sha256:
             return  # asked again: some file systems write a file out at once when it is renamed over
-        temporary = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{os.getpid()}"
+        folder, _, name = path.rpartition("/")
+        temporary = f"{folder}/.{name}.{posix.getpid()}"
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
+            descriptor = posix.open(temporary, flags, 0o644)
             try:
-                os.fchmod(descriptor, 0o644)  # whoever prunes must be able to read it
-                os.write(descriptor, (f'{{"schema": 1, {text}}}\n').encode())
+                posix.fchmod(descriptor, 0o644)  # whoever prunes must be able to read it
+                posix.write(descriptor, (f'{{"schema": 1, {text}}}\n').encode())
             finally:
-                os.close(descriptor)
-            os.rename(temporary, path)
+                posix.close(descriptor)
+            posix.rename(temporary, path)
         except OSError:
             drop(temporary)
         else:
@@ -346,7 +431,7 @@ def leave_lease(settings: Settings, found: Found) -> None:
 
 def drop(path: str) -> None:
     try:
-        os.unlink(path)
+        posix.unlink(path)
     except OSError:
         return
 
@@ -354,9 +439,12 @@ def drop(path: str) -> None:
 def check(path: str, found: Found) -> None:
     """The file is there, whole by its size, and begins as a squashfs 4.0 that fits into it."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(SUPERBLOCK)
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            size = posix.fstat(descriptor).st_size
+            head = read_all(descriptor, SUPERBLOCK)
+        finally:
+            posix.close(descriptor)
     except OSError as error:
         raise Refused(f"cannot read {path} of {found.image}:{found.version}: {error.strerror}") from None
     used = int.from_bytes(head[40:48], "little")
@@ -368,10 +456,10 @@ def check(path: str, found: Found) -> None:
 
 def verify(path: str, found: Found, settings: Settings, *, trusted: bool) -> None:
     """Compare the whole file's sha256, once a node: a mark tells which file (inode, time) was read."""
-    stat = os.stat(path)
+    stat = posix.stat(path)
     folder = f"{settings.state}/verified"
     mark = f"{folder}/{found.sha256}-{stat.st_dev:x}-{stat.st_ino:x}-{stat.st_mtime_ns:x}"
-    if (trusted and os.path.exists(mark)) or is_safe(mark, (*settings.trusted_uids, os.getuid())):
+    if (trusted and exists(mark)) or is_safe(mark, (*settings.trusted_uids, posix.getuid())):
         return
     import hashlib
 
@@ -387,7 +475,8 @@ def verify(path: str, found: Found, settings: Settings, *, trusted: bool) -> Non
         )
     try:
         # nobody's link is followed: the folder is for all users
-        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644))
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
+        posix.close(posix.open(mark, flags, 0o644))
     except OSError:
         return
 
@@ -395,7 +484,7 @@ def verify(path: str, found: Found, settings: Settings, *, trusted: bool) -> Non
 def is_safe(path: str, owners: tuple[int, ...]) -> bool:
     """Whether this is a file of one of these users that nobody else can write."""
     try:
-        stat = os.lstat(path)
+        stat = posix.lstat(path)
     except OSError:
         return False
     return stat.st_uid in owners and stat.st_mode & 0o170022 == 0o100000
@@ -404,13 +493,13 @@ def is_safe(path: str, owners: tuple[int, ...]) -> bool:
 def local_copy(settings: Settings, found: Found) -> str:
     """A prewarmed copy on this node, when it is whole and by somebody trusted; else empty."""
     path = f"{settings.local}/{found.sha256}.sqsh"
-    if not settings.local or not is_safe(path, (*settings.trusted_uids, os.getuid())):
+    if not settings.local or not is_safe(path, (*settings.trusted_uids, posix.getuid())):
         return ""
     try:
         check(path, found)
         verify(path, found, settings, trusted=False)
     except (Refused, OSError) as why:
-        sys.stderr.write(f"pyxis-importer: not using a local copy: {why}\n")
+        say(f"pyxis-importer: not using a local copy: {why}")
         return ""
     return path
 
@@ -457,6 +546,7 @@ def import_once(settings: Settings, text: str) -> str:
     """Run enroot import into this user's cache on this node; the others of the node wait and share it."""
     import fcntl
     import hashlib
+    import os
     import subprocess
 
     folder = f"{settings.state}/imported/{os.getuid()}"
@@ -476,7 +566,7 @@ def import_once(settings: Settings, text: str) -> str:
             drop(temporary)
             command = [settings.enroot, "import", "--output", temporary, text]
             try:
-                done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
+                done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, check=False)
                 with open(temporary, "rb") as file:
                     if done.returncode or file.read(4) != MAGIC:
                         raise Refused(f"{text} is not published, and enroot import failed")
@@ -488,27 +578,40 @@ def import_once(settings: Settings, text: str) -> str:
     return path
 
 
+def read_settings(program: str) -> Settings:
+    """What the file beside the program says; beside what it is a link to, when it is one."""
+    beside = f"{program}.json"
+    values = read_table(beside)
+    if not values:
+        import os
+
+        beside = os.path.dirname(os.path.realpath(program)) + "/pyxis-importer.json"
+        values = read_table(beside)
+    settings = Settings(values)
+    if not settings.store:
+        raise Refused(f"{beside} names no store; run `sqshpipe cluster install` on this node")
+    return settings
+
+
 def main(arguments: list[str]) -> int:
-    beside = os.path.dirname(os.path.realpath(__file__)) + "/pyxis-importer.json"
     try:
-        settings = Settings(read_table(beside))
+        settings = read_settings(__file__)
         if arguments == ["release"]:
             release(settings)
             return 0
         if len(arguments) != 2 or arguments[0] != "get":
-            sys.stderr.write("usage: pyxis-importer get docker://REFERENCE | pyxis-importer release\n")
+            say("usage: pyxis-importer get docker://REFERENCE | pyxis-importer release")
             return 2
-        if not settings.store:
-            raise Refused(f"{beside} names no store; run `sqshpipe cluster install` on this node")
-        os.write(1, os.fsencode(get(settings, arguments[1])) + b"\n")
+        path = get(settings, arguments[1])
+        posix.write(1, path.encode(sys.getfilesystemencoding(), "surrogateescape") + b"\n")
     except Refused as error:
-        sys.stderr.write(f"pyxis-importer: {error}\n")
+        say(f"pyxis-importer: {error}")
         return 0 if arguments == ["release"] else 1
     except OSError as error:
-        sys.stderr.write(f"pyxis-importer: {error.filename}: {error.strerror}\n")
+        say(f"pyxis-importer: {error.filename or arguments[-1]}: {error.strerror}")
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    posix._exit(main(sys.argv[1:]))  # noqa: SLF001 - tearing the interpreter down takes as long as a look-up

@@ -24,10 +24,13 @@ NODES, TASKS = 2, 8
 STEP = """\
 set -eu
 file=$({program} get docker://demo:v1.0)
-sqshpipe run "$file" -- python3 -c '
+sqshpipe run --mount {meet}:/meet "$file" -- python3 -c '
 import os, time
-print("rank", os.environ["SLURM_PROCID"], os.environ["SLURMD_NODENAME"], os.stat("/word").st_dev, flush=True)
-time.sleep({seconds})'
+node = os.environ["SLURMD_NODENAME"]
+print("rank", os.environ["SLURM_PROCID"], node, os.stat("/word").st_dev, flush=True)
+deadline = time.monotonic() + 120
+while not os.path.exists("/meet/" + node) and time.monotonic() < deadline:
+    time.sleep(0.1)'
 if [ "$SLURM_LOCALID" = 0 ]; then
     SLURMD_NODENAME= {program} release
     SLURMD_NODENAME= {program} release
@@ -52,17 +55,17 @@ def test_a_running_step_keeps_its_file_and_an_ended_one_does_not(
     published.publish(record_of(newer, "v2.0", "2026-02-01T00:00:00Z"), newer)
     held = published.resolve("demo:v1.0").path
     program = install(ImporterSettings(store=published.root, state=tmp_path / "state"), tmp_path / "prefix")
-    step, out = tmp_path / "step.sh", tmp_path / "out"
-    step.write_text(STEP.format(program=program, seconds=8))
+    step, out, meet = tmp_path / "step.sh", tmp_path / "out", tmp_path / "meet"
+    meet.mkdir()
+    step.write_text(STEP.format(program=program, meet=meet))
     # no comment on the job: only the leases tell
     argv = ["sbatch", "--parsable", f"-N{NODES}", f"--ntasks-per-node={TASKS}", f"--output={out}"]
-    job = slurm.run([*argv, "--wrap", f"srun sh {step}"]).stdout.strip()
+    job = slurm.run([*argv, "--wrap", f"srun --wait=0 sh {step}"]).stdout.strip()
     leases = published.root / "leases"
-    assert until(lambda: list(leases.glob("job-*"))), out.read_text() if out.exists() else slurm.tail()
-    (lease,) = leases.glob("job-*")  # both nodes are this host, and the step is one
-    told = json.loads(lease.read_text())
-    assert (told["job"], told["step"], told["version"]) == (job, "0", "v1.0")
-    assert until(lambda: out.exists() and out.read_text().count("rank ") == NODES * TASKS)
+    assert until(lambda: out.exists() and out.read_text().count("rank ") == NODES * TASKS), slurm.tail()
+    told = [json.loads(each.read_text()) for each in leases.glob("job-*")]
+    assert {(each["job"], each["step"], each["version"]) for each in told} == {(job, "0", "v1.0")}
+    assert sorted(each["host"] for each in told) == ["n1", "n2"], "a lease a node, on one host too"
 
     def prune() -> str:
         words = ["prune", "--keep", "1", "--grace", "0m", "--delete-after", "0m"]
@@ -73,8 +76,12 @@ def test_a_running_step_keeps_its_file_and_an_ended_one_does_not(
         return done.stdout + done.stderr
 
     assert f"job {job}" in prune()
+    (meet / "n1").touch()
+    assert until(lambda: len(list(leases.glob("job-*"))) == 1)
+    assert [json.loads(each.read_text())["host"] for each in leases.glob("job-*")] == ["n2"]
     prune()
-    assert held.exists()
+    assert held.exists(), "the other node still reads it"
+    (meet / "n2").touch()
     assert slurm.wait_job(job, timeout=90) == "COMPLETED", out.read_text()
     ranks = [line.split() for line in out.read_text().splitlines() if line.startswith("rank ")]
     assert sorted(int(rank[1]) for rank in ranks) == list(range(NODES * TASKS))

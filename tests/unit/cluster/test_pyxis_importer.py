@@ -6,6 +6,8 @@ import ast
 import hashlib
 import json
 import os
+import posix
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import pytest
 from pipeline.cluster import pyxis_importer as importer
 from pipeline.cluster.install import ImporterSettings, install
 from pipeline.errors import ConfigError
+from pipeline.store.index import read_index, write_index
 from tests.support.handmade_store import HandmadeStore, squashfs_like
 
 SOURCE = "sha256:" + "5" * 64
@@ -26,9 +29,9 @@ BASE = ("nvcr.io/nvidia/pytorch:24.01-py3", "sha256:" + "7" * 64)
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HandmadeStore:
-    for name in list(os.environ):
-        if name.startswith("SLURM"):
-            monkeypatch.delenv(name)
+    for name in list(posix.environ):
+        if name.startswith(b"SLURM"):
+            monkeypatch.delitem(posix.environ, name)
     on_machine(monkeypatch, "x86_64")
     made = HandmadeStore(tmp_path / "store")
     made.release("demo", "v1.0", source=SOURCE, repository=f"{ECR}/containers")
@@ -40,12 +43,17 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HandmadeStore:
 
 
 def on_machine(monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
-    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine, nodename="node7"))
+    monkeypatch.setattr(posix, "uname", lambda: SimpleNamespace(machine=machine, nodename="node7"))
+
+
+def slurm_says(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    """The importer reads the environment below os.environ."""
+    for name, value in values.items():
+        monkeypatch.setitem(posix.environ, f"SLURM_{name}".encode(), value.encode())
 
 
 def in_job(monkeypatch: pytest.MonkeyPatch, job: str = "17", step: str = "0") -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", job)
-    monkeypatch.setenv("SLURM_STEP_ID", step)
+    slurm_says(monkeypatch, JOB_ID=job, STEP_ID=step)
 
 
 def settings(store: HandmadeStore, **more: object) -> importer.Settings:
@@ -218,7 +226,7 @@ def test_leases_come_with_get_and_go_with_release(
     store: HandmadeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_job(monkeypatch)
-    monkeypatch.setenv("SLURM_CLUSTER_NAME", 'gpu "west"')
+    slurm_says(monkeypatch, CLUSTER_NAME='gpu "west"')
     path = importer.get(settings(store), "demo")
     importer.get(settings(store), "demo")
     (lease,) = (store.root / "leases").iterdir()
@@ -236,9 +244,76 @@ def test_leases_come_with_get_and_go_with_release(
         assert list((store.root / "leases").iterdir()) == [lease]
 
 
+@pytest.mark.parametrize(
+    ("address", "pattern", "node"),
+    [
+        ("n2", "node", "n2"),
+        ("top.leaf1.n2", "switch.switch.node", "n2"),
+        ("leaf1.n2.example.com", "switch.node", "n2.example.com"),
+        ("", "", "node7"),
+        ("../x", "node", "..x"),
+    ],
+)
+def test_two_nodes_of_one_host_have_a_lease_each(
+    store: HandmadeStore, monkeypatch: pytest.MonkeyPatch, address: str, pattern: str, node: str
+) -> None:
+    in_job(monkeypatch)
+    slurm_says(monkeypatch, TOPOLOGY_ADDR="n1", TOPOLOGY_ADDR_PATTERN="node")
+    importer.get(settings(store), "demo")
+    (other,) = (store.root / "leases").iterdir()
+    slurm_says(monkeypatch, TOPOLOGY_ADDR=address, TOPOLOGY_ADDR_PATTERN=pattern)
+    importer.get(settings(store), "demo")
+    (own,) = set((store.root / "leases").iterdir()) - {other}
+    assert json.loads(own.read_text())["host"] == node
+    assert own.name == f"job-17.0-{node}-{os.getuid()}.json"
+    importer.release(settings(store))
+    assert list((store.root / "leases").iterdir()) == [other], "the other node's step goes on"
+
+
+def written_by_the_store(store: HandmadeStore) -> Path:
+    """index.json with one release a line, as the store itself writes it."""
+    path = store.root / "demo" / "index.json"
+    table = json.loads(path.read_text()) | {"events": 3}
+    path.write_text(write_index(read_index(json.dumps(table).encode(), path)))
+    assert '"releases": {\n"v' in path.read_text()
+    return path
+
+
+def test_of_a_stores_own_index_only_the_wanted_line_is_parsed(store: HandmadeStore) -> None:
+    store.release("demo", "v1.0.1", created="2026-11-20T12:00:00Z")
+    path = written_by_the_store(store)
+    index = importer.Index(str(path))
+    whole = json.loads(path.read_text())
+    assert index.by_line
+    assert "releases" in index.head
+    assert index.head["releases"] == {}
+    for version in ("v1.0", "v1.0.1", "v1.1"):
+        assert index.release(version) == whole["releases"][version]
+        assert version_for(store, f"demo:{version}") == version
+    for version in ("v1", "v1.0.", "1.0", "releases", "state", "channels", ".", "v1x0"):
+        assert index.release(version) == {}
+    assert index.all() == whole
+    assert version_for(store, "demo:stable") == "v1.0"
+    assert version_for(store, f"demo@{SOURCE}") == "v1.0"
+    with pytest.raises(importer.NotPublished, match=r"demo:v1\.1, demo:v1\.0"):
+        importer.get(settings(store), "demo:v7")
+
+
+def test_a_broken_line_of_the_index_is_not_believed(store: HandmadeStore) -> None:
+    path = written_by_the_store(store)
+    path.write_text(path.read_text().replace('"v1.0": {', '"v1.0": {,'))
+    assert version_for(store, "demo:v1.0") == "v1.0", "by its record"
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2])
+    assert version_for(store, "demo:v1.1") == "v1.1"
+    path.write_text(text.replace('"schema": 1', '"schema": 2'))
+    with pytest.raises(importer.Refused, match="newer than this importer"):
+        importer.get(settings(store), "demo:v1.0")
+
+
 def test_the_lease_lasts_as_long_as_the_job(store: HandmadeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     in_job(monkeypatch)
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "1800000000")
+    slurm_says(monkeypatch, JOB_END_TIME="1800000000")
     importer.get(settings(store), "demo")
     (lease,) = (store.root / "leases").iterdir()
     assert json.loads(lease.read_text())["expires"] == "2027-01-15T09:00:00Z"
@@ -250,7 +325,7 @@ def test_a_lease_that_cannot_be_left_does_not_stop_the_job(
     in_job(monkeypatch)
     assert importer.get(settings(store, leases="/proc/nowhere"), "demo")
     importer.release(settings(store, leases="/proc/nowhere"))
-    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.delitem(posix.environ, b"SLURM_JOB_ID")
     assert importer.get(settings(store), "demo")
     assert not list((store.root / "leases").iterdir())
 
@@ -332,9 +407,23 @@ def test_the_installed_program_stands_alone(store: HandmadeStore, tmp_path: Path
         "pyxis-importer.json",
     ]
     assert program.stat().st_mode & 0o777 == 0o755
+    shown = subprocess.run(
+        f"sed -n 's/^SOURCE = \"\\(.*\\)\"$/\\1/p' {program} | base64 -d | gunzip",
+        shell=True,
+        capture_output=True,
+    )
+    assert shown.stdout == Path(importer.__file__).read_bytes(), "what is installed can be read"
+    linked = tmp_path / "linked"
+    linked.symlink_to(program)
     assert (tmp_path / "state" / "verified").stat().st_mode & 0o7777 == 0o1777
     spoiled = tmp_path / "json.py"
     spoiled.write_text("raise SystemExit('a module of the user took part')")
+    assert subprocess.run([linked, "get", "docker://demo"], env={}, capture_output=True).returncode == 0
+    foreign = prefix / "bin" / "foreign"
+    foreign.write_text(re.sub(r"MAGIC_NUMBER == .*:", "MAGIC_NUMBER == b'':", program.read_text()))
+    foreign.chmod(0o755)
+    (prefix / "bin" / "foreign.json").write_bytes((prefix / "bin" / "pyxis-importer.json").read_bytes())
+    assert subprocess.run([foreign, "get", "docker://demo"], env={}, capture_output=True).returncode == 0
     hostile = {"PATH": "/nowhere", "PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere"}
     done = subprocess.run([program, "get", "docker://demo:v1.0"], env=hostile, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -380,7 +469,7 @@ def test_it_is_one_file_of_the_standard_library_for_old_pythons() -> None:
     }
     assert imported <= set(sys.stdlib_module_names)
     top = {each.name for node in tree.body if isinstance(node, ast.Import) for each in node.names}
-    assert top == {"os", "sys", "time"}, "what is imported on every get is what a get costs"
+    assert top == {"posix", "sys", "time"}, "what is imported on every get is what a get costs"
 
 
 def test_the_scanner_reads_what_json_reads() -> None:
