@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -26,18 +27,23 @@ from tests.support.handmade_store import squashfs_like
 
 AT_ONCE = 64
 ROUNDS = 3
+ROUNDS_AT_MOST = 12
 USERS = (65534, 60001, 60002, 60003)
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Path:
+def place() -> Iterator[Path]:
+    """A folder that other users can walk through; pytest keeps its own for itself."""
+    with tempfile.TemporaryDirectory(prefix="sqshpipe-gets-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def program(place: Path) -> Path:
     if os.uname().machine not in ("x86_64", "aarch64"):
         pytest.skip("no platform of this machine is published here")
-    for each in (tmp_path, *tmp_path.parents):
-        if each.stat().st_uid == os.geteuid() and each != Path("/"):
-            each.chmod(each.stat().st_mode | 0o055)  # other users walk through here
-    store = tmp_path / "store"
-    return install(ImporterSettings(store=store, state=tmp_path / "state"), tmp_path / "prefix")
+    return install(ImporterSettings(store=place / "store", state=place / "state"), place / "prefix")
 
 
 def make(folder: Path, version: str) -> Path:
@@ -47,9 +53,14 @@ def make(folder: Path, version: str) -> Path:
 
 
 def get(program: Path, reference: str, job: int, user: int) -> subprocess.Popen[str]:
+    return call([program, "get", f"docker://{reference}"], job, user)
+
+
+def call(argv: list[str | Path], job: int, user: int) -> subprocess.Popen[str]:
+    """What pyxis runs as a job's user."""
     who = {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 else {}
     return subprocess.Popen(
-        [program, "get", f"docker://{reference}"],
+        argv,
         env={"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -60,12 +71,12 @@ def get(program: Path, reference: str, job: int, user: int) -> subprocess.Popen[
 
 @contextmanager
 def meanwhile(store: Store, folder: Path, errors: list[BaseException]) -> Iterator[None]:
-    """Publish, promote and prune without a pause for as long as the block runs."""
+    """Publish, promote and prune, deleting too, without a pause for as long as the block runs."""
     over = threading.Event()
 
     def churn() -> None:
         number = 100
-        policy = Policy(keep=3, named_grace=timedelta(0), delete_after=timedelta(days=1))
+        policy = Policy(keep=3, named_grace=timedelta(0), delete_after=timedelta(seconds=4))
         while not over.is_set():
             number += 1
             version = f"v{number}"
@@ -88,9 +99,28 @@ def meanwhile(store: Store, folder: Path, errors: list[BaseException]) -> Iterat
         thread.join(60)
 
 
-def test_no_get_ever_sees_a_wrong_missing_or_partial_file(tmp_path: Path, program: Path) -> None:
-    store = Store(tmp_path / "store")
-    first = make(tmp_path, "v1")
+def deleted(store: Store) -> int:
+    """How many published versions have no bytes any more."""
+    records = len(list((store.root / "demo").glob("v*.json")))
+    return records - len(list((store.root / "blobs" / "sha256").glob("*.sqsh")))
+
+
+def whole(name: str, asked: subprocess.Popen[str], pinned: Path) -> str:
+    """The digest of the file that a get printed, which must be there, whole, and the one that was meant."""
+    out, err = asked.communicate(timeout=60)
+    assert asked.returncode == 0, f"{name}: {err}"
+    path = Path(out.removesuffix("\n"))
+    assert "\n" not in str(path)
+    data = path.read_bytes()
+    assert len(data) == 16384
+    assert path.stem == hashlib.sha256(data).hexdigest()
+    assert name != "demo:v1" or path == pinned
+    return path.stem
+
+
+def test_no_get_ever_sees_a_wrong_missing_or_partial_file(place: Path, program: Path) -> None:
+    store = Store(place / "store")
+    first = make(place, "v1")
     store.publish(record_of(first, "v1", "2026-01-01T00:00:01Z"), first)
     store.promote("demo:v1", "stable")
     store.mark("demo:v1", "keep")
@@ -98,39 +128,36 @@ def test_no_get_ever_sees_a_wrong_missing_or_partial_file(tmp_path: Path, progra
     pinned = store.resolve("demo:v1").path
     errors: list[BaseException] = []
     seen: set[str] = set()
-    with meanwhile(store, tmp_path, errors):
-        for turn in range(ROUNDS):
-            names = ("demo", "demo:stable", "demo:v1", "demo:latest")
-            asked = [
-                (
-                    names[number % 4],
-                    get(program, names[number % 4], turn * AT_ONCE + number + 1, USERS[number % 3]),
-                )
-                for number in range(AT_ONCE)
+    turns = 0
+    with meanwhile(store, place, errors):
+        while turns < ROUNDS or (deleted(store) < ROUNDS and turns < ROUNDS_AT_MOST):
+            over = [(turns * AT_ONCE - number, USERS[number % len(USERS)]) for number in range(AT_ONCE)]
+            turns += 1
+            names = [
+                ("demo", "demo:stable", "demo:v1", "demo:latest")[number % 4] for number in range(AT_ONCE)
             ]
-            for name, each in asked:
-                out, err = each.communicate(timeout=60)
-                assert each.returncode == 0, f"{name}: {err}"
-                path = Path(out.removesuffix("\n"))
-                assert "\n" not in str(path)
-                data = path.read_bytes()
-                assert len(data) == 16384
-                assert path.stem == hashlib.sha256(data).hexdigest()
-                assert name != "demo:v1" or path == pinned
-                seen.add(path.stem)
+            asked = [
+                get(program, name, turns * AT_ONCE - number, USERS[number % len(USERS)])
+                for number, name in enumerate(names)
+            ]
+            ended = [call([program, "release"], job, user) for job, user in over if turns > 1]
+            for name, each in zip(names, asked, strict=True):
+                seen.add(whole(name, each, pinned))
+            assert {each.communicate(timeout=60) for each in ended} <= {("", "")}
     assert not errors, errors
     assert len(seen) > 2, "channels moved meanwhile"
     found = [json.loads(each.read_text()) for each in store.layout.leases.iterdir()]
-    assert len(found) == ROUNDS * AT_ONCE
-    assert {each["sha256"] for each in found} == seen
+    assert len(found) == AT_ONCE, "those of the last round"
+    assert deleted(store) >= ROUNDS, "prune took what nobody held"
+    assert {each["sha256"] for each in found} <= seen
     if os.geteuid() == 0:
-        assert {each["uid"] for each in found} == set(USERS[:3])
+        assert {each["uid"] for each in found} == set(USERS)
 
 
-def test_prune_spares_what_a_step_holds_and_takes_it_afterwards(tmp_path: Path, program: Path) -> None:
-    store = Store(tmp_path / "store")
+def test_prune_spares_what_a_step_holds_and_takes_it_afterwards(place: Path, program: Path) -> None:
+    store = Store(place / "store")
     for version in ("v1", "v2"):
-        file = make(tmp_path, version)
+        file = make(place, version)
         store.publish(record_of(file, version, f"2026-01-01T00:00:0{version[1]}Z"), file)
     leases.prepare(store.layout)
     assert get(program, "demo:v1", 7, os.getuid()).communicate(timeout=60)[0]
@@ -153,10 +180,10 @@ def test_prune_spares_what_a_step_holds_and_takes_it_afterwards(tmp_path: Path, 
     assert "pruned" in err
 
 
-def test_a_yanked_version_is_refused_with_and_without_the_index(tmp_path: Path, program: Path) -> None:
-    store = Store(tmp_path / "store")
+def test_a_yanked_version_is_refused_with_and_without_the_index(place: Path, program: Path) -> None:
+    store = Store(place / "store")
     for version in ("v1", "v2"):
-        file = make(tmp_path, version)
+        file = make(place, version)
         store.publish(record_of(file, version, f"2026-01-01T00:00:0{version[1]}Z"), file)
     store.mark("demo:v1", "yank", reason="wrong")
     for _ in range(2):
