@@ -41,7 +41,7 @@ test: ## every test that this machine can run
 	$(BIN)/pytest
 
 SIZE ?= small
-bench: ## measure against the peers that are installed: make bench [SIZE=small|medium|large]
+bench: ## measure beside the peers that are installed, and redraw the figures: make bench [SIZE=medium|large]
 	@./bootstrap.sh test $(PYTHON) $(VENV)
 	@$(BIN)/python -m bench --size "$(SIZE)"
 

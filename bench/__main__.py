@@ -1,59 +1,122 @@
-"""``make bench``: every benchmark that this machine can run, at one size, with results in bench/results/.
+"""``make bench``: every benchmark that this machine can run, at one size; then the documents' figures.
 
-    python -m bench [--size small|medium|large] [NAME …]
+    python -m bench [--size small|medium|large] [--output FOLDER] [NAME …]
 
-Each writes what it prints to bench/results/NAME-SIZE.txt, `peers` also JSON and a plot. One that fails costs
-the others nothing, and the exit code is 1.
+Each writes FOLDER/NAME.json. Without --output that is bench/results, and docs/benchmarks.md, its charts and
+the READMEs are written from it (`python -m bench.figures`). One that fails costs the others nothing, and the
+exit code is 1. `native` converts an image of gigabytes and runs only when it is named or the size is large.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-SIZES = ("small", "medium", "large")
+from bench.measuring import RESULTS, SIZES, machine
+
+Runner = Callable[[str, Path], int]
+"""Called with the size and the file to write; gives an exit code."""
 
 
-def commands(size: str) -> dict[str, list[str]]:
-    """What each benchmark is called with."""
-    step = SIZES.index(size)
-    rounds = "3" if step < 2 else "5"
-    return {
-        "peers": ["--size", size, "--rounds", rounds, "--output", str(RESULTS / f"peers-{size}.json")],
-        "store": [
-            "--releases",
-            ("100", "1000", "10000")[step],
-            "--json",
-            str(RESULTS / f"store-{size}.json"),
-        ],
-        "importer": ["--releases", ("50", "200", "1000")[step]],
-        "mirror": ["--megabytes", ("64", "256", "1024")[step]],
-        "native_synthetic": ["--files", ("10000", "100000", "1000000")[step]],
-        "native_memory": ["--megabytes", *("100", "500", "1000", "2000")[: step + 2]],
-    }
+def _module(name: str, *words: str) -> int:
+    return subprocess.run([sys.executable, "-m", f"bench.{name}", *words], check=False).returncode
+
+
+def _sized(name: str) -> Runner:
+    return lambda size, file: _module(name, "--size", size, "--output", str(file))
+
+
+def _counted(name: str, flag: str, counts: tuple[int, int, int, int], *more: str) -> Runner:
+    return lambda size, file: _module(name, flag, str(counts[SIZES.index(size)]), *more, "--json", str(file))
+
+
+def _lines(name: str, flag: str, *counts: tuple[int, ...]) -> Runner:
+    """One that prints a line of JSON a measurement."""
+
+    def run(size: str, file: Path) -> int:
+        words = [str(count) for count in counts[SIZES.index(size)]]
+        argv = [sys.executable, "-m", f"bench.{name}", flag, *words]
+        done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+        print(done.stdout, end="")
+        if done.returncode == 0:
+            points = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+            file.write_text(json.dumps({"points": points}, indent=2) + "\n", encoding="utf-8")
+        return done.returncode
+
+    return run
+
+
+def _native(_size: str, file: Path) -> int:
+    with tempfile.TemporaryDirectory(prefix="sqshpipe-bench-", dir="/var/tmp") as folder:
+        image = f"{folder}/image"
+        return _module("native_image", image) or _module(
+            "native", image, "--folder", folder, "--output", str(file)
+        )
+
+
+def _sign(file: Path, name: str, size: str) -> None:
+    """Date, command and machine, where the benchmark itself has not written them."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    told.setdefault("date", f"{datetime.now(timezone.utc):%Y-%m-%d}")
+    told.setdefault("command", f"python -m bench --size {size} {name}")
+    told["machine"] = {**machine(file.parent), **told.get("machine", {})}
+    file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+RUNNERS: dict[str, Runner] = {
+    "convert": _sized("convert"),
+    "growth": _sized("growth"),
+    "publish": _sized("publish"),
+    "plan": _sized("plan"),
+    "start": _sized("start"),
+    "store": _counted("store", "--releases", (20, 1000, 10_000, 10_000)),
+    "importer": _counted("importer", "--releases", (5, 100, 200, 1000)),
+    "mirror": _counted("mirror", "--megabytes", (4, 64, 512, 1024)),
+    "refresh": _counted("refresh", "--images", (2, 50, 50, 50)),
+    "node": _counted("node", "--megabytes", (2, 60, 400, 2000)),
+    "native_synthetic": _lines(
+        "native_synthetic", "--files", (1000,), (10_000,), (10_000, 100_000), (100_000, 1_000_000)
+    ),
+    "native_memory": _lines("native_memory", "--megabytes", (4,), (100, 300), (300, 600), (500, 1000, 2000)),
+    "native": _native,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="small")
-    known = commands("small")
-    parser.add_argument("names", nargs="*", choices=[*known, []], metavar="NAME", help=", ".join(known))
+    parser.add_argument("--output", type=Path, help="write the JSON there and leave the documents alone")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNNERS))
     given = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
+    if unknown := set(given.names) - set(RUNNERS):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    folder: Path = given.output or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = given.names or [name for name in RUNNERS if name != "native" or given.size == "large"]
     failed = []
-    for name, words in commands(given.size).items():
-        if given.names and name not in given.names:
+    for name in wanted:
+        if find_spec(f"bench.{name}") is None:
             continue
+        began = time.monotonic()
         print(f"\n{name}, {given.size}", flush=True)
-        argv = [sys.executable, "-m", f"bench.{name}", *words]
-        done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
-        print(done.stdout, end="", flush=True)
-        (RESULTS / f"{name}-{given.size}.txt").write_text(done.stdout, encoding="utf-8")
-        if done.returncode != 0:
+        file = folder / f"{name}.json"
+        if RUNNERS[name](given.size, file) != 0:
             failed.append(name)
+        if file.exists():
+            _sign(file, name, given.size)
+        print(f"  {name} took {time.monotonic() - began:.0f} s", flush=True)
+    if given.output is None:
+        from bench import figures
+
+        figures.write()
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -100,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--megabytes", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--copy", nargs=4, metavar=("SOURCE", "TARGET", "REPOSITORY", "DIGEST"))
     options = parser.parse_args()
     if options.copy:
@@ -107,10 +108,13 @@ def main() -> None:
         copy(client(source), "base", Digest.parse(digest), client(target), repository, tags={})
         return
     with PrivateRegistry(password="bench") as source:
-        compare(source.address, options.megabytes, options.rounds)
+        found = compare(source.address, options.megabytes, options.rounds)
+    print(json.dumps(found))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def compare(source: str, megabytes: int, rounds: int) -> None:
+def compare(source: str, megabytes: int, rounds: int) -> dict[str, object]:
     digest = make_image(source, megabytes)
     runs: dict[str, list[Run]] = {"sqshpipe": [], "skopeo": []}
     for number in range(rounds):
@@ -118,7 +122,7 @@ def compare(source: str, megabytes: int, rounds: int) -> None:
             with PrivateRegistry(password="bench") as target:
                 runs[name].append(measured(command(name, source, target.address, digest)))
     print(f"{megabytes} MB, {rounds} rounds, median")
-    result: dict[str, object] = {"megabytes": megabytes}
+    result: dict[str, object] = {"megabytes": megabytes, "rounds": rounds}
     median = {}
     for name, done in runs.items():
         wall = median[name] = statistics.median(run.seconds for run in done)
@@ -129,7 +133,7 @@ def compare(source: str, megabytes: int, rounds: int) -> None:
         )
     result["ratio"] = round(median["skopeo"] / median["sqshpipe"], 2)
     print(f"  ratio     {result['ratio']} (skopeo / sqshpipe; above 1 we are faster)")
-    print(json.dumps(result))
+    return result
 
 
 def command(name: str, source: str, target: str, digest: Digest) -> list[str]:
