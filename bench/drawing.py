@@ -66,11 +66,11 @@ def panels(title: str, subtitle: str, charts: Sequence[Panel]) -> str:
     """Two charts in a row, all with the same lines; the horizontal axis has one step a value."""
     wide, high, left, top = 360, 226, 40, 92
     names = list(charts[0].lines) if charts else []
-    legend = "".join(
-        f'<line class="l l{n}" x1="{left + 232 * n}" x2="{left + 26 + 232 * n}" y1="66" y2="66"/>'
-        f'<text class="s" x="{left + 32 + 232 * n}" y="70">{escape(name)}</text>'
-        for n, name in enumerate(names)
-    )
+    legend, place = "", left
+    for kind, name in enumerate(names):
+        legend += f'<line class="l l{kind}" x1="{place}" x2="{place + 26}" y1="66" y2="66"/>'
+        legend += f'<text class="s" x="{place + 32}" y="70">{escape(name)}</text>'
+        place += 62 + 7 * len(name)  # about the width of a letter of this size
     drawn = [_panel(chart, 12 + n % 2 * wide, top + n // 2 * high) for n, chart in enumerate(charts)]
     rows = (len(charts) + 1) // 2
     return _svg(760, top + rows * high, title, subtitle, legend + "".join(drawn))
