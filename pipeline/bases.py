@@ -21,7 +21,7 @@ from pipeline.stages.pin import find
 from pipeline.tools.credentials import CredentialsProvider, credentials_provider
 from pipeline.tools.registry import RegistryClient
 
-_WORKERS = 16
+_WORKERS = 32
 
 
 class Clients:

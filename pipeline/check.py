@@ -15,11 +15,12 @@ from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import RegistryError
 from pipeline.lock import Lock
 from pipeline.progress import Story
-from pipeline.release import in_registry, pin_base, source_of
+from pipeline.release import in_registry, source_of
 from pipeline.stages.convert import convert
 from pipeline.stages.push import PushedImage
 from pipeline.stages.scan import ScanReport, scan
 from pipeline.stages.verify import verify
+from pipeline.wanted import pin_base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from pipeline.tools.tags import known_tags
 from pipeline.track import Pattern
 
 Kind = Literal["moved", "locked", "newer", "announced"]
-_WORKERS = 16
+_WORKERS = 32
 _SHORT = len("sha256:") + 12
 
 
@@ -95,7 +95,7 @@ def look(
 ) -> Refreshed:
     """Ask for all bases of ``config``; writes nothing. Failures become `Problem`s."""
     specs = tuple(config.images.values())
-    newer, problems = _newer(specs, client_for, config.cache / "tags")
+    newer, unlisted = _newer(specs, client_for, config.cache / "tags")
     tags = {name: tag for name, tag in newer.items() if _policy(config.image(name)) == "newest"}
     wanted = tuple(
         replace(spec, base=spec.base.with_tag(tags[spec.name])) if spec.name in tags else spec
@@ -103,6 +103,9 @@ def look(
     )
     answers = bases.ask(wanted, lock, client_for, now=now)
     failed = {answer.reference for answer in answers if answer.problem}
+    problems = [
+        problem for problem in unlisted if problem.base not in failed
+    ]  # a registry that is down: once
     tags = {name: tag for name, tag in tags.items() if config.image(name).base.with_tag(tag) not in failed}
     changes = [*_announced(specs, newer, tags), *_followed(answers, lock, config, tags)]
     kept = lock
@@ -209,16 +212,17 @@ def _newer(
     with ThreadPoolExecutor(max_workers=min(_WORKERS, len(repositories))) as pool:
         found = dict(zip(repositories, pool.map(listed, repositories), strict=True))
     newer: dict[str, str] = {}
-    problems = []
+    problems: dict[Reference, Problem] = {}
     for spec in tracked:
         tags = found[spec.base.registry, spec.base.repository]
         if isinstance(tags, SqshpipeError):
-            problems.append(Problem(base=spec.base, images=(spec.name,), error=tags))
+            others = problems[spec.base].images if spec.base in problems else ()
+            problems[spec.base] = Problem(base=spec.base, images=(*others, spec.name), error=tags)
         elif spec.track is not None:
             tag = Pattern.parse(spec.track.pattern).newer(spec.base.tag or "", tags)
             if tag is not None:
                 newer[spec.name] = tag
-    return newer, problems
+    return newer, list(problems.values())
 
 
 def _announced(

@@ -1,91 +1,68 @@
-"""The path from a Dockerfile to a published .sqsh: seven stages, each taking what the last returned.
+"""The path from a Dockerfile to a published .sqsh: stage after stage, each taking what the last returned.
 
-What is done already is found and said: a release with these inputs, an image that the registry has under its
-build key. A run that died goes on from there.
+It begins with what `pipeline.wanted` has pinned. What is done already is found and said, such as an image
+that the registry has under its build key; a run that died goes on from there.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__, inputs, plan
+from pipeline import __version__
 from pipeline.bases import Clients
 from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import ConfigError, PublishError
-from pipeline.inputs import BuildInputs
-from pipeline.lock import Lock
-from pipeline.observe import released
-from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.progress import Story
-from pipeline.stages.attest import attest, is_attested
+from pipeline.stages.attest import attest
 from pipeline.stages.build import BuiltImage, build
 from pipeline.stages.convert import CONVERTER_VERSIONS, convert, convert_key
 from pipeline.stages.mirror import mirror
-from pipeline.stages.pin import BaseImage, pin
 from pipeline.stages.publish import publish, publish_again
 from pipeline.stages.push import PushedImage, adopt, push, tag_version
 from pipeline.stages.repository import prepare
 from pipeline.stages.scan import ScanReport, chosen, mirrored_base, scan
 from pipeline.stages.try_image import try_image
 from pipeline.stages.verify import VerifiedSquashfs, verify
-from pipeline.store.names import check_version
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.tools.docker import Engine
 from pipeline.tools.registry import RegistrySource
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pinned:
-    """An image with its base pinned: what decides whether anything has to run.
-
-    ``build_inputs`` is None for an entry without a Dockerfile, which is mirrored as it is.
-    """
-
-    base: BaseImage
-    build_inputs: BuildInputs | None
+from pipeline.wanted import Pinned
 
 
 def release(
     spec: ImageSpec,
     version: str,
+    pinned: Pinned,
+    store: Store,
     *,
     config: Config,
-    lock: Lock,
     clients: Clients,
     story: Story,
     revision: str | None = None,
 ) -> Release:
-    """Take ``spec`` through all stages and publish it as ``version``, unless it is published already.
-
-    Raises each stage's own errors; PublishError when the version is published with other content.
-    """
-    check_version(version)
+    """Take ``spec`` through all stages and publish it as ``version``. Raises each stage's own errors."""
     chosen(spec.scan, config.registry.repository(spec.name))  # no scanner: better said now than after a build
-    store = Store(config.store.root, group=config.store.group, stripe=config.store.stripe)
-    pinned = pin_base(spec, lock=lock, clients=clients, story=story)
-    done = published(spec, version, pinned, store)
-    if done is not None:
-        story.skip("publish", f"{done.name} is published and nothing changed")
-        made = store.publish(done, done.path)
-    else:
-        pushed = in_registry(
-            spec, version, pinned, config=config, clients=clients, story=story, revision=revision
-        )
-        report = scanned(spec, pushed, config=config, clients=clients, story=story)
-        run = _Publication(spec, version, report, provenance(pinned, revision), config, clients, story)
-        same = same_file(spec, report, store)
-        made = run.converted(store) if same is None else run.taken_over(same, store)
-    if done is None or not is_attested(made, store):  # a run that died here is finished by the next
-        with story.stage("attest"):
-            attested = attest(made, store, client_for=clients, credentials=clients.credentials)
-            story.result(attested.sentence)
+    pushed = in_registry(
+        spec, version, pinned, config=config, clients=clients, story=story, revision=revision
+    )
+    report = scanned(spec, pushed, config=config, clients=clients, story=story)
+    run = _Publication(spec, version, report, provenance(pinned, revision), config, clients, story)
+    same = same_file(spec, report, store)
+    made = run.converted(store) if same is None else run.taken_over(same, store)
+    attested(made, store, clients=clients, story=story)
     return made
+
+
+def attested(made: Release, store: Store, *, clients: Clients, story: Story) -> None:
+    """Put beside the release where it comes from, what is in it, and a signature."""
+    with story.stage("attest"):
+        found = attest(made, store, client_for=clients, credentials=clients.credentials)
+        story.result(found.sentence)
 
 
 def same_file(spec: ImageSpec, report: ScanReport, store: Store) -> Release | None:
@@ -164,52 +141,6 @@ class _Publication:
     def _tag(self) -> None:
         pushed = self.report.image
         tag_version(pushed, self.version, self.clients(pushed.repository.registry))
-
-
-def pin_base(spec: ImageSpec, *, lock: Lock, clients: Clients, story: Story) -> Pinned:
-    """Pin the base and fingerprint what is built on it."""
-    with story.stage("pin"):
-        base = pin(spec.base, spec.platform, lock, clients)
-        story.result(_pin_sentence(base))
-        return Pinned(base=base, build_inputs=None if spec.mirrored else inputs.gather(spec, base.digest))
-
-
-def published(spec: ImageSpec, version: str, pinned: Pinned, store: Store) -> Release | None:
-    """The release that is wanted, if it is there. Raises PublishError when the version has other content."""
-    there = store.release(spec.name, version, str(spec.platform))
-    if there is None:
-        return None
-    facts = released(there)
-    built = pinned.build_inputs
-    if built is not None:  # age calls for a next version, it makes no other content of this one
-        built = replace(built, period=facts.inputs.get("period"))
-    wanted = plan.Observation(spec=spec, base=pinned.base.digest, inputs=built)
-    changes = plan.option_changes(facts, spec.convert)
-    if not plan.is_current(facts, wanted):
-        changes = (*plan.image_changes(facts, wanted), *changes)
-    if changes:
-        told = "; ".join(changes)
-        free = _next_version(spec, version, store)
-        raise PublishError(
-            f"{there.name} was published at {there.created} with other content: {told}",
-            hint=f"a published version never changes: choose the next one{free}",
-        )
-    if there.state == "yanked":
-        raise PublishError(
-            f"{there.name} was yanked", hint=f"sqshpipe yank --undo {there.name}, or choose another version"
-        )
-    return there if there.state == "published" else None
-
-
-def _next_version(spec: ImageSpec, version: str, store: Store) -> str:
-    """``, as in --tag v1.3`` where the last number of ``version`` can be counted on; else nothing."""
-    numbered = re.fullmatch(r"(.*?)(\d{1,9})", version)
-    if numbered is None:
-        return ""
-    number = int(numbered[2]) + 1
-    while store.release(spec.name, f"{numbered[1]}{number}", str(spec.platform)) is not None:
-        number += 1
-    return f", as in --tag {numbered[1]}{number}"
 
 
 def in_registry(
@@ -343,13 +274,3 @@ def provenance(pinned: Pinned, revision: str | None) -> dict[str, Any]:
     """What the record says of how the release came to be."""
     built: Mapping[str, Any] = pinned.build_inputs.record() if pinned.build_inputs else {}
     return {"sqshpipe": __version__, "revision": revision, "inputs": dict(built)}
-
-
-def _pin_sentence(base: BaseImage) -> str:
-    how = "locked" if base.locked else "not locked, as the tag stands now"
-    moved = f"; the tag has moved to {_short(base.moved_to)}, see sqshpipe lock" if base.moved_to else ""
-    return f"{base.reference} is {_short(base.digest)}, {how}{moved}"
-
-
-def _short(digest: Digest) -> str:
-    return str(digest)[: len("sha256:") + 12]

@@ -122,7 +122,7 @@ def publish(
     from pipeline.actions.summary import checked_markdown
     from pipeline.check import refuse_other
     from pipeline.cli.image import opened, revision_of, told_to_people
-    from pipeline.release import release
+    from pipeline.wanted import ensure
 
     error = ""
     with opened(name, config, store=store, registry=registry) as run, told_to_people(run, tag):
@@ -135,7 +135,7 @@ def publish(
                 clients=run.clients,
                 story=run.teller,
             )
-            made = release(
+            made = ensure(
                 run.spec,
                 tag,
                 config=run.config,

@@ -68,12 +68,12 @@ def image(
             as_json=as_json,
         )
         return
-    from pipeline.release import release
+    from pipeline.wanted import ensure
 
     if name is None:
         raise ConfigError("which image?", hint="give a name, or --all for each of images.yaml")
     with opened(name, config, store=store, registry=registry) as run, told_to_people(run, tag, notify=notify):
-        made = release(
+        made = ensure(
             run.spec,
             tag,
             config=run.config,
@@ -96,8 +96,9 @@ def build(
     as_json: options.Json = False,
 ) -> None:
     """Build an image in the Docker Engine, without pushing it, and print its id."""
-    from pipeline.release import build_with, pin_base
+    from pipeline.release import build_with
     from pipeline.tools.docker import Engine
+    from pipeline.wanted import pin_base
 
     with opened(name, config) as run:
         pinned = pin_base(run.spec, lock=run.lock, clients=run.clients, story=run.teller)
@@ -125,7 +126,8 @@ def push(
     as_json: options.Json = False,
 ) -> None:
     """Bring an image into the registry, unless it is there, and print repository@digest."""
-    from pipeline.release import in_registry, pin_base
+    from pipeline.release import in_registry
+    from pipeline.wanted import pin_base
 
     with opened(name, config, registry=registry) as run:
         pinned = pin_base(run.spec, lock=run.lock, clients=run.clients, story=run.teller)

@@ -20,6 +20,7 @@ from pipeline.oci.reference import Reference
 from pipeline.stages import provenance
 from pipeline.stages.rescan import SBOM, image_of
 from pipeline.store import atomic, folders
+from pipeline.store.layout import SIGNATURE
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.tools import image_signing
@@ -33,7 +34,6 @@ from pipeline.tools.sbom import make_sbom
 log = structlog.get_logger()
 
 PROVENANCE = "provenance.intoto.json"
-SIGNATURE = "signature.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +49,6 @@ class Attested:
     def sentence(self) -> str:
         parts = [*self.files, f"{len(self.attached)} in the registry", self.signature.status]
         return ", ".join(parts)
-
-
-def is_attested(release: Release, store: Store) -> bool:
-    """Whether `attest` came to its end for this release, whatever it could make: the signature's status is
-    written last.
-    """
-    folder = store.layout.attachments(release.image, release.version, release.platform)
-    return (folder / SIGNATURE).is_file()
 
 
 def attest(

@@ -24,6 +24,7 @@ RECORD_SUFFIX = ".json"
 LINK_SUFFIX = ".sqsh"
 INDEX = "index.json"
 SUMS = "SHA256SUMS"
+SIGNATURE = "signature.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
 from pipeline.store import atomic
-from pipeline.store.layout import Layout
+from pipeline.store.layout import SIGNATURE, Layout
 from pipeline.store.names import (
     CHANNELS,
     DEFAULT_CHANNEL,
@@ -217,6 +217,13 @@ class Store:
                     if release and release.keys.get("convert") in keys and exists(release.path):
                         return release
         return None
+
+    def is_attested(self, release: Release) -> bool:
+        """Whether attesting `release` came to its end, whatever could be made: the signature's status is
+        written last.
+        """
+        folder = self.layout.attachments(release.image, release.version, release.platform)
+        return (folder / SIGNATURE).is_file()
 
     def staging(self) -> AbstractContextManager[Path]:
         """A name inside blobs/sha256/ to write a .sqsh to, so that publishing it costs no copy."""

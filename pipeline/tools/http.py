@@ -10,6 +10,7 @@ import ipaddress
 import os
 import ssl
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -60,12 +61,24 @@ def base_url(host: str, plain_http: bool | None = None) -> str:
 
 def tls_context(host: str) -> ssl.SSLContext:
     """The system's authorities and certifi's, and those that Docker would trust for ``host``."""
+    authorities = sorted((_DOCKER_CERTIFICATES / host).glob("*.crt"))
+    if not authorities:
+        return _everybodys_context()
+    context = _new_context()
+    for authority in authorities:
+        context.load_verify_locations(authority)
+    return context
+
+
+@cache
+def _everybodys_context() -> ssl.SSLContext:
+    """One for all hosts: reading hundreds of authorities takes longer than asking a registry."""
+    return _new_context()
+
+
+def _new_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
-    folder = _DOCKER_CERTIFICATES / host
-    if folder.is_dir():
-        for authority in sorted(folder.glob("*.crt")):
-            context.load_verify_locations(authority)
     return context
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -123,12 +124,14 @@ def test_what_fails_costs_only_its_own_bases(client: RegistryClient, repository:
     client.session.ask(
         "DELETE", f"/v2/{repository}/manifests/{gone}", scopes=(), what="test", expected=(202,)
     )
-    write(tmp_path, {**images, "dead": f"base: {NOBODY}/team/base:1"})
+    write(tmp_path, {**images, "dead": f"base: {NOBODY}/team/base:1\n    track: {{pattern: N}}"})
     result = refresh(path, "--json")
     assert result.exit_code == 4
     assert changes(result) == [("moved", str(moved))]
-    problems = {problem["images"][0]: problem["why"] for problem in json.loads(result.stdout)["problems"]}
+    found = json.loads(result.stdout)["problems"]
+    problems = {problem["images"][0]: problem["why"] for problem in found}
     assert set(problems) == {"gone", "dead"}
+    assert len(found) == 2  # once each, though both digest and tags of the dead one were asked for
     assert "does not exist" in problems["gone"]
     assert NOBODY in problems["dead"]
     assert (locked(path, "stays"), locked(path, "gone"), locked(path, "dead")) == (moved, gone, None)
@@ -264,6 +267,20 @@ def test_timer_and_crontab_are_rendered(tmp_path: Path) -> None:
     units = refresh(path, "--render", "systemd").stdout
     assert "OnCalendar=" in units
     assert f'"{str(path).replace("%", "%%")}"' in units
+    _, service, timer = re.split(r"^# /etc/systemd/system/(?=sqshpipe-refresh)", units, flags=re.MULTILINE)
+    for unit in (service, timer):
+        name, _, text = unit.partition("\n")
+        (tmp_path / name).write_text(text)
+    if shutil.which("systemd-analyze"):  # it reads no unit of this machine, and nothing is loaded
+        argv = [
+            "systemd-analyze",
+            "verify",
+            "--recursive-errors=no",
+            *tmp_path.glob("*.service"),
+            *tmp_path.glob("*.timer"),
+        ]
+        verified = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        assert (verified.returncode, verified.stderr) == (0, "")
     line = refresh(path, "--render", "cron").stdout
     assert line.count("\n") == 1
     assert "100\\%.yaml" in line

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     ["cli", "__main__"],
     ["check", "metrics"],
-    ["release", "batch", "batch_slurm", "refresh", "schedule", "notify", "doctor", "report"],
+    ["release", "wanted", "batch", "batch_slurm", "refresh", "schedule", "notify", "doctor", "report"],
     ["plan", "observe", "affected", "bases"],
     ["stages"],
     ["store", "cluster", "tools", "config", "lock", "inputs", "track", "scanning", "actions"],

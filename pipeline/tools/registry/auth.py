@@ -94,6 +94,7 @@ class Authenticator:
         self._credentials: Credentials | None = None
         self._asked = False
         self._tokens: dict[tuple[Scope, ...], _Token] = {}
+        self._buying: dict[tuple[Scope, ...], threading.Lock] = {}
 
     def __repr__(self) -> str:
         return f"Authenticator({self._host!r})"
@@ -104,14 +105,20 @@ class Authenticator:
         return self._credentials is not None
 
     def header(self, scopes: tuple[Scope, ...]) -> str | None:
-        """What to send with a request, as far as it is known before the first challenge."""
+        """What to send with a request, as far as it is known before the first challenge.
+
+        A token is bought once for all who want the same; those for other repositories do not wait for it.
+        """
         with self._lock:
-            if self._challenge is None:
+            challenge = self._challenge
+            if challenge is None:
                 return None
-            if self._challenge.scheme == "basic":
+            if challenge.scheme == "basic":
                 credentials = self._current()
                 return credentials.basic() if credentials else None
-            return "Bearer " + self._token(self._challenge, scopes)
+            buying = self._buying.setdefault(scopes, threading.Lock())
+        with buying:
+            return "Bearer " + self._token(challenge, scopes)
 
     def challenged(self, header: str, scopes: tuple[Scope, ...], *, sent: str | None) -> bool:
         """Take in a 401 (or an expired 403). True: worth asking again with `header`; False: it was
@@ -177,7 +184,8 @@ class Authenticator:
         service = challenge.get("service")
         query: _Query = [("service", service)] if service else []
         query += _scope_query(scopes)
-        credentials = self._current()
+        with self._lock:
+            credentials = self._current()
         if credentials is not None and credentials.identity_token:
             form = {"grant_type": "refresh_token", "client_id": "sqshpipe", "service": service}
             form |= {"scope": " ".join(map(str, scopes)), "refresh_token": credentials.identity_token}

@@ -56,7 +56,7 @@ class RegistryClient:
             host,
             credentials=credentials,
             plain_http=plain_http,
-            connections=4 * workers,
+            connections=max(32, 4 * workers),  # many small questions at once, as a refresh asks them
             patience=patience,
             transport=transport,
         )

@@ -1,22 +1,50 @@
-"""What small verbs must not load: `resolve` runs inside job scripts, a node's page cache cold."""
+"""What must not be loaded: by small verbs, which run inside job scripts, and where there is nothing to do."""
 
+from __future__ import annotations
+
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 HEAVY = {"structlog", "pydantic", "httpx", "docker", "boto3", "botocore", "rich", "asyncio", "jinja2", "yaml"}
+# Configuration, registry and words are needed to see that nothing has to be done.
+IDLE = HEAVY - {"docker", "boto3", "botocore", "jinja2"}
+
+
+def started(words: list[str], folder: Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """A verb's end, and all modules that were loaded by then."""
+    program = (
+        f"import sys; sys.argv[1:] = {words!r}\n"
+        "from pipeline.cli import app\n"
+        "code = 0\n"
+        "try: app.main()\n"
+        "except SystemExit as end: code = end.code\n"
+        "print(*sorted(sys.modules), file=sys.stderr)\n"
+        "sys.exit(code)"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SQSHPIPE_")}
+    environment = {**kept, "SQSHPIPE_CACHE": str(folder / "cache")}
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environment)
+    return done, set(done.stderr.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("verb", [["resolve", "demo"], ["--help"]], ids=["resolve", "help"])
-def test_small_verbs_load_little(verb, tmp_path):
-    program = (
-        "import sys; sys.argv[1:] = {verb!r}\n"
-        "from pipeline.cli import app\n"
-        "try: app.main()\n"
-        "except SystemExit: pass\n"
-        "print(*sorted({heavy!r} & set(sys.modules)), file=sys.stderr)"
-    ).format(verb=[*verb, *(["--store", str(tmp_path)] if verb[0] == "resolve" else [])], heavy=HEAVY)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    allowed = {"rich"} if verb == ["--help"] else set()
-    assert set(done.stderr.splitlines()[-1].split()) <= allowed
+def test_small_verbs_load_little(verb: list[str], tmp_path: Path) -> None:
+    store = ["--store", str(tmp_path)] if verb[0] == "resolve" else []
+    _, loaded = started([*verb, *store], tmp_path)
+    assert loaded & HEAVY <= ({"rich"} if verb == ["--help"] else set())
+
+
+def test_an_image_that_is_published_loads_neither_engine_nor_converter(released: Path) -> None:
+    words = ["image", "demo", "--tag", "v1", "--config", str(released / "images.yaml")]
+    done, loaded = started(words, released)
+    assert (done.returncode, "demo:v1 is published and nothing changed" in done.stderr) == (0, True)
+    assert done.stdout == f"{released / 'store' / 'demo' / 'v1.sqsh'}\n"
+    assert loaded & HEAVY <= IDLE
+    stages = {name for name in loaded if name.startswith("pipeline.stages.")}
+    assert stages == {"pipeline.stages.pin"}
+    assert not {name for name in loaded if name.startswith("pipeline.squashfs")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -94,6 +95,25 @@ def test_a_token_is_bought_once_and_its_end_is_known() -> None:
         assert bought == [{"service": "r", "scope": "repository:a/b:pull"}]
         made.head("c/d", "v1")
         assert len(bought) == 2
+
+
+def test_tokens_for_several_repositories_are_bought_side_by_side() -> None:
+    together = threading.Barrier(3)
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/token":
+            if "base" in request.url.params["scope"]:
+                together.wait(10)  # breaks, and fails the request, when one waits for another
+            return httpx.Response(200, json={"token": "t"})
+        if request.headers.get("authorization") != "Bearer t":
+            return httpx.Response(
+                401, headers={"WWW-Authenticate": 'Bearer realm="https://a.example.com/token"'}
+            )
+        return found(request)
+
+    with client(handler) as made, ThreadPoolExecutor(3) as pool:
+        made.head("first", "v1")
+        assert all(pool.map(lambda number: made.head(f"base{number}", "v1"), range(3)))
 
 
 def test_an_identity_token_is_sent_as_a_refresh_token() -> None:
