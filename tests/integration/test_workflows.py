@@ -19,8 +19,11 @@ import yaml
 from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
 from pipeline.oci.reference import Reference
+from pipeline.tools.credentials import Credentials
+from pipeline.tools.registry import RegistryClient
 from tests.conftest import missing
 from tests.support.actions import JobRun, Workflows, runner_environment
+from tests.support.tiny_images import push_image
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".github" / "workflows"
@@ -155,11 +158,20 @@ class Checkout:
         return self.git("rev-parse", "HEAD")
 
 
+@pytest.fixture(scope="session")
+def tiny(registry: PrivateRegistry) -> Reference:
+    """A base of a few kilobytes: what is looked at here is who does what, not how long a conversion takes."""
+    credentials = Credentials(username=registry.username, password=registry.password)
+    with RegistryClient(registry.address, credentials=lambda _: credentials) as client:
+        push_image(client, "workflows/base", "1", content="base")
+    return Reference.parse(f"{registry.address}/workflows/base:1")
+
+
 @pytest.fixture
-def checkout(tmp_path: Path, base: Reference) -> Checkout:
+def checkout(tmp_path: Path, tiny: Reference) -> Checkout:
     folder = tmp_path / "work"
     folder.mkdir()
-    return Checkout(folder, base)
+    return Checkout(folder, tiny)
 
 
 Start = Callable[..., Workflows]
@@ -192,7 +204,7 @@ def start(
                 "SQSHPIPE_REGISTRY": f"{registry.address}/{tmp_path.name.replace('_', '-').lower()}",
                 "SQSHPIPE_STORE": str(tmp_path / "store"),
             },
-            secrets={},
+            secrets={"NGC_API_KEY": "a-key"},
             environment={
                 **runner_environment(),
                 "DOCKER_HOST": engine.host,
@@ -250,6 +262,7 @@ def test_a_push_publishes_what_it_touched(checkout: Checkout, start: Start, tmp_
     assert re.fullmatch(r".+/hello@sha256:[0-9a-f]{64}", job(run, "build").outputs["reference"])
     assert "hello" in run.summary
     assert "train.py changed" in run.summary
+    assert {job.variables.get("NGC_API_KEY") for job in run.ran} == {None, "a-key"}
     # The same run again, as when somebody asks for it: nothing is done twice.
     again = start("push", {"before": before}, "refs/heads/main")
     again.scratch = tmp_path / "again"
@@ -288,6 +301,7 @@ def test_a_fork_gets_neither_our_runners_nor_oidc_nor_our_registry(
     assert names(run) == ["plan", "fork"]
     fork = job(run, "fork")
     assert (fork.runs_on, fork.permissions, fork.environment) == ("ubuntu-24.04", {"contents": "read"}, None)
+    assert "a-key" not in fork.variables.values()
     assert "secrets." not in yaml.dump(
         yaml.load((FOLDER / "images.yml").read_text(), Loader=yaml.BaseLoader)["jobs"]["fork"]
     )

@@ -32,7 +32,8 @@ class JobRun:
     runs_on: object
     permissions: object
     environment: object
-    commands: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+    """What the workflow puts into the environment of its steps."""
     code: int = 0
     outputs: dict[str, str] = field(default_factory=dict)
 
@@ -54,8 +55,11 @@ class Workflows:
     ran: list[JobRun] = field(default_factory=list)
     summary: str = ""
 
-    def run(self, path: str, inputs: Values | None = None) -> dict[str, str]:
-        """Run a workflow; gives each job's result (success, failure, skipped)."""
+    def run(self, path: str, inputs: Values | None = None, secrets: Values | None = None) -> dict[str, str]:
+        """Run a workflow; gives each job's result (success, failure, skipped).
+
+        One that another calls sees those ``secrets`` alone that it is given and names itself, as in Actions.
+        """
         # BaseLoader: `on` stays a word, and so does everything else, as Actions has it.
         whole = yaml.load((self.checkout / path).read_text(), Loader=yaml.BaseLoader)
         given = inputs if inputs is not None else self.payload.get("inputs") or {}
@@ -66,6 +70,7 @@ class Workflows:
             name = next(name for name, job in waiting.items() if set(_needs(job)) <= set(results))
             job = waiting.pop(name)
             context: Values = {"inputs": given, "needs": {n: needs[n] for n in _needs(job)}}
+            context["secrets"] = self.secrets if secrets is None else secrets
             context["env"] = {key: self._fill(value, context) for key, value in whole.get("env", {}).items()}
             ready = all(results[need] == "success" for need in _needs(job))
             if not ready or not self._true(job.get("if", "true"), context):
@@ -85,7 +90,11 @@ class Workflows:
     def _job(self, name: str, job: Values, context: Values) -> tuple[int, dict[str, str]]:
         if "uses" in job:
             inputs = {key: self._fill(value, context) for key, value in job["with"].items()}
-            results = self.run(job["uses"].split()[0].removeprefix("./"), inputs)
+            secrets = {key: self._fill(value, context) for key, value in job.get("secrets", {}).items()}
+            called = job["uses"].split()[0].removeprefix("./")
+            declared = yaml.load((self.checkout / called).read_text(), Loader=yaml.BaseLoader)["on"]
+            assert set(secrets) <= set(declared["workflow_call"].get("secrets", {})), "a secret nobody named"
+            results = self.run(called, inputs, secrets)
             return int("failure" in results.values()), {}
         told = JobRun(
             name=name,
@@ -110,15 +119,16 @@ class Workflows:
                     {key: self._fill(value, context) for key, value in step.get("with", {}).items()}
                 )
             else:
-                code, outputs = self._step(step, job, context, number)
-                told.commands.append(step["run"])
+                code, outputs = self._step(step, job, context, number, told)
                 told.code = told.code or code
             if "id" in step:
                 steps[step["id"]] = {"outputs": outputs}
         told.outputs = {key: str(self._fill(value, context)) for key, value in job.get("outputs", {}).items()}
         return told.code, told.outputs
 
-    def _step(self, step: Values, job: Values, context: Values, number: int) -> tuple[int, dict[str, str]]:
+    def _step(
+        self, step: Values, job: Values, context: Values, number: int, told: JobRun
+    ) -> tuple[int, dict[str, str]]:
         folder = self.scratch / f"step-{len(self.ran)}-{number}"
         folder.mkdir(parents=True)
         files = {name: folder / name for name in ("output", "summary", "event.json", "script.sh")}
@@ -126,9 +136,11 @@ class Workflows:
         files["event.json"].write_text(json.dumps(self.payload))
         files["script.sh"].write_text(str(self._fill(step["run"], context)))
         declared = {**context["env"], **job.get("env", {}), **step.get("env", {})}
+        filled = {key: _text(self._fill(value, context)) for key, value in declared.items()}
+        told.variables |= filled
         environment = {
             **self.environment,
-            **{key: _text(self._fill(value, context)) for key, value in declared.items()},
+            **filled,
             "CI": "true",
             "GITHUB_ACTIONS": "true",
             "GITHUB_EVENT_NAME": self.event,
@@ -177,7 +189,7 @@ class Workflows:
             "event": self.payload,
             "repository": "team/images",
         }
-        scope = {**context, "github": github, "vars": self.variables, "secrets": self.secrets}
+        scope = {**context, "github": github, "vars": self.variables}
         tokens = _TOKEN.findall(text)
         assert "".join(tokens) == "".join(text.split()), f"cannot read the expression {text!r}"
         return _Expression(tokens, scope, self.checkout).value()
