@@ -64,7 +64,7 @@ def affected_since(config: Config, revision: str) -> tuple[Affected, ...]:
     commit = checkout.branched_from(revision)
     if commit is None:
         return tuple(Affected(image=name, reasons=("there is no earlier commit",)) for name in config.images)
-    changed = frozenset(path.resolve() for path in checkout.changed_since(commit))
+    changed = frozenset(_itself(path) for path in checkout.changed_since(commit))
     past = _past(config, checkout, commit)
     lock = read_lock(config.lock_path)
     found = []
@@ -123,16 +123,26 @@ def _locked(spec: ImageSpec, lock: Lock, past: _Past) -> Iterator[str]:
 
 
 def _files(spec: ImageSpec, changed: frozenset[Path]) -> Iterator[str]:
-    if spec.scan.waivers is not None and spec.scan.waivers.resolve() in changed:
+    if spec.scan.waivers is not None and _either(spec.scan.waivers) & changed:
         yield f"{spec.scan.waivers.name} changed"
     if spec.dockerfile is None or spec.context is None:
         return
     dockerfile, context = spec.dockerfile.resolve(), spec.context.resolve()
     ignore = Ignore.of(dockerfile, context)
-    own = {dockerfile, *(path.resolve() for path in Ignore.files(dockerfile, context))}
+    own = {name for path in (spec.dockerfile, *Ignore.files(dockerfile, context)) for name in _either(path)}
     told = [path.name for path in sorted(own & changed)]
     inside = (path.relative_to(context) for path in sorted(changed - own) if path.is_relative_to(context))
     told += [path.as_posix() for path in inside if not ignore.matches(path.as_posix())]
     yield from (f"{name} changed" for name in told[:_MAX_FILES])
     if len(told) > _MAX_FILES:
         yield f"{len(told) - _MAX_FILES} more files changed"
+
+
+def _itself(path: Path) -> Path:
+    """A link by its own name: it is the link that git tracks and a context has, not what it leads to."""
+    return path.parent.resolve() / path.name
+
+
+def _either(path: Path) -> set[Path]:
+    """Where a file is read, and where it lies: either may be what changed."""
+    return {_itself(path), path.resolve()}

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.types import ImageSpec
+from pipeline.config.types import ImageSpec, ScanPolicy
 from pipeline.errors import ConfigError
 from pipeline.oci.digest import Digest
 
@@ -101,6 +101,24 @@ def gather(spec: ImageSpec, base: Digest, *, now: datetime | None = None) -> Bui
         platform=str(spec.platform),
         period=_period(spec.max_age, now or datetime.now(timezone.utc)),
     )
+
+
+def scan_policy(policy: ScanPolicy) -> dict[str, Any]:
+    """What decides over an image's findings, for the release record: a later plan tells what is another.
+
+    Of the waivers it is the file's fingerprint, None when there is no such file.
+    """
+    waivers = policy.waivers
+    return {
+        "scanner": policy.scanner,
+        "fail_on": policy.fail_on,
+        "new_since_base": policy.new_since_base,
+        "fixable_only": policy.fixable_only,
+        "ignore_packages": sorted(policy.ignore_packages),
+        "waivers": _file_sha256(waivers)[:_RECORDED_HEX]
+        if waivers is not None and waivers.is_file()
+        else None,
+    }
 
 
 def context_paths(dockerfile: Path, context: Path) -> list[str]:

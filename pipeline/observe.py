@@ -84,6 +84,7 @@ def _observe(
         newest=newest,
         taken=taken,
         target=store.layout.link(spec.name, version, platform) if version else None,
+        scan_policy=inputs.scan_policy(spec.scan),
     )
     if isinstance(pinned, SqshpipeError):
         return replace(seen, base_problem=str(pinned))
@@ -121,6 +122,7 @@ def released(release: Release) -> Released:
         inputs=_mapping(release.provenance.get("inputs")),
         converter=converter.get("name"),
         options=_mapping(converter.get("options")),
+        scan_policy=_mapping(release.provenance.get("scan_policy")),
         size=release.size,
         created=_time(release.created),
     )

@@ -35,6 +35,7 @@ class Released:
     options: Mapping[str, Any]
     size: int
     created: datetime
+    scan_policy: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,8 @@ class Observation:
     did not answer (then ``base_problem`` says why). ``moved_to`` is what the tag stands for now, if that is
     something else. ``newest`` is the last release, ``taken`` the one that has the wanted version already.
     ``pushed`` is what the registry has under the build key (for a mirrored image: whether it has the base).
-    ``target`` is where the release would appear; ``base_size`` the base's compressed bytes, if known.
+    ``target`` is where the release would appear; ``base_size`` the base's compressed bytes, if known;
+    ``scan_policy`` is what `inputs.scan_policy` says now.
     """
 
     spec: ImageSpec
@@ -60,6 +62,7 @@ class Observation:
     pushed: Digest | None = None
     target: Path | None = None
     base_size: int | None = None
+    scan_policy: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +142,18 @@ def option_changes(release: Released, wanted: ConvertOptions) -> tuple[str, ...]
     return tuple(told)
 
 
+def policy_changes(release: Released, seen: Observation) -> tuple[str, ...]:
+    """What of the scan policy is another than when ``release`` passed it; empty when no record says."""
+    if not release.scan_policy:
+        return ()
+    told = []
+    for name, after in seen.scan_policy.items():
+        before = release.scan_policy.get(name)
+        if before != after:
+            told.append("waivers changed" if name == "waivers" else f"scan policy {name} {before} -> {after}")
+    return tuple(told)
+
+
 def _plan_image(seen: Observation) -> ImagePlan:
     pin = _pin(seen)
     notes = _notes(seen)
@@ -150,8 +165,12 @@ def _plan_image(seen: Observation) -> ImagePlan:
     other_image = image_changes(reference, seen)
     convert_changes = option_changes(reference, seen.spec.convert) if reference else ()
     changes = (*other_image, *convert_changes)
+    policy = policy_changes(reference, seen) if reference else ()
     made = _image_steps(seen, reference, other_image)
-    rest = _release_steps(seen, reference, changes, image_changed=bool(other_image))
+    rest = _release_steps(seen, reference, changes, image_changed=bool(other_image), policy=policy)
+    if reference and policy and not any(step.run for step in rest):
+        again = f"sqshpipe scan --published {seen.spec.name} judges it anew"
+        notes = (*notes, f"{'; '.join(policy)} since {reference.version} was published: {again}")
     problem = ""
     if seen.taken is not None and changes:
         problem = f"version {seen.version} is published with other content; choose another version"
@@ -214,27 +233,38 @@ def _image_steps(seen: Observation, reference: Released | None, changes: tuple[s
 
 
 def _release_steps(
-    seen: Observation, reference: Released | None, changes: tuple[str, ...], *, image_changed: bool
+    seen: Observation,
+    reference: Released | None,
+    changes: tuple[str, ...],
+    *,
+    image_changed: bool,
+    policy: tuple[str, ...],
 ) -> tuple[Step, ...]:
     if reference is not None and not changes:
         missing = seen.version is not None and seen.taken is None
         why = f"{seen.version} is not published" if missing else f"{reference.version} is published"
         stages: tuple[StageName, ...] = ("scan", "convert", "verify", "publish")
         steps = [Step(stage=stage, run=missing, reason=why) for stage in stages]
+        if missing:
+            steps[0] = _scan_step(seen, (why, *policy))
         if missing and reference.state == "published":
             same = f"the file of {reference.version} is the same"
             steps[1:3] = [Step(stage=step.stage, run=False, reason=same) for step in steps[1:3]]
         return tuple(steps)
     why = "a new image" if image_changed else "; ".join(changes)
-    scanner = seen.spec.scan.scanner
-    scan = "scanner: none, nothing is looked at" if scanner == "none" else why
     named = seen.version or "the version that is given"
     return (
-        Step(stage="scan", run=scanner != "none", reason=scan),
+        _scan_step(seen, (why, *policy)),
         Step(stage="convert", run=True, reason=why),
         Step(stage="verify", run=True, reason="a new file"),
         Step(stage="publish", run=True, reason=f"as {named}"),
     )
+
+
+def _scan_step(seen: Observation, reasons: tuple[str, ...]) -> Step:
+    if seen.spec.scan.scanner == "none":
+        return Step(stage="scan", run=False, reason="scanner: none, nothing is looked at")
+    return Step(stage="scan", run=True, reason="; ".join(reasons))
 
 
 def _short(digest: Digest | None) -> str:

@@ -15,6 +15,7 @@ from pipeline import __version__
 from pipeline.bases import Clients
 from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import ConfigError, PublishError
+from pipeline.inputs import scan_policy
 from pipeline.oci.manifest import Manifest
 from pipeline.progress import Story
 from pipeline.stages.attest import attest
@@ -51,7 +52,7 @@ def release(
         spec, version, pinned, config=config, clients=clients, story=story, revision=revision
     )
     report = scanned(spec, pushed, config=config, clients=clients, story=story)
-    run = _Publication(spec, version, report, provenance(pinned, revision), config, clients, story)
+    run = _Publication(spec, version, report, provenance(spec, pinned, revision), config, clients, story)
     same = same_file(spec, report, store)
     made = run.converted(store) if same is None else run.taken_over(same, store)
     attested(made, store, clients=clients, story=story)
@@ -270,7 +271,12 @@ def source_of(report: ScanReport, clients: Clients) -> RegistrySource:
     return RegistrySource(client, image.repository.repository, manifest)
 
 
-def provenance(pinned: Pinned, revision: str | None) -> dict[str, Any]:
+def provenance(spec: ImageSpec, pinned: Pinned, revision: str | None) -> dict[str, Any]:
     """What the record says of how the release came to be."""
     built: Mapping[str, Any] = pinned.build_inputs.record() if pinned.build_inputs else {}
-    return {"sqshpipe": __version__, "revision": revision, "inputs": dict(built)}
+    return {
+        "sqshpipe": __version__,
+        "revision": revision,
+        "inputs": dict(built),
+        "scan_policy": scan_policy(spec.scan),
+    }

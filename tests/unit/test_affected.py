@@ -104,6 +104,7 @@ def repository(tmp_path: Path) -> Repository:
         made.write(f"dockerfiles/{name}/Dockerfile", "FROM base\nCOPY . /app\n")
         made.write(f"dockerfiles/{name}/train.py", "print(1)\n")
     made.write("dockerfiles/.dockerignore", "alone\n*/*.md\n")
+    (tmp_path / "dockerfiles/alone/link").symlink_to("../shared/common.sh")
     made.commit()
     return made
 
@@ -130,9 +131,47 @@ HISTORY: dict[str, tuple[Callable[[Repository], object], set[str]]] = {
     ),
     "mode": (lambda r: (r.root / "dockerfiles/alone/train.py").chmod(0o755), {"alone"}),
     "an ignored file": (lambda r: r.write("dockerfiles/first/NOTES.md", "# 2\n"), set()),
+    "a link's target": (
+        lambda r: [
+            (r.root / "dockerfiles/alone/link").unlink(),
+            (r.root / "dockerfiles/alone/link").symlink_to("../../README.md"),
+        ],
+        {"alone"},
+    ),
+    "an ignore file of one Dockerfile": (
+        lambda r: r.write("dockerfiles/second/Dockerfile.dockerignore", "alone\n"),
+        {"first", "second"},
+    ),
+    "a file with an odd name": (lambda r: r.write('dockerfiles/alone/a "b" ü\n', "1\n"), {"alone"}),
+    "a file moved within a context": (
+        lambda r: (r.root / "dockerfiles/alone/train.py").rename(r.root / "dockerfiles/alone/run.py"),
+        {"alone"},
+    ),
     "the ignore file": (lambda r: r.write("dockerfiles/.dockerignore", "alone\n"), {"first", "second"}),
     "a Dockerfile": (lambda r: r.write("dockerfiles/alone/Dockerfile", "FROM base\n"), {"alone"}),
     "one build argument": (lambda r: r.replace("images.yaml", '"1"', '"2"'), {"alone"}),
+    "an image under another name": (
+        lambda r: r.replace("images.yaml", "  alone:\n", "  lonely:\n"),
+        {"lonely"},
+    ),
+    "a secret of one": (
+        lambda r: r.replace("images.yaml", 'build_args: {A: "1"}', "secrets: {token: {env: T}}"),
+        {"alone"},
+    ),
+    "the scan policy of all": (
+        lambda r: r.replace(
+            "images.yaml", "{waivers: waivers.yaml}", "{waivers: waivers.yaml, fail_on: low}"
+        ),
+        ALL,
+    ),
+    "the platform of all": (
+        lambda r: r.replace("images.yaml", "defaults:\n", "defaults:\n  platform: linux/arm64\n"),
+        ALL,
+    ),
+    "whom to tell": (
+        lambda r: r.write("images.yaml", IMAGES + "notify: [{command: [tell]}]\n"),
+        set(),
+    ),
     "one base": (
         lambda r: r.replace("images.yaml", "alone:\n    base: debian:12", "alone:\n    base: debian:13"),
         {"alone"},
@@ -173,6 +212,18 @@ def test_each_change_chooses_its_images(repository: Repository, case: str, *, co
     found = repository.affected(before)
     assert set(found) == expected
     assert all(reasons and all(reasons) for reasons in found.values())
+
+
+def test_images_yaml_may_lie_in_a_folder_of_a_larger_checkout(repository: Repository) -> None:
+    (repository.root / "ml").mkdir()
+    for name in ("images.yaml", "images.lock", "waivers.yaml", "second.yaml", "dockerfiles"):
+        (repository.root / name).rename(repository.root / "ml" / name)
+    before = repository.commit()
+    repository.write("README.md", "# 2\n")
+    repository.write("ml/dockerfiles/alone/train.py", "print(2)\n")
+    repository.write("ml/images.lock", lock_text("d1", "u2"))
+    found = affected_since(load(repository.root / "ml" / "images.yaml", environment={}), before)
+    assert {image.image for image in found} == {"alone", "second", "mirrored"}
 
 
 def test_only_what_the_branch_changed_counts(repository: Repository) -> None:

@@ -184,3 +184,33 @@ def test_json_says_what_is_published_where_and_how_much() -> None:
     assert data["publishes"] == "/fsx/demo/v1.0.sqsh"
     assert data["writes"] == 5 << 30
     assert data["steps"][0] == {"stage": "pin", "run": False, "reason": f"locked at {str(OLD)[:19]}"}
+
+
+STRICT, LAX = ({"fail_on": level, "waivers": "a" * 16} for level in ("high", "critical"))
+
+
+def test_another_scan_policy_is_a_reason_to_scan_a_new_version() -> None:
+    seen = observed(version="v1.1", taken=None, newest=released(scan_policy=STRICT), scan_policy=LAX)
+    (scan,) = (step for step in plan((seen,)).images[0].steps if step.stage == "scan")
+    assert (scan.run, scan.reason) == (True, "v1.1 is not published; scan policy fail_on high -> critical")
+    changed = {**STRICT, "waivers": None}
+    level = observed(
+        version=None, taken=None, newest=released(scan_policy=STRICT), spec=LEVEL, scan_policy=changed
+    )
+    (scan,) = (step for step in plan((level,)).images[0].steps if step.stage == "scan")
+    assert scan.reason.endswith("; waivers changed")
+
+
+def test_another_scan_policy_is_told_of_what_is_published_and_changes_nothing_there() -> None:
+    image = plan((observed(taken=released(scan_policy=STRICT), scan_policy=LAX),)).images[0]
+    assert not image.has_changes
+    (note,) = image.notes
+    assert note.startswith("scan policy fail_on high -> critical since v1.0 was published: ")
+    assert "sqshpipe scan --published demo" in note
+    assert plan((observed(scan_policy=LAX),)).images[0].notes == ()  # an older record does not say
+
+
+def test_without_a_scanner_no_scan_is_promised() -> None:
+    bare = dataclasses.replace(SPEC, scan=ScanPolicy(scanner="none"))
+    image = plan((observed(version="v1.1", taken=None, spec=bare),)).images[0]
+    assert not any(step.run for step in image.steps if step.stage == "scan")
