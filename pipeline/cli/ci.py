@@ -125,7 +125,7 @@ def publish(
     from pipeline.wanted import ensure
 
     error = ""
-    with opened(name, config, store=store, registry=registry) as run, told_to_people(run, tag):
+    with opened(name, config, store=store, registry=registry) as run, told_to_people(run, tag) as told:
         try:
             refuse_other(
                 run.spec,
@@ -144,6 +144,7 @@ def publish(
                 story=run.teller,
                 revision=revision_of(config),
             )
+            told.path = str(made.public_path)
         except SqshpipeError as failure:
             error = str(failure)
             raise

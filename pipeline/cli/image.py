@@ -72,7 +72,10 @@ def image(
 
     if name is None:
         raise ConfigError("which image?", hint="give a name, or --all for each of images.yaml")
-    with opened(name, config, store=store, registry=registry) as run, told_to_people(run, tag, notify=notify):
+    with (
+        opened(name, config, store=store, registry=registry) as run,
+        told_to_people(run, tag, notify=notify) as told,
+    ):
         made = ensure(
             run.spec,
             tag,
@@ -82,6 +85,7 @@ def image(
             story=run.teller,
             revision=revision_of(config),
         )
+        told.path = str(made.public_path)
     run.teller.summary()
     if as_json:
         output.data_json({"path": str(made.public_path), **made.as_json(), "stages": run.teller.as_json()})
@@ -191,17 +195,27 @@ def opened(
         )
 
 
+@dataclass(slots=True)
+class Told:
+    """What the message about a release says beside its name: the path, once it is known."""
+
+    path: str = ""
+
+
 @contextmanager
-def told_to_people(run: Opened, version: str, *, notify: bool = True) -> Iterator[None]:
+def told_to_people(run: Opened, version: str, *, notify: bool = True) -> Iterator[Told]:
     """Around a release: who is named in images.yaml hears how it ended, and metrics are written."""
     from pipeline import metrics
     from pipeline.notify import Notifier, ended
 
-    code, error = 0, ""
+    told, code, error = Told(), 0, ""
     try:
-        yield
+        yield told
     except SqshpipeError as failure:
         code, error = failure.exit_code, str(failure)
+        raise
+    except Exception as failure:
+        code, error = 1, f"unexpected: {type(failure).__name__}"
         raise
     except BaseException:
         code = 1
@@ -211,7 +225,7 @@ def told_to_people(run: Opened, version: str, *, notify: bool = True) -> Iterato
         metrics.report(metrics.facts_of(run.spec.name, version, code, stages))
         if notify and (code == 0 or error):
             with Notifier(run.config.notify, run.config.cache / "told") as notifier:
-                notifier.tell(ended(run.spec.name, version, code, error))
+                notifier.tell(ended(run.spec.name, version, code, error, path=told.path))
 
 
 def revision_of(config: Path) -> str | None:

@@ -70,8 +70,9 @@ def refresh(
     _tell(found)
     contents = refreshing.sources(settings, found)
     address = ""
-    if contents and not check:
+    if not check:
         _notify(settings, found)
+    if contents and not check:
         if branch is not None:
             address = _pull_request(settings, found, branch, onto)
         else:

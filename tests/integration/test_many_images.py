@@ -102,7 +102,10 @@ def test_all_images_side_by_side_and_a_failure_costs_only_itself(
     failed = next(line for line in lines if line.startswith("failed"))
     assert failed.split()[1:4] == ["broken:v1", "exit", "4:"]
     assert "many/nowhere:1.0 does not exist" in failed
+    alone = run("image", "image0", "--tag", "v0")
+    assert alone.returncode == 0, alone.stderr
     events = _documents(told.read_text())
+    assert events.pop()["details"] == {"path": alone.stdout.strip()}
     assert sorted(event["kind"] for event in events) == ["failed", "published", "published", "published"]
     assert len(list((tmp_path / "metrics").glob("*.prom"))) == 4
     plan = run("plan", "image0", "--tag", "v1")

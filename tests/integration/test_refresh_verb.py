@@ -102,6 +102,10 @@ def test_a_newer_tag_is_taken_or_told(client: RegistryClient, repository: str, t
     )
     refresh(path)
     newer = push_image(client, repository, "24.02-py3", content="new")
+    told = tmp_path / "told"
+    command = f"notify: [{{command: [/bin/sh, -c, 'cat >> {told}; echo >> {told}'], on: [base-moved]}}]\n"
+    with path.open("a") as file:
+        file.write(command)
     push_image(client, repository, "24.03-py3-beta", content="beta")
     result = refresh(path, "--json")
     assert changes(result) == [("newer", "24.02-py3"), ("announced", "24.02-py3")]
@@ -111,6 +115,14 @@ def test_a_newer_tag_is_taken_or_told(client: RegistryClient, repository: str, t
     assert ":24.02-py3  # a comment\n" in path.read_text()
     assert locked(path, "takes") == newer
     assert changes(refresh(path, "--json")) == [("announced", "24.02-py3")]
+    # Both are told, each once: what is taken, and what people are to decide; also where that is all there is.
+    assert told.read_text().count("has a newer tag") == 1
+    assert told.read_text().count("gives way to the newer tag") == 1
+    told.unlink()
+    push_image(client, repository, "24.04-py3", content="newest")
+    path.write_text(path.read_text().replace("policy: newest", "policy: notify"))
+    assert changes(refresh(path, "--json")) == [("announced", "24.04-py3")] * 2
+    assert "24.04-py3" in told.read_text()
 
 
 def test_what_fails_costs_only_its_own_bases(client: RegistryClient, repository: str, tmp_path: Path) -> None:
