@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,20 +146,22 @@ class LocalExecutor:
 
     def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
         """Run all ``tasks`` as processes of ours; they end when we are interrupted."""
+        stop = threading.Event()
         with ThreadPoolExecutor(max_workers=max(1, min(self.limit, len(tasks)))) as pool:
             try:
-                for outcome in pool.map(_run_here, tasks):
-                    done(outcome)
+                for ended in as_completed([pool.submit(_run_here, task, stop) for task in tasks]):
+                    done(ended.result())
             except BaseException:
+                stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
 
-def _run_here(task: Task) -> Outcome:
+def _run_here(task: Task, stop: threading.Event) -> Outcome:
     start = time.monotonic()
     log.info("starts", name=task.image, version=task.version)
     try:
-        ended = process.run(task.argv, cwd=task.folder, check=False)
+        ended = process.run(task.argv, cwd=task.folder, check=False, stop=stop)
         code, said, errors = ended.returncode, ended.stdout, ended.stderr
     except SqshpipeError as error:
         code, said, errors = error.exit_code, "", str(error)

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +63,7 @@ def run(
     hint: str = "",
     timeout: float | None = None,
     umask: int = -1,
+    stop: threading.Event | None = None,
 ) -> Completed:
     """Run a program to its end.
 
@@ -69,9 +71,10 @@ def run(
     stdout and stderr as it comes, in the caller's thread; carriage returns end a line too. ``timeout`` is in
     seconds. On any exception in here, KeyboardInterrupt and one raised by ``on_line`` included, the whole
     process group of the program is ended before the exception goes on. ``umask`` is the program's, -1 ours.
+    ``stop`` is for threads, which no signal reaches: once set, the program is ended as well.
 
-    Raises ToolError when the program is missing, when it runs past ``timeout``, and, with ``check``, when it
-    does not exit with 0; ``hint`` becomes the error's hint.
+    Raises ToolError when the program is missing, when it runs past ``timeout`` or is stopped, and, with
+    ``check``, when it does not exit with 0; ``hint`` becomes the error's hint.
     """
     words = tuple(str(word) for word in argv)
     environment = {**(os.environ if env is None else env), **(extra_env or {})}
@@ -79,7 +82,8 @@ def run(
     log.debug("running", command=shlex.join(words))
     process = _start(words, program, cwd, environment, wants_input=stdin is not None, umask=umask, hint=hint)
     try:
-        talk = _Conversation(process, stdin, on_line, None if timeout is None else time.monotonic() + timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        talk = _Conversation(process, stdin, on_line, deadline, stop)
         finished = talk.listen()
     except BaseException:
         _end_group(process)
@@ -161,11 +165,13 @@ class _Conversation:
         stdin: bytes | None,
         on_line: Callable[[str], None] | None,
         deadline: float | None,
+        stop: threading.Event | None,
     ) -> None:
         self._process = process
         self._unsent = memoryview(stdin or b"")
         self._on_line = on_line
         self._deadline = deadline
+        self._stop = stop
         self._output: dict[IO[bytes], bytearray] = {}
         self._partial: dict[IO[bytes], bytes] = {}
         self.last: deque[str] = deque(maxlen=LAST_LINES)
@@ -183,6 +189,7 @@ class _Conversation:
             silent_since: float | None = None
             while selector.get_map():
                 now = time.monotonic()
+                self._go_on()
                 if self._deadline is not None and now >= self._deadline:
                     return False
                 ready = selector.select(_TICK)
@@ -239,12 +246,17 @@ class _Conversation:
     def _wait(self) -> bool:
         """The end of a program that has closed its output."""
         while self._process.poll() is None:
+            self._go_on()
             left = _TICK if self._deadline is None else min(_TICK, self._deadline - time.monotonic())
             if left <= 0:
                 return False
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(left)
         return True
+
+    def _go_on(self) -> None:
+        if self._stop is not None and self._stop.is_set():
+            raise ToolError(f"{Path(str(self._process.args[0])).name} was stopped")  # type: ignore[index]
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

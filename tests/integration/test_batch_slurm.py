@@ -44,6 +44,12 @@ def run(tmp_path: Path, tasks: list[Task], limit: int | None = None) -> dict[str
 def test_results_failures_and_demands(cluster: Slurm, tmp_path: Path) -> None:
     tasks = [
         task("good", """echo '{"path": "/s/good.sqsh"}'""", tmp_path),
+        task(
+            "asks",
+            """echo "{\\"path\\": \\"$(squeue -h -j $SLURM_JOB_ID -o '%l %C')\\"}" """,
+            tmp_path,
+            SlurmSettings(cpus=3, time=timedelta(minutes=7)),
+        ),
         task("bad", "echo 'sqshpipe: a step failed' >&2; exit 3", tmp_path),
         task("slow", "exec sleep 300", tmp_path, SlurmSettings(cpus=2, time=timedelta(minutes=5))),
     ]
@@ -55,6 +61,7 @@ def test_results_failures_and_demands(cluster: Slurm, tmp_path: Path) -> None:
     finally:
         slow.cancel()
     assert (found["good"].path, found["good"].code) == ("/s/good.sqsh", 0)
+    assert found["asks"].path == "7:00 3"  # time limit and processors, as images.yaml says
     assert (found["bad"].code, found["bad"].error) == (3, "a step failed")
     # Slurm may end the step first, which then says so itself, or the job with it.
     assert found["slow"].code in (ToolError.exit_code, 143)
