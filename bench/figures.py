@@ -106,7 +106,16 @@ def page(text: str, found: Mapping[str, Found]) -> str:
 
     def part(match: re.Match[str]) -> str:
         name = match[2]
-        made = PARTS[name](found) if _NEEDS.get(name, name) in found else "Not measured yet."
+        source = _NEEDS.get(name, name)
+        if source not in found:
+            made = "Not measured yet."
+        else:
+            try:
+                made = PARTS[name](found)
+            except (KeyError, TypeError, AttributeError, IndexError):
+                made = (
+                    f"Written by another version of the benchmark: `python -m bench {source}` measures anew."
+                )
         return f"{match[1]}{made.rstrip()}\n{match[3]}"
 
     return _PART.sub(part, text)

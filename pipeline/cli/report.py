@@ -106,7 +106,7 @@ def diff(
     files: Files = False,
     as_json: options.Json = False,
 ) -> None:
-    """Tell what changed between two releases: base, inputs, size, scan, packages.
+    """Tell what changed between two releases: base, inputs, size, scan, layers, packages.
 
     Example: sqshpipe diff demo:v1.0 demo:latest
     """
@@ -149,6 +149,7 @@ def _contents(release: Release, notes: list[str], *, walk: bool) -> Contents | N
 def _lines(found: Comparison) -> list[str]:
     lines = [f"{found.before} → {found.after}"]
     lines += _table("", found.facts)
+    lines += _table(found.shared_layers, found.layers)
     if found.packages is not None:
         lines += _table(f"{len(found.packages)} packages" if found.packages else "", found.packages)
     if found.files is not None:

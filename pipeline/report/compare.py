@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.contents import Contents
-from pipeline.report.text import growth, mapping, short, shown, size
+from pipeline.report.text import growth, mapping, rows, short, shown, size
 from pipeline.store.record import Record
 
 _NONE = "none"
@@ -41,12 +41,15 @@ class Comparison:
     facts: tuple[Change, ...]
     packages: tuple[Change, ...] | None
     files: FileChanges | None
+    layers: tuple[Change, ...] = ()
+    shared_layers: str = ""
+    """How many layers, from the base up, are the same, and their bytes; empty where it is not known."""
     note: str = ""
 
     @property
     def nothing(self) -> bool:
         """True when neither records nor contents differ."""
-        return not self.facts and not self.packages and not self.files
+        return not (self.facts or self.packages or self.files or self.layers)
 
     def as_json(self) -> dict[str, Any]:
         def listed(changes: tuple[Change, ...]) -> list[dict[str, str]]:
@@ -57,6 +60,7 @@ class Comparison:
             "before": self.before,
             "after": self.after,
             "changes": listed(self.facts),
+            "layers": listed(self.layers),
             "packages": None if self.packages is None else listed(self.packages),
             "files": None
             if files is None
@@ -74,14 +78,44 @@ def compare(
     before: Record, after: Record, old: Contents | None, new: Contents | None, *, note: str = ""
 ) -> Comparison:
     """Compare two records, and contents `old` and `new` where they could be read; `note` says why not."""
+    layers, shared = _layers(before, after)
     return Comparison(
         before=f"{before.image}:{before.version}",
         after=f"{after.image}:{after.version}",
         facts=tuple(_facts(before, after)),
         packages=tuple(_packages(old.packages, new.packages)) if old and new else None,
         files=_files(old, new) if old and new else None,
+        layers=layers,
+        shared_layers=shared,
         note=note,
     )
+
+
+def _layers(before: Record, after: Record) -> tuple[tuple[Change, ...], str]:
+    """The layers above the common ones, side by side from below, and the common ones in words."""
+    old, new = (rows(record.provenance.get("layers")) for record in (before, after))
+    if not old or not new:
+        return (), ""
+    common = 0
+    while common < min(len(old), len(new)) and old[common].get("digest") == new[common].get("digest"):
+        common += 1
+    changes = tuple(
+        Change(what=f"layer {number + 1}", before=_layer(old, number), after=_layer(new, number))
+        for number in range(common, max(len(old), len(new)))
+    )
+    stored = sum(_stored(layer) for layer in new[:common])
+    return changes, f"{common} of {len(new)} layers are the same, {size(stored)} compressed"
+
+
+def _layer(layers: Sequence[Mapping[str, Any]], number: int) -> str:
+    if number >= len(layers):
+        return _NONE
+    return f"{size(_stored(layers[number]))}, {short(str(layers[number].get('digest', _NONE)))}"
+
+
+def _stored(layer: Mapping[str, Any]) -> int:
+    found = layer.get("size")
+    return found if isinstance(found, int) and 0 <= found < 1 << 63 else 0
 
 
 def _facts(before: Record, after: Record) -> Iterator[Change]:

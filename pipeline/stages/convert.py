@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError, FormatError, ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import DEFAULT_LIMITS, Limits
+from pipeline.oci.manifest import Descriptor
 from pipeline.oci.rootfs import FORMAT_VERSION
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
@@ -51,7 +52,8 @@ class ConverterRecord:
 class SquashfsFile:
     """A .sqsh that a converter has completed.
 
-    ``source`` is the digest of the image's manifest, ``tree`` what must be in the file, ``size`` in bytes.
+    ``source`` is the digest of the image's manifest, ``layers`` what it lists, base first,
+    ``tree`` what must be in the file, ``size`` in bytes.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class SquashfsFile:
     convert_key: str
     tree: Tree
     config: ImageConfig
+    layers: tuple[Descriptor, ...] = ()
 
 
 def choose_converter(options: ConvertOptions, *, from_registry: bool = True) -> str:
@@ -135,6 +138,7 @@ def convert(
         convert_key=convert_key(source.manifest().digest, options, name),
         tree=done.tree,
         config=source.config(),
+        layers=source.manifest().layers,
     )
 
 

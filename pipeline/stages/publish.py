@@ -22,6 +22,8 @@ from pipeline.store.publishing import copy_in
 from pipeline.store.record import EXTERNAL, Record, Release
 from pipeline.store.store import Store
 
+_MOST_LAYERS = 512  # in a record; engines stop at 127
+
 
 def publish(
     verified: VerifiedSquashfs,
@@ -57,7 +59,7 @@ def publish(
         keys=keys,
         converter=dataclasses.asdict(file.converter),
         scan=dict(scan),
-        provenance=dict(provenance or {}),
+        provenance={**(provenance or {}), **_layers(file)},
         checks=tuple(verified.checks),
         created=_now(),
     )
@@ -95,7 +97,7 @@ def publish_again(
         keys={"convert": same.keys["convert"]} | ({"build": source.build_key} if source.build_key else {}),
         converter=same.converter,
         scan=dict(scan),
-        provenance={**provenance, "same_file_as": same.name},
+        provenance={**provenance, **_known_layers(same), "same_file_as": same.name},
         checks=same.checks,
         created=_now(),
     )
@@ -132,6 +134,18 @@ def publish_external(
             created=_now(),
         )
         return store.publish(record, staged, allow_external=allow_external, sha256=sha256)
+
+
+def _layers(file: SquashfsFile) -> dict[str, Any]:
+    """Digests and stored bytes of the image's layers, base first; nothing for a monstrous list."""
+    if len(file.layers) > _MOST_LAYERS:
+        return {}
+    return {"layers": [{"digest": str(layer.digest), "size": layer.size} for layer in file.layers]}
+
+
+def _known_layers(same: Release) -> dict[str, Any]:
+    known = same.provenance.get("layers")
+    return {"layers": known} if known else {}
 
 
 def _source(file: SquashfsFile, source: PushedImage | None) -> dict[str, str]:

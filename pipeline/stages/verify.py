@@ -116,6 +116,7 @@ def described(
         convert_key="",
         tree=tree,
         config=source.config(),
+        layers=source.manifest().layers,
     )
 
 

@@ -124,9 +124,20 @@ def _facts(month: str) -> dict[str, Any]:
             "sqshpipe": "0.1.0",
             "revision": base[:12],
             "inputs": {"args": {"TRANSFORMERS": "4.36.0"}},
+            "layers": _layers(month),
         },
         "checks": ("superblock", "length", "tree", "content"),
     }
+
+
+def _layers(month: str) -> list[dict[str, Any]]:
+    """A base whose first two layers never change, and two of our own that always do."""
+    names = ("ubuntu", "cuda", f"pytorch {month}", f"pip {month}", f"train.py {month}")
+    sizes = (30_000_000, 4_100_000_000, 2_900_000_000, 310_000_000, 4096)
+    return [
+        {"digest": "sha256:" + hashlib.sha256(name.encode()).hexdigest(), "size": size + len(month) * 791}
+        for name, size in zip(names, sizes, strict=True)
+    ]
 
 
 def lease(store: Store, image: str, version: str, *, job: str, host: str) -> None:
@@ -170,7 +181,12 @@ def hostile(root: Path, work: Path) -> Store:
                 "warnings": [HOSTILE],
                 "completed_at": HOSTILE,
             },
-            provenance={"revision": HOSTILE, "sqshpipe": [HOSTILE], "inputs": {"args": {HOSTILE: number}}},
+            provenance={
+                "revision": HOSTILE,
+                "sqshpipe": [HOSTILE],
+                "inputs": {"args": {HOSTILE: number}},
+                "layers": [{"digest": f"{HOSTILE}{number}", "size": HOSTILE}, HOSTILE, {"size": -1}],
+            },
             checks=(HOSTILE,),
         )
     store.mark("demo:v1.0", "yank", reason=HOSTILE)
