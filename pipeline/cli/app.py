@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from types import FrameType
@@ -37,6 +38,9 @@ from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, S
 app = typer.Typer(
     name="sqshpipe",
     help="From a Dockerfile to an immutable, versioned .sqsh that every rank shares.",
+    epilog="First steps: `sqshpipe init`, `sqshpipe lock`, `sqshpipe image my-training --tag v1.0`. "
+    "On a cluster: `srun --container-image=$(sqshpipe resolve my-training) …`. "
+    "`sqshpipe VERB --help` tells more of each, with an example.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -72,6 +76,18 @@ _PANELS = {
 }
 
 
+_HELP_COLUMNS = 66  # what the list of verbs leaves for each in a terminal of 80 columns
+
+
+def _in_one_line(help_text: str) -> str:
+    """The beginning of a verb's help that fits one line of the list of verbs, cut where a clause ends."""
+    sentence = " ".join(help_text.partition("\n\n")[0].split())
+    ends = [match.start() for match in re.finditer(r"[.,;:](?= |$)| and |(?<=\w) \(", sentence)]
+    fitting = [end for end in ends if end <= _HELP_COLUMNS]
+    end = len(sentence) if len(sentence) <= _HELP_COLUMNS else max(fitting, default=_HELP_COLUMNS)
+    return sentence[:end].rstrip(",")
+
+
 def _register() -> None:
     for panel, modules in _PANELS.items():
         known = len(app.registered_commands), len(app.registered_groups)
@@ -79,6 +95,7 @@ def _register() -> None:
             module.register(app)
         for command in app.registered_commands[known[0] :]:
             command.rich_help_panel = panel
+            command.short_help = _in_one_line(command.callback.__doc__ or "") if command.callback else None
         for group in app.registered_groups[known[1] :]:
             group.rich_help_panel = panel
 
