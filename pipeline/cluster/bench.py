@@ -66,9 +66,9 @@ def _mounted(
     with _own_node_folder():
         began = time.monotonic()
         with running.held(image, kind=kind) as mounted:
-            _start(image, kind)
+            _run(mounted.root, FIRST_RANK)
             first = time.monotonic() - began
-            return Timing(way=name, first_rank=first, work=_work(mounted.root, image, kind, command))
+            return Timing(way=name, first_rank=first, work=_work(mounted.root, command))
 
 
 def _unpacked(image: running.ImageFile, scratch: Path, command: Sequence[str]) -> Timing:
@@ -77,28 +77,30 @@ def _unpacked(image: running.ImageFile, scratch: Path, command: Sequence[str]) -
     began = time.monotonic()
     try:
         tool = process.which("unsquashfs", hint="apt install squashfs-tools")
+        # it exits with 2 when it cannot set an attribute, as an ordinary user cannot set all
         process.run([tool, "-no-progress", "-d", folder, image.path], timeout=3600, check=False)
-        first = time.monotonic() - began
-        return Timing(way="unpacked", first_rank=first, work=None if command else _read_python(folder))
+        with _own_node_folder():
+            _run(folder, FIRST_RANK)
+            first = time.monotonic() - began
+            return Timing(way="unpacked", first_rank=first, work=_work(folder, command))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(image: running.ImageFile, kind: Kind) -> None:
-    code = running.run(image, FIRST_RANK, kind=kind)
-    if code != 0:
-        raise SqshpipeError(f"/bin/sh does not start in the image: exit code {code}")
+def _run(root: Path, command: Sequence[str]) -> None:
+    """A rank in the image, in the same way whatever made its files appear."""
+    done = running.capture_in(root, command, timeout=3600)
+    if done.returncode != 0:
+        raise SqshpipeError(
+            f"{command[0]} failed in the image with exit code {done.returncode}: {done.stderr.strip()[-200:]}"
+        )
 
 
-def _work(root: Path, image: running.ImageFile, kind: Kind, command: Sequence[str]) -> float:
+def _work(root: Path, command: Sequence[str]) -> float:
     if not command:
         return _read_python(root)
     began = time.monotonic()
-    done = running.capture(image, command, timeout=3600, kind=kind)
-    if done.returncode != 0:
-        raise SqshpipeError(
-            f"the command failed with exit code {done.returncode}: {done.stderr.strip()[-200:]}"
-        )
+    _run(root, command)
     return time.monotonic() - began
 
 

@@ -101,9 +101,22 @@ def capture(
     kind: Kind | None = None,
 ) -> process.Completed:
     """Run a command in the image and keep what it says. Its exit code is the caller's to judge."""
-    with held(image, kind=kind) as mounted, _scratch() as scratch:
+    with held(image, kind=kind) as mounted:
+        return capture_in(mounted.root, command, binds=binds, env=env, timeout=timeout)
+
+
+def capture_in(
+    root: Path,
+    command: Sequence[str],
+    *,
+    binds: Sequence[enter.Bind] = (),
+    env: Sequence[tuple[str, str]] = (),
+    timeout: float | None = None,
+) -> process.Completed:
+    """As `capture`, in a folder that holds the image: a mount, or the unpacked files."""
+    with _scratch() as scratch:
         entering = enter.Entering(
-            image=str(mounted.root),
+            image=str(root),
             scratch=str(scratch),
             command=tuple(command),
             binds=tuple(binds),

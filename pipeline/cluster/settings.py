@@ -33,6 +33,9 @@ class Software(_Part):
 
     enroot: tuple[Pinned, ...] = ()  # packages (.deb or .rpm), or one source archive
     pyxis: Pinned | None = None  # source archive: it is compiled against the node's own Slurm
+    squashfuse: Pinned | None = (
+        None  # source archive; without it the distribution's package, where it has one
+    )
     sqshpipe: Pinned | None = None  # wheel; only its importer is installed
 
 
@@ -113,7 +116,7 @@ class ClusterSettings(_Part):
     lustre: Lustre | None = None
     openzfs: OpenZfs | None = None
     pull_policy: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::[a-z0-9]+:policy/[\w+=,.@/-]+$")] = (
-        "arn:aws:iam::aws:policy/AmazonEC2ContainerRegistryReadOnly"  # or a narrower one of your own
+        "arn:aws:iam::aws:policy/AmazonEC2ContainerRegistryPullOnly"  # or a narrower one of your own
     )
     scripts: Annotated[str, Field(pattern=r"^s3://[a-z0-9.-]+(/[A-Za-z0-9._-]+)*$")] | None = None
     jobs: Jobs = Jobs()
