@@ -33,6 +33,10 @@ if ! grep -qE '^[^ ]+ [^ ]+ cgroup2? ' /proc/mounts; then
     mkdir -p /sys/fs/cgroup
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
 fi
+if [ -n "$1" ]; then
+    mount --bind "$1" /etc/hosts
+fi
+shift
 exec "$@"
 """
 
@@ -43,15 +47,22 @@ class PrivateEngine:
 
     It needs root and Debian's `docker.io` package, no network and no iptables: builds that run on it use the
     host's network. All its files lie in one folder under `parent`, which is removed at the end. Start it from
-    the main thread: the engine ends when the thread that started it ends.
+    the main thread: the engine ends when the thread that started it ends. `plain_http` names registries,
+    beside those on loopback, that it speaks to without TLS; `hosts` is what it reads instead of /etc/hosts.
 
     Raises ToolError when it cannot be started, with the daemon's last lines.
     """
 
     def __init__(
-        self, *, parent: Path = Path("/var/tmp")
-    ) -> None:  # not /tmp: images may not fit into memory
+        self,
+        *,
+        parent: Path = Path("/var/tmp"),  # not /tmp: images may not fit into memory
+        plain_http: tuple[str, ...] = (),
+        hosts: Path | None = None,
+    ) -> None:
         self._parent = parent
+        self._plain_http = plain_http
+        self._hosts = hosts
         self._root: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -102,7 +113,8 @@ class PrivateEngine:
             "exec-root": f"{_RUN}/engine",
             "pidfile": f"{_RUN}/engine.pid",
             "hosts": [self.host],
-            "insecure-registries": ["127.0.0.0/8"],
+            # BuildKit takes no address range for a name, and the scheme is what tells it
+            "insecure-registries": ["127.0.0.0/8", *(f"http://{host}" for host in self._plain_http)],
             "bridge": "none",
             "iptables": False,
             "ip-forward": False,
@@ -112,7 +124,8 @@ class PrivateEngine:
         (root / "daemon.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
         argv = ["setpriv", "--pdeathsig", "KILL"]  # should this process be killed, the engine goes with it
         argv += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        argv += ["sh", "-c", _LAUNCH, "sh", "dockerd", "--config-file", f"{root}/daemon.json"]
+        argv += ["sh", "-c", _LAUNCH, "sh", str(self._hosts or "")]
+        argv += ["dockerd", "--config-file", f"{root}/daemon.json"]
         with (root / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 argv,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from pipeline.errors import FormatError
 from pipeline.oci.manifest import Descriptor
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from pipeline.oci.stream import ReadOnly
 
 
-class CheckedBlob(io.RawIOBase):
+class CheckedBlob(ReadOnly):
     """The bytes of `stream`, which must have the size and the digest that `descriptor` says.
 
     FormatError is raised by the read that gets beyond the size, or reaches the end and finds something else.
@@ -33,9 +30,6 @@ class CheckedBlob(io.RawIOBase):
         """
         self._hashed = False
 
-    def readable(self) -> bool:
-        return True
-
     def read(self, size: int | None = -1, /) -> bytes:
         size = -1 if size is None else size
         data = self._stream.read(size)
@@ -49,12 +43,6 @@ class CheckedBlob(io.RawIOBase):
         if size < 0 or (not data and size):
             self._check_end()
         return data
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
         if not self.closed:
@@ -76,7 +64,7 @@ class CheckedBlob(io.RawIOBase):
             )
 
 
-class Section(io.RawIOBase):
+class Section(ReadOnly):
     """`size` bytes of `file` from `offset` on. It owns `file`: closing closes it."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
@@ -84,19 +72,10 @@ class Section(io.RawIOBase):
         self._left = size
         file.seek(offset)
 
-    def readable(self) -> bool:
-        return True
-
     def read(self, size: int | None = -1, /) -> bytes:
         data = self._file.read(self._left if size is None or size < 0 else min(size, self._left))
         self._left -= len(data)
         return data
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
         if not self.closed:

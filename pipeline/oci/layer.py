@@ -12,7 +12,6 @@ append to an image of another kind mix them up. What was found is in `Decompress
 from __future__ import annotations
 
 import contextlib
-import io
 import queue
 import threading
 import zlib
@@ -28,6 +27,7 @@ from pipeline.errors import FormatError
 from pipeline.oci.content import Content
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
+from pipeline.oci.stream import ReadOnly
 from pipeline.oci.tar import TarReader
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def decompressed(stream: BinaryIO, compression: str, *, limits: Limits = DEFAULT
     return Decompressed(stream, compression, limits)
 
 
-class Decompressed(io.RawIOBase):
+class Decompressed(ReadOnly):
     """A read-only stream of unpacked bytes.
 
     `compression` is what was found; `claimed` is what was said; `unpacked` counts bytes handed out.
@@ -84,9 +84,6 @@ class Decompressed(io.RawIOBase):
         self.compression = detect(head)
         self.unpacked = 0
         self._inner = _decoder(self.compression, self._stored)
-
-    def readable(self) -> bool:
-        return True
 
     def read(self, size: int | None = -1, /) -> bytes:
         """At most `size` bytes, fewer as they come; empty only at the end."""
@@ -102,12 +99,6 @@ class Decompressed(io.RawIOBase):
         self.unpacked += len(data)
         self._check_limits()
         return data
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
 
     def _check_limits(self) -> None:
         if self.unpacked > self._limits.max_unpacked:

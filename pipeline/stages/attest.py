@@ -83,7 +83,7 @@ def attest(
             else:
                 atomic.create(folder / name, content)
     attached = _attach(image, files, client_for, missing)
-    signature = _signed(image, client_for, sign=sign)
+    signature = _signed(image, client_for, credentials, sign=sign)
     with atomic.told(f"writing what belongs to {release.name}"):
         atomic.replace(folder / SIGNATURE, (json.dumps(signature.as_json()) + "\n").encode())
     for one in missing:
@@ -132,7 +132,11 @@ def _attach(
 
 
 def _signed(
-    image: Reference | None, client_for: Callable[[str], RegistryClient] | None, *, sign: bool
+    image: Reference | None,
+    client_for: Callable[[str], RegistryClient] | None,
+    credentials: CredentialsProvider,
+    *,
+    sign: bool,
 ) -> Signature:
     if image is None or image.digest is None:
         return Signature(status="unsigned", tool="", why="there is no image in a registry to sign")
@@ -148,4 +152,8 @@ def _signed(
             return found
     if not sign:
         return Signature(status="unsigned", tool="", why="signing was not asked for")
-    return image_signing.sign(image)
+    try:
+        held = credentials(image.registry)
+    except SqshpipeError as error:
+        return Signature(status="failed", tool="", why=f"no credentials to sign with: {error.message}"[:300])
+    return image_signing.sign(image, held)

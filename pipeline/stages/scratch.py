@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 SCRATCH_VARIABLE = "SQSHPIPE_SCRATCH"
 CACHE_VARIABLE = "SQSHPIPE_CACHE"
-PREFIX = "sqshpipe-"
+PREFIX = "sqshpipe-scratch-"
 _LOCK = ".lock"
 _UPPER = ".upper"
 _YOUNG = 60.0  # seconds in which a folder may still be without its lock
@@ -88,7 +88,10 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def remove_orphans(parent: Path) -> None:
-    """Remove scratch folders of ours whose run ended without doing so, known by a lock that nobody holds."""
+    """Remove scratch folders of ours whose run ended without doing so, known by a lock that nobody holds.
+
+    A folder without a lock file is none of ours, whatever its name: it stays.
+    """
     with contextlib.suppress(OSError):
         for folder in parent.glob(f"{PREFIX}*"):
             with contextlib.suppress(OSError):
@@ -99,7 +102,7 @@ def remove_orphans(parent: Path) -> None:
                     or folder.is_symlink()
                 ):
                     continue
-                lock = _hold(folder)
+                lock = _hold(folder, make=False)
                 try:
                     log.info("removing what a killed run left behind", folder=str(folder))
                     remove_tree(folder)
@@ -224,9 +227,10 @@ def _existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
-def _hold(folder: Path) -> int:
+def _hold(folder: Path, *, make: bool = True) -> int:
     """Take the lock of a scratch folder; OSError when another run has it. Closing the descriptor lets go."""
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    lock = os.open(folder / _LOCK, flags | os.O_CREAT if make else flags, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -9,13 +9,17 @@ configuration names (the AWS Signer plugin there), cosign with COSIGN_KEY (a fil
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import ToolError
 from pipeline.oci.reference import Reference
 from pipeline.tools import process
+from pipeline.tools.credentials import Credentials
+from pipeline.tools.docker_config import docker_config
+from pipeline.tools.http import plain_http_allowed
 from pipeline.tools.registry.referrers import Referrer
 
 _NOTATION_TYPE = "application/vnd.cncf.notary.signature"
@@ -45,15 +49,19 @@ def found_among(referrers: Iterable[Referrer]) -> Signature | None:
     return None
 
 
-def sign(image: Reference) -> Signature:
-    """Sign ``image`` (with its digest) with what is installed and set up. Never raises: the status tells."""
+def sign(image: Reference, credentials: Credentials | None = None) -> Signature:
+    """Sign ``image`` (with its digest) with what is installed and set up. Never raises: the status tells.
+
+    ``credentials`` are for the image's registry; the tools' own logins are used where there are none.
+    """
     for tool, words in _commands(image):
         try:
-            process.which(tool, hint="")
+            program = process.which(tool, hint="")
         except ToolError:
             continue
         try:
-            process.run(words, timeout=_TIMEOUT)
+            with _access(tool, image, credentials) as environment:
+                process.run([program, *words], extra_env=environment, timeout=_TIMEOUT)
         except ToolError as error:
             return Signature(status="failed", tool=tool, why=error.message.splitlines()[0][:300])
         return Signature(status="signed", tool=tool, why=f"{tool} signed {image.digest}")
@@ -62,11 +70,23 @@ def sign(image: Reference) -> Signature:
 
 
 def _commands(image: Reference) -> list[tuple[str, list[str]]]:
-    commands = [("notation", ["notation", "sign", str(image)])]
+    plain = plain_http_allowed(image.registry)
+    commands = [("notation", ["sign", *(["--insecure-registry"] if plain else []), str(image)])]
     key = os.environ.get("COSIGN_KEY", "")
     if key:
         # the key's name, not the key: cosign takes COSIGN_PASSWORD from the environment
-        commands.append(
-            ("cosign", ["cosign", "sign", "--yes", "--tlog-upload=false", "--key", key, str(image)])
-        )
+        words = ["sign", "--yes", "--tlog-upload=false", "--key", key]
+        commands.append(("cosign", [*words, *(["--allow-http-registry"] if plain else []), str(image)]))
     return commands
+
+
+@contextmanager
+def _access(tool: str, image: Reference, credentials: Credentials | None) -> Iterator[Mapping[str, str]]:
+    """The environment in which ``tool`` may write to the image's registry; no password in an argument."""
+    if credentials is None:
+        yield {}
+    elif tool == "notation" and not credentials.identity_token:
+        yield {"NOTATION_USERNAME": credentials.username, "NOTATION_PASSWORD": credentials.password}
+    else:
+        with docker_config({image.registry: credentials}) as folder:
+            yield {"DOCKER_CONFIG": str(folder)}

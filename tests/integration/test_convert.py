@@ -310,9 +310,10 @@ def test_killed_outright_the_next_run_cleans_up(
     places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.stages.scratch._YOUNG", -1.0)
-    left = places["scratch"] / "sqshpipe-left" / "root" / "usr"
+    left = places["scratch"] / "sqshpipe-scratch-left" / "root" / "usr"
     left.mkdir(parents=True)
     (left / "file").write_text("x")
+    (left.parents[1] / ".lock").touch()
     verify(converted(image(tmp_path / "image", [BASE]), places))
 
 

@@ -16,6 +16,7 @@ import json
 import re
 import secrets
 import socket
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ import pytest
 
 from demo.registry import PrivateRegistry
 from pipeline.oci.digest import Digest
+from pipeline.oci.manifest import OCI_INDEX
 from tests.support import aws
 from tests.support.registry import Fault, FaultyProxy, Seen, _Forwarder, error_body, serving
 
@@ -43,15 +45,21 @@ class EcrFront(FaultyProxy):
 
     ``scans`` holds for each digest the answers that DescribeImageScanFindings plays, the last for ever;
     what is not in it
-    has no scan. ``denied`` names operations (``PutImage``) that are refused; ``clock`` turns its time
-    forward, in seconds.
+    plays ``every``, and has no scan where that is empty. ``denied`` names actions (``PutImage``) that are
+    refused, ``granted`` (unless None) all that are not; ``used`` gathers what was asked for, registry and
+    control plane alike. ``clock`` turns its time forward, in seconds.
     """
 
-    def __init__(self) -> None:
-        super().__init__("")
+    def __init__(self, bind: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        super().__init__("", bind)
         self.moto = ""
         self.scans: dict[str, list[dict[str, Any]]] = {}
+        self.every: list[dict[str, Any]] = []
         self.denied: set[str] = set()
+        self.granted: set[str] | None = None
+        self.used: set[str] = set()
+        self.attached: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.folder = Path()
         self.throttled: dict[str, int] = {}
         self.calls: list[str] = []
         self.clock = 0.0
@@ -64,10 +72,11 @@ class EcrFront(FaultyProxy):
             owner = front
 
         self.moto = urlsplit(self._stack.enter_context(aws.moto_server())).netloc
+        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
         registry = PrivateRegistry(auth="")
         self._stack.callback(registry.stop)
-        self.upstream = registry.start()
-        self.address = self._stack.enter_context(serving(Handler))
+        self.upstream = registry.start(self.folder)
+        self.address = self._stack.enter_context(serving(Handler, self._bind))
         return self
 
     def use(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -96,14 +105,21 @@ class EcrFront(FaultyProxy):
         self.passwords[f"AWS:{password}"] = ends
         return password, ends
 
+    def refusal(self, action: str) -> str:
+        """What AWS says when the role lacks ``action``; empty when it has it."""
+        self.used.add(action)
+        if action not in self.denied and (self.granted is None or action in self.granted):
+            return ""
+        who = "arn:aws:sts::123456789012:assumed-role/ci/run"
+        why = f"because no identity-based policy allows the ecr:{action} action"
+        return f"User: {who} is not authorized to perform: ecr:{action} on resource: x {why}"
+
     def control(self, operation: str, body: bytes) -> tuple[int, bytes]:
         """One call to the control plane: status and JSON."""
         self.calls.append(operation)
-        if operation in self.denied:
-            who = "arn:aws:sts::123456789012:assumed-role/ci/run"
-            return _aws_error(
-                "AccessDeniedException", f"User: {who} is not authorized to perform: ecr:{operation}"
-            )
+        refusal = self.refusal(operation)
+        if refusal:
+            return _aws_error("AccessDeniedException", refusal)
         if self.throttled.get(operation):
             self.throttled[operation] -= 1
             return _aws_error("ThrottlingException", "Rate exceeded")
@@ -119,7 +135,7 @@ class EcrFront(FaultyProxy):
         return self.ask_moto(operation, body)
 
     def _findings(self, asked: dict[str, Any]) -> tuple[int, bytes]:
-        script = self.scans.get(asked["imageId"]["imageDigest"], [])
+        script = self.scans.setdefault(asked["imageId"]["imageDigest"], list(self.every))
         if not script:
             return _aws_error("ScanNotFoundException", "Image scan does not exist for the image")
         answer = script.pop(0) if len(script) > 1 else script[0]
@@ -189,17 +205,23 @@ class _EcrHandler(_Forwarder):
         return True
 
     def _registry(self) -> None:
-        match = re.fullmatch(r"/v2/(.+?)/(manifests|blobs|tags)/(.+)", urlsplit(self.path).path)
+        match = re.fullmatch(r"/v2/(.+?)/(manifests|blobs|tags|referrers)/(.+)", urlsplit(self.path).path)
         if match is None:
             super()._forward()
             return
         name, kind, rest = match.groups()
+        refusal = self.owner.refusal(self._action(kind, rest))
+        if refusal:
+            self._refuse(403, "DENIED", refusal)
+            return
         repository = self.owner.repository(name)
         if repository is None:
             said = f"The repository with name '{name}' does not exist in the registry with id '{aws.ACCOUNT}'"
             self._refuse(404, "NAME_UNKNOWN", said)
         elif kind == "manifests" and self.command == "PUT":
             self._put_manifest(name, rest, repository)
+        elif kind == "referrers":
+            self._list_referrers(name, rest)
         elif kind == "blobs" and self.command == "GET" and rest.startswith("sha256:"):
             headers = dict(self.headers.items())
             self.owner.seen.append(Seen(method="GET", path=f"redirect {self.path}", headers=headers))
@@ -210,6 +232,33 @@ class _EcrHandler(_Forwarder):
             )
         else:
             super()._forward()
+
+    def _action(self, kind: str, rest: str) -> str:
+        """Which of the API's actions stands behind a request."""
+        if kind == "blobs" and rest.startswith("uploads"):
+            return {"POST": "InitiateLayerUpload", "PUT": "CompleteLayerUpload"}.get(
+                self.command, "UploadLayerPart"
+            )
+        if kind == "blobs":
+            return "BatchCheckLayerAvailability" if self.command == "HEAD" else "GetDownloadUrlForLayer"
+        if kind == "tags":
+            return "ListImages"
+        return "PutImage" if self.command == "PUT" else "BatchGetImage"
+
+    def _list_referrers(self, name: str, subject: str) -> None:
+        self.owner.take("GET", self.path, dict(self.headers.items()))
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX}
+        found = {**index, "manifests": self.owner.attached.get((name, subject), [])}
+        self.answer(200, json.dumps(found).encode(), Content_Type=OCI_INDEX)
+
+    def _note_subject(self, name: str, body: bytes, media_type: str) -> None:
+        manifest = json.loads(body)
+        subject = manifest.get("subject", {}).get("digest")
+        entry = {"mediaType": media_type, "digest": str(Digest.of(body)), "size": len(body)}
+        entry["artifactType"] = manifest.get("artifactType", "")
+        there = self.owner.attached.setdefault((name, subject), []) if subject else [entry]
+        if entry not in there:
+            there.append(entry)
 
     def _put_manifest(self, name: str, reference: str, repository: dict[str, Any]) -> None:
         fault = self.owner.take("PUT", self.path, dict(self.headers.items())) or Fault()
@@ -231,6 +280,7 @@ class _EcrHandler(_Forwarder):
             response = upstream.getresponse()
             said_bytes = response.read()
             if response.status == 201:
+                self._note_subject(name, body, media_type)
                 self._tell_moto(name, reference, body, media_type)
             digest = response.headers.get("Docker-Content-Digest", "")
             self.answer(response.status, said_bytes, Docker_Content_Digest=digest)

@@ -31,14 +31,14 @@ _SERVICE = "registry"
 
 
 @contextlib.contextmanager
-def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """An HTTP server on a free port of loopback; gives ``127.0.0.1:PORT``."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+def serving(handler: type[BaseHTTPRequestHandler], bind: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[str]:
+    """An HTTP server on a free port of loopback, or where ``bind`` says; gives ``ADDRESS:PORT``."""
+    server = ThreadingHTTPServer(bind, handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield f"127.0.0.1:{server.server_address[1]}"
+        yield f"{bind[0]}:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
@@ -213,8 +213,9 @@ class Seen:
 class FaultyProxy:
     """Stands before a registry, passes everything on, and fails as its ``faults`` say. A context manager."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, bind: tuple[str, int] = ("127.0.0.1", 0)) -> None:
         self.upstream = upstream
+        self._bind = bind
         self.address = ""
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
@@ -227,7 +228,7 @@ class FaultyProxy:
         class Handler(_Forwarder):
             owner = proxy
 
-        self.address = self._stack.enter_context(serving(Handler))
+        self.address = self._stack.enter_context(serving(Handler, self._bind))
         return self
 
     def __exit__(self, *_: object) -> None:

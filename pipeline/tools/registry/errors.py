@@ -125,13 +125,13 @@ def unreachable(host: str, what: str, error: Exception) -> Unreachable:
             )
         if isinstance(cause, socket.gaierror):
             return Unreachable(
-                f"{host} is not a name that can be looked up",
-                hint="check the name and the network",
+                f"{host} is not a name that can be looked up, asked for {what}",
+                hint=f"check {'account, region' if '.dkr.ecr.' in host else 'the name'} and the network",
                 attempts=3,
             )
         if isinstance(cause, ConnectionRefusedError):
             return Unreachable(
-                f"nothing listens at {host}",
+                f"nothing listens at {host}, asked for {what}",
                 hint="is the registry running, and the port right?",
                 attempts=3,
             )

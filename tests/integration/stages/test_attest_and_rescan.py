@@ -172,7 +172,35 @@ def test_what_is_installed_signs_and_its_failure_is_recorded(
         notation.chmod(0o755)
         made = attest(release, store, client_for=lambda _: client)
         assert (made.signature.status, made.signature.tool) == (status, "notation")
-    assert (trivy / "log").read_text() == f"sign {source['repository']}@{source['digest']}\n"
+    image = f"{source['repository']}@{source['digest']}"
+    assert (trivy / "log").read_text() == f"sign --insecure-registry {image}\n"
+
+
+def test_signers_get_the_registrys_password_and_nobody_else_sees_it(
+    client: RegistryClient,
+    registry: PrivateRegistry,
+    tmp_path: Path,
+    trivy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, source = pushed(client, "attest/passwords")
+    store, release = publish(tmp_path, source)
+    held = Credentials(username=registry.username, password=registry.password)
+    shows = 'test "$NOTATION_PASSWORD" = "$EXPECTED" || cat "$DOCKER_CONFIG/config.json" >'
+    shows = f'echo "$@" >> "$FAKE_LOG"; {shows}'
+    for tool in ("notation", "cosign"):
+        (trivy / tool).write_text(f"#!/bin/sh\n{shows} '{tmp_path}/seen'\n")
+        (trivy / tool).chmod(0o755)
+    monkeypatch.setenv("EXPECTED", registry.password)
+    monkeypatch.setenv("COSIGN_KEY", "awskms:///alias/x")
+    made = attest(release, store, client_for=lambda _: client, credentials=lambda _: held)
+    assert (made.signature.status, made.signature.tool) == ("signed", "notation")
+    assert not (tmp_path / "seen").exists()
+    (trivy / "notation").unlink()
+    made = attest(release, store, client_for=lambda _: client, credentials=lambda _: held)
+    assert (made.signature.status, made.signature.tool) == ("signed", "cosign")
+    assert held.basic().partition(" ")[2] in (tmp_path / "seen").read_text()
+    assert registry.password not in (trivy / "log").read_text()
 
 
 # --- looking again

@@ -14,16 +14,29 @@ import pytest
 from demo.engine import PrivateEngine
 from pipeline.config import EcrSettings, RegistrySettings
 from pipeline.errors import RegistryError
+from pipeline.oci.digest import Digest
+from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.stages.build import BuiltImage
+from pipeline.stages.pin import BaseImage
+from pipeline.stages.push import push
 from pipeline.stages.repository import prepare
 from pipeline.tools.credentials import Credentials
 from pipeline.tools.docker import Engine
 from pipeline.tools.registry import RegistryClient
 from tests.support import aws
 from tests.support.ecr_front import EcrFront
+from tests.support.registry import Fault
 
 pytestmark = pytest.mark.needs("root", "docker-registry")
 SETTINGS = RegistrySettings(ecr=EcrSettings(account=aws.ACCOUNT, region=aws.REGION, prefix="team"))
+BASE = BaseImage(
+    reference=Reference.parse("nvcr.io/nvidia/pytorch:24.01-py3"),
+    platform=Platform.parse("linux/amd64"),
+    digest=Digest.of(b"base"),
+    index_digest=None,
+    locked=True,
+)
 
 
 @pytest.fixture
@@ -76,3 +89,45 @@ def test_an_engine_pushes_through_endings_and_immutable_tags(front: EcrFront, en
             connected.push(target, fresh)
         for reference in (target, again):
             connected.untag(reference)
+
+
+def test_a_password_that_ends_in_the_middle_of_an_engines_push_is_renewed(
+    front: EcrFront, engine: PrivateEngine
+) -> None:
+    """The engine got its password when the push began; 13 hours pass while the last layer is on its way."""
+    repository = SETTINGS.repository("long")
+    prepare(SETTINGS, repository)
+    local = Reference.parse(f"{front.address}/team/long")
+    given: list[str] = []
+
+    class Passwords:
+        """As `EcrTokens` gives them."""
+
+        def __call__(self, _host: str) -> Credentials:
+            given.append(front.new_password()[0])
+            return Credentials(username="AWS", password=given[-1])
+
+        def renew(self, host: str) -> Credentials:
+            return self(host)
+
+    with Engine.connect(engine.host) as connected:
+        raw = docker.APIClient(base_url=engine.host)
+        try:
+            image = json.loads(raw.import_image_from_data(a_layer("a long way")))["status"]
+        finally:
+            raw.close()
+        take = front.take
+
+        def passing(method: str, path: str, headers: dict[str, str]) -> Fault | None:
+            if method == "PATCH" and len(given) == 1:
+                front.clock = 13 * 3600.0
+            return take(method, path, headers)
+
+        front.take = passing  # type: ignore[method-assign]
+        built = BuiltImage(image="long", local_id=image, config_digest=None, key="a" * 64, base=BASE)
+        passwords = Passwords()
+        with RegistryClient(front.address, credentials=Passwords()) as client:
+            pushed = push(built, local, connected, client, credentials=passwords)
+        assert str(pushed.digest) in front.images("team/long")
+        assert len(given) >= 2
+        connected.untag(local.with_tag(f"key-{'a' * 64}"))

