@@ -15,8 +15,8 @@ run_tools='git:git'
 demo_tools='docker-registry:docker-registry htpasswd:apache2-utils mksquashfs:squashfs-tools
     squashfuse:squashfuse fusermount3:fuse3'
 test_tools='docker:docker.io dockerd:docker.io unsquashfs:squashfs-tools skopeo:skopeo umoci:umoci strace:strace
-    mkfs.xfs:xfsprogs tar2sqfs:squashfs-tools-ng slurmctld:slurm-wlm munged:munge ch-run:charliecloud-runtime
-    shellcheck:shellcheck make:make tmux:tmux zsh:zsh fish:fish'
+    mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs setfacl:acl tar2sqfs:squashfs-tools-ng slurmctld:slurm-wlm
+    munged:munge ch-run:charliecloud-runtime shellcheck:shellcheck make:make tmux:tmux zsh:zsh fish:fish'
 
 # A laptop whose Docker answers needs no daemon of ours.
 [ -n "${DOCKER_HOST:-}" ] || [ -S /var/run/docker.sock ] || demo_tools="$demo_tools dockerd:docker.io docker:docker.io"

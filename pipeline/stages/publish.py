@@ -17,6 +17,7 @@ from pipeline.stages.convert import SquashfsFile
 from pipeline.stages.pin import BaseImage
 from pipeline.stages.push import PushedImage
 from pipeline.stages.verify import VerifiedSquashfs
+from pipeline.store import atomic
 from pipeline.store.names import DEFAULT_CHANNEL, DEFAULT_PLATFORM
 from pipeline.store.publishing import copy_in
 from pipeline.store.record import EXTERNAL, Record, Release
@@ -120,8 +121,10 @@ def publish_external(
     """
     with SquashfsImage.open(file) as opened:
         compressor = str(opened.superblock.compressor)
+    store.make_room(file.stat().st_size)
     with store.staging() as staged:
-        sha256 = copy_in(file, staged, meter=meter)
+        with atomic.told(f"copying {file} into {store.root}"):
+            sha256 = copy_in(file, staged, meter=meter)
         record = Record(
             image=image,
             version=version,

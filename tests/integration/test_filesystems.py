@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pipeline.errors import PublishError, ToolError
 from pipeline.store import checkup, preflight, prune
 from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
-from tests.support import invariants
+from tests.support import crowd, invariants
 from tests.support.crash_actions import ALL_OLD
 from tests.support.releases import caches, publish
 
@@ -198,10 +199,45 @@ def test_two_clients_that_see_each_other_late(badfs: Mount) -> None:
         publish(second, f"v2.{turn}")
         second.promote(f"demo:v2.{turn}", "stable")
         first.promote(f"demo:v1.{turn}", "stable")
+    settled(first, second, "v1.4", 9)
+
+
+@pytest.mark.needs("fusermount3", "/dev/fuse")
+def test_two_clients_that_publish_at_once_and_see_each_other_late(badfs: Mount) -> None:
+    """Processes, each at its own mount: one content a version, and no event is lost."""
+    roots = [badfs("late", "lost-reply", "stale", "folders") / "containers" for _ in range(2)]
+    publish(Store(roots[0]), "first.0")
+    time.sleep(0.5)
+    argv = [sys.executable, "-m", "tests.support.crowd", "publish"]
+    publishers = [
+        subprocess.Popen(
+            [*argv, str(root), str(number), "3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for number, root in enumerate(roots)
+    ]
+    told = [process.communicate(timeout=120) for process in publishers]
+    for process, (_, trouble) in zip(publishers, told, strict=True):
+        assert process.returncode == 0, trouble[-2000:]
+    outcomes = Counter(line for out, _ in told for line in out.splitlines())
+    for turn in range(3):
+        assert (outcomes[f"won contested{turn}"], outcomes[f"lost contested{turn}"]) == (1, 1)
+    time.sleep(0.5)
+    store = Store(roots[0])
+    versions = {line.version for line in store.listed("demo")}
+    assert len(versions) == 1 + 3 * 4
+    mine = {
+        version: crowd.content(version) for version in versions if version[0] != "c" and version != "first.0"
+    }
+    invariants.check(store, mine)
+    numbers = [path.name for path in sorted(store.layout.events("demo").glob("*.json"))]
+    assert numbers == [f"{number:08d}.json" for number in range(1, len(numbers) + 1)]
+
+
+def settled(first: Store, second: Store, stable: str, count: int) -> None:
     time.sleep(0.5)
     numbers = [path.name for path in sorted(first.layout.events("demo").iterdir())]
     assert numbers == [f"{number:08d}.json" for number in range(1, len(numbers) + 1)]
     for store in (first, second):
-        assert store.resolve("demo:stable").version == "v1.4"
-        assert len(store.listed("demo")) == 9
+        assert store.resolve("demo:stable").version == stable
+        assert len(store.listed("demo")) == count
         invariants.check(store, {line.version: line.version.encode() for line in store.listed("demo")})

@@ -8,6 +8,7 @@ Every mount is a client of its own of the same server (BACKING). Faults:
     late         what another client made is seen 0.3 s after it was made
     stale        the first open of a file that was renamed over another is ESTALE
     no-locks     flock, fallocate and extended attributes are not supported
+    root-squash  root is nobody (65534), as an NFS or Lustre server has it by default
 """
 
 # ruff: noqa: PTH101, PTH102, PTH104, PTH106, PTH108, PTH115, PTH120, PTH208, PTH211
@@ -27,6 +28,7 @@ from typing import Any
 import mfusepy
 
 LATE_SECONDS = 0.3
+NOBODY = 65534
 _STAT = ("st_atime", "st_ctime", "st_gid", "st_mode", "st_mtime", "st_nlink", "st_size", "st_uid", "st_ino")
 
 
@@ -57,8 +59,28 @@ class BadFileSystem(mfusepy.Operations):  # type: ignore[misc]
         if young and status.st_ino not in self.own and not stat.S_ISDIR(status.st_mode):
             self._fail(errno.ENOENT)
 
-    def _mine(self, path: str) -> None:
-        self.own.add(os.lstat(self._at(path)).st_ino)
+    def _mine(self, path: str, *, made: bool = True) -> None:
+        status = os.lstat(self._at(path))
+        self.own.add(status.st_ino)
+        if made and "root-squash" in self.faults:
+            uid, gid, _ = mfusepy.fuse_get_context()
+            group = (
+                os.lstat(os.path.dirname(self._at(path))).st_gid if self._is_setgid(path) else gid or NOBODY
+            )
+            os.lchown(self._at(path), uid or NOBODY, group)
+            if stat.S_ISDIR(status.st_mode):
+                os.chmod(self._at(path), stat.S_IMODE(status.st_mode))  # chown takes the setgid bit away
+
+    def _is_setgid(self, path: str) -> bool:
+        return bool(os.lstat(os.path.dirname(self._at(path))).st_mode & stat.S_ISGID)
+
+    def _may_change(self, path: str) -> None:
+        """EACCES when root, who is nobody here, may not change the folder that `path` lies in."""
+        if "root-squash" not in self.faults or mfusepy.fuse_get_context()[0] != 0:
+            return
+        status = os.lstat(os.path.dirname(self._at(path)))
+        if not (status.st_mode & 0o002 or (status.st_uid == NOBODY and status.st_mode & 0o200)):
+            self._fail(errno.EACCES)
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
         self._seen(path)
@@ -87,6 +109,7 @@ class BadFileSystem(mfusepy.Operations):  # type: ignore[misc]
         return os.open(self._at(path), flags)
 
     def create(self, path: str, mode: int, fi: Any = None) -> int:
+        self._may_change(path)
         handle = os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         self._mine(path)
         return handle
@@ -116,8 +139,9 @@ class BadFileSystem(mfusepy.Operations):  # type: ignore[misc]
         if "no-links" in self.faults:
             self._fail(errno.EPERM)
         self._same_folder(source, target)
+        self._may_change(target)
         os.link(self._at(source), self._at(target))
-        self._mine(target)
+        self._mine(target, made=False)
         self.links += 1
         if "lost-reply" in self.faults and self.links % 2:
             self._fail(errno.EEXIST)
@@ -125,9 +149,10 @@ class BadFileSystem(mfusepy.Operations):  # type: ignore[misc]
 
     def rename(self, old: str, new: str) -> int:
         self._same_folder(old, new)
+        self._may_change(new)
         replaced = os.path.lexists(self._at(new))
         os.rename(self._at(old), self._at(new))
-        self._mine(new)
+        self._mine(new, made=False)
         if "stale" in self.faults and replaced:
             self.stale.add(new)
         return 0
@@ -137,6 +162,7 @@ class BadFileSystem(mfusepy.Operations):  # type: ignore[misc]
             self._fail(errno.EXDEV)
 
     def symlink(self, target: str, source: str) -> int:
+        self._may_change(target)
         os.symlink(source, self._at(target))
         self._mine(target)
         return 0
@@ -145,10 +171,12 @@ class BadFileSystem(mfusepy.Operations):  # type: ignore[misc]
         return os.readlink(self._at(path))
 
     def unlink(self, path: str) -> int:
+        self._may_change(path)
         os.unlink(self._at(path))
         return 0
 
     def mkdir(self, path: str, mode: int) -> int:
+        self._may_change(path)
         os.mkdir(self._at(path), mode)
         self._mine(path)
         return 0
@@ -187,6 +215,7 @@ def main() -> None:
         entry_timeout=0,
         negative_timeout=0,
         ac_attr_timeout=0,
+        **({"allow_other": True, "default_permissions": True} if "root-squash" in faults else {}),
     )
 
 
