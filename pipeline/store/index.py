@@ -17,8 +17,8 @@ _USUAL = re.compile(
     r'"([A-Za-z0-9._-]+)": '
     r'(\{"state": "published", "created": "([^"\\]*)", "platforms": '
     r'\{"linux/amd64": \{"file": "([^"\\]*)", "sha256": "([0-9a-f]{64})", "size": ([0-9]+)'
-    r'(?:, "source": "[^"\\]*")?(?:, "external": true)?\}\}'
-    r'(, "kept": true)?(?:, "named_until": "[^"\\]*")?\})'
+    r'(?:, "source": "([^"\\]*)")?(, "external": true)?\}\}'
+    r'(, "kept": true)?(?:, "named_until": "([^"\\]*)")?\})'
 )
 
 
@@ -87,8 +87,19 @@ def _take(releases: Releases, line: str) -> None:
     """Take one line in: as it is when it is of the usual kind, else parsed."""
     match = _USUAL.match(line)
     if match and match.end() >= len(line) - 1:  # a comma may follow
-        version, text, created, file, sha256, size, kept = match.groups()
-        releases.take(version, Line(text, created, file, sha256, int(size), kept is not None))
+        version, text, created, file, sha256, size, source, external, kept, until = match.groups()
+        held = Line(
+            text,
+            created,
+            file,
+            sha256,
+            int(size),
+            kept is not None,
+            source or "",
+            external is not None,
+            until or "",
+        )
+        releases.take(version, held)
         return
     for version, entry in json.loads("{" + line.rstrip(",") + "}").items():
         releases[version] = parse_standing(entry)

@@ -86,18 +86,22 @@ def _bring(
     """Steps 1 to 4, and the events that bring back what was hidden, pruned or damaged."""
     for folder in (layout.blobs, layout.events(record.image)):
         folders.make(folder)
-    if not _is_staged(layout, file):
-        preflight.make_room(layout, record.size)
-    with publishing.staging(layout) as own:
-        staged = file if _is_staged(layout, file) else own
-        if staged is file:
-            sha256 = sha256 or publishing.hash_file(staged, meter=meter)
-        else:
-            sha256 = publishing.copy_in(file, staged, meter=meter)
-        publishing.seal(staged, record, sha256)
-        if standing is not None and record.platform in standing.damaged:
-            set_aside(layout, record)
-        _commit_sealed(layout, record, staged)
+    if _is_staged(layout, file):
+        _bring_staged(layout, record, file, standing, sha256 or publishing.hash_file(file, meter=meter))
+        return
+    preflight.make_room(layout, record.size)
+    with publishing.staging(layout) as staged:
+        sha256 = publishing.copy_in(file, staged, meter=meter)
+        _bring_staged(layout, record, staged, standing, sha256)
+
+
+def _bring_staged(
+    layout: Layout, record: Record, staged: Path, standing: Standing | None, sha256: str
+) -> None:
+    publishing.seal(staged, record, sha256)
+    if standing is not None and record.platform in standing.damaged:
+        set_aside(layout, record)
+    _commit_sealed(layout, record, staged)
 
 
 def commit_staged(layout: Layout, record: Record, staged: Path) -> None:

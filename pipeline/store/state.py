@@ -6,7 +6,6 @@ since.
 
 from __future__ import annotations
 
-import json
 from collections.abc import ItemsView, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -70,8 +69,8 @@ class Standing:
 
 
 class Line(NamedTuple):
-    """A published release with one file for the usual platform, as text of the index; parsed when that is
-    needed.
+    """A published release with one file for the usual platform, as text of the index and what is in it; most
+    are never made a Standing.
     """
 
     text: str
@@ -80,6 +79,20 @@ class Line(NamedTuple):
     sha256: str
     size: int
     kept: bool
+    source: str
+    external: bool
+    named_until: str
+
+    def standing(self) -> Standing:
+        held = Bytes(
+            file=self.file, sha256=self.sha256, size=self.size, source=self.source, external=self.external
+        )
+        return Standing(
+            created=self.created,
+            platforms={DEFAULT_PLATFORM: held},
+            kept=self.kept,
+            named_until=self.named_until,
+        )
 
 
 class File(NamedTuple):
@@ -106,7 +119,7 @@ class Releases(MutableMapping[str, Standing]):
     def __getitem__(self, version: str) -> Standing:
         one = self._held[version]
         if isinstance(one, Line):
-            one = self._held[version] = parse_standing(json.loads(one.text))
+            one = self._held[version] = one.standing()
         return one
 
     def __setitem__(self, version: str, standing: Standing) -> None:
@@ -195,8 +208,8 @@ class ImageState:
     def published_from(self, source: str, platform: str) -> Iterator[str]:
         """Versions that resolve and were made from the image with that digest, newest first."""
         for version, one in reversed(self.releases.raw()):
-            if isinstance(one, Line) and source not in one.text:
-                continue  # not worth parsing
+            if isinstance(one, Line) and source != one.source:
+                continue
             standing = self.releases[version]
             held = standing.platforms.get(platform)
             if held is not None and held.source == source and standing.state(platform) == "published":
