@@ -144,7 +144,19 @@ def main() -> None:
                 print(f" {found[name]:>12.2f}  {found[name] / base:>8.2f}", end="")
             print()
     if options.json:
-        options.json.write_text(json.dumps({"few": few, "many": figures}, indent=2) + "\n")
+        words = f"python -m bench.store --releases {options.releases} --rounds {options.rounds}"
+        load = os.getloadavg()
+        told = {"command": words, "processors": os.cpu_count(), "load": load, **_compared(few, figures)}
+        options.json.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _compared(few: dict[str, float], many: dict[int, dict[str, float]]) -> dict[str, object]:
+    """Milliseconds with ten releases and with many, by the number of images that they lie in, and ratios."""
+    ratios = {
+        images: {name: round(found[name] / base, 2) for name, base in few.items()}
+        for images, found in many.items()
+    }
+    return {"milliseconds": {str(SMALL): few, **many}, "ratios": ratios}
 
 
 if __name__ == "__main__":

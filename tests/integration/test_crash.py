@@ -58,7 +58,7 @@ def final_state(root: Path) -> list[str]:
 
 
 @pytest.mark.needs("strace")
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("action", list(crash_actions.ACTIONS))
 def test_killed_or_failed_at_every_call(
     action: str,
