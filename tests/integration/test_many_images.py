@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,25 @@ def test_all_images_side_by_side_and_a_failure_costs_only_itself(
     assert run("plan", "image0", "--tag", "v2").returncode == 10
     again = run("image", "--all", "--tag", "v1", "--json")
     assert [one["code"] for one in json.loads(again.stdout)] == [0, 0, 0, 4]
+
+
+@pytest.mark.parametrize("converter", ["mksquashfs", "native"])
+def test_two_machines_that_make_the_same_at_once_agree(
+    client: RegistryClient, run: Run, tmp_path: Path, converter: str
+) -> None:
+    write(tmp_path, client, 1)
+    text = (tmp_path / "images.yaml").read_text()
+    (tmp_path / "images.yaml").write_text(text.replace("converter: mksquashfs", f"converter: {converter}"))
+
+    def machine(number: int) -> subprocess.CompletedProcess[str]:
+        own = {name: str(tmp_path / f"{name}{number}") for name in ("SQSHPIPE_CACHE", "SQSHPIPE_SCRATCH")}
+        return run("image", "image0", "--tag", "v1", **own)
+
+    with ThreadPoolExecutor(3) as pool:
+        ended = list(pool.map(machine, range(3)))
+    assert [one.returncode for one in ended] == [0, 0, 0], "\n".join(one.stderr for one in ended)
+    assert {one.stdout for one in ended} == {f"{tmp_path / 'store' / 'image0' / 'v1.sqsh'}\n"}
+    assert len(list((tmp_path / "store" / "blobs" / "sha256").iterdir())) == 1
 
 
 def test_refresh_rebuilds_what_moved_and_nothing_else(

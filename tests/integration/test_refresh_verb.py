@@ -22,7 +22,8 @@ from pipeline.lock import read_lock
 from pipeline.oci.digest import Digest
 from pipeline.tools.credentials import credentials_provider
 from pipeline.tools.registry import RegistryClient
-from tests.support.registry import Fault, FaultyProxy, Quiet, serving
+from tests.support.github import FakeGitHub
+from tests.support.registry import Fault, FaultyProxy, serving
 from tests.support.tiny_images import push_image
 
 NOBODY = "127.0.0.1:1"
@@ -198,31 +199,6 @@ def test_fifty_images_with_nothing_new_are_done_with_a_line(
         check=True,
     )
     assert "nothing changed" in ended.stderr
-
-
-class FakeGitHub:
-    """The two calls that a pull request takes, remembered."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, dict[str, str]]] = []
-        self.open: list[dict[str, object]] = []
-        fake = self
-
-        class Handler(Quiet):
-            def do_GET(self) -> None:  # noqa: N802 - the name that the server calls
-                assert self.headers["Authorization"] == "Bearer app-token"
-                fake.asked.append(("GET", self.path, {}))
-                self.answer(200, json.dumps(fake.open).encode())
-
-            def do_POST(self) -> None:  # noqa: N802
-                sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                fake.asked.append((self.command, self.path, sent))
-                fake.open = [{"number": 7, "html_url": "https://example.com/pull/7"}]
-                self.answer(201, json.dumps(fake.open[0]).encode())
-
-            do_PATCH = do_POST  # noqa: N815
-
-        self.handler = Handler
 
 
 def test_a_branch_and_a_pull_request_with_the_reasons(

@@ -23,6 +23,8 @@ from pipeline.tools.credentials import Credentials
 from pipeline.tools.registry import RegistryClient
 from tests.conftest import missing
 from tests.support.actions import JobRun, Workflows, runner_environment
+from tests.support.github import FakeGitHub
+from tests.support.registry import serving
 from tests.support.tiny_images import push_image
 
 ROOT = Path(__file__).parents[2]
@@ -317,6 +319,36 @@ def test_a_tag_publishes_all_images_under_it(checkout: Checkout, start: Start, t
     results = run.run(".github/workflows/images.yml")
     assert results["image"] == "success", logs(tmp_path)
     assert published(tmp_path) == {"hello:v1.2", "other:v1.2"}
+
+    # A release made of that tag is an event of its own: it finds all of it done.
+    again = start("release", {"release": {"tag_name": "v1.2"}}, "refs/tags/v1.2")
+    again.scratch = tmp_path / "again"
+    assert again.run(".github/workflows/images.yml")["image"] == "success"
+    assert published(tmp_path) == {"hello:v1.2", "other:v1.2"}
+
+
+@needs_all
+def test_the_refresh_opens_a_pull_request_by_the_apps_token(
+    checkout: Checkout, start: Start, tmp_path: Path
+) -> None:
+    origin = tmp_path / "origin.git"
+    subprocess.run(["git", "init", "-q", "--bare", str(origin)], check=True)
+    checkout.git("remote", "add", "origin", str(origin))
+    checkout.git("push", "-q", "origin", "main")
+    run = start("schedule", {"repository": {"default_branch": "main"}}, "refs/heads/main")
+    run.stubs = {
+        **run.stubs,
+        "actions/cache": lambda _: None,
+        "actions/create-github-app-token": lambda given: {"token": "app-token"},
+    }
+    github = FakeGitHub()
+    with serving(github.handler) as address:
+        run.environment = {**run.environment, "GITHUB_API_URL": f"http://{address}"}
+        assert run.run(".github/workflows/refresh.yml") == {"refresh": "success"}, logs(tmp_path)
+    assert [(verb, path) for verb, path, _ in github.asked][-1] == ("POST", "/repos/team/images/pulls")
+    assert github.asked[-1][2]["base"] == "main"
+    proposed = checkout.git("ls-remote", "origin", "refs/heads/sqshpipe/refresh").split()[0]
+    assert checkout.git("show", "--name-only", "--format=", proposed) == "images.lock"
 
 
 @needs_all

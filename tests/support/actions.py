@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 Values = dict[str, Any]
-Stub = Callable[[Values], None]
+Stub = Callable[[Values], "dict[str, str] | None"]
 _EXPRESSION = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
 _TOKEN = re.compile(r"\s*(==|!=|&&|\|\||[!(),]|'(?:[^']|'')*'|[A-Za-z_][\w.-]*|\d+)")
 
@@ -115,9 +115,8 @@ class Workflows:
             outputs: dict[str, str] = {}
             if "uses" in step:
                 action = step["uses"].split("@")[0]
-                self.stubs[action](
-                    {key: self._fill(value, context) for key, value in step.get("with", {}).items()}
-                )
+                given = {key: self._fill(value, context) for key, value in step.get("with", {}).items()}
+                outputs = self.stubs[action](given) or {}
             else:
                 code, outputs = self._step(step, job, context, number, told)
                 told.code = told.code or code
@@ -188,6 +187,8 @@ class Workflows:
             "sha": self.sha,
             "event": self.payload,
             "repository": "team/images",
+            "run_id": "1",
+            "workspace": str(self.checkout),
         }
         scope = {**context, "github": github, "vars": self.variables}
         tokens = _TOKEN.findall(text)
