@@ -23,7 +23,7 @@ from pipeline.store.prune import prune
 from pipeline.store.retention import LiveJobs, Policy
 from pipeline.store.store import Store
 from tests.integration.cluster.conftest import record_of
-from tests.support.handmade_store import squashfs_like
+from tests.support.handmade_store import HandmadeStore, squashfs_like
 
 AT_ONCE = 64
 ROUNDS = 3
@@ -195,3 +195,24 @@ def test_a_yanked_version_is_refused_with_and_without_the_index(place: Path, pro
             == f"{store.resolve('demo').path}\n"
         )
         store.layout.index("demo").unlink(missing_ok=True)
+
+
+def test_gets_of_one_user_import_an_image_once(place: Path) -> None:
+    HandmadeStore(place / "store")
+    calls, enroot = place / "calls", place / "enroot"
+    calls.touch()
+    calls.chmod(0o666)
+    enroot.write_text(
+        f'#!/bin/sh\necho import >> {calls}\nsleep 1\nprintf hsqs > "$3"\nhead -c 200 /dev/zero >> "$3"\n'
+    )
+    enroot.chmod(0o755)
+    program = install(
+        ImporterSettings(store=place / "store", state=place / "state", missing="import", enroot=str(enroot)),
+        place / "prefix",
+    )
+    asked = [get(program, "ubuntu:24.04", number, USERS[number % 2]) for number in range(16)]
+    told = [each.communicate(timeout=60) for each in asked]
+    assert {err for _, err in told} == {""}
+    users = 2 if os.geteuid() == 0 else 1
+    assert len({out for out, _ in told}) == users, "users do not read each other's imports"
+    assert calls.read_text().splitlines() == ["import"] * users
