@@ -73,12 +73,20 @@ if [ -n "$missing" ]; then
     fi
 fi
 
-# One stamp a set of dependencies, older than pyproject.toml when that has changed.
+# One stamp a set of dependencies, older than pyproject.toml and the lock when these have changed.
 stamp=$venv/.installed$extras
-if [ ! -e "$stamp" ] || [ -n "$(find pyproject.toml -newer "$stamp")" ]; then
+lock=tests/requirements.txt
+if [ ! -e "$stamp" ] || [ -n "$(find pyproject.toml "$lock" -newer "$stamp")" ]; then
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     echo "bootstrap: installing the Python packages of sqshpipe$extras into $venv" >&2
     # --no-compile: most of what comes is never imported, and what is compiles itself
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -e ".$extras"
+    set -- "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile
+    if [ "$purpose" = test ]; then
+        # Every file that comes has a hash in the lock, what builds the project itself included.
+        "$@" --no-deps --require-hashes -r "$lock"
+        "$@" --no-deps --no-build-isolation -e .
+    else
+        "$@" -e ".$extras"
+    fi
     touch "$venv/.installed" "$stamp"
 fi

@@ -50,6 +50,7 @@ ERRORS = {
 FAULTS = ("kill", "term", "int", *ERRORS, "clock")
 POLICY = Policy(keep=4, named_grace=timedelta(0), delete_after=timedelta(0))
 _FORESEEN = (0, 2, 3, 7, 8, 130, 143)
+_OURS = {signal.SIGINT, signal.SIGTERM}
 _PARTIAL, _UNFORESEEN = 90, 91
 
 
@@ -113,9 +114,20 @@ class Soak:
         """Run the action in a process of its own; gives its exit code, negative for a signal."""
         seed = self.random.randrange(1 << 30)
         started = time.monotonic()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
         child = os.fork()
         if child == 0:
-            os._exit(_run(action, self.root, fault, seed))
+            code = _UNFORESEEN
+            try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+                code = _run(action, self.root, fault, seed)
+            except KeyboardInterrupt:  # before the action has begun, or while it is ended already
+                code = 130
+            except Terminated:
+                code = 143
+            finally:
+                os._exit(code)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
         if fault in ("kill", "term", "int"):
             time.sleep(self.random.random() * self.longest)
             number = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}[fault]

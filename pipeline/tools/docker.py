@@ -21,6 +21,7 @@ import docker
 import requests
 import structlog
 import tenacity
+import urllib3
 from docker.context import ContextAPI
 from docker.errors import APIError, DockerException, ImageNotFound
 from docker.utils import kwargs_from_env
@@ -318,7 +319,8 @@ def _told(doing: str) -> Iterator[None]:
         yield
     except ImageNotFound as error:
         raise _NotThere(f"{doing}: {_reason(error)}") from error
-    except (DockerException, requests.RequestException) as error:
+    # docker-py reads streams of events past requests, so that a line that breaks is urllib3's exception
+    except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise ToolError(f"{doing} failed: {_reason(error)}") from error
 
 

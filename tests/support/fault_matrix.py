@@ -1,0 +1,178 @@
+"""docs/fault-matrix.md from the results of the tests that are its cells: python -m tests.support.fault_matrix
+
+With a junit file of a run (pytest --junitxml=FILE) as its argument it takes the results from there; else it
+runs the tests itself. A cell is a stage, a fault, how it has to end, and the test that shows it.
+"""
+
+# ruff: noqa: E501 - a table reads best with one line a row
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "fault-matrix.md"
+_I, _U = "tests/integration", "tests/unit"
+ON, OVER, CLEAR = "goes on and ends well", "the next run ends well", "ends in a sentence"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One cell: `test` is a pytest id without its parameters, or with the beginning of them."""
+
+    stage: str
+    fault: str
+    ends: str
+    test: str
+
+
+def _cells() -> tuple[Cell, ...]:
+    faults, crash = f"{_I}/test_faults.py", f"{_I}/test_crash.py::test_killed_or_failed_at_every_call"
+    registry, trouble = f"{_I}/tools/test_registry.py", f"{_U}/tools/registry/test_trouble.py"
+    mirror, ecr = f"{_I}/stages/test_pin_and_mirror.py", f"{_I}/stages/test_ecr_path.py"
+    systems, images = f"{_I}/test_filesystems.py", f"{_I}/test_image_path.py"
+    fetch, rows = f"{faults}::test_converting_from_a_registry", []
+    for fault, name, ends in (
+        ("registry slow", "slow", ON),
+        ("registry cuts the line", "cut", ON),
+        ("registry sends other bytes", "wrong bytes", f"{CLEAR}; {OVER}"),
+        ("registry sends too little", "too short", f"{CLEAR}; {OVER}"),
+        ("registry flaps", "flapping", ON),
+        ("registry answers 500 for long", "500 for long", f"{CLEAR}; {OVER}"),
+    ):
+        rows.append(("convert", fault, ends, f"{fetch}[{name}-"))
+    rows += [
+        ("any request", "registry flaps", ON, f"{trouble}::test_trouble_that_passes_is_waited_out"),
+        ("any request", "registry answers 500 for long", CLEAR, f"{trouble}::test_trouble_that_lasts_ends_in_a_sentence"),
+        ("any request", "registry asks for an hour", CLEAR, f"{trouble}::test_an_hour_is_not_waited_for"),
+        ("any request", "AWS throttles", ON, f"{ecr}::test_trouble_on_every_kind_of_request_is_ridden_out"),
+        ("pin, mirror", "registry cuts the line", ON, f"{mirror}::test_a_mirror_through_bad_lines_arrives_and_sends_nothing_twice"),
+        ("pin, mirror", "registry sends other bytes", CLEAR, f"{mirror}::test_a_mirror_of_bytes_that_lie_leaves_no_image"),
+        ("push", "registry cuts the line", ON, f"{registry}::test_an_upload_that_is_cut_arrives_whole"),
+        ("push", "registry loses its last answer", ON, f"{registry}::test_an_upload_whose_last_answer_is_lost_is_done"),
+        ("push", "password ends meanwhile", ON, f"{ecr}::test_a_password_that_ends_in_the_middle_of_a_push_and_of_a_download_is_renewed"),
+        ("build, push", "engine killed", f"{CLEAR}; {OVER}", f"{faults}::test_the_engine_is_killed_in_the_middle_of_a_build_and_of_a_push"),
+        ("push", "SIGKILL", OVER, f"{_I}/test_build_and_push.py::test_a_run_that_was_killed_after_its_push_is_gone_on_from"),
+        ("scan", "AWS throttles", ON, f"{_U}/stages/test_scan_ecr.py::test_throttling_is_waited_out"),
+        ("scan", "no result ever comes", CLEAR, f"{_U}/stages/test_scan_ecr.py::test_a_state_that_never_changes_ends_at_the_limit"),
+        ("fetch", "disk full", f"{CLEAR}; {OVER}", f"{faults}::test_fetching_onto_a_full_disk"),
+        ("convert", "disk full", CLEAR, f"{_I}/test_convert.py::test_a_disk_that_fills_up_meanwhile"),
+        ("convert", "SIGINT", CLEAR, f"{_I}/test_convert.py::test_interrupted_in_the_middle"),
+        ("convert", "SIGINT twice", CLEAR, f"{faults}::test_converting_interrupted_twice[SIGINT"),
+        ("convert", "SIGTERM twice", CLEAR, f"{faults}::test_converting_interrupted_twice[SIGTERM"),
+        ("convert", "SIGKILL", OVER, f"{_I}/test_native_faults.py::test_killed_at_random_moments"),
+        ("convert", "out of memory: a tool is killed", CLEAR, f"{faults}::test_the_kernel_kills_a_tool_that_takes_all_memory"),
+        ("convert", "out of memory: we are killed", OVER, f"{faults}::test_the_kernel_kills_a_conversion_that_takes_all_memory"),
+        ("convert", "cache damaged", ON, f"{_I}/test_native_faults.py::test_a_flipped_bit_anywhere_in_the_cache"),
+        ("publish", "disk full", f"{CLEAR}; {OVER}", f"{systems}::test_a_disk_that_is_full_at_any_moment"),
+        ("publish", "power lost", "what was told is there, whole", f"{faults}::test_power_is_lost_while_publishing"),
+        ("publish", "SIGINT, SIGTERM", CLEAR, f"{images}::test_ended_by_a_signal_nothing_is_half_there"),
+        ("publish, get", "store read-only, away, and back", f"{CLEAR}; {OVER}", f"{faults}::test_the_store_goes_away_read_only_and_comes_back"),
+        ("publish, promote, prune", "NFS loses a reply", ON, f"{systems}::test_a_life_on_a_file_system_that_misbehaves[lost-reply]"),
+        ("publish, promote, prune", "stale NFS handle", ON, f"{systems}::test_a_life_on_a_file_system_that_misbehaves[stale]"),
+        ("publish, promote, prune", "NFS shows new names late", ON, f"{systems}::test_two_clients_that_see_each_other_late"),
+        ("publish, prune, lease, scratch", "clock an hour back", ON, f"{faults}::test_the_clock_jumps_by_an_hour[back]"),
+        ("publish, prune, lease, scratch", "clock an hour forward", ON, f"{faults}::test_the_clock_jumps_by_an_hour[forward]"),
+        ("the store's whole life", "all of these at random", "nothing lost, nothing half", f"{_I}/test_load.py::test_the_life_of_a_store_with_faults"),
+    ]  # fmt: skip
+    for error, word in (("ENOSPC", "disk full"), ("EDQUOT", "quota"), ("EIO", "EIO")):
+        for call in ("write", "fsync", "rename"):
+            test = f"{faults}::test_converting_while_the_disk_fails[{error}-{call}]"
+            rows.append((f"convert: {call}", word, f"{CLEAR}; {OVER}", test))
+    for action in ("publish", "promote", "prune"):
+        for error, word in (
+            ("EDQUOT", "quota"),
+            ("EIO", "EIO"),
+            ("ESTALE", "stale NFS handle"),
+            ("EROFS", "read-only"),
+        ):
+            rows.append(
+                (action, word, f"{CLEAR}; {OVER}", f"{faults}::test_the_store_fails[{action}-{error}]")
+            )
+    for action in ("publish", "promote", "yank", "prune", "sync"):
+        rows.append((action, "SIGKILL or full disk at each call", OVER, f"{crash}[{action}]"))
+    return tuple(Cell(stage=stage, fault=fault, ends=ends, test=test) for stage, fault, ends, test in rows)
+
+
+CELLS = _cells()
+
+
+def results(junit: Path) -> dict[str, str]:
+    """Of each test that ran: passed, failed or skipped, by its id."""
+    found = {}
+    for case in ET.parse(junit).iter("testcase"):
+        file = str(case.get("classname")).replace(".", "/") + ".py"
+        outcome = "passed"
+        for child in case:
+            outcome = {"skipped": "skipped", "failure": "failed", "error": "failed"}.get(child.tag, outcome)
+        found[f"{file}::{case.get('name')}"] = outcome
+    return found
+
+
+def of_cell(cell: Cell, found: Mapping[str, str]) -> list[str]:
+    """The results of the tests that a cell names."""
+    return [
+        outcome
+        for test, outcome in found.items()
+        if test == cell.test or test.startswith((f"{cell.test}[", cell.test if "[" in cell.test else "\0"))
+    ]
+
+
+def page(found: Mapping[str, str]) -> str:
+    """The table, one line a cell."""
+    lines = [
+        "<!-- Made by `python -m tests.support.fault_matrix` from the results of the tests: do not edit. -->",
+        "",
+        "# When parts fail",
+        "",
+        "Each line is a fault that tests inject into a stage, and how it ends there. In all of them nothing that was",
+        "acknowledged is lost, and nothing partial is ever visible. The whole life of a store with random faults, for",
+        "as long as you like: `python -m tests.soak --seconds 600`.",
+        "",
+        "| stage | fault | how it ends | tests | result |",
+        "|---|---|---|---:|---|",
+    ]
+    for cell in sorted(CELLS, key=lambda cell: (cell.stage, cell.fault)):
+        outcomes = of_cell(cell, found)
+        well = (
+            "passed"
+            if outcomes and set(outcomes) <= {"passed", "skipped"} and "passed" in outcomes
+            else "**not shown**"
+        )
+        name = re.sub(r"\[.*", "", cell.test.partition("::")[2])
+        link = f"[{name}](../{cell.test.partition('::')[0]})"
+        lines.append(f"| {cell.stage} | {cell.fault} | {cell.ends} | {len(outcomes)} | {well}: {link} |")
+    return "\n".join(lines) + "\n"
+
+
+def run(junit: Path) -> None:
+    """Run the tests of all cells; `junit` is where their results go."""
+    files = sorted({re.sub(r"\[.*", "", cell.test) for cell in CELLS})
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", *files]
+    subprocess.run(argv, cwd=ROOT, check=False)
+
+
+def main() -> int:
+    """Write the page; 1 when a cell is not shown."""
+    if len(sys.argv) > 1:
+        found: dict[str, str] = {}
+        for name in sys.argv[1:]:
+            found |= results(Path(name))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            run(Path(folder) / "junit.xml")
+            found = results(Path(folder) / "junit.xml")
+    text = page(found)
+    PAGE.write_text(text, encoding="utf-8")
+    return int("**not shown**" in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""What sqshpipe itself is made of: every package that CI installs is locked by hash, used, alive in the lock,
+under a licence that allows it; and nothing is fetched and run.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from packaging.markers import Marker, default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+LOCK = ROOT / "tests" / "requirements.txt"
+PYTHONS = ("3.10", "3.11", "3.12")
+_PIN = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^ ;\\]+)(?: ; (?P<marker>[^\\]+?))? \\$")
+# Where the name of what is imported is another than the package's.
+_MODULES = {
+    "pyyaml": "yaml", "boto3-stubs": "", "types-docker": "", "types-pyyaml": "", "flask-cors": "", "mypy": "",
+    "ruff": "",
+    "pytest-timeout": "", "zizmor": "", "check-jsonschema": "", "build": "", "flask": "", "lz4": "",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry", "opentelemetry-sdk": "opentelemetry",
+    "sqshpipe": "",
+}  # fmt: skip
+_LICENCES = re.compile(
+    r"MIT|BSD|Apache|PSF|Python Software Foundation|ISC|MPL|Mozilla|Unlicense|0BSD|CC0|Zlib|HPND",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """One version of the lock, for the Pythons that its marker names, with the hashes of its files."""
+
+    name: str
+    version: str
+    marker: str
+    hashes: tuple[str, ...]
+
+
+def _pins() -> list[Pin]:
+    found: list[Pin] = []
+    lines = [line for line in LOCK.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    blocks = re.split(r"\n(?=\S)", "\n".join(lines))
+    for block in filter(None, blocks):
+        head, *rest = block.splitlines()
+        match = _PIN.fullmatch(head)
+        assert match is not None, f"not a pinned package with hashes: {head!r}"
+        hashes = [re.fullmatch(r" +--hash=(sha256:[0-9a-f]{64})(?: \\)?", line) for line in rest]
+        assert all(hashes), f"not only sha256 hashes: {head}"
+        found.append(
+            Pin(
+                name=canonicalize_name(match["name"]),
+                version=match["version"],
+                marker=match["marker"] or "",
+                hashes=tuple(each[1] for each in hashes if each),
+            )
+        )
+    return found
+
+
+PINS = _pins()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+BUILD = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+EXTRAS = PROJECT["optional-dependencies"]
+WANTED = [Requirement(text) for text in [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["otel"], *BUILD]]
+
+
+def _environment(python: str) -> dict[str, str]:
+    environment = {key: str(value) for key, value in default_environment().items()}
+    return {**environment, "python_version": python, "python_full_version": f"{python}.99", "extra": ""}
+
+
+def _locked(name: str, python: str) -> list[Pin]:
+    here = _environment(python)
+    return [pin for pin in PINS if pin.name == name and (not pin.marker or Marker(pin.marker).evaluate(here))]
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_has_what_pyproject_asks_for(python: str) -> None:
+    for wanted in WANTED:
+        name = canonicalize_name(wanted.name)
+        if name == "sqshpipe" or (wanted.marker and not wanted.marker.evaluate(_environment(python))):
+            continue
+        pins = _locked(name, python)
+        assert len(pins) == 1, f"{name} has {len(pins)} versions for Python {python}: lock again"
+        assert wanted.specifier.contains(pins[0].version), (
+            f"{name} {pins[0].version} is not {wanted.specifier}"
+        )
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_each_package_has_one_version_a_python_and_a_hash(python: str) -> None:
+    for pin in PINS:
+        assert pin.hashes, pin.name
+        assert len(_locked(pin.name, python)) <= 1, f"{pin.name} is locked twice for Python {python}"
+
+
+def test_the_lock_names_no_place_to_fetch_from() -> None:
+    text = LOCK.read_text(encoding="utf-8")
+    assert "://" not in text
+    assert not re.search(r"--(extra-)?index|--find-links|--trusted-host|-f |git\+", text)
+
+
+def test_what_is_installed_here_is_what_the_lock_says() -> None:
+    """In CI nothing may come from elsewhere; on a laptop versions may be others."""
+    import os
+
+    if not os.environ.get("CI"):
+        pytest.skip("only in CI is the environment made from the lock")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for wanted in WANTED:
+        for pin in _locked(canonicalize_name(wanted.name), python):
+            if pin.name != "hatchling":
+                assert importlib.metadata.version(pin.name) == pin.version
+
+
+def _imported(*folders: str) -> set[str]:
+    found = set()
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    found.add(node.module.split(".")[0])
+    return found
+
+
+def test_every_dependency_is_used_and_every_import_is_a_dependency() -> None:
+    for texts, folders in (
+        (PROJECT["dependencies"], ("pipeline",)),
+        (EXTRAS["dev"], ("pipeline", "tests", "bench", "demo", "docs")),
+    ):
+        used = _imported(*folders)
+        for text in texts:
+            name = canonicalize_name(Requirement(text).name)
+            module = _MODULES.get(name, name.replace("-", "_"))
+            assert not module or module in used, f"nothing imports {name}: drop it"
+    known = {_MODULES.get(name := canonicalize_name(r.name), name.replace("-", "_")) for r in WANTED}
+    along = {
+        "certifi",
+        "requests",
+        "urllib3",
+        "botocore",
+        "pydantic_core",
+        "rich",
+        "cryptography",
+        "click",
+        "lz4",
+    }
+    foreign = {
+        name
+        for name in _imported("pipeline")
+        if name not in sys.stdlib_module_names
+        and name not in known | along | {"pipeline", "_typeshed", "typing_extensions"}
+    }
+    assert not foreign - {"_json", "opentelemetry"}, f"imported, and not in pyproject.toml: {foreign}"
+
+
+def test_licences_allow_what_is_done() -> None:
+    unknown = []
+    for text in PROJECT["dependencies"]:
+        metadata = importlib.metadata.metadata(Requirement(text).name)
+        said = " ".join(
+            [metadata.get("License-Expression") or "", (metadata.get("License") or "")[:200]]
+            + [line for line in metadata.get_all("Classifier") or [] if line.startswith("License")]
+        )
+        if not _LICENCES.search(said) or re.search(r"\bA?GPL\b", said):
+            unknown.append(f"{text}: {said}")
+    assert not unknown
+
+
+def test_no_step_downloads_and_runs() -> None:
+    files = [
+        ROOT / "Makefile",
+        ROOT / "bootstrap.sh",
+        ROOT / ".ci" / "run",
+        *(ROOT / ".github").rglob("*.yml"),
+    ]
+    for path in files:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            fetched = re.search(r"\b(curl|wget)\b", line) and re.search(
+                r"\|\s*(sudo\s+)?(sh|bash|python3?)\b", line
+            )
+            assert not fetched, f"{path.name}:{number} runs what it downloads"
+            action = re.search(r"uses: (\S+)", line)
+            if action and not action[1].startswith("./"):
+                assert re.search(r"@[0-9a-f]{40}$", action[1]), (
+                    f"{path.name}:{number}: {action[1]} is not pinned"
+                )
+            if "pip install" in line and path.name != "bootstrap.sh":  # its own test is below
+                assert "--require-hashes" in line, f"{path.name}:{number} installs without hashes"
+
+
+def test_bootstrap_installs_tests_from_the_lock_alone() -> None:
+    text = (ROOT / "bootstrap.sh").read_text(encoding="utf-8")
+    assert '--no-deps --require-hashes -r "$lock"' in text
+    assert "--no-deps --no-build-isolation -e ." in text
+    assert "hatchling" in (ROOT / "tests" / "requirements.in").read_text(encoding="utf-8")
+
+
+def test_known_vulnerabilities() -> None:
+    """pip-audit where it is installed and may ask; no test fails because a line is down."""
+    import shutil
+    import subprocess
+
+    if shutil.which("pip-audit") is None:
+        pytest.skip("pip-audit is not installed; it needs a network, which tests do without")
+    done = subprocess.run(
+        ["pip-audit", "--require-hashes", "-r", str(LOCK), "--progress-spinner=off"],
+        capture_output=True,
+        text=True,
+    )
+    if "onnection" in done.stderr or "resolve" in done.stderr:
+        pytest.skip("the database of vulnerabilities cannot be asked from here")
+    assert done.returncode == 0, done.stdout
