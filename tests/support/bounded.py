@@ -128,6 +128,7 @@ def serve() -> None:
     """Answer orders on stdin, one a line."""
     import boto3  # noqa: F401
     import docker  # noqa: F401
+    import typer
 
     import pipeline.cli.app
     import pipeline.cli.logs
@@ -138,8 +139,11 @@ def serve() -> None:
     import pipeline.stages.converters.mksquashfs
     import pipeline.stages.converters.native
     import pipeline.stages.sources
-    import pipeline.stages.verify  # noqa: F401
+    import pipeline.stages.verify
 
+    # Making click's commands of typer's functions takes longer than what most of these do.
+    app = pipeline.cli.app
+    app.app = typer.main.get_command(app.app)  # type: ignore[assignment]
     for line in sys.stdin:
         print(json.dumps(_run(json.loads(line))), flush=True)  # noqa: T201 - to the test
 
