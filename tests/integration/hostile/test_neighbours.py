@@ -120,22 +120,6 @@ def prune_policy() -> object:
     return ALL_OLD
 
 
-def test_a_link_planted_where_a_file_is_marked_as_checked_is_not_followed(
-    tmp_path: Path, victim: Path
-) -> None:
-    state = tmp_path / "state"
-    (state / "verified").mkdir(parents=True)
-    file = tmp_path / "file"
-    file.write_bytes(b"bytes")
-    sha256 = hashlib.sha256(b"bytes").hexdigest()
-    status = file.stat()
-    mark = f"{sha256}-{status.st_dev:x}-{status.st_ino:x}-{status.st_mtime_ns:x}"
-    (state / "verified" / mark).symlink_to(victim / "made")
-    settings = pyxis_importer.Settings({"schema": 1, "store": "/store", "state": str(state)})
-    entry = {"sha256": sha256, "file": f"blobs/sha256/{sha256}.sqsh"}
-    pyxis_importer.verify(str(file), pyxis_importer.Found("demo", "v1", entry), settings, trusted=False)
-
-
 def test_bytes_planted_under_a_digests_name_are_not_published(tmp_path: Path, victim: Path) -> None:
     store = Store(tmp_path / "store")
     publish(store, "v1.0")
