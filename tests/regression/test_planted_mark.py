@@ -1,4 +1,4 @@
-"""A link planted in the folder for all users, where the importer marks a checked file, was written through."""
+"""A link planted where the importer marks a checked file, in a folder for all users, was written through."""
 
 from __future__ import annotations
 
