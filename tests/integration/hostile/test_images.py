@@ -22,7 +22,7 @@ from pipeline.errors import FormatError
 from pipeline.squashfs.reader import SquashfsImage
 from tests.support.bounded import Bounded, Ended
 from tests.support.hostile_images import HOSTILE_IMAGES, HostileImage, base
-from tests.support.layers import write_layout
+from tests.support.layers import raw_header, write_layout
 
 pytestmark = pytest.mark.needs("mksquashfs")
 
@@ -173,3 +173,28 @@ def test_verify_refuses_the_same_images(place: Place) -> None:
         if ended.returncode not in expected or "Traceback" in ended.stderr or ended.peak >= PEAK:
             wrong.append(f"{case.name}: exit {ended.returncode}: {ended.stderr[-300:]}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("converter", ["native", "mksquashfs"])
+def test_very_many_entries(
+    converter: str, place: Place, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A million with --slow: a file, in bounded time and memory."""
+    slow = bool(pytestconfig.getoption("--slow"))
+    count = 1_000_000 if slow else {"native": 60_000, "mksquashfs": 10_000}[converter]
+    layer = base().tar()[:-1024] + b"".join(
+        raw_header(b"d%d/f%d" % (number % 1000, number), b"0") for number in range(count)
+    )
+    output = place.folder / "out" / "x.sqsh"
+    output.unlink(missing_ok=True)
+    with cleared(place), untouched(place):
+        write_layout(place.folder / "image", [layer + bytes(1024)], compression="zstd")
+        source = f"oci:{place.folder / 'image'}"
+        ended = place.bounded.run(
+            *("convert", source, "-o", output, "--converter", converter), memory=8 << 30, seconds=1500
+        )
+    assert ended.returncode == 0, ended.stderr
+    with capsys.disabled():
+        print(f"\n{converter}: {count} entries in {ended.seconds:.0f} s and {ended.peak >> 20} MB")  # noqa: T201
+    assert ended.peak < (3 << 30 if slow else 400 << 20)
