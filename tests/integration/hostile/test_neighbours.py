@@ -330,7 +330,9 @@ def tls_server(tmp_path: Path) -> Iterator[Callable[[str], tuple[str, Path]]]:
         return f"127.0.0.1:{server.server_address[1]}", file
 
     _Hello.asked.clear()
+    our_http._everybodys_context.cache_clear()
     yield start
+    our_http._everybodys_context.cache_clear()
     for server in servers:
         server.shutdown()
         server.server_close()
@@ -354,6 +356,7 @@ def test_a_server_with_a_certificate_of_its_own_is_refused(
         client.ping()
     assert _Hello.asked == [], "nothing was sent to it"
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    our_http._everybodys_context.cache_clear()  # as in a process that begins with it
     with RegistryClient(host, credentials=lambda _: PASSWORD, plain_http=plain, patience=patience) as client:
         client.ping()
     assert len(_Hello.asked) == 1
@@ -364,6 +367,7 @@ def test_a_certificate_of_another_name_is_refused(
 ) -> None:
     host, file = tls_server("registry.example.com")
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    our_http._everybodys_context.cache_clear()
     with (
         RegistryClient(
             host, credentials=lambda _: PASSWORD, plain_http=False, patience=Patience(attempts=1)
