@@ -64,13 +64,18 @@ def scan(
     with Clients(settings) as clients:
         for spec in settings.select(names or ()):
             pushed = _in_registry(settings, spec, clients, tag)
+            before = len(rejected)
             verdict = _verdict(settings, spec, pushed, clients, scanner, rejected)
             if verdict is None:
+                why = rejected[-1].message if len(rejected) > before else ""
                 told[spec.name] = {
                     "reference": str(pushed.reference),
-                    "passed": not rejected,
-                    "scanner": "none",
+                    "status": "unknown" if why else "unscanned",
+                    "passed": False if why else None,
+                    "why": why or "the policy says scanner: none",
                 }
+                if not as_json:
+                    output.data(f"{spec.name}: {'unknown' if why else 'unscanned'}{why and f' ({why})'}")
                 continue
             told[spec.name] = {"reference": str(pushed.reference), **verdict.as_json()}
             runs += _sarif_runs(settings, spec, pushed, verdict)
@@ -114,6 +119,9 @@ def _verdict(
     except stage.Blocked as error:
         rejected.append(error)
         return error.verdict
+    except ScanRejected as error:  # no complete result: the other images are still looked at
+        rejected.append(error)
+        return None
     return report.verdict
 
 

@@ -57,7 +57,8 @@ class Trouble:
 class FakeRegistry:
     """Holds manifests by tag and digest, blobs by digest, uploads by number."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = HOST) -> None:
+        self.host = host
         self.manifests: dict[str, tuple[bytes, str]] = {}
         self.blobs: dict[str, bytes] = {}
         self.uploads: dict[str, bytes] = {}
@@ -70,7 +71,7 @@ class FakeRegistry:
         """A client of it whose waiting is noted and takes no time."""
         patience = Patience(attempts=attempts, sleep=self.slept.append)
         transport = Streamed(self._answer)
-        return RegistryClient(HOST, credentials=lambda _: USER, patience=patience, transport=transport)
+        return RegistryClient(self.host, credentials=lambda _: USER, patience=patience, transport=transport)
 
     def count(self, method: str, path: str) -> int:
         return sum(1 for seen, where in self.seen if seen == method and re.search(path, where))
@@ -85,7 +86,7 @@ class FakeRegistry:
         if path == "/token":
             return httpx.Response(200, json={"token": "bought", "expires_in": 300})
         if request.headers.get("Authorization") != "Bearer bought":
-            challenge = f'Bearer realm="https://{HOST}/token",service="fake"'
+            challenge = f'Bearer realm="https://{self.host}/token",service="fake"'
             return httpx.Response(401, headers={"WWW-Authenticate": challenge})
         match = re.fullmatch(r"/v2/(?:.+?)/(manifests|blobs/uploads|blobs|tags|referrers)/(.*)", path)
         assert match is not None, path

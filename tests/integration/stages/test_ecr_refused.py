@@ -5,6 +5,7 @@ No engine: an entry without a Dockerfile takes every call of the path but the en
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.cli.app import app
-from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError, SqshpipeError
+from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError, ScanRejected, SqshpipeError
 from pipeline.tools.credentials import Credentials
 from pipeline.tools.ecr import tokens
 from pipeline.tools.registry import RegistryClient
@@ -185,3 +186,20 @@ def test_a_plan_says_what_it_could_not_ask(project: EcrFront, capfd: pytest.Capt
     planned = sqshpipe("plan", "--json")
     assert planned.exit_code == EXIT_PLAN_HAS_CHANGES
     assert '"repositories": null' in planned.stdout
+
+
+def test_a_scan_that_failed_is_told_and_the_other_images_are_looked_at(
+    project: EcrFront, ngc: TokenRegistry, tmp_path: Path
+) -> None:
+    configure(tmp_path, ngc, "several")
+    config = tmp_path / "images.yaml"
+    config.write_text(config.read_text() + config.read_text().splitlines()[-1].replace("base:", "unseen:", 1))
+    config.write_text(config.read_text().rstrip("}\n").rstrip() + ", scan: {scanner: none}}\n")
+    project.every = [scans.state("FAILED", "broken")]
+    assert sqshpipe("mirror", "base", "unseen").exit_code == 0
+    result = sqshpipe("scan", "--json")
+    assert isinstance(error_of(result), ScanRejected)
+    told = json.loads(result.stdout)
+    assert (told["base"]["status"], told["base"]["passed"]) == ("unknown", False)
+    assert "broken (FAILED)" in told["base"]["why"]
+    assert (told["unseen"]["status"], told["unseen"]["passed"]) == ("unscanned", None)
