@@ -55,7 +55,7 @@ ERRORS = {
     ),
 }
 _CALL = re.compile(r"^(?:\d+ +)?([a-z0-9_]+)\((.*)")
-_SECONDS = 60
+_SECONDS = 180
 
 
 @dataclass(frozen=True, slots=True)
