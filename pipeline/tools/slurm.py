@@ -74,7 +74,13 @@ def jobs() -> tuple[Job, ...]:
             hint="run as SlurmUser or root, or make this user an operator's cron job",
         )
     asked = ["squeue", "--noheader", "--all", "--array", "--local", "--format=%A|%T|%U|%N|%k"]
-    return tuple(_job(line) for line in _ask(asked).splitlines() if line.count("|") >= 4)
+    lines: list[str] = []
+    for line in _ask(asked).splitlines():
+        if line.count("|") >= 4:
+            lines.append(line)
+        elif lines:
+            lines[-1] += f" {line}"  # a comment of several lines may name a file in any of them
+    return tuple(map(_job, lines))
 
 
 def jobs_using() -> frozenset[str]:
