@@ -14,7 +14,7 @@ def test_every_line_of_a_comment_counts(monkeypatch: pytest.MonkeyPatch) -> None
         f"8|PENDING|1000||see the ticket\nsqshpipe:{two}\n"
         f"9|COMPLETING|1000|n2|a|b sqshpipe:{three}\n"
     )
-    monkeypatch.setattr(slurm, "config", lambda: {})
+    monkeypatch.setattr(slurm, "config", dict)
     monkeypatch.setattr(slurm, "_ask", lambda _: told)
     found = {job.id: job.digests for job in slurm.jobs()}
     assert found == {"7": {one}, "8": {two}, "9": {three}}
