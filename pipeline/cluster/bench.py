@@ -91,9 +91,8 @@ def _run(root: Path, command: Sequence[str]) -> None:
     """A rank in the image, in the same way whatever made its files appear."""
     done = running.capture_in(root, command, timeout=3600)
     if done.returncode != 0:
-        raise SqshpipeError(
-            f"{command[0]} failed in the image with exit code {done.returncode}: {done.stderr.strip()[-200:]}"
-        )
+        why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise SqshpipeError(f"{command[0]} failed in the image with exit code {done.returncode}: {why}")
 
 
 def _work(root: Path, command: Sequence[str]) -> float:
