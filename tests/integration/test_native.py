@@ -215,6 +215,25 @@ def test_data_beyond_four_gibibytes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert snapshot(tmp_path / "un") == wanted
 
 
+@pytest.mark.parametrize("compressor", ["gzip", "lz4"])
+def test_the_kernel_reads_other_compressors(tmp_path: Path, compressor: str) -> None:
+    file, result = convert(tmp_path, corner_layers(4096), block_size=4096, compressor=compressor)
+    wanted = expected(result.tree, own_contents(file))
+    assert through_mount(file, tmp_path / "kernel", "kernel") == wanted
+
+
+def test_as_many_owners_as_squashfs_has(tmp_path: Path) -> None:
+    layer = LayerBuilder()
+    for owner in range(65_535):  # root among them, so that all of the table is used
+        layer.file(f"{owner:05}", uid=owner, gid=65_534 - owner)
+    file, _ = convert(tmp_path, [layer])
+    (tmp_path / "m").mkdir()
+    with mounted(file, tmp_path / "m", kind="kernel"):
+        for owner in (0, 1, 255, 256, 2047, 2048, 40_000, 65_533, 65_534):
+            status = (tmp_path / "m" / f"{owner:05}").stat()
+            assert (status.st_uid, status.st_gid) == (owner, 65_534 - owner)
+
+
 @pytest.mark.slow
 def test_a_folder_of_a_hundred_thousand_names(tmp_path: Path) -> None:
     layer = LayerBuilder().dir("big")
