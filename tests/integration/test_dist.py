@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,42 @@ def test_the_wheel_works_without_the_checkout(dist: Path, tmp_path: Path) -> Non
     sqshpipe("report", "-o", "page.html", "--config", "none.yaml")
     assert "megatron-training" in (tmp_path / "page.html").read_text()
     assert "#!/bin/" in sqshpipe("job", "render", "pytorch", "--", "python", "train.py")
+
+
+@pytest.mark.needs("dockerd", "docker-registry", "htpasswd", "mksquashfs", "unshare", "/dev/fuse", "root")
+@pytest.mark.timeout(600)
+def test_a_fresh_environment_with_the_wheel_runs_the_demo(dist: Path, tmp_path: Path) -> None:
+    """The wheel and what it depends on, nothing else; the code of the demo is beside it, the package not."""
+    place = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", place], check=True, timeout=120)
+    wheel = next(dist.glob("*.whl"))
+    pip = [place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", wheel]
+    subprocess.run(pip, check=True, timeout=400)
+    for each in (ROOT / "demo").rglob("*"):
+        if each.is_file() and each.suffix != ".pyc":
+            target = tmp_path / "work" / each.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(each, target)
+    names = ("SQSHPIPE_", "PYTHON", "DOCKER_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(names)}
+    environment["PATH"] = f"{place}/bin:{environment['PATH']}"
+
+    def run(*words: str) -> str:
+        return subprocess.run(
+            words,
+            cwd=tmp_path / "work",
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        ).stdout
+
+    where = run("python", "-c", "import pipeline; print(pipeline.__file__)")
+    assert where.startswith(str(place)), "the package is the wheel's"
+    said = run("python", "-m", "demo", str(tmp_path / "out"))
+    assert "all that it started is stopped" in said
+    store = str(tmp_path / "out" / "containers")
+    assert run("sqshpipe", "resolve", "demo:v1.0", "--store", store) == f"{store}/demo/v1.0.sqsh\n"
+    assert "v1.0" in run("sqshpipe", "list", "--store", store)
+    assert "sqshpipe" in run("sqshpipe", "--help")
