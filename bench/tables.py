@@ -207,18 +207,19 @@ def start(told: Found) -> str:
 
 
 def store(told: Found) -> str:
-    """Few releases beside many; milliseconds."""
-    few, many = told["few"], told["many"]
-    head = ["ms, best of rounds", "10 releases"]
-    for images in many:
+    """Few releases beside many, in one image and in a hundred; milliseconds."""
+    (least, few), *many = told["milliseconds"].items()
+    head = ["ms, best of rounds", f"{least} releases"]
+    for images, _ in many:
         head += [f"many, in {images} image{'s' if images != '1' else ''}", "times"]
     rows = []
     for name, base in few.items():
         row = [name, f"{base:.1f}"]
-        for figures in many.values():
-            row += [f"{figures[name]:.1f}", _ratio(figures[name] / base)]
+        for images, figures in many:
+            row += [f"{figures[name]:.1f}", _ratio(told["ratios"][images][name])]
         rows.append(row)
-    return f"{_signature(told)}\n\n{_grid(head, rows)}"
+    busy = f" Load: {told['load']}." if told.get("load") else ""
+    return f"{_signature(told)}{busy}\n\n{_grid(head, rows)}"
 
 
 def importer(told: Found) -> str:
