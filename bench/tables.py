@@ -34,11 +34,17 @@ def image_words(image: Found) -> str:
 
 
 def _signature(told: Found, about: str = "") -> str:
-    load = told.get("machine", {}).get("load_1min_before")
-    busy = f"; load {load} before the first round" if load is not None else ""
-    rounds = f", median of {told['rounds']} rounds in turn" if "rounds" in told else ""
-    command = f"`{told['command']}`" if "command" in told else ""
-    return f"{about}{command}{rounds}. {where(told)}{busy}."
+    """What was measured by which command, when, on what, and how busy that was."""
+    load = told.get("machine", {}).get("load_1min_before", told.get("load_1min", told.get("load")))
+    cores = told.get("cores", told.get("processors"))
+    words = [
+        about.strip().removesuffix("."),
+        f"`{told['command']}`" if "command" in told else "",
+        f"median of {told['rounds']} rounds in turn" if "rounds" in told else "",
+        where(told) or (f"{cores} cores" if cores else ""),
+        f"load before the first round: {load}" if load is not None else "",
+    ]
+    return "; ".join(word for word in words if word) + "."
 
 
 def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -218,8 +224,7 @@ def store(told: Found) -> str:
         for images, figures in many:
             row += [f"{figures[name]:.1f}", _ratio(told["ratios"][images][name])]
         rows.append(row)
-    busy = f" Load: {told['load']}." if told.get("load") else ""
-    return f"{_signature(told)}{busy}\n\n{_grid(head, rows)}"
+    return f"{_signature(told)}\n\n{_grid(head, rows)}"
 
 
 def importer(told: Found) -> str:
@@ -262,7 +267,7 @@ def node(told: Found) -> str:
             *(seconds(row[key]) if row.get(key) is not None else "" for key in ("first_rank", "work")),
             row.get("note", ""),
         )
-        for row in told["ways"]
+        for row in told.get("ways", told.get("seconds"))
     ]
     return f"{_signature(told)}\n\n{_grid(('way', 'to the first rank', 'work after that', ''), rows)}"
 
@@ -272,13 +277,11 @@ def native(told: Found) -> str:
     image = told["image"]
     size, layers = image["unpacked_bytes"] / 1e9, len(image["layers"])
     about = f"{size:.1f} GB unpacked, {image['entries']:,} members, {layers} layers. "
-    load = told.get("load_1min")
-    busy = f" Load {load:.0f} while it ran." if load else ""
     rows = [
         (name, _ratio(value), _ratio(told["cpu_ratios"][name]) if name in told["cpu_ratios"] else "")
         for name, value in told["ratios"].items()
     ]
-    return f"{_signature(told, about)}{busy}\n\n{_grid(('', 'wall', 'CPU'), rows)}"
+    return f"{_signature(told, about)}\n\n{_grid(('', 'wall', 'CPU'), rows)}"
 
 
 def points(told: Found) -> str:

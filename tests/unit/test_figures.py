@@ -41,7 +41,7 @@ def test_documents_and_charts_are_those_of_the_results() -> None:
 def test_a_part_is_replaced_between_its_marks_and_nothing_else() -> None:
     text = "before\n<!-- figures: convert -->\nold\n<!-- end -->\nafter <!-- end -->\n"
     made = figures.page(text, {"convert": CONVERT})
-    assert made.startswith("before\n<!-- figures: convert -->\n60 MB in 1,234 real files and 7 gzip layers.")
+    assert made.startswith("before\n<!-- figures: convert -->\n60 MB in 1,234 real files and 7 gzip layers;")
     assert made.endswith("\n<!-- end -->\nafter <!-- end -->\n")
     assert "old" not in made
     assert figures.page(made, {"convert": CONVERT}) == made
@@ -53,7 +53,7 @@ def test_medians_spreads_ratios_and_what_was_left_out_are_told() -> None:
     assert "| **sqshpipe native** | 3.0 s | 2.0 s to 4.0 s | 1.00 |" in made
     assert "| umoci, mksquashfs | 6.0 s | 6.0 s to 6.0 s | 2.00 | 500 ms |" in made
     assert "enroot import: enroot is not installed" in made
-    assert "load 0.1 before the first round" in made
+    assert "load before the first round: 0.1" in made
 
 
 def test_it_says_where_a_peer_is_better_and_only_there() -> None:
