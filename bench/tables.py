@@ -42,9 +42,13 @@ def _signature(told: Found, about: str = "") -> str:
         f"`{told['command']}`" if "command" in told else "",
         f"median of {told['rounds']} rounds in turn" if "rounds" in told else "",
         where(told) or (f"{cores} cores" if cores else ""),
-        f"load before the first round: {load}" if load is not None else "",
+        f"load before the first round: {_load(load)}" if load is not None else "",
     ]
     return "; ".join(word for word in words if word) + "."
+
+
+def _load(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -273,15 +277,12 @@ def node(told: Found) -> str:
 
 
 def native(told: Found) -> str:
-    """Ratios of the large image."""
+    """Ratios of the large image beside their goals."""
     image = told["image"]
     size, layers = image["unpacked_bytes"] / 1e9, len(image["layers"])
-    about = f"{size:.1f} GB unpacked, {image['entries']:,} members, {layers} layers. "
-    rows = [
-        (name, _ratio(value), _ratio(told["cpu_ratios"][name]) if name in told["cpu_ratios"] else "")
-        for name, value in told["ratios"].items()
-    ]
-    return f"{_signature(told, about)}\n\n{_grid(('', 'wall', 'CPU'), rows)}"
+    about = f"{size:.1f} GB unpacked, {image['entries']:,} members, {layers} layers."
+    rows = [(name, _ratio(ratio), goal) for name, ratio, goal in told["ratios"]]
+    return f"{_signature(told, about)}\n\n{_grid(('', 'ratio', 'goal'), rows)}"
 
 
 def points(told: Found) -> str:
