@@ -8,9 +8,9 @@ has no reason to compress anything. Each round copies into repositories that are
 The blobs are
 read once before, so that both find them in the page cache. Prints a table and one JSON line.
 
-Two cores that other work shared, three rounds of 1024 MB, median: sqshpipe 19.8 s, 4.4 s of CPU, 43 MB
-peak; skopeo 1.9.3
-27.3 s, 6.5 s of CPU, 23 MB peak; ratio 1.38. The peak is the same at 300 MB.
+Two cores that other work kept busy, 1024 MB, median of two rounds (results/mirror.json): sqshpipe 11.1 s,
+4.2 s of CPU, 42 MB peak; skopeo 1.9.3 11.9 s, 6.0 s of CPU, 23 MB peak; ratio 1.08. In another run 19.8 s
+against 27.3 s, ratio 1.38, 43 MB. The peak is the same at 300 MB.
 """
 
 from __future__ import annotations
