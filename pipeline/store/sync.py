@@ -108,12 +108,15 @@ def _is_wanted(wanted: list[tuple[str, str | None]], image: str, version: str) -
 
 def _published(store: Store, wanted: list[tuple[str, str | None]]) -> Iterator[Record]:
     """Records of what resolves, oldest first."""
-    if not store.root.is_dir():
+    with atomic.told(f"reading the store {store.root}"):
+        there = store.root.is_dir()
+    if not there:
         raise ConfigError(f"there is no store at {store.root}", hint="name a folder that is one")
     for image in store.images():
         for line in reversed(store.listed(image)):
             if line.state == "published" and _is_wanted(wanted, image, line.version):
-                record = read_record(store.layout, image, line.version, line.platform)
+                with atomic.told(f"reading the record of {image}:{line.version} in {store.root}"):
+                    record = read_record(store.layout, image, line.version, line.platform)
                 if record is not None:
                     yield record
 

@@ -173,10 +173,13 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
-@pytest.mark.parametrize(("full", "advice"), [("cache", "SQSHPIPE_CACHE"), ("store", "sqshpipe du")])
+@pytest.mark.parametrize(
+    ("full", "said"),
+    [("cache", ["not enough space", "SQSHPIPE_CACHE"]), ("store", ["4 MiB free", "sqshpipe du"])],
+)
 def test_a_full_disk_is_told_before_the_work(
     full: str,
-    advice: str,
+    said: list[str],
     private: tuple[PrivateRegistry, Path],
     client: RegistryClient,
     small: Path,
@@ -187,10 +190,9 @@ def test_a_full_disk_is_told_before_the_work(
     where = small / full
     where.mkdir()
     (person.folder / full).symlink_to(where)
-    said = person.told("image", "it", "--tag", "v1", code=3)
-    assert "convert  native" not in said
-    assert "not enough space" in said
-    assert advice in said
+    told = person.told("image", "it", "--tag", "v1", code=3)
+    assert "convert  native" not in told
+    assert [words for words in said if words not in told] == []
     assert [path for path in where.rglob("*") if path.is_file() and path.stat().st_size > 100_000] == []
     person.assert_nothing_left()
 
@@ -221,8 +223,10 @@ def test_ctrl_c_at_any_stage_leaves_nothing_and_the_next_run_ends_the_work(
         pass
     time.sleep(0.1)
     child.send_signal(signal.SIGINT)
-    _, rest = child.communicate(timeout=120)
-    assert child.returncode in (130, 0), rest
+    rest = child.stderr.read()  # communicate() would miss what readline() has buffered
+    child.communicate(timeout=120)
+    # CPython ends by the signal itself, all handled, when Ctrl-C came inside an exec(), as a dataclass has
+    assert child.returncode in (130, 0, -signal.SIGINT), rest
     assert "Traceback" not in rest
     if child.returncode:
         assert not list(person.scratch.glob("*")), rest

@@ -71,7 +71,7 @@ def typed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Typed]:
             time.sleep(0.2)
         return shown
 
-    wait("> ")
+    wait(">")  # what follows a prompt is cut off when a screen is read
 
     def type_line(line: str, awaited: str) -> str:
         do("send-keys", "C-c")

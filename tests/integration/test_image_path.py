@@ -273,7 +273,8 @@ def test_ended_by_a_signal_nothing_is_half_there(
     _, rest = child.communicate(timeout=60)
     if child.returncode == 0:
         pytest.skip("it was done before the signal came")
-    assert child.returncode == 128 + signal_number, said + rest
+    # the signal itself: so CPython ends when it came inside an exec(), as a dataclass has, with all handled
+    assert child.returncode in (128 + signal_number, -signal_number), said + rest
     assert "Traceback" not in rest
     assert _leftovers(tmp_path) == []
     assert not list((tmp_path / "store").glob("hello/*.json"))
