@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import ConvertOptions
 from pipeline.errors import FormatError
+from pipeline.oci.entry import DEFAULT_LIMITS
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
@@ -92,6 +93,7 @@ def compare(recipe: list[list[tuple]], block_size: int) -> None:  # type: ignore
                     output=folder / f"{way}.sqsh",
                     scratch=folder / "scratch",
                     cache=folder / "cache",
+                    limits=DEFAULT_LIMITS,
                     meter=SILENT,
                 )
             except FormatError as error:  # noqa: PERF203 - two rounds
