@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.store.record import Record
 from pipeline.store.store import Store
+from tests import conftest
 from tests.support import squashed
 from tests.support.slurm import Slurm, missing, private_slurm
 
@@ -20,7 +21,7 @@ from tests.support.slurm import Slurm, missing, private_slurm
 @pytest.fixture(scope="package")
 def shared_slurm() -> Iterator[Slurm]:
     if missing():
-        pytest.skip(missing())
+        conftest.missing(missing())
     with (
         tempfile.TemporaryDirectory(prefix="sqshpipe-slurm-", dir="/var/tmp") as folder,
         private_slurm(Path(folder), gpus=8) as cluster,
@@ -40,7 +41,7 @@ def slurm(shared_slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .sqsh that can be started; /word says "one mount"."""
     if squashed.missing():
-        pytest.skip(squashed.missing())
+        conftest.missing(squashed.missing())
     return squashed.squash(tmp_path_factory.mktemp("image"), word="one mount")
 
 

@@ -112,7 +112,7 @@ def test_an_unknown_system_is_refused(tmp_path: Path) -> None:
     assert "centos-7 is not supported" in done.stderr
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.needs("shellcheck")
 @pytest.mark.parametrize("credentials", ["substitution", "timer", "none"])
 @pytest.mark.parametrize("software", ["pinned", "none"])
 def test_what_is_rendered_passes_shellcheck(tmp_path: Path, credentials: str, software: str) -> None:

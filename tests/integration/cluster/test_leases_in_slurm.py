@@ -16,6 +16,7 @@ import pytest
 from pipeline.cluster import bootstrap
 from pipeline.cluster.install import ImporterSettings, install
 from pipeline.store.store import Store
+from tests import conftest
 from tests.integration.cluster.conftest import record_of
 from tests.support.slurm import Slurm, missing, private_slurm
 
@@ -97,7 +98,7 @@ def test_a_running_step_keeps_its_file_and_an_ended_one_does_not(
 def hooked(published: Store, tmp_path: Path) -> Iterator[Slurm]:
     """A private Slurm with our prolog and epilog."""
     if missing():
-        pytest.skip(missing())
+        conftest.missing(missing())
     if os.geteuid() != 0:
         pytest.skip("a prolog mounts as root")
     command = tmp_path / "hook"
