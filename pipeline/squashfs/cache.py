@@ -15,9 +15,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from pipeline.errors import ToolError
-from pipeline.squashfs.codecs import Codec
+from pipeline.squashfs.codecs import Codec, Stored
 from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged, footer
 from pipeline.squashfs.packindex import PackIndex
+from pipeline.squashfs.writing import write_at
 
 _SUFFIX = ".pack"
 _PARTIAL = ".partial-"
@@ -55,21 +56,18 @@ class PackWriteHandle:
         self._descriptor = descriptor
         self._size = 0
 
-    def write(self, data: bytes) -> None:
-        view = memoryview(data)
+    def write(self, parts: list[Stored]) -> None:
+        """Append all parts, one after the other."""
         try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+            self._size += write_at(self._descriptor, parts, self._size)
         except OSError as error:
             raise self._cache.unwritable(error) from error
-        self._size += len(data)
 
     def complete(self, index: PackIndex) -> None:
         """Write index and footer; the pack becomes visible when the context ends."""
         encoded = index.encode()
         data_size = self._size
-        self.write(encoded)
-        self.write(footer(encoded, data_size))
+        self.write([encoded, footer(encoded, data_size)])
 
 
 class PackCache:

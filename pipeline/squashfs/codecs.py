@@ -22,7 +22,8 @@ from pipeline.squashfs.superblock import Compressor
 
 Expand = Callable[[bytes, int], bytes]  # (compressed, most bytes allowed) -> plain; FormatError
 Plain = bytes | bytearray | memoryview  # before it is compressed; nobody changes it meanwhile
-CompressMany = Callable[[list[Plain]], Iterable[Any]]  # buffers in the order of the blocks
+Stored = Any  # anything with the buffer protocol and a length: zstandard's segments say so to nobody
+CompressMany = Callable[[list[Plain]], Iterable[Stored]]  # in the order of the blocks
 Compress = Callable[[Plain], bytes]  # maybe longer than what went in
 
 _GZIP_FAILURE = cast("type[Exception]", isal_zlib.error)  # its stub names an instance

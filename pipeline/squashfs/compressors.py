@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from isal import isal_zlib
 
 from pipeline.squashfs.blocks import RAW
-from pipeline.squashfs.codecs import Codec, CompressMany, Plain
+from pipeline.squashfs.codecs import Codec, CompressMany, Plain, Stored
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,15 +26,18 @@ JOB_SIZE = 1 << 20  # plain bytes after which a job is handed over
 class Job:
     """Some plain blocks on their way; an empty one stands for a hole and stays empty.
 
-    After `wait`: `words` (0 for a hole), `payload` the stored bytes in a row, `checksum` its crc32.
+    After `wait`: `words` (0 for a hole), `parts` the stored blocks in a row, `length` their bytes, `checksum`
+    the crc32 of all of them. They are not joined: a copy of every stored byte, made under the interpreter's
+    lock, would be the most that a job costs beside compressing.
     """
 
-    __slots__ = ("_done", "_failure", "blocks", "checksum", "payload", "words")
+    __slots__ = ("_done", "_failure", "blocks", "checksum", "length", "parts", "words")
 
     def __init__(self, blocks: list[Plain]) -> None:
         self.blocks = blocks
         self.words: list[int] = []
-        self.payload = b""
+        self.parts: list[Stored] = []
+        self.length = 0
         self.checksum = 0
         self._failure: BaseException | None = None
         self._done = threading.Lock()
@@ -49,23 +52,24 @@ class Job:
     def run(self, compress: CompressMany) -> None:
         """Compress on the calling thread and let `wait` return."""
         try:
-            plain = [block for block in self.blocks if block]
-            stored = iter(compress(plain))
-            parts: list[Plain] = []
+            stored = iter(compress([block for block in self.blocks if block]))
+            words, parts, checksum = self.words, self.parts, 0
             for block in self.blocks:
                 if not block:
-                    self.words.append(0)
+                    words.append(0)
                     continue
-                small = next(stored)
-                if len(small) < len(block):
-                    self.words.append(len(small))
-                    parts.append(small)
+                part, length = next(stored), len(block)
+                if len(part) < length:
+                    length = len(part)
+                    words.append(length)
                 else:
-                    self.words.append(len(block) | RAW)
-                    parts.append(block)
+                    part = block
+                    words.append(length | RAW)
+                parts.append(part)
+                self.length += length
+                checksum = isal_zlib.crc32(part, checksum)
             self.blocks = []
-            self.payload = b"".join(parts)
-            self.checksum = isal_zlib.crc32(self.payload)
+            self.checksum = checksum
         except BaseException as failure:  # noqa: BLE001 - it is raised again where the job is waited for
             self._failure = failure
         finally:

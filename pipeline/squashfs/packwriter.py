@@ -14,13 +14,13 @@ from typing import Any, Protocol
 
 from pipeline.errors import FormatError
 from pipeline.squashfs.blocks import LENGTH
-from pipeline.squashfs.codecs import Plain
+from pipeline.squashfs.codecs import Plain, Stored
 from pipeline.squashfs.compressors import JOB_SIZE, Compressors, Job
 from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.packindex import DIGEST_SIZE, PackIndex
 
 Read = Callable[[int], Plain]  # up to so many bytes of an entry's content; fewer only at its end
-Write = Callable[[bytes], None]  # appends to the pack
+Write = Callable[[list[Stored]], None]  # appends to the pack, one after the other
 
 _NEXT, _FRAGMENT = -1, -2  # owners of a block that is not the first of a file
 _FILE, _DEVICES = Kind.FILE, (Kind.CHAR, Kind.BLOCK)
@@ -194,9 +194,9 @@ class PackWriter:
                     index.places[owner] = position
             position += word & LENGTH
         self._position = position
-        if job.payload:
-            self._write(job.payload)
-            index.check_lengths.append(len(job.payload))
+        if job.length:
+            self._write(job.parts)
+            index.check_lengths.append(job.length)
             index.check_sums.append(job.checksum)
 
 

@@ -22,7 +22,7 @@ from isal import isal_zlib
 
 from pipeline.errors import FormatError
 from pipeline.squashfs.blocks import FRAGMENT_ENTRY, Span, read_fragment
-from pipeline.squashfs.codecs import Codec, make_expand
+from pipeline.squashfs.codecs import Codec, Stored, make_expand
 from pipeline.squashfs.compressors import Compressors
 from pipeline.squashfs.copying import copy_ranges, hash_file, hash_ranges
 from pipeline.squashfs.inode import NO_FRAGMENT, Kind
@@ -40,6 +40,7 @@ from pipeline.squashfs.packindex import PackIndex
 from pipeline.squashfs.packwriter import PackWriter
 from pipeline.squashfs.superblock import ABSENT, PAD, SIZE, Flags, Superblock
 from pipeline.squashfs.tree import NOWHERE, Locate, NodeLike, Place, TreeWriter
+from pipeline.squashfs.writing import write_at
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -86,8 +87,8 @@ def stitch(
         hash_ranges(packs, job.layout.ranges, _Told(hasher, on_bytes), start=len(head), end=job.layout.end)
         hash_file(target, hasher, start=job.layout.end, end=extra_end)
         hasher.update(tables)
-        _write(target, tables, extra_end)
-        _write(target, head, 0)
+        write_at(target, [tables], extra_end)
+        write_at(target, [head], 0)
         copier.join()
     os.fsync(target)
     return Stitched(sha256=hasher.hexdigest(), size=extra_end + len(tables), inode_count=job.inode_count)
@@ -151,10 +152,9 @@ class _Stitch:
         layout = self.layout
         position = layout.end
 
-        def write(data: bytes) -> None:
+        def write(parts: list[Stored]) -> None:
             nonlocal position
-            _write(self._target, data, position)
-            position += len(data)
+            position += write_at(self._target, parts, position)
 
         writer = PackWriter(write, compressors, block_size=self._options.block_size, header={})
         tails = _TailReader(self._packs, self._options)
@@ -350,11 +350,3 @@ def _reader(content: memoryview) -> Callable[[int], bytes]:
         return data
 
     return read
-
-
-def _write(target: int, data: bytes, position: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(target, view, position)
-        view = view[written:]
-        position += written
