@@ -43,6 +43,11 @@ class Job:
         self._done = threading.Lock()
         self._done.acquire()
 
+    @property
+    def done(self) -> bool:
+        """Whether `wait` returns at once."""
+        return not self._done.locked()
+
     def wait(self) -> Job:
         with self._done:
             if self._failure is not None:

@@ -173,9 +173,10 @@ class PackWriter:
     def _hand_over(self) -> None:
         if not self._blocks:
             return
-        while len(self._jobs) >= self._in_flight:
+        jobs = self._jobs
+        while jobs and (jobs[0][0].done or len(jobs) >= self._in_flight):  # what is done takes memory
             self._take_oldest()
-        self._jobs.append((self._compressors.submit(self._blocks), self._owners))
+        jobs.append((self._compressors.submit(self._blocks), self._owners))
         self._blocks, self._owners, self._waiting = [], [], 0
 
     def _take_oldest(self) -> None:
