@@ -41,7 +41,9 @@ def _commands() -> str:
         "",
         "`sqshpipe COMMAND --help` says the same. Global: `-q`, `-v`, `--log-format json`.",
     ]
-    for path, command in _walk(typer.main.get_command(app), "sqshpipe"):
+    every = typer.main.get_command(app)
+    every.load_all()  # type: ignore[attr-defined]
+    for path, command in _walk(every, "sqshpipe"):
         lines += ["", f"## {path}", "", inspect.cleandoc(command.help or "").replace("\f", ""), ""]
         rows = [row for row in map(_parameter, command.params) if row]
         if rows:

@@ -1,14 +1,13 @@
 """The command line: the only place that prints results and exits.
 
-Each verb group registers its functions on `app` in a module of its own; heavy imports happen inside
-the verbs, so that ``sqshpipe resolve`` starts fast.
+`pipeline.cli.verbs` knows where each verb is written; heavy imports happen inside the verbs, so that
+``sqshpipe resolve`` starts fast.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import sys
 from types import FrameType
@@ -16,32 +15,17 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import (
-    ci,
-    cluster,
-    convert,
-    doctor,
-    ecr,
-    image,
-    init,
-    options,
-    output,
-    plan,
-    refresh,
-    report,
-    scan,
-    squashfs,
-    store,
-)
+from pipeline.cli import options, output
+from pipeline.cli.verbs import Verbs
 from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError, ToolError
 
 app = typer.Typer(
     name="sqshpipe",
+    cls=Verbs,
     help="From a Dockerfile to an immutable, versioned .sqsh that every rank shares.",
     epilog="First steps: `sqshpipe init`, `sqshpipe lock`, `sqshpipe image my-training --tag v1.0`. "
     "On a cluster: `srun --container-image=$(sqshpipe resolve my-training) …`. "
     "`sqshpipe VERB --help` tells more of each, with an example.",
-    no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -64,43 +48,6 @@ def _global_options(
         from pipeline.cli import logs
 
         logs.begin()
-
-
-# In the order in which help lists them.
-_PANELS = {
-    "From Dockerfile to .sqsh": (image, convert, scan, plan, refresh),
-    "Releases": (store,),
-    "On the cluster": (cluster,),
-    "Registries and CI": (ecr, ci),
-    "Looking": (report, squashfs, doctor, init),
-}
-
-
-_HELP_COLUMNS = 66  # what the list of verbs leaves for each in a terminal of 80 columns
-
-
-def _in_one_line(help_text: str) -> str:
-    """The beginning of a verb's help that fits one line of the list of verbs, cut where a clause ends."""
-    sentence = " ".join(help_text.partition("\n\n")[0].split())
-    ends = [match.start() for match in re.finditer(r"[.,;:](?= |$)| and |(?<=\w) \(", sentence)]
-    fitting = [end for end in ends if end <= _HELP_COLUMNS]
-    end = len(sentence) if len(sentence) <= _HELP_COLUMNS else max(fitting, default=_HELP_COLUMNS)
-    return sentence[:end].rstrip(",")
-
-
-def _register() -> None:
-    for panel, modules in _PANELS.items():
-        known = len(app.registered_commands), len(app.registered_groups)
-        for module in modules:
-            module.register(app)
-        for command in app.registered_commands[known[0] :]:
-            command.rich_help_panel = panel
-            command.short_help = _in_one_line(command.callback.__doc__ or "") if command.callback else None
-        for group in app.registered_groups[known[1] :]:
-            group.rich_help_panel = panel
-
-
-_register()
 
 
 class _Terminated(BaseException):
@@ -126,7 +73,9 @@ def _run() -> int:
         output.failure(error)
         return error.exit_code
     except typer.TyperException as error:
-        output.failure(ConfigError(error.format_message(), hint=_help_hint(error)))
+        message = error.format_message()
+        if message.strip():  # none where a group without a verb has shown its help
+            output.failure(ConfigError(message, hint=_help_hint(error)))
         return ConfigError.exit_code
     except (KeyboardInterrupt, typer.Abort):
         output.interrupted("interrupted")

@@ -7,16 +7,16 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import options, output
+from pipeline.cli.store import Platform, host_platform, open_store
 from pipeline.errors import ConfigError
 
-
-def register(_app: typer.Typer) -> None:
-    """Add ``attest image`` to the group that signs releases."""
-    from pipeline.cli.upkeep import attest_verbs
-
-    attest_verbs.command("image")(image)
+KeyOption = Annotated[
+    str, typer.Option("--key", envvar="SQSHPIPE_KEY", help="PEM file, or awskms:KEY-ID of a key in AWS KMS.")
+]
+attest_verbs = typer.Typer(help="Signatures over releases.", no_args_is_help=True)
 
 
+@attest_verbs.command("image")
 def image(
     name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
     store: options.Store = None,
@@ -29,7 +29,6 @@ def image(
     What is there already stays. Example: sqshpipe attest image megatron-training:v1.0 --store /fsx/containers
     """
     from pipeline.bases import Clients
-    from pipeline.cli.store import host_platform, open_store
     from pipeline.config import load
     from pipeline.stages import attest as stage
     from pipeline.tools.registry import RegistryClient
@@ -58,3 +57,41 @@ def image(
         )
     else:
         output.data(f"{release.name}: {made.sentence}")
+
+
+@attest_verbs.command("sign")
+def sign(
+    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
+    key: KeyOption,
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    platform: Platform = None,
+) -> None:
+    """Sign the record of a release; prints the path of the signature."""
+    from pipeline.store import attest
+    from pipeline.tools import signing
+
+    opened = open_store(store, config)
+    release = opened.resolve(name, platform or host_platform())
+    output.data(str(attest.sign(opened.layout, release, signing.open_signer(key))))
+
+
+@attest_verbs.command("verify")
+def verify(
+    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
+    key: KeyOption,
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    platform: Platform = None,
+    record_only: Annotated[bool, typer.Option("--record-only", help="Do not read the bytes back.")] = False,
+) -> None:
+    """Check that this key signed the record, and that the bytes are what it names; exit code 7 when not."""
+    from pipeline.store import attest
+    from pipeline.tools import signing
+
+    opened = open_store(store, config)
+    release = opened.resolve(name, platform or host_platform())
+    signature = attest.verify(opened.layout, release, [signing.open_key(key)])
+    if not record_only:
+        attest.read_back(release)
+    output.data(str(signature))

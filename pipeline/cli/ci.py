@@ -22,11 +22,6 @@ Name = Annotated[str, typer.Argument(help="An image of images.yaml.", show_defau
 Version = Annotated[str, typer.Option("--tag", "-t", help="The version.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group ``ci`` to ``app``."""
-    app.add_typer(ci, name="ci")
-
-
 @ci.command()
 def plan(config: options.ConfigFile = options.DEFAULT_CONFIG) -> None:
     """Say what this run's event asks for: images, version, whether to publish, whether to trust it."""

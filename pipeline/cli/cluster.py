@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import job, node, options, output, warm
+from pipeline.cli import options, output
 from pipeline.errors import ConfigError
 
 cluster = typer.Typer(no_args_is_help=True, help="What nodes need: importer, bootstrap script, cluster file.")
@@ -16,14 +16,6 @@ cluster = typer.Typer(no_args_is_help=True, help="What nodes need: importer, boo
 DEFAULT_VALUES = Path("cluster.yaml")
 Values = Annotated[Path, typer.Option("--values", help="The few values of this cluster.")]
 OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Default: stdout.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs of this module, of `node`, `job` and `warm` to ``app``."""
-    app.add_typer(cluster, name="cluster")
-    node.register(app)
-    job.register(app)
-    warm.register(app)
 
 
 def need_store(store: Path | None) -> Path:

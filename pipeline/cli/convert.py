@@ -56,12 +56,6 @@ MaxRatio = Annotated[
 File = Annotated[Path, typer.Argument(help="A .sqsh.", show_default=False)]
 
 
-def register(app: typer.Typer) -> None:
-    """Add ``convert`` and ``verify`` to ``app``."""
-    app.command()(convert)
-    app.command()(verify)
-
-
 def convert(
     source: Source,
     file: Output,

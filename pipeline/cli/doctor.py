@@ -10,11 +10,6 @@ from pipeline.errors import ConfigError, ToolError
 _INDENT = 19
 
 
-def register(app: typer.Typer) -> None:
-    """Add ``doctor`` to ``app``."""
-    app.command()(doctor)
-
-
 def doctor(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     store: options.Store = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import attest, options, output
+from pipeline.cli import options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
 
 if TYPE_CHECKING:
@@ -14,18 +14,10 @@ if TYPE_CHECKING:
     from pipeline.stages.repository import Difference
 
 Names = Annotated[list[str] | None, typer.Argument(help="Images; all of images.yaml if none is named.")]
+ecr = typer.Typer(no_args_is_help=True, help="Repositories in Amazon ECR and who may use them.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add ``ecr apply``, ``ecr policy``, ``mirror`` and ``attest image`` to ``app``."""
-    group = typer.Typer(no_args_is_help=True, help="Repositories in Amazon ECR and who may use them.")
-    group.command()(apply)
-    group.command()(policy)
-    app.add_typer(group, name="ecr")
-    app.command()(mirror)
-    attest.register(app)
-
-
+@ecr.command()
 def apply(
     names: Names = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
@@ -68,6 +60,7 @@ def apply(
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
+@ecr.command()
 def policy(
     role: Annotated[str, typer.Argument(help="builder, node, scanner or owner.")],
     config: options.ConfigFile = options.DEFAULT_CONFIG,

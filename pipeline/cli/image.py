@@ -30,13 +30,6 @@ MaybeName = Annotated[
 Version = Annotated[str, typer.Option("--tag", "-t", help="The version to publish, such as v1.0.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add ``image``, ``build`` and ``push`` to ``app``."""
-    app.command()(image)
-    app.command()(build)
-    app.command()(push)
-
-
 def image(
     tag: Version,
     name: MaybeName = None,

@@ -11,11 +11,6 @@ from pipeline.cli import options, output
 from pipeline.errors import ConfigError, ToolError
 
 
-def register(app: typer.Typer) -> None:
-    """Add ``init`` to ``app``."""
-    app.command()(init)
-
-
 def init(
     name: Annotated[str, typer.Argument(help="The first image.")] = "my-training",
     base: Annotated[

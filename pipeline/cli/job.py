@@ -33,11 +33,6 @@ class Runtime(str, Enum):
     run = "run"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs of this module to ``app``."""
-    app.add_typer(job, name="job")
-
-
 @job.command("render")
 def render(
     image: Annotated[

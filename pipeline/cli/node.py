@@ -34,13 +34,6 @@ With = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs of this module to ``app``."""
-    app.command()(mount)
-    app.command()(unmount)
-    app.command()(run)
-
-
 def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFile:
     """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names."""
     from pipeline.cluster.running import ImageFile, image_file

@@ -23,13 +23,6 @@ Names = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add ``plan``, ``lock`` and ``schema`` to ``app``."""
-    app.command()(plan)
-    app.command()(lock)
-    app.command()(schema)
-
-
 def plan(
     names: Names = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,

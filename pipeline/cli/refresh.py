@@ -27,11 +27,6 @@ class Unit(str, Enum):
     cron = "cron"
 
 
-def register(app: typer.Typer) -> None:
-    """Add ``refresh`` to ``app``."""
-    app.command()(refresh)
-
-
 def refresh(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     store: options.Store = None,

@@ -29,12 +29,6 @@ Release_ = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add ``report`` and ``diff`` to ``app``."""
-    app.command()(report)
-    app.command()(diff)
-
-
 def report(
     file: Annotated[Path, typer.Option("--output", "-o", help="Where the page goes.")] = Path("report.html"),
     store: options.Store = None,

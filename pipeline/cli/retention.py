@@ -26,13 +26,6 @@ Keep = Annotated[int | None, typer.Option("--keep", help="Newest releases to kee
 store_verbs = typer.Typer(help="Care of the whole store.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs of this module to ``app``."""
-    app.command()(lease)
-    app.command()(prune)
-    app.add_typer(store_verbs, name="store")
-
-
 def duration(text: str, option: str) -> timedelta:
     """90m, 12h, 30d or 2w. Raises ConfigError naming the option."""
     number, unit = text[:-1], text[-1:]

@@ -22,11 +22,6 @@ Names = Annotated[list[str] | None, typer.Argument(help="Images; all of images.y
 SCANNERS: dict[str, Literal["ecr", "trivy", "auto"]] = {"ecr": "ecr", "trivy": "trivy", "auto": "auto"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add ``scan`` to ``app``."""
-    app.command()(scan)
-
-
 def scan(
     names: Names = None,
     published: Annotated[

@@ -39,13 +39,6 @@ _TYPES = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add ``ls``, ``cat`` and ``cache`` to ``app``."""
-    app.command(name="ls")(list_inside)
-    app.command()(cat)
-    app.command()(cache)
-
-
 def list_inside(
     file: File, path: Inside = "/", recursive: Recursive = False, as_json: options.Json = False
 ) -> None:

@@ -31,22 +31,6 @@ AllowExternal = Annotated[
 Platform = Annotated[str | None, typer.Option("--platform", help="os/architecture; default: this machine's.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs of this module, and of those that care for the store, to ``app``."""
-    from pipeline.cli import retention, upkeep
-
-    app.command("list")(list_releases)
-    app.command()(show)
-    app.command()(resolve)
-    app.command()(publish)
-    app.command()(promote)
-    app.command()(rollback)
-    app.command("yank")(yank)
-    app.command("keep")(keep)
-    retention.register(app)
-    upkeep.register(app)
-
-
 def open_store(root: Path | None, config: Path = options.DEFAULT_CONFIG) -> Store:
     """The store of --store or SQSHPIPE_STORE, else of images.yaml. Raises ConfigError when neither is
     given.

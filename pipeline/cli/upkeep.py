@@ -1,4 +1,4 @@
-"""Care of what is published: scrub, du, adopt, sync, attest."""
+"""Care of what is published: scrub, du, adopt, sync."""
 
 from __future__ import annotations
 
@@ -9,25 +9,12 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import options, output
-from pipeline.cli.store import AllowExternal, Platform, host_platform, open_store
+from pipeline.cli.store import AllowExternal, open_store
 from pipeline.errors import ConfigError, VerificationError
 
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[IMAGE[:VERSION]]…", help="Only these; default: everything.")
 ]
-KeyOption = Annotated[
-    str, typer.Option("--key", envvar="SQSHPIPE_KEY", help="PEM file, or awskms:KEY-ID of a key in AWS KMS.")
-]
-attest_verbs = typer.Typer(help="Signatures over releases.", no_args_is_help=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs of this module to ``app``."""
-    app.command()(scrub)
-    app.command()(du)
-    app.command()(adopt)
-    app.command()(sync)
-    app.add_typer(attest_verbs, name="attest")
 
 
 def scrub(
@@ -171,41 +158,3 @@ def sync(
             f"{len(report.pruned)} were pruned at {target} and stay so; --only IMAGE:VERSION brings one back",
             releases=" ".join(report.pruned),
         )
-
-
-@attest_verbs.command("sign")
-def attest_sign(
-    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
-    key: KeyOption,
-    store: options.Store = None,
-    config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: Platform = None,
-) -> None:
-    """Sign the record of a release; prints the path of the signature."""
-    from pipeline.store import attest
-    from pipeline.tools import signing
-
-    opened = open_store(store, config)
-    release = opened.resolve(name, platform or host_platform())
-    output.data(str(attest.sign(opened.layout, release, signing.open_signer(key))))
-
-
-@attest_verbs.command("verify")
-def attest_verify(
-    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
-    key: KeyOption,
-    store: options.Store = None,
-    config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: Platform = None,
-    record_only: Annotated[bool, typer.Option("--record-only", help="Do not read the bytes back.")] = False,
-) -> None:
-    """Check that this key signed the record, and that the bytes are what it names; exit code 7 when not."""
-    from pipeline.store import attest
-    from pipeline.tools import signing
-
-    opened = open_store(store, config)
-    release = opened.resolve(name, platform or host_platform())
-    signature = attest.verify(opened.layout, release, [signing.open_key(key)])
-    if not record_only:
-        attest.read_back(release)
-    output.data(str(signature))

@@ -23,13 +23,6 @@ State = Annotated[Path, typer.Option("--state", help="The importer's node-local 
 Check = Annotated[bool, typer.Option("--check/--no-check", help="Compare the sha256 of what is read.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs of this module to ``app``."""
-    app.command()(prewarm)
-    app.command("warm-here", hidden=True)(warm_here)
-    app.add_typer(node, name="node")
-
-
 def prewarm(
     image: node_verbs.Image,
     store: options.Store = None,

@@ -62,6 +62,12 @@ def test_images_and_store_of_images_yaml(store: Store, tmp_path: Path) -> None:
     assert _tab("sqshpipe resolve d", tmp_path) == ["demo"]
 
 
+def test_verbs_and_those_of_a_group(tmp_path: Path) -> None:
+    assert _tab("sqshpipe re", tmp_path) == ["refresh", "resolve", "report"]
+    assert _tab("sqshpipe cluster b", tmp_path) == ["bootstrap"]
+    assert _tab("sqshpipe warm", tmp_path) == []
+
+
 def test_nothing_to_offer_is_no_error(tmp_path: Path) -> None:
     assert _tab("sqshpipe resolve d", tmp_path) == []
     assert _tab("sqshpipe plan d", tmp_path, SQSHPIPE_CONFIG=str(tmp_path)) == []

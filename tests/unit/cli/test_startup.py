@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 HEAVY = {"structlog", "pydantic", "httpx", "docker", "boto3", "botocore", "rich", "asyncio", "jinja2", "yaml"}
+# What every start loads, and the module of the verb itself.
+START = {"app", "completion", "help_page", "options", "output", "verbs"}
 # Configuration, registry and words are needed to see that nothing has to be done.
 IDLE = HEAVY - {"docker", "boto3", "botocore", "jinja2"}
 
@@ -32,11 +34,23 @@ def started(words: list[str], folder: Path) -> tuple[subprocess.CompletedProcess
     return done, set(done.stderr.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("verb", [["resolve", "demo"], ["--help"]], ids=["resolve", "help"])
-def test_small_verbs_load_little(verb: list[str], tmp_path: Path) -> None:
-    store = ["--store", str(tmp_path)] if verb[0] == "resolve" else []
-    _, loaded = started([*verb, *store], tmp_path)
-    assert loaded & HEAVY <= ({"rich"} if verb == ["--help"] else set())
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        (["resolve", "demo"], {"store"}),
+        (["list"], {"store"}),
+        (["--help"], set()),
+        (["-h"], set()),
+        ([], set()),
+    ],
+    ids=["resolve", "list", "help", "h", "nothing"],
+)
+def test_small_verbs_load_little(words: list[str], own: set[str], tmp_path: Path) -> None:
+    store = ["--store", str(tmp_path)] if own else []
+    _, loaded = started([*words, *store], tmp_path)
+    assert not loaded & HEAVY
+    verbs = {name.removeprefix("pipeline.cli.") for name in loaded if name.startswith("pipeline.cli.")}
+    assert verbs <= START | own
 
 
 def test_an_image_that_is_published_loads_neither_engine_nor_converter(released: Path) -> None:
