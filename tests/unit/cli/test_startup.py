@@ -53,6 +53,13 @@ def test_small_verbs_load_little(words: list[str], own: set[str], tmp_path: Path
     assert verbs <= START | own
 
 
+def test_a_story_is_told_without_rich(tmp_path: Path) -> None:
+    done, loaded = started(["plan", "--config", str(tmp_path / "images.yaml")], tmp_path)
+    assert done.returncode == 2
+    assert "structlog" in loaded
+    assert not {name for name in loaded if name.partition(".")[0] in ("rich", "pygments")}
+
+
 def test_an_image_that_is_published_loads_neither_engine_nor_converter(released: Path) -> None:
     words = ["image", "demo", "--tag", "v1", "--config", str(released / "images.yaml")]
     done, loaded = started(words, released)
