@@ -1,5 +1,7 @@
 """Many images: one run of ``sqshpipe image`` each, side by side within a limit, on this machine or on Slurm.
 
+An image that is based on another of them runs after it, and only when that one ended well.
+
 Each image is a process of its own, so that one that fails or is killed costs the others nothing; the stages
 are keyed by content, so that running one twice, also on two machines at once, costs time and nothing else.
 """
@@ -11,8 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,13 +32,17 @@ _LAST_LINES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One image to release: what is run, and what it asks for where Slurm runs it."""
+    """One image to release: what is run, and what it asks for where Slurm runs it.
+
+    ``after`` names the images of the same batch that it is based on.
+    """
 
     image: str
     version: str
     argv: tuple[str, ...]
     folder: Path
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +67,10 @@ class Executor(Protocol):
     """Runs tasks and tells each outcome as it comes, in the caller's thread or another."""
 
     def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
-        """Run all ``tasks``; returns when each has ended, well or not."""
+        """Run all ``tasks``, each once those that it is ``after`` ended well; returns when each has ended.
+
+        Each stands behind those that it is ``after``. What a failure keeps from running is `left_out`.
+        """
 
 
 def tasks_for(
@@ -92,9 +101,10 @@ def _argv(config: Config, image: str, version: str) -> tuple[str, ...]:
 def run(
     config: Config, tasks: Sequence[Task], executor: Executor, *, done: Callable[[Outcome], None]
 ) -> tuple[Outcome, ...]:
-    """Run ``tasks``, those first on whose image another is based; outcomes in the order of ``tasks``.
+    """Run ``tasks``, each after those on whose image it is based; outcomes in the order of ``tasks``.
 
-    An image whose base failed here is not run: its outcome carries that base's exit code.
+    An image whose base failed here is not run: its outcome carries that base's exit code. Raises ConfigError
+    for images that are based on one another.
     """
     found: dict[str, Outcome] = {}
 
@@ -102,32 +112,37 @@ def run(
         found[outcome.task.image] = outcome
         done(outcome)
 
-    for level in levels(config, tasks):
-        ready = []
-        for task in level:
-            broken = next((name for name in _parents(config, task, found) if found[name].code != 0), None)
-            if broken is None:
-                ready.append(task)
-            else:
-                error = f"not run: {broken}, which it is based on, failed"
-                note(Outcome(task=task, code=found[broken].code, told={}, error=error, seconds=0.0))
-        if ready:
-            executor.run(ready, note)
+    if tasks:
+        executor.run(in_order(config, tasks), note)
     return tuple(found[task.image] for task in tasks)
 
 
-def levels(config: Config, tasks: Sequence[Task]) -> tuple[tuple[Task, ...], ...]:
-    """``tasks`` in groups, each based only on images of earlier groups. ConfigError for a circle."""
-    left, groups = list(tasks), []
+def in_order(config: Config, tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """``tasks``, each knowing those on whose image it is based, and behind them. ConfigError for a circle."""
+    names = {task.image for task in tasks}
+    left = [replace(task, after=tuple(sorted(_parents(config, task, names)))) for task in tasks]
+    ordered: list[Task] = []
     while left:
         names = {task.image for task in left}
-        group = tuple(task for task in left if not _parents(config, task, names))
-        if not group:
+        free = [task for task in left if not names.intersection(task.after)]
+        if not free:
             circle = ", ".join(sorted(names))
             raise ConfigError(f"{config.path}: these images are based on one another: {circle}")
-        groups.append(group)
-        left = [task for task in left if task not in group]
-    return tuple(groups)
+        ordered += free
+        left = [task for task in left if task not in free]
+    return tuple(ordered)
+
+
+def left_out(failed: Outcome, waiting: Iterable[Task]) -> list[Outcome]:
+    """The outcomes of those of ``waiting`` (in order) that are based on what failed, also through others."""
+    broken, found = {failed.task.image}, []
+    for task in waiting:
+        base = next((name for name in task.after if name in broken), None)
+        if base is not None:
+            broken.add(task.image)
+            error = f"not run: {base}, which it is based on, failed"
+            found.append(Outcome(task=task, code=failed.code, told={}, error=error, seconds=0.0))
+    return found
 
 
 def _parents(config: Config, task: Task, among: Iterable[str]) -> list[str]:
@@ -147,10 +162,25 @@ class LocalExecutor:
     def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
         """Run all ``tasks`` as processes of ours; they end when we are interrupted."""
         stop = threading.Event()
+        waiting, running = {task.image: task for task in tasks}, set[Future[Outcome]]()
+        unfinished = set(waiting)
+
+        def end(ended: Outcome) -> None:
+            unfinished.discard(ended.task.image)
+            waiting.pop(ended.task.image, None)
+            done(ended)
+
         with ThreadPoolExecutor(max_workers=max(1, min(self.limit, len(tasks)))) as pool:
             try:
-                for ended in as_completed([pool.submit(_run_here, task, stop) for task in tasks]):
-                    done(ended.result())
+                while unfinished:
+                    for task in [task for task in waiting.values() if unfinished.isdisjoint(task.after)]:
+                        del waiting[task.image]
+                        running.add(pool.submit(_run_here, task, stop))
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    for ended in (future.result() for future in finished):
+                        end(ended)
+                        for kept in left_out(ended, tuple(waiting.values())) if ended.code else ():
+                            end(kept)
             except BaseException:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,8 @@
 """Images as tasks of Slurm job arrays: one array for each set of demands, followed to the end.
 
 What a task prints lies in a folder that the nodes share. A task that ended without having written its exit
-code was lost with its node (or stopped by Slurm); a lost one goes to another node.
+code was lost with its node (or stopped by Slurm); a lost one goes to another node. An image that is based on
+another is submitted at once, with a dependency on that one's task.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 
 import structlog
 
-from pipeline.batch import Outcome, Task, outcome
+from pipeline.batch import Outcome, Task, left_out, outcome
 from pipeline.config.types import SlurmSettings
 from pipeline.errors import ToolError
 from pipeline.tools import slurm_array
@@ -40,10 +41,15 @@ class _Running:
     avoid: list[str] = field(default_factory=list)
     gone_since: float | None = None
 
+    @property
+    def name(self) -> str:
+        """What Slurm calls it."""
+        return f"{self.job}_{self.index}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmExecutor:
-    """Runs tasks on the cluster. ``shared`` is a folder that all nodes see; ``limit`` bounds what runs.
+    """Runs tasks on the cluster. ``shared`` is a folder that all nodes see; ``limit`` bounds each array.
 
     ``poll`` and ``settle`` in seconds: how often Slurm is asked, and how long a written exit code may need to
     become visible here over NFS or Lustre.
@@ -69,30 +75,48 @@ class SlurmExecutor:
         for one in running.values():
             _write_task(folder, one)
         try:
-            self._submit(folder, list(running.values()))
+            self._submit(folder, list(running.values()), running)
             self._follow(folder, running, done)
         finally:
             for job in {one.job for one in running.values() if one.job}:
                 with contextlib.suppress(ToolError):
                     slurm_array.cancel(job)
 
-    def _submit(self, folder: Path, wanted: Sequence[_Running]) -> None:
-        groups: dict[tuple[SlurmSettings, str], list[_Running]] = {}
-        for one in wanted:
-            groups.setdefault((one.task.slurm, ",".join(one.avoid)), []).append(one)
-        for (settings, avoid), members in groups.items():
-            indices = [one.index for one in members]
-            try:
-                job = slurm_array.submit(folder / "array.sh", indices, settings, self.limit, exclude=avoid)
-            except ToolError:
-                if not avoid:
-                    raise
-                # There may be no other node: the lost one will come back.
-                job = slurm_array.submit(folder / "array.sh", indices, settings, self.limit)
-            for one in members:
-                one.job, one.gone_since = job, None
-                one.attempts += 1
-            log.info("submitted", job=job, images=len(members))
+    def _submit(self, folder: Path, wanted: Sequence[_Running], running: dict[int, _Running]) -> None:
+        """Submit ``wanted``, which stand behind those that they are based on; alike ones become one array."""
+        left = list(wanted)
+        while left:
+            names = {one.task.image for one in left}
+            free = [one for one in left if names.isdisjoint(one.task.after)]
+            left = [one for one in left if one not in free]
+            groups: dict[tuple[SlurmSettings, str, tuple[str, ...]], list[_Running]] = {}
+            for one in free:
+                key = one.task.slurm, ",".join(one.avoid), _bases(one, running)
+                groups.setdefault(key, []).append(one)
+            for (settings, avoid, after), members in groups.items():
+                self._submit_array(folder, members, settings, avoid, after)
+
+    def _submit_array(
+        self,
+        folder: Path,
+        members: Sequence[_Running],
+        settings: SlurmSettings,
+        avoid: str,
+        after: tuple[str, ...],
+    ) -> None:
+        script, indices = folder / "array.sh", [one.index for one in members]
+        try:
+            job = slurm_array.submit(script, indices, settings, self.limit, exclude=avoid, after=after)
+        except ToolError:
+            if not avoid:
+                raise
+            # There may be no other node: the lost one will come back.
+            job = slurm_array.submit(script, indices, settings, self.limit, after=after)
+        for one in members:
+            one.job, one.gone_since = job, None
+            one.attempts += 1
+        behind = {"after": " ".join(after)} if after else {}
+        log.info("submitted", job=job, images=len(members), **behind)
 
     def _follow(self, folder: Path, running: dict[int, _Running], done: Callable[[Outcome], None]) -> None:
         silent_since: float | None = None
@@ -109,17 +133,40 @@ class SlurmExecutor:
                 continue
             again = []
             for index, one in list(running.items()):
+                if index not in running:
+                    continue  # left out meanwhile
                 state = states[one.job].get(index)
                 ended = self._ended(folder, one, state)
                 if ended is not None:
-                    del running[index]
-                    done(ended)
+                    self._end(ended, running, done)
                 elif state is not None and state.lost and one.gone_since is not None:
                     again.append(self._elsewhere(one, state))
             if again:
-                self._submit(folder, again)
+                self._submit(folder, again, running)
+            self._lead_on(running, states)
             if running:
                 self.sleep(self.poll)
+
+    def _end(self, ended: Outcome, running: dict[int, _Running], done: Callable[[Outcome], None]) -> None:
+        """Tell ``ended``; what is based on a failure is cancelled and told with it."""
+        numbers = {one.task.image: index for index, one in running.items()}
+        del running[numbers[ended.task.image]]
+        done(ended)
+        for kept in left_out(ended, [one.task for one in running.values()]) if ended.code else ():
+            with contextlib.suppress(ToolError):
+                slurm_array.cancel(running.pop(numbers[kept.task.image]).name)
+            done(kept)
+
+    def _lead_on(self, running: dict[int, _Running], states: Mapping[str, Mapping[int, TaskState]]) -> None:
+        """Let tasks whose base was lost wait for that one's next attempt."""
+        stranded = {}
+        for index, one in running.items():
+            state = states.get(one.job, {}).get(index)
+            if state is not None and state.stranded:
+                stranded[one.job] = _bases(one, running)
+        for job, after in stranded.items():
+            with contextlib.suppress(ToolError):  # it is tried again, or ends
+                slurm_array.wait_for(job, after)
 
     def _ended(self, folder: Path, one: _Running, state: TaskState | None) -> Outcome | None:
         """The outcome, once there is one: an exit code that was written, or an end without one."""
@@ -152,6 +199,11 @@ class SlurmExecutor:
             "lost with its node, goes elsewhere", name=one.task.image, node=state.node, state=state.state
         )
         return one
+
+
+def _bases(one: _Running, running: dict[int, _Running]) -> tuple[str, ...]:
+    """The tasks that ``one`` has to wait for, as Slurm calls them."""
+    return tuple(other.name for other in running.values() if other.task.image in one.task.after)
 
 
 def _why(one: _Running, state: TaskState | None) -> str:

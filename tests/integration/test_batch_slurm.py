@@ -30,8 +30,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
         yield running
 
 
-def task(name: str, script: str, tmp_path: Path, settings: SlurmSettings = ONE) -> Task:
-    return Task(image=name, version="v1", argv=("/bin/sh", "-c", script), folder=tmp_path, slurm=settings)
+def task(name: str, script: str, tmp_path: Path, settings: SlurmSettings = ONE, *, after: str = "") -> Task:
+    argv, bases = ("/bin/sh", "-c", script), (after,) if after else ()
+    return Task(image=name, version="v1", argv=argv, folder=tmp_path, slurm=settings, after=bases)
 
 
 def run(tmp_path: Path, tasks: list[Task], limit: int | None = None) -> dict[str, Outcome]:
@@ -39,6 +40,13 @@ def run(tmp_path: Path, tasks: list[Task], limit: int | None = None) -> dict[str
     executor = SlurmExecutor(shared=tmp_path / "shared", limit=limit, poll=0.3, settle=1.0)
     executor.run(tasks, lambda outcome: found.update({outcome.task.image: outcome}))
     return found
+
+
+def assert_nothing_left(cluster: Slurm) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and cluster.run(["squeue", "-h", "-o", "%i"]).stdout.strip():
+        time.sleep(0.2)
+    assert cluster.run(["squeue", "-h", "-o", "%i"]).stdout.strip() == ""
 
 
 def test_results_failures_and_demands(cluster: Slurm, tmp_path: Path) -> None:
@@ -96,6 +104,63 @@ def test_eight_images_with_a_node_killed_in_the_middle(cluster: Slurm, tmp_path:
     assert time.monotonic() - started < 90
 
 
+def test_an_image_waits_for_its_own_base_alone(cluster: Slurm, tmp_path: Path) -> None:
+    """`slow` ends only when `child` has run; what is based on `broken` never runs."""
+    said = 'echo "{\\"path\\": \\"$(cat base)\\"}"'
+    tasks = [
+        task("slow", "until [ -e child ]; do sleep 0.1; done", tmp_path),
+        task("base", "sleep 2; echo made >base", tmp_path),
+        task("broken", "exit 7", tmp_path),
+        task("child", f"{said}; touch child", tmp_path, after="base"),
+        task("orphan", "touch orphan", tmp_path, after="broken"),
+        task("heir", "touch heir", tmp_path, after="orphan"),
+    ]
+    found = run(tmp_path, tasks)
+    assert {name: one.code for name, one in found.items() if one.code} == {
+        "broken": 7,
+        "orphan": 7,
+        "heir": 7,
+    }
+    assert found["child"].path == "made"
+    assert found["heir"].error == "not run: orphan, which it is based on, failed"
+    assert not (tmp_path / "orphan").exists()
+    assert not (tmp_path / "heir").exists()
+    assert_nothing_left(cluster)
+
+
+def test_what_waits_for_a_base_whose_node_dies_waits_for_its_next_attempt(
+    cluster: Slurm, tmp_path: Path
+) -> None:
+    first = "[ -e began ] && touch base || { echo $SLURMD_NODENAME >began; exec sleep 300; }"
+    tasks = [
+        task("base", first, tmp_path),
+        task("child", "[ -e base ] && touch child", tmp_path, after="base"),
+        task(
+            "grandchild",
+            '[ -e child ] && echo "{\\"path\\": \\"$SLURMD_NODENAME\\"}"',
+            tmp_path,
+            after="child",
+        ),
+    ]
+    lost = ""
+
+    def kill() -> None:
+        nonlocal lost
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not lost:
+            time.sleep(0.2)
+            lost = (tmp_path / "began").read_text().strip() if (tmp_path / "began").exists() else ""
+        cluster.kill_node(lost)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = run(tmp_path, tasks)
+    killer.join()
+    assert {name: one.code for name, one in found.items()} == {"base": 0, "child": 0, "grandchild": 0}
+    assert {name: one.attempts for name, one in found.items()} == {"base": 2, "child": 1, "grandchild": 1}
+    assert found["grandchild"].path == ({"n1", "n2"} - {lost}).pop()
+
+
 def test_refused_demands_are_told_at_once(cluster: Slurm, tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="sbatch"):
         run(tmp_path, [task("big", "true", tmp_path, SlurmSettings(partition="nowhere"))])
@@ -111,10 +176,7 @@ def test_an_interrupt_cancels_what_is_left(cluster: Slurm, tmp_path: Path) -> No
     executor = SlurmExecutor(shared=tmp_path / "shared", poll=0.1, sleep=interrupt)
     with pytest.raises(Stop):
         executor.run([task("slow", "exec sleep 60", tmp_path)], lambda _: None)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and cluster.run(["squeue", "-h", "-o", "%i"]).stdout.strip():
-        time.sleep(0.2)
-    assert cluster.run(["squeue", "-h", "-o", "%i"]).stdout.strip() == ""
+    assert_nothing_left(cluster)
 
 
 def test_scripts_survive_any_folder_name(cluster: Slurm, tmp_path: Path) -> None:

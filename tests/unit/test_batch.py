@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batch import LocalExecutor, Outcome, Task, levels, outcome, run, tasks_for
+from pipeline.batch import LocalExecutor, Outcome, Task, in_order, left_out, outcome, run, tasks_for
 from pipeline.config import Config, load
 from pipeline.errors import ConfigError
 
@@ -39,35 +39,79 @@ def all_tasks(config: Config) -> tuple[Task, ...]:
 
 
 class Recorder:
-    """An executor that ends each task at once, some of them badly, and remembers what ran together."""
+    """An executor that ends each task at once, some of them badly, and remembers in which order."""
 
     def __init__(self, broken: Sequence[str] = ()) -> None:
         self.broken = broken
-        self.ran: list[set[str]] = []
+        self.ran: list[Task] = []
 
     def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
-        self.ran.append({task.image for task in tasks})
-        for task in tasks:
-            done(outcome(task, 7 if task.image in self.broken else 0, "", "it broke", seconds=1.0))
+        waiting = list(tasks)
+        while waiting:
+            self.ran.append(waiting.pop(0))
+            ended = outcome(self.ran[-1], 7 if self.ran[-1].image in self.broken else 0, "", "", seconds=1.0)
+            done(ended)
+            for kept in left_out(ended, waiting) if ended.code else ():
+                waiting.remove(kept.task)
+                done(kept)
 
 
 def test_an_image_runs_after_those_that_it_is_based_on(config: Config) -> None:
     executor = Recorder()
     outcomes = run(config, all_tasks(config), executor, done=lambda _: None)
-    assert executor.ran == [{"alone", "parent"}, {"child", "aunt"}, {"grandchild"}]
+    assert [task.image for task in executor.ran] == ["alone", "parent", "child", "aunt", "grandchild"]
+    assert {task.image: task.after for task in executor.ran} == {
+        "alone": (),
+        "parent": (),
+        "child": ("parent",),
+        "aunt": ("parent",),
+        "grandchild": ("child",),
+    }
     assert [one.task.image for one in outcomes] == list(config.images)
     # Without its base among the tasks an image waits for nobody.
     only = [task for task in all_tasks(config) if task.image in ("grandchild", "aunt")]
-    assert [{task.image for task in group} for group in levels(config, only)] == [{"grandchild", "aunt"}]
+    assert {task.image: task.after for task in in_order(config, only)} == {"grandchild": (), "aunt": ()}
+    assert run(config, (), Recorder(), done=lambda _: None) == ()
 
 
 def test_what_is_based_on_a_failure_is_not_run_and_says_why(config: Config) -> None:
-    executor, told = Recorder(broken=["child"]), []
+    executor, told = Recorder(broken=["parent"]), []
     outcomes = {one.task.image: one for one in run(config, all_tasks(config), executor, done=told.append)}
-    assert {name: one.code for name, one in outcomes.items() if one.code} == {"child": 7, "grandchild": 7}
+    assert {name: one.code for name, one in outcomes.items()} == {
+        **dict.fromkeys(("parent", "child", "aunt", "grandchild"), 7),
+        "alone": 0,
+    }
     assert outcomes["grandchild"].error == "not run: child, which it is based on, failed"
-    assert "grandchild" not in set().union(*executor.ran)
+    assert [task.image for task in executor.ran] == ["alone", "parent"]
     assert len(told) == 5
+
+
+def test_here_an_image_waits_for_its_own_base_alone(tmp_path: Path) -> None:
+    """`slow` ends only when `child` has run: were there levels, neither would ever end."""
+    mark = tmp_path / "mark"
+    until = f"import pathlib, time\nwhile not pathlib.Path({str(mark)!r}).exists(): time.sleep(0.05)"
+
+    def made(name: str, text: str, *after: str) -> Task:
+        argv = (sys.executable, "-c", text)
+        return Task(image=name, version="v1", argv=argv, folder=tmp_path, after=after)
+
+    found: dict[str, Outcome] = {}
+    tasks = [
+        made("slow", until),
+        made("base", "pass"),
+        made("broken", "raise SystemExit(5)"),
+        made("child", f"open({str(mark)!r}, 'w')", "base"),
+        made("orphan", "pass", "broken"),
+        made("heir", "pass", "orphan"),
+    ]
+    LocalExecutor(limit=3).run(tasks, lambda one: found.update({one.task.image: one}))
+    assert {name: one.code for name, one in found.items() if one.code} == {
+        "broken": 5,
+        "orphan": 5,
+        "heir": 5,
+    }
+    assert found["heir"].error == "not run: orphan, which it is based on, failed"
+    assert list(found).index("child") > list(found).index("base")
 
 
 def test_images_in_a_circle_are_refused(tmp_path: Path) -> None:
@@ -75,7 +119,7 @@ def test_images_in_a_circle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images.yaml").write_text(text)
     config = load(tmp_path / "images.yaml", environment={})
     with pytest.raises(ConfigError, match="based on one another: aunt, child, grandchild, parent"):
-        levels(config, all_tasks(config))
+        in_order(config, all_tasks(config))
 
 
 def test_each_task_gets_its_demands_and_what_overrides_the_file(config: Config) -> None:
