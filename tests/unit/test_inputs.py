@@ -44,6 +44,14 @@ def spec(folder: Path, **changes: object) -> ImageSpec:
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
 
 
+def test_the_folder_may_be_named_in_any_way(context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gather(spec(context), BASE)
+    monkeypatch.chdir(context)
+    assert gather(spec(Path()), BASE) == whole
+    monkeypatch.chdir(context.parent)
+    assert gather(spec(Path("demo")), BASE) == whole
+
+
 def test_key_is_the_same_for_the_same_content_elsewhere(context: Path, tmp_path: Path) -> None:
     before = gather(spec(context), BASE)
     moved = context.rename(tmp_path / "moved")
