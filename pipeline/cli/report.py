@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import completion, options, output
-from pipeline.errors import ConfigError, SqshpipeError, ToolError
+from pipeline.errors import ConfigError, ToolError
 
 if TYPE_CHECKING:
     from pipeline.report.compare import Change, Comparison
-    from pipeline.report.contents import Contents
     from pipeline.store.record import Release
     from pipeline.store.store import Store
 
 Files = Annotated[bool, typer.Option("--files", help="Also walk all files, for folders and counts.")]
-Packages = Annotated[bool, typer.Option(help="Look into the .sqsh for what is installed.")]
+Packages = Annotated[bool, typer.Option(help="Tell what is installed: by the SBOM, else the .sqsh.")]
 Release_ = Annotated[
     str,
     typer.Argument(
@@ -105,13 +104,11 @@ def diff(
     Example: sqshpipe diff demo:v1.0 demo:latest
     """
     from pipeline.cli.store import look_up_store
-    from pipeline.report.compare import compare
+    from pipeline.report.comparing import Comparer
 
     opened = look_up_store(store, config)
     one, other = (_release(opened, name, platform) for name in (before, after))
-    notes: list[str] = []
-    old, new = (_contents(each, notes, walk=files) if packages or files else None for each in (one, other))
-    found = compare(one, other, old, new, note="; ".join(notes))
+    found = Comparer(opened.layout, packages=packages, files=files)(one, other)
     if as_json:
         output.data_json(found.as_json())
         return
@@ -130,22 +127,13 @@ def _release(store: Store, name: str, platform: str | None) -> Release:
     return store.release(image, version, wanted_platform) or store.resolve(name, wanted_platform)
 
 
-def _contents(release: Release, notes: list[str], *, walk: bool) -> Contents | None:
-    from pipeline.report.contents import read_contents
-
-    try:
-        return read_contents(release.path, walk=walk)
-    except SqshpipeError as error:
-        notes.append(f"{release.name}: {error.message}")
-        return None
-
-
 def _lines(found: Comparison) -> list[str]:
     lines = [f"{found.before} → {found.after}"]
     lines += _table("", found.facts)
     lines += _table(found.shared_layers, found.layers)
     if found.packages is not None:
-        lines += _table(f"{len(found.packages)} packages" if found.packages else "", found.packages)
+        count = f"{len(found.packages)} package{'' if len(found.packages) == 1 else 's'}"
+        lines += _table(f"{count}, from the {found.packages_from}s", found.packages)
     if found.files is not None:
         files = found.files
         counts = f"{files.added} files added, {files.removed} removed, {files.changed} changed"

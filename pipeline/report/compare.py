@@ -1,4 +1,6 @@
-"""What changed between two releases: in their records, and in what is installed in them."""
+"""What changed between two releases: in their records, and in what is installed in them, as their SBOMs or
+the files themselves tell.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.contents import Contents
+from pipeline.report.contents import Contents, Package
+from pipeline.report.sbom import Sbom
 from pipeline.report.text import growth, mapping, rows, short, shown, size
 from pipeline.store.record import Record
 
@@ -34,13 +37,16 @@ class FileChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """`before` against `after`, both "image:version"; `packages` is None where it could not be read."""
+    """`before` against `after`, both "image:version"; `packages` is None where they were not read, and
+    `packages_from` says in a word what lists them: "SBOM" or "image".
+    """
 
     before: str
     after: str
     facts: tuple[Change, ...]
     packages: tuple[Change, ...] | None
     files: FileChanges | None
+    packages_from: str = ""
     layers: tuple[Change, ...] = ()
     shared_layers: str = ""
     """How many layers, from the base up, are the same, and their bytes; empty where it is not known."""
@@ -62,6 +68,7 @@ class Comparison:
             "changes": listed(self.facts),
             "layers": listed(self.layers),
             "packages": None if self.packages is None else listed(self.packages),
+            "packages_from": self.packages_from or None,
             "files": None
             if files is None
             else {
@@ -75,15 +82,32 @@ class Comparison:
 
 
 def compare(
-    before: Record, after: Record, old: Contents | None, new: Contents | None, *, note: str = ""
+    before: Record,
+    after: Record,
+    old: Contents | None,
+    new: Contents | None,
+    *,
+    sboms: tuple[Sbom, Sbom] | None = None,
+    packages: bool = True,
+    note: str = "",
 ) -> Comparison:
-    """Compare two records, and contents `old` and `new` where they could be read; `note` says why not."""
+    """Compare two records, and contents `old` and `new` where they could be read; `note` says why not.
+
+    Packages are those of `sboms` where they are given: an SBOM also lists what no package manager of the
+    image knows, such as Go modules and jars.
+    """
     layers, shared = _layers(before, after)
+    changed, source = None, ""
+    if packages and sboms is not None:
+        changed, source = tuple(_packages(sboms[0].packages, sboms[1].packages)), "SBOM"
+    elif packages and old and new:
+        changed, source = tuple(_packages(old.packages, new.packages)), "image"
     return Comparison(
         before=f"{before.image}:{before.version}",
         after=f"{after.image}:{after.version}",
         facts=tuple(_facts(before, after)),
-        packages=tuple(_packages(old.packages, new.packages)) if old and new else None,
+        packages=changed,
+        packages_from=source,
         files=_files(old, new) if old and new else None,
         layers=layers,
         shared_layers=shared,
@@ -170,7 +194,7 @@ def scan_words(record: Record) -> str:
     return shown(str(record.scan.get("status", "unknown")) + (f": {told}" if told else ""))
 
 
-def _packages(old: Mapping[tuple[str, str], str], new: Mapping[tuple[str, str], str]) -> Iterator[Change]:
+def _packages(old: Mapping[Package, str], new: Mapping[Package, str]) -> Iterator[Change]:
     for source, name in sorted({*old, *new}):
         yield from _one(f"{name} ({source})", old.get((source, name)), new.get((source, name)))
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PublishError, SqshpipeError
+from pipeline.errors import PublishError
 from pipeline.progress import SILENT, Meter
-from pipeline.report.compare import Comparison, compare
-from pipeline.report.contents import Contents, read_contents
+from pipeline.report.compare import Comparison
+from pipeline.report.comparing import Comparer
 from pipeline.report.text import mapping, rows, shown
 from pipeline.store import leases
 from pipeline.store.events import Event, moment, read_events
@@ -66,25 +66,6 @@ class Report:
     growth: tuple[tuple[datetime, int], ...]
 
 
-class _Reader:
-    """Reads each .sqsh at most once; what cannot be read is a note, never an end."""
-
-    def __init__(self, *, packages: bool, files: bool) -> None:
-        self._packages = packages
-        self._files = files
-        self._known: dict[str, Contents | None] = {}
-
-    def __call__(self, release: Release) -> Contents | None:
-        if not self._packages or release.state == "pruned":
-            return None
-        if release.sha256 not in self._known:
-            try:
-                self._known[release.sha256] = read_contents(release.path, walk=self._files)
-            except (SqshpipeError, OSError):
-                self._known[release.sha256] = None
-        return self._known[release.sha256]
-
-
 def gather(
     store: Store,
     *,
@@ -98,15 +79,15 @@ def gather(
     """Read the whole store for a page made at `now` (UTC).
 
     Of each image the newest `limit` releases are told, and the newest `compared` of them compared with the
-    one before; `packages` looks into their .sqsh for that, and `files` walks all of it. A damaged record or
-    image is told on the page. Raises OSError when the store cannot be read at all.
+    one before; `packages` reads their SBOMs or looks into their .sqsh for that, and `files` walks all of it.
+    A damaged record or image is told on the page. Raises OSError when the store cannot be read at all.
     """
     held = tuple(one for one in leases.read_all(store.layout) if one.expires > now.timestamp())
-    reader = _Reader(packages=packages, files=files)
+    comparer = Comparer(store.layout, packages=packages, files=files)
     images = []
     for name in store.images():
         meter.line(f"reading {name}")
-        images.append(_image(store, name, held, reader, limit, compared))
+        images.append(_image(store, name, held, comparer, limit, compared))
     growth = _growth(store, [image.name for image in images if not image.broken])
     return Report(
         root=store.root,
@@ -119,7 +100,7 @@ def gather(
 
 
 def _image(
-    store: Store, name: str, held: tuple[Lease, ...], reader: _Reader, limit: int, compared: int
+    store: Store, name: str, held: tuple[Lease, ...], comparer: Comparer, limit: int, compared: int
 ) -> ReportedImage:
     try:
         state = store.state(name)
@@ -131,7 +112,7 @@ def _image(
         )
     releases = [(line, _record(store, line)) for line in lines[: limit + 1]]
     told = [
-        _release(line, release, _before(releases, number), held, reader if number < compared else None)
+        _release(line, release, _before(releases, number), held, comparer if number < compared else None)
         for number, (line, release) in enumerate(releases[:limit])
     ]
     on_disk = {line.sha256: line.size for line in lines if line.state != "pruned"}
@@ -165,7 +146,7 @@ def _release(
     release: Release | None,
     before: Release | None,
     held: tuple[Lease, ...],
-    reader: _Reader | None,
+    comparer: Comparer | None,
 ) -> ReportedRelease:
     scan = {} if release is None else mapping(release.scan)
     waivers = tuple(
@@ -180,18 +161,9 @@ def _release(
         srun="" if release is None or release.state != "published" else srun_line(release),
         waivers=waivers,
         warnings=tuple(shown(text) for text in warnings) if isinstance(warnings, list) else (),
-        comparison=_comparison(before, release, reader) if reader and before and release else None,
+        comparison=comparer(before, release) if comparer and before and release else None,
         in_use=sum(lease.sha256 == line.sha256 for lease in held),
     )
-
-
-def _comparison(
-    before: Release, after: Release, contents: Callable[[Release], Contents | None]
-) -> Comparison:
-    old, new = contents(before), contents(after)
-    gone = [one.name for one, read in ((before, old), (after, new)) if read is None]
-    note = f"The packages of {' and '.join(gone)} were not read." if gone else ""
-    return compare(before, after, old, new, note=note)
 
 
 def srun_line(release: Release) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import resources
+from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
@@ -13,7 +15,7 @@ from markupsafe import Markup
 from pipeline import __version__
 from pipeline.report import chart, text
 from pipeline.report.compare import scan_words
-from pipeline.report.gather import Report, ReportedImage
+from pipeline.report.gather import Report, ReportedRelease
 
 _SHOWN_BARS = 48
 
@@ -40,6 +42,8 @@ def page(report: Report) -> str:
         mapping=text.mapping,
         scan=scan_words,
         expiry=_expiry,
+        path=_path,
+        clock=text.clock,
     )
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -51,6 +55,7 @@ def page(report: Report) -> str:
             for one in image.releases
             if one.line.state in ("damaged", "yanked")
         ],
+        charted=lambda image: image.releases[:_SHOWN_BARS],
         bars=_bars,
         steps=chart.steps,
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
@@ -65,8 +70,13 @@ def _expiry(seconds: float) -> str:
     return text.when(datetime.fromtimestamp(seconds, timezone.utc))
 
 
-def _bars(image: ReportedImage) -> Markup:
-    oldest_first = image.releases[:_SHOWN_BARS][::-1]
+def _path(path: Path) -> Markup:
+    """A path that may be broken after its slashes."""
+    return Markup("/<wbr>").join(text.shown(path).split("/"))
+
+
+def _bars(newest_first: Sequence[ReportedRelease]) -> Markup:
+    oldest_first = newest_first[::-1]
     return chart.bars([one.line.size for one in oldest_first], [one.line.state for one in oldest_first])
 
 

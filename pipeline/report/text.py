@@ -4,6 +4,7 @@ surroundings.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,6 +13,7 @@ from typing import Any
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _LONGEST = 400
 _NEVER = "1970"
+_ISO = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(?:Z|\+00:00)\Z", re.ASCII)
 
 
 def shown(value: object, *, longest: int = _LONGEST) -> str:
@@ -44,6 +46,12 @@ def growth(before: int, after: int) -> str:
 def when(moment: datetime) -> str:
     """A time in UTC, to the minute; a hyphen for the beginning of 1970, which stands for unknown."""
     return "-" if f"{moment:%Y}" == _NEVER else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def clock(value: object) -> str:
+    """A time in ISO 8601 as `when` shows it; anything else as it stands."""
+    match = _ISO.match(str(value))
+    return f"{match[1]} {match[2]}" if match else shown(value)
 
 
 def short(digest: object) -> str:

@@ -18,9 +18,9 @@ import structlog
 from pipeline.errors import SqshpipeError
 from pipeline.oci.reference import Reference
 from pipeline.stages import provenance
-from pipeline.stages.rescan import SBOM, image_of
+from pipeline.stages.rescan import image_of
 from pipeline.store import atomic, folders
-from pipeline.store.layout import SIGNATURE
+from pipeline.store.layout import SBOM, SIGNATURE
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.tools import image_signing

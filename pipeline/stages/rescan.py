@@ -25,6 +25,7 @@ from pipeline.scanning.policy import Verdict, evaluate
 from pipeline.scanning.waivers import read_waivers
 from pipeline.stages.scan import ClientFor, blocked, chosen, ecr_of, layers_of_base
 from pipeline.stages.scan_ecr import Waiting, begin, wait
+from pipeline.store.layout import SBOM
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.tools.credentials import CredentialsProvider, credentials_for
@@ -33,7 +34,6 @@ from pipeline.tools.trivy import Trivy
 
 log = structlog.get_logger()
 
-SBOM = "sbom.cdx.json"
 Status = Literal["acceptable", "unacceptable", "unknown"]
 
 

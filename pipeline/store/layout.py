@@ -24,6 +24,7 @@ RECORD_SUFFIX = ".json"
 LINK_SUFFIX = ".sqsh"
 INDEX = "index.json"
 SUMS = "SHA256SUMS"
+SBOM = "sbom.cdx.json"
 SIGNATURE = "signature.json"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.store.layout import SBOM
 from pipeline.store.leases import prepare
 from pipeline.store.record import Record
 from pipeline.store.store import Store
@@ -138,6 +139,25 @@ def _layers(month: str) -> list[dict[str, Any]]:
         {"digest": "sha256:" + hashlib.sha256(name.encode()).hexdigest(), "size": size + len(month) * 791}
         for name, size in zip(names, sizes, strict=True)
     ]
+
+
+def attach_sbom(
+    store: Store, image: str, version: str, packages: Mapping[str, str], *, tool: str = "syft"
+) -> Path:
+    """An SBOM beside a release: Go modules, which no package manager of the image knows."""
+    folder = store.layout.attachments(image, version, "linux/amd64")
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {
+        "bomFormat": "CycloneDX",
+        "metadata": {"tools": {"components": [{"name": tool, "version": "1"}]}},
+        "components": [
+            {"name": name, "version": number, "purl": f"pkg:golang/{name}@{number}"}
+            for name, number in packages.items()
+        ],
+    }
+    path = folder / SBOM
+    path.write_text(json.dumps(data))
+    return path
 
 
 def lease(store: Store, image: str, version: str, *, job: str, host: str) -> None:

@@ -21,8 +21,9 @@ from pipeline.oci.manifest import Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.stages.attest import PROVENANCE, SIGNATURE, attest
-from pipeline.stages.rescan import SBOM, Look, look_again
+from pipeline.stages.rescan import Look, look_again
 from pipeline.stages.scan_ecr import Waiting
+from pipeline.store.layout import SBOM
 from pipeline.store.record import Record, Release
 from pipeline.store.store import Store
 from pipeline.tools.credentials import Credentials

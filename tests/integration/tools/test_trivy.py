@@ -24,8 +24,9 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.stages.pin import BaseImage
 from pipeline.stages.push import PushedImage
-from pipeline.stages.rescan import SBOM, look_again
+from pipeline.stages.rescan import look_again
 from pipeline.stages.scan import Blocked, scan
+from pipeline.store.layout import SBOM
 from pipeline.store.record import Record
 from pipeline.store.store import Store
 from pipeline.tools.credentials import Credentials

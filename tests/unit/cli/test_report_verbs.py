@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.errors import ConfigError, ToolError
-from tests.support.showcase import hostile, showcase
+from tests.support.showcase import attach_sbom, hostile, showcase
 
 
 def _run(*words: str) -> str:
@@ -28,7 +28,7 @@ def test_diff_tells_base_size_and_packages(tmp_path: Path, monkeypatch: pytest.M
     assert "nvcr.io/nvidia/pytorch:23.12-py3  → nvcr.io/nvidia/pytorch:24.02-py3" in said
     assert "2 of 5 layers are the same, 3.8 GiB compressed\n" in said
     assert "layer 3  2.7 GiB, sha256:" in said
-    assert "4 packages\n" in said
+    assert "4 packages, from the images\n" in said
     assert "torch (python)    2.2.0" in said
     assert "/app" in said
 
@@ -45,6 +45,40 @@ def test_diff_for_machines_and_against_itself(tmp_path: Path) -> None:
     found = json.loads(_run("diff", "pytorch:24.01", "pytorch:24.02", "--json", "--store", str(store.root)))
     assert {"what": "libc6 (debian)", "before": "2.35-0", "after": "2.35-1"} in found["packages"]
     assert "nothing changed" in _run("diff", "pytorch", "pytorch:24.03", "--store", str(store.root))
+
+
+def test_the_sboms_win_where_both_have_one_by_the_same_tool(tmp_path: Path) -> None:
+    store = showcase(tmp_path / "store", tmp_path / "work")
+    words = ("diff", "pytorch:24.01", "pytorch:24.02", "--json", "--store", str(store.root))
+    attach_sbom(store, "pytorch", "24.01", {"golang.org/x/net": "v0.1", "same": "v1"})
+    assert json.loads(_run(*words))["packages_from"] == "image", "the other one has none"
+    other = attach_sbom(store, "pytorch", "24.02", {"golang.org/x/net": "v0.2", "same": "v1"})
+    found = json.loads(_run(*words))
+    assert found["packages_from"] == "SBOM"
+    assert found["packages"] == [{"what": "golang.org/x/net (golang)", "before": "v0.1", "after": "v0.2"}]
+    assert "1 package, from the SBOMs\n" in _run(*(word for word in words if word != "--json"))
+    assert json.loads(_run(*words, "--no-packages"))["packages"] is None
+    attach_sbom(store, "pytorch", "24.02", {"golang.org/x/net": "v0.2"}, tool="trivy")
+    assert json.loads(_run(*words))["packages_from"] == "image", "another tool names other things"
+    other.write_text("{")
+    broken = json.loads(_run(*words))
+    assert broken["packages_from"] == "image"
+    assert "sbom.cdx.json is not JSON" in broken["note"]
+
+
+def test_sboms_tell_of_a_release_whose_bytes_are_gone(tmp_path: Path) -> None:
+    store = showcase(tmp_path / "store", tmp_path / "work")
+    attach_sbom(store, "pytorch", "24.01", {"a": "v1"})
+    attach_sbom(store, "pytorch", "24.02", {"a": "v2"})
+    release = store.release("pytorch", "24.01")
+    assert release is not None
+    release.path.unlink()
+    words = ("diff", "pytorch:24.01", "pytorch:24.02", "--json", "--store", str(store.root))
+    found = json.loads(_run(*words))
+    assert (found["packages"], found["note"]) == ([{"what": "a (golang)", "before": "v1", "after": "v2"}], "")
+    walked = json.loads(_run(*words, "--files"))
+    assert walked["files"] is None
+    assert "pytorch:24.01 was not looked into: " in walked["note"]
 
 
 def test_diff_prints_nothing_that_moves_the_cursor(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.report.gather import gather
 from pipeline.report.page import page
 from pipeline.store.store import Store
-from tests.support.showcase import HOSTILE, hostile, showcase
+from tests.support.showcase import HOSTILE, attach_sbom, hostile, showcase
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=timezone.utc)
 
@@ -87,6 +87,17 @@ def test_hostile_records_stay_text(tmp_path: Path) -> None:
     assert HOSTILE not in text
 
 
+def test_packages_of_sboms_are_told_and_stay_text(tmp_path: Path) -> None:
+    store = showcase(tmp_path / "store", tmp_path / "work")
+    for version in ("v1.4", "v1.5"):
+        attach_sbom(store, "megatron-training", version, {f"{HOSTILE}{version}": HOSTILE})
+    parsed = _Parsed(page(gather(store, now=NOW)))
+    assert "From the SBOMs" in parsed.text
+    assert "From the images" in parsed.text, "of older versions, which have none"
+    assert "onerror=" in parsed.text
+    assert not [tag for tag, _ in parsed.tags if tag == "img"]
+
+
 def test_damage_is_told_and_is_no_end(tmp_path: Path) -> None:
     store = showcase(tmp_path / "store", tmp_path / "work")
     (store.root / "pytorch" / "24.02.json").chmod(0o644)
@@ -97,7 +108,7 @@ def test_damage_is_told_and_is_no_end(tmp_path: Path) -> None:
     release.path.write_bytes(b"no squashfs any more")
     said = _Parsed(page(gather(store, now=NOW))).text
     assert "The record of this release cannot be read" in said
-    assert "The packages of megatron-training:v1.5 were not read" in said
+    assert "megatron-training:v1.5 was not looked into: " in said
 
 
 def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:

@@ -21,3 +21,9 @@ def test_wide_characters_take_two_columns() -> None:
     assert text.cells("한글a") == 5
     assert text.cells("e\u0301") == 1
     assert text.padded("한", 4) == "한  "
+
+
+def test_times_of_a_record_are_shown_to_the_minute_and_anything_else_as_it_stands() -> None:
+    assert text.clock("2026-10-03T09:41:00Z") == "2026-10-03 09:41"
+    assert text.clock("2026-10-03T09:41:00+02:00") == "2026-10-03T09:41:00+02:00"
+    assert text.clock("\x1b") == "\\x1b"
