@@ -33,6 +33,9 @@ MEGABYTES = {"tiny": 3, "small": 60, "medium": 400, "large": 2000}
 ROUNDS = {"tiny": 1, "small": 3, "medium": 3, "large": 3}
 SQUASH = "-noappend -comp zstd -Xcompression-level 3 -b 128K -no-progress -quiet"
 ROOT = os.geteuid() == 0
+_FROM_TREE = ("umoci", "mksquashfs")
+_FROM_ENGINE = ("dockerd", "docker", "skopeo", "tar2sqfs")
+_FROM_REGISTRY = ("enroot", "docker-registry", "htpasswd", "skopeo")
 
 # The steps of `enroot import` with the tools that it runs, on layers that are there: recompress each layer
 # into its cache, unpack each, mount them over each other, pack.
@@ -133,8 +136,8 @@ def on_layers(image: images.Image, work: Path) -> dict[str, Way]:
 
 
 def from_tree(image: images.Image, work: Path) -> dict[str, Way]:
-    """The floor: packing alone, of a tree that somebody else has unpacked."""
-    if shutil.which("umoci") is None:
+    """The floor: packing alone, of a tree that somebody else has unpacked. Empty without _FROM_TREE."""
+    if measuring.absent(*_FROM_TREE):
         return {}
     subprocess.run(
         ["umoci", "unpack", "--image", f"{image.layout}:new", work / "tree"],
@@ -143,13 +146,13 @@ def from_tree(image: images.Image, work: Path) -> dict[str, Way]:
     )
     tree = work / "tree" / "rootfs"
     note = "packing only: the tree is unpacked already"
-    return {"mksquashfs alone": Way(line=f"mksquashfs {tree} $OUT {SQUASH}", note=note)}
+    return {"mksquashfs alone": Way(line=f"mksquashfs {tree} $OUT {SQUASH}", note=note, floor=True)}
 
 
 @contextlib.contextmanager
 def from_engine(image: images.Image) -> Iterator[dict[str, Way]]:
     """`docker export` of a container that stands ready in an engine of our own; empty where none starts."""
-    if not (ROOT and shutil.which("skopeo") and shutil.which("dockerd")):
+    if not ROOT or measuring.absent(*_FROM_ENGINE):
         yield {}
         return
     with contextlib.ExitStack() as stack:
@@ -167,14 +170,14 @@ def from_engine(image: images.Image) -> Iterator[dict[str, Way]]:
         note = "the image is unpacked in the engine already"
         squash = "tar2sqfs -q -f -c zstd -X level=3 -b 131072 $OUT"
         yield {
-            "docker export, tar2sqfs": Way(line=f"{docker} export {made} | {squash}", note=note),
+            "docker export, tar2sqfs": Way(line=f"{docker} export {made} | {squash}", note=note, floor=True),
         }
 
 
 @contextlib.contextmanager
 def from_registry(image: images.Image, work: Path) -> Iterator[dict[str, Way]]:
     """enroot itself, where it is installed; it reads from a registry, and sqshpipe from the same one."""
-    if not (shutil.which("enroot") and shutil.which("docker-registry") and shutil.which("skopeo")):
+    if measuring.absent(*_FROM_REGISTRY):
         yield {}
         return
     with PrivateRegistry(password="bench") as registry:
@@ -250,12 +253,18 @@ def main() -> None:
         work = Path(name)
         image = images.make(work / "layout", megabytes=MEGABYTES[given.size])
         with from_registry(image, work) as enroot, from_engine(image) as engine:
-            ways = {**ours(image, work), **enroot, **on_layers(image, work), **engine}
-            ways, missing = possible({**ways, **from_tree(image, work)})
+            tree = from_tree(image, work)
+            ways = {**ours(image, work), **enroot, **on_layers(image, work), **engine, **tree}
+            ways, missing = possible(ways)
             if not enroot:
-                missing["enroot import"] = "enroot is not installed"
+                missing["enroot import"] = measuring.absent(*_FROM_REGISTRY)
             if not engine:
-                missing["docker export, tar2sqfs"] = "no Docker Engine starts here"
+                why = measuring.absent(*_FROM_ENGINE)
+                missing["docker export, tar2sqfs"] = why or "no Docker Engine starts here"
+            if not tree:
+                missing["mksquashfs alone"] = measuring.absent(*_FROM_TREE)
+            if not ROOT:
+                missing["enroot's steps"] = "mounting layers over each other takes root"
             runs = measuring.in_turn(ways, rounds, work / "made.sqfs")
         found = {"image": image.facts(), "rounds": rounds, "programs": measuring.programs()}
         measuring.keep(

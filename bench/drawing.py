@@ -16,7 +16,9 @@ _STYLE = (
     "--ours:#3fc4aa;--ours2:#1f8f7b;--peer:#6d7974}}"
     "text{font:13px system-ui,-apple-system,'Segoe UI',sans-serif;fill:var(--ink)}"
     ".t{font-weight:600;font-size:15px}.s{fill:var(--soft);font-size:12px}.p{fill:var(--panel)}"
-    ".ours{fill:var(--ours)}.peer{fill:var(--peer)}.w{stroke:var(--ink);stroke-width:1.5}"
+    ".ours{fill:var(--ours)}.peer{fill:var(--peer)}"
+    ".floor{fill:var(--panel);stroke:var(--peer);stroke-width:1.5;stroke-dasharray:4 3}"
+    ".w{stroke:var(--ink);stroke-width:1.5}"
     ".g{stroke:var(--line)}.l{fill:none;stroke-width:2.5}.l0{stroke:var(--ours)}.l1{stroke:var(--ours2);"
     "stroke-dasharray:6 4}.l2{stroke:var(--peer)}"
     ".d0{fill:var(--ours)}.d1{fill:var(--ours2)}.d2{fill:var(--peer)}"
@@ -25,24 +27,25 @@ _STYLE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A name, its median with least and most, and whether it is ours."""
+    """A name, its median with least and most, and whether it is ours, or a floor."""
 
     name: str
     value: float
     least: float
     most: float
     ours: bool
+    floor: bool = False
 
 
 def bars(title: str, subtitle: str, rows: Sequence[Bar]) -> str:
-    """Horizontal bars, seconds; the thin line is the spread."""
+    """Horizontal bars, seconds; the thin line is the spread, and a floor is hollow."""
     longest = max((row.most for row in rows), default=1) or 1
     names, width = 252, 760
     scale = (width - names - 78) / longest
     parts = []
     for number, row in enumerate(rows):
         top, end = 70 + 30 * number, names + row.value * scale
-        kind = "ours" if row.ours else "peer"
+        kind = "ours" if row.ours else "floor" if row.floor else "peer"
         low, high = names + row.least * scale, names + row.most * scale
         parts.append(
             f'<text x="{names - 10}" y="{top + 15}" text-anchor="end">{escape(row.name)}</text>'

@@ -42,13 +42,14 @@ def charts(found: Mapping[str, Found]) -> dict[str, str]:
         rows = sorted(told["rows"], key=lambda row: median(row, "seconds"))
         drawn["convert.svg"] = bars(
             "From an OCI image to a .sqsh",
-            f"{tables.image_words(told['image'])}; median of {told['rounds']}, line: spread",
+            f"{tables.image_words(told['image'])}; median of {told['rounds']}, thin line: spread; "
+            "hollow: a part of the work",
             [_bar(row) for row in rows],
         )
     if told := found.get("growth"):
         drawn["growth.svg"] = panels(
             "How the time grows",
-            f"Median of {told['rounds']}; below each chart stands what grows",
+            f"Median of {told['rounds']} rounds; below each chart stand the values of what grows",
             [_panel(told, by) for by in _AXES],
         )
     return drawn
@@ -62,6 +63,7 @@ def _bar(row: Found) -> Bar:
         least=min(times),
         most=max(times),
         ours=row["way"].startswith("sqshpipe"),
+        floor=row.get("floor", False),
     )
 
 
@@ -108,7 +110,7 @@ def page(text: str, found: Mapping[str, Found]) -> str:
         name = match[2]
         source = _NEEDS.get(name, name)
         if source not in found:
-            made = "Not measured yet."
+            made = "아직 측정하지 않았습니다." if name.endswith(" ko") else "Not measured yet."
         else:
             try:
                 made = PARTS[name](found)

@@ -64,7 +64,7 @@ def measured(point: Point, rounds: int, folder: Path) -> dict[str, Any]:
     folder.mkdir()
     image = images.make(folder / "layout", megabytes=point.megabytes, layers=point.layers, files=point.files)
     ways = {**convert.ours(image, folder), **convert.on_layers(image, folder)}
-    ways, _ = convert.possible({name: ways[name] for name in WAYS})
+    ways, missing = convert.possible({name: ways[name] for name in WAYS})
     if point.cores:
         ways = {name: _on(way, point.cores) for name, way in ways.items()}
     runs = measuring.in_turn(ways, rounds, folder / "made.sqsh")
@@ -73,6 +73,7 @@ def measured(point: Point, rounds: int, folder: Path) -> dict[str, Any]:
         "by": point.by,
         "value": point.value,
         "image": image.facts(),
+        "left_out": missing,
         "rows": measuring.rows(ways, runs),
     }
 

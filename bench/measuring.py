@@ -54,11 +54,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """A shell line that is measured, what is done before it unmeasured, and what to know of it."""
+    """A shell line that is measured, what is done before it unmeasured, and what to know of it.
+
+    A `floor` does only a part of the work, so nobody can choose it.
+    """
 
     line: str
     before: Callable[[], object] | None = None
     note: str = ""
+    floor: bool = False
     environment: Mapping[str, str] | None = None
 
 
@@ -92,7 +96,12 @@ def in_turn(ways: Mapping[str, Way], rounds: int, made: Path | None = None) -> d
 def rows(ways: Mapping[str, Way], runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
     """As it is kept in JSON."""
     return [
-        {"way": name, "note": ways[name].note, "runs": [asdict(run) for run in done]}
+        {
+            "way": name,
+            "note": ways[name].note,
+            "floor": ways[name].floor,
+            "runs": [asdict(run) for run in done],
+        }
         for name, done in runs.items()
     ]
 
@@ -100,6 +109,11 @@ def rows(ways: Mapping[str, Way], runs: Mapping[str, Sequence[Run]]) -> list[dic
 def median(row: Mapping[str, Any], key: str) -> float:
     """Of one key of a kept row's runs."""
     return float(statistics.median(run[key] for run in row["runs"]))
+
+
+def absent(*programs: str) -> str:
+    """Which of them is not installed, in words; empty when all are."""
+    return next((f"{name} is not installed" for name in programs if shutil.which(name) is None), "")
 
 
 def machine(folder: Path) -> dict[str, Any]:

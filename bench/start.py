@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -39,7 +38,7 @@ def ways(store: Path) -> dict[str, Way]:
     }
     return {
         **found,
-        **{name: Way(line=line) for name, line in peers.items() if shutil.which(line.split()[0])},
+        **{name: Way(line=line) for name, line in peers.items() if not measuring.absent(line.split()[0])},
     }
 
 

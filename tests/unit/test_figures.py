@@ -46,6 +46,7 @@ def test_a_part_is_replaced_between_its_marks_and_nothing_else() -> None:
     assert "old" not in made
     assert figures.page(made, {"convert": CONVERT}) == made
     assert "Not measured yet." in figures.page(text, {})
+    assert "아직 측정하지 않았습니다." in figures.page(text.replace("convert", "readme ko"), {})
 
 
 def test_medians_spreads_ratios_and_what_was_left_out_are_told() -> None:
@@ -64,14 +65,43 @@ def test_it_says_where_a_peer_is_better_and_only_there() -> None:
     assert "written" not in told
     slow = copy.deepcopy(CONVERT)
     slow["rows"] = slow["rows"][:2]
-    assert tables.better(slow).startswith("No peer is better")
+    assert tables.better(slow).startswith("No peer")
+
+
+def test_a_peer_is_compared_with_what_has_the_same_start() -> None:
+    told = copy.deepcopy(CONVERT)
+    told["rows"] += [
+        _row("sqshpipe native, from the registry", 5.0),
+        _row("enroot import", 4.0),
+        _row("enroot import, top layer changed", 2.0),
+        {**_row("mksquashfs alone", 0.1), "floor": True},
+    ]
+    better = tables.better(told)
+    assert "enroot import (0.80)" in better, "beside what reads the same registry"
+    assert "top layer changed (" not in better, "2.0 s beside 1.0 s, not beside 3.0 s from nothing"
+    assert "alone" not in better, "nobody can choose a part of the work"
 
 
 @pytest.mark.parametrize("korean", [False, True])
-def test_the_readme_compares_with_both_of_ours(korean: bool) -> None:
-    made = tables.readme(CONVERT, korean=korean)
-    assert "| umoci, mksquashfs | 6.0 s | 2.00 | 6.00 |" in made
+def test_the_readme_compares_from_nothing_and_after_a_change(korean: bool) -> None:
+    told = copy.deepcopy(CONVERT)
+    told["rows"] += [
+        _row("enroot's steps", 9.0),
+        _row("enroot's steps, top layer changed", 5.0),
+        {**_row("mksquashfs alone", 0.1), "floor": True},
+    ]
+    made = tables.readme(told, korean=korean)
+    assert "| **sqshpipe native** | 3.0 s | 1.00 | 1.0 s | 1.00 |" in made
+    assert "| enroot's steps | 9.0 s | 3.00 | 5.0 s | 5.00 |" in made
+    assert "| umoci, mksquashfs | 6.0 s | 2.00 | 6.0 s | 6.00 |" in made, "keeps nothing between runs"
+    assert "alone" not in made
     assert "make bench SIZE=small" in made
+    assert "2026-11-22, A processor, 2 cores, 8 GB" in made
+    assert "a <fast> peer (0.50)" in made
+    told["rows"] = told["rows"][:2]
+    assert ("더 나은 도구는 없었습니다" if korean else "No peer was better") in tables.readme(
+        told, korean=korean
+    )
 
 
 def test_charts_are_svg_that_stays_inside_its_panel() -> None:
