@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,10 +81,12 @@ def test_every_block_runs(
     checkout = _checkout(tmp_path / "checkout", base)
     script = _blocks(ROOT / name)
     assert script.count("\n") > 5
+    prefix = f"{registry.address}/{tmp_path.name.lower()}"
     for written, meant in (
         ("/fsx/containers", str(tmp_path / "store")),
-        ("registry.example.com/team", f"{registry.address}/{tmp_path.name.lower()}"),
+        ("registry.example.com/team", prefix),
         ("nvcr.io/nvidia/pytorch:24.01-py3", str(base)),
+        ("python:3.12-slim", str(base)),
     ):
         script = script.replace(written, meant)
     if name == "README.ko.md":  # the English one runs the demo
@@ -92,9 +95,11 @@ def test_every_block_runs(
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", script],
         cwd=checkout,
+        stdin=subprocess.DEVNULL,  # a shell that is opened ends at once
         env={
             **kept,
             **registry.variables,
+            "SQSHPIPE_REGISTRY": prefix,
             "DOCKER_HOST": engine.host,
             "PATH": f"{checkout}/.venv/bin:{os.environ['PATH']}",
             "EDITOR": "editor",
@@ -131,11 +136,37 @@ def test_the_reference_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_commands_that_documents_name_are_there() -> None:
-    known = set(
-        re.findall(r"^## sqshpipe (\S+)", (ROOT / "docs/reference/commands.md").read_text(), re.MULTILINE)
-    )
+def _reference() -> dict[str, set[str]]:
+    """Each command with its options, as the reference has them."""
+    parts = (ROOT / "docs/reference/commands.md").read_text().split("\n## sqshpipe ")[1:]
+    split = (part.partition("\n") for part in parts)
+    return {name: {"--help", *re.findall(r"(?<![\w-])--?[a-z][\w-]*", said)} for name, _, said in split}
+
+
+def _calls(page: Path) -> Iterator[str]:
+    """What stands after `sqshpipe` in blocks and in words, to its end."""
+    text = page.read_text(encoding="utf-8")
+    fence = re.compile(r"^ *```[a-z]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+    codes = [*fence.findall(text), *re.findall(r"(?<!`)`([^`]+)`(?!`)", fence.sub("", text))]
+    for line in (line for code in codes for line in code.splitlines()):
+        for call in re.findall(r"\bsqshpipe ((?!-)[^|)#;&·]+)", line):
+            yield re.split(r" -- |  +|\bthen: ", call)[0]
+
+
+def test_the_commands_and_options_that_documents_name_are_there() -> None:
+    known, seen = _reference(), 0
+    groups = {name.split()[0] for name in known if " " in name}
     for page in PAGES:
-        for block in re.findall(r"^ *```(?:sh)?\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL):
-            for verb in re.findall(r"(?:^ *|\$\()sqshpipe ([a-z][a-z-]+)\b", block, re.MULTILINE):
-                assert verb in known, f"{page.relative_to(ROOT)} names sqshpipe {verb}"
+        for call in _calls(page):
+            words = call.split()
+            if not words or not re.fullmatch(r"[a-z][a-z-]+", words[0]):
+                continue
+            name = " ".join(words[:2]) if words[0] in groups else words[0]
+            where = f"{page.relative_to(ROOT)}: sqshpipe {call}"
+            if words[0] in groups and name not in known:
+                assert len(words) == 1 or not re.fullmatch(r"[a-z-]+", words[1]), where
+                continue
+            assert name in known, where
+            assert set(re.findall(r"(?<!\S)--?[a-z][\w-]*", call)) <= known[name], where
+            seen += 1
+    assert seen > 100
