@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -20,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.measuring import absent
 from pipeline.cluster.install import ImporterSettings, install
 from pipeline.store import leases
 from pipeline.store.store import Store
@@ -108,7 +108,7 @@ def published(folder: Path, releases: int) -> Store:
 
 def system_calls(argv: Sequence[str]) -> int | None:
     """How many system calls a process makes; None without strace."""
-    if absent("strace"):
+    if shutil.which("strace") is None:
         return None
     done = subprocess.run(
         ["strace", "-f", *argv], env=environment(1), capture_output=True, text=True, check=True

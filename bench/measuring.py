@@ -8,7 +8,6 @@ that are removed before they reach the disk count too.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import shutil
@@ -20,10 +19,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
-import structlog
-
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ("tiny", "small", "medium", "large")

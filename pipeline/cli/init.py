@@ -37,12 +37,14 @@ def init(
         keep_trailing_newline=True,
         trim_blocks=True,
     )
+    origin = _origin()
     values = {
         "name": check_image(name),
         "base": str(Reference.parse(base)),
         "registry": registry or "registry.example.com/team",
         "store": str(store or "/fsx/containers"),
         "program": __version__,
+        "origin": origin,
     }
     places = {
         "images.yaml": "images.yaml",
@@ -68,4 +70,27 @@ def init(
             raise ToolError(f"cannot write {path}: {error.strerror}") from error
         output.data(str(path))
     if not output.is_quiet():
+        if not origin:
+            output.tell("put into the workflow where your sqshpipe comes from: `pip install` stands there")
         output.tell(f"next: sqshpipe lock, sqshpipe plan, sqshpipe image {name} --tag v1.0")
+
+
+def _origin() -> str:
+    """From where pip installed this program, for another `pip install`: a commit or a file on the web.
+
+    Empty for a checkout, a file of this machine or an index (PEP 610). A name and password are left out.
+    """
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+
+    try:
+        told = json.loads(distribution("sqshpipe").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return ""
+    address = urlsplit(told.get("url", ""))
+    if address.scheme not in ("https", "ssh"):
+        return ""
+    plain = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
+    source = told.get("vcs_info", {})
+    return f"{source['vcs']}+{plain}@{source['commit_id']}" if "commit_id" in source else plain

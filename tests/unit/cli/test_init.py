@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from pipeline import __version__
 from pipeline.cli.app import app
 from pipeline.config import load
 from pipeline.errors import ConfigError
@@ -46,6 +48,38 @@ def test_what_it_writes_is_a_configuration_that_loads(tmp_path: Path) -> None:
         assert "uses" not in step or len(step["uses"].rpartition("@")[2]) == 40, (
             "actions are pinned by commit"
         )
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        (
+            '{"url": "https://me:secret@example.com/a.git", "vcs_info": {"vcs": "git", "commit_id": "abc123"}}',
+            "git+https://example.com/a.git@abc123",
+        ),
+        (
+            '{"url": "https://example.com/sqshpipe-1.whl", "archive_info": {}}',
+            "https://example.com/sqshpipe-1.whl",
+        ),
+        (
+            '{"url": "file:///home/me/sqshpipe", "dir_info": {}}',
+            f"git+https://github.com/ORG/sqshpipe@v{__version__}",
+        ),
+        (None, f"git+https://github.com/ORG/sqshpipe@v{__version__}"),
+    ],
+)
+def test_the_workflow_installs_what_was_installed_here(
+    told: str | None, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            return told if name == "direct_url.json" else None
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
+    _init("mine", "--folder", str(tmp_path))
+    workflow = yaml.safe_load((tmp_path / ".github/workflows/images.yml").read_text())
+    runs = [step.get("run") for step in workflow["jobs"]["images"]["steps"]]
+    assert f'pip install "sqshpipe @ {wanted}"' in runs
 
 
 def test_nothing_of_somebodys_is_replaced(tmp_path: Path) -> None:
