@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from pipeline.config import StoreSettings
     from pipeline.store.record import Release
-    from pipeline.store.store import Listed, Store
+    from pipeline.store.store import Store
 
 Name = Annotated[
     str,
@@ -103,30 +103,10 @@ def list_releases(
     if json:
         output.data_json([line._asdict() for line in lines])
         return
-    for row in _columns([_row(line) for line in lines]):
+    from pipeline.cli.showing import listed
+
+    for row in listed(lines):
         output.data(row)
-
-
-def _row(line: Listed) -> tuple[str, ...]:
-    return (
-        f"{line.image}:{line.version}",
-        line.platform,
-        f"{line.size / (1 << 20):,.1f} MiB",
-        line.created,
-        line.sha256[:12],
-        ",".join(line.channels) or "-",
-        line.state + (" kept" if line.kept else ""),
-    )
-
-
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows as lines with aligned columns, under a heading."""
-    heading = ("RELEASE", "PLATFORM", "SIZE", "CREATED", "SHA256", "CHANNELS", "STATE")
-    rows = [heading, *rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
 
 
 def show(
@@ -146,26 +126,15 @@ def show(
     release = opened.release(image, version, platform or host_platform())
     if release is None:
         release = opened.resolve(name, platform or host_platform())  # raises, naming what there is
-    facts = {
-        **release.as_json(),
-        "state": release.state,
-        "path": str(release.public_path),
-        "channels": state.channels_of(version),
-    }
     if json:
-        output.data_json(facts)
+        path, channels = str(release.public_path), state.channels_of(version)
+        now = {"state": release.state, "path": path, "channels": channels}
+        output.data_json({**release.as_json(), **now})
         return
-    for key, value in facts.items():
-        if value not in (None, {}, [], ()):
-            output.data(f"{key:<11} {_plain(value)}")
+    from pipeline.cli.showing import facts
 
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return "  ".join(f"{key}={_plain(item)}" for key, item in value.items() if item not in (None, {}, []))
-    if isinstance(value, list):
-        return ", ".join(_plain(item) for item in value)
-    return str(value)
+    for line in facts(release, state.releases.get(version), state.channels_of(version)):
+        output.data(line)
 
 
 def resolve(
