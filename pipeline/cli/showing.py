@@ -114,15 +114,12 @@ def _facts(
     yield "platform", release.platform
     yield "created", f"{clock(release.created)} UTC"
     source, base = mapping(release.source), mapping(release.base)
-    yield "image", _reference(source.get("repository"), source.get("digest"))
+    yield "image", source.get("repository")
+    yield "" if source.get("repository") else "image", source.get("digest")
     yield "base", base.get("reference")
     yield "", base.get("digest")
     yield from _made(release)
     yield from _scanned(release)
-
-
-def _reference(repository: object, digest: object) -> str:
-    return "@".join(str(part) for part in (repository, digest) if part)
 
 
 def _made(release: Release) -> Iterator[tuple[str, object]]:
