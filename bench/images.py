@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +55,7 @@ def make(folder: Path, *, megabytes: float, layers: int = 7, files: int = 0) -> 
     members: Members = _cut(limit, files) if files else [(str(p).lstrip("/"), p) for p in _real(limit)]
     top_start = max(1, len(members) - max(1, int(len(members) * _TOP)))
     parts = _parted(members[:top_start], layers - 1)
-    parts[0].insert(0, ("bin/sh", Path("/bin/sh").resolve()))
+    parts[0][:0] = _shell()
     top = members[top_start:]
     named = [(f"{number}", part, b"") for number, part in enumerate(parts)]
     named += [("old", top, b""), ("new", top, b"# changed\n")]
@@ -68,7 +70,14 @@ def make(folder: Path, *, megabytes: float, layers: int = 7, files: int = 0) -> 
     (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": manifests}))
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     size = sum(layer.unpacked for layer in [*below, new])
-    return Image(layout=folder, bytes=size, files=len(members) + 1, layers=len(below) + 1)
+    return Image(layout=folder, bytes=size, files=sum(map(len, parts)) + len(top), layers=len(below) + 1)
+
+
+def _shell() -> Members:
+    """/bin/sh with the libraries that it needs, by the names that it looks for: ranks run in the image."""
+    ldd = subprocess.run(["ldd", "/bin/sh"], capture_output=True, text=True, check=True).stdout
+    paths = ["/bin/sh", *re.findall(r"(?:^|\s)(/\S+) \(0x", ldd)]
+    return [(path.lstrip("/"), Path(path).resolve()) for path in paths]
 
 
 def _real(limit: int) -> list[Path]:

@@ -55,6 +55,8 @@ def main() -> None:
         facts = {**image.facts(), "file_bytes": file.stat().st_size}
     for row in ways:
         print(f"  {row['way']:<20} {row['first_rank']} s, work {row['work']} s  {row['note']}")
+    if all(row["first_rank"] is None for row in ways):
+        raise SystemExit("no way to start ranks works on this machine, so nothing was measured")
     told = {"rounds": given.rounds, "image": facts, "ways": ways}
     given.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 

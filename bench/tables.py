@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -321,7 +322,7 @@ def points(told: Found) -> str:
 
 
 def _plain(name: str, value: Any) -> str:
-    return _megabytes(value) if name.endswith("bytes") else f"{value:,}"
+    return _megabytes(value) if re.search(r"(^|_)bytes$", name) else f"{value:,}"
 
 
 def readme(told: Found, *, korean: bool) -> str:

@@ -104,6 +104,12 @@ def test_the_readme_compares_from_nothing_and_after_a_change(korean: bool) -> No
     )
 
 
+def test_points_are_told_in_the_unit_that_they_have() -> None:
+    points = [{"image_megabytes": 300, "peak_bytes": 131_000_000, "inodes": 10_101}]
+    made = tables.points({"points": points})
+    assert "| 300 | 131 MB | 10,101 |" in made
+
+
 def test_charts_are_svg_that_stays_inside_its_panel() -> None:
     drawn = figures.charts({"convert": CONVERT})["convert.svg"]
     root = ET.fromstring(drawn)
