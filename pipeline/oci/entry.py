@@ -57,7 +57,8 @@ class Limits:
     max_entries   members of a layer, and of all layers of an image together
     max_metadata  bytes of the names, link targets and attributes of a layer, and of all layers together: they
                   are kept in memory
-    max_ratio     bytes unpacked for one byte stored, looked at beyond `ratio_floor` bytes (gzip ends at 1032)
+    max_ratio     bytes unpacked for one byte stored (gzip ends at 1032), and bytes of holes for one byte of
+                  files; both are looked at beyond `ratio_floor` bytes
     max_path      bytes of a path or of a link's target (Linux: PATH_MAX)
     max_name      bytes of one component of a path (Linux: NAME_MAX)
     devices       whether an image may have device nodes outside /dev, which is left out anyway

@@ -32,29 +32,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pipeline.errors import FormatError
-from pipeline.oci.entry import Entry, EntryKind
-from pipeline.oci.tree import MADE, Node, Tree
+from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind
+from pipeline.oci.tree import MADE, MAX_FOLLOWED, Node, Steps, Tree
 
 __all__ = ["MADE", "Node", "Tree", "merge"]
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _RESERVED = b".wh..wh."
-_MAX_FOLLOWED = 40  # symlinks in one path, as Linux allows
+_MAX_PATH, _MAX_NAME = DEFAULT_LIMITS.max_path, DEFAULT_LIMITS.max_name
 _MAX_MADE = 1_000_000  # folders without an entry; a short tar can ask for very many
 _MAX_MADE_BYTES = 1 << 28  # of their paths together, which grow with the depth
+_MAX_MOVED_BYTES = 1 << 29  # of paths that symlinks made others than the layers gave them
+_MAX_STEPS = 16_000_000  # names on the way through symlinks, of all entries: some seconds
 _DIRECTORY = EntryKind.DIRECTORY
 _SYMLINK = EntryKind.SYMLINK
 _HARDLINK = EntryKind.HARDLINK
 
 
 class _Folder:
-    """A folder while layers are being merged."""
+    """A folder while layers are being merged; `room` is how long the path below it may still be."""
 
-    __slots__ = ("children", "node")
+    __slots__ = ("children", "node", "room")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, room: int) -> None:
         self.node = node
+        self.room = room
         self.children: dict[bytes, Node | _Folder] = {}
 
 
@@ -75,7 +78,8 @@ class _Merging:
     """The tree so far. `apply` takes one layer after the other."""
 
     def __init__(self) -> None:
-        self._root = _Folder(Node(Entry(b"", _DIRECTORY)))
+        self._root = _Folder(Node(Entry(b"", _DIRECTORY)), _MAX_PATH)
+        self._steps = Steps(_MAX_STEPS)
         self._linked: set[tuple[int, int]] = set()
         self._made = self._made_bytes = 0
         self._known: dict[bytes, _Folder] = {}
@@ -97,6 +101,8 @@ class _Merging:
             folder = known.get(head)
             if folder is None:
                 folder = known[head] = self._parent(head, entry.mtime)
+            if len(name) > folder.room:  # through symlinks: the path as it was given is bounded
+                raise _too_long(path)
             kind = entry.kind
             if kind is _HARDLINK:
                 node = self._link(entry)
@@ -123,7 +129,7 @@ class _Merging:
         if old is not None and old.entry.kind is _SYMLINK:
             self._known.clear()
             self._known[b""] = self._root
-        parent.children[name] = _Folder(node)
+        parent.children[name] = _Folder(node, parent.room - len(name) - 1)
 
     def _parent(self, path: bytes, mtime: int) -> _Folder:
         """The folder at `path`, made where it is missing."""
@@ -157,12 +163,14 @@ class _Merging:
             child = trail[-1].children.get(name)
             if isinstance(child, Node) and child.entry.kind is _SYMLINK:
                 followed += 1
-                if followed > _MAX_FOLLOWED:
+                if followed > MAX_FOLLOWED:
                     raise FormatError(f"the symlinks in {path[:200]!r} lead in a circle")
                 target = child.entry.target
                 if target.startswith(b"/"):
                     del trail[1:]
-                names += target.split(b"/")[::-1]
+                further = target.split(b"/")
+                self._steps.take(len(further))
+                names += further[::-1]
                 continue
             if not isinstance(child, _Folder):
                 if make is None:
@@ -172,15 +180,18 @@ class _Merging:
         return trail[-1]
 
     def _make(self, parent: _Folder, name: bytes, mtime: int) -> _Folder:
+        room = parent.room - len(name) - 1
+        if len(name) > _MAX_NAME or room < 0:
+            raise _too_long(name)
         self._made += 1
         above = parent.node.entry.path
         path = above + b"/" + name if above else name
-        self._made_bytes += len(path)
+        self._made_bytes += _MAX_PATH - room
         if self._made > _MAX_MADE or self._made_bytes > _MAX_MADE_BYTES:
             raise FormatError(
                 f"the layers leave out more than {self._made - 1} folders that their entries lie in"
             )
-        made = parent.children[name] = _Folder(Node(Entry(path, _DIRECTORY, mtime=mtime)))
+        made = parent.children[name] = _Folder(Node(Entry(path, _DIRECTORY, mtime=mtime)), room)
         return made
 
     def _link(self, entry: Entry) -> Node:
@@ -256,6 +267,7 @@ class _Merging:
     def tree(self) -> Tree:
         """The finished tree; this object is used up."""
         nodes: dict[bytes, Node] = {b"": self._root.node}
+        moved = 0
         trail = [(b"", iter(sorted(self._root.children.items(), key=_name)))]
         while trail:
             before, items = trail[-1]
@@ -263,7 +275,13 @@ class _Merging:
                 path = before + name
                 node = child.node if isinstance(child, _Folder) else child
                 own = node.entry.path
-                nodes[own if own == path else path] = node  # one object of a path instead of two
+                if own == path:
+                    path = own  # one object of a path instead of two
+                else:
+                    moved += len(path)
+                    if moved > _MAX_MOVED_BYTES:
+                        raise FormatError(f"the layers give names of more than {moved} bytes by symlinks")
+                nodes[path] = node
                 if isinstance(child, _Folder):
                     trail.append((path + b"/", iter(sorted(child.children.items(), key=_name))))
                     break
@@ -282,6 +300,10 @@ class _Merging:
                 known = first.setdefault(inode, path)
                 if known is not path:
                     node.link_to = known
+
+
+def _too_long(path: bytes) -> FormatError:
+    return FormatError(f"{path[:200]!r}… lies, through symlinks, deeper than a file system takes")
 
 
 def _name(item: tuple[bytes, Node | _Folder]) -> bytes:

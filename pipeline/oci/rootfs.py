@@ -27,7 +27,7 @@ from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind
 from pipeline.oci.startup import FORMAT_VERSION, absolute, startup_files
-from pipeline.oci.tree import Node, Tree, follow
+from pipeline.oci.tree import Node, Steps, Tree, follow
 
 __all__ = ["FORMAT_VERSION", "enroot_rootfs"]
 
@@ -52,6 +52,8 @@ def enroot_rootfs(
     time at which the config says that the image was created, 1970 when it does not.
     """
     etc = tree.follow(b"etc")
+    if etc == b"dev" or etc.startswith(b"dev/"):
+        raise FormatError(f"/etc of the image leads to {etc[:200]!r}, and below /dev nothing is kept")
     files = {
         (etc + path.encode()[3:]).lstrip(b"/"): data
         for path, data in startup_files(config, provenance).items()
@@ -60,13 +62,14 @@ def enroot_rootfs(
     mtime = created_seconds(config.created)
     _make_folder(nodes, etc, mtime, "the folder of enroot's files")
     for path, data in files.items():
+        _require_short(path, "a file of enroot's")
         entry = Entry(path, EntryKind.FILE, 0o644, mtime=mtime, size=len(data), crc32=zlib.crc32(data))
         nodes[path] = Node(entry, content=data)
-    before = len(nodes)
+    before, steps = len(nodes), Steps()
     working = _inside(config.working_dir, "the working directory")
-    _make_folder(nodes, follow(nodes, working), mtime, "the working directory")
+    _make_folder(nodes, follow(nodes, working, steps), mtime, "the working directory")
     for volume in config.volumes:
-        path = follow(nodes, _inside(volume, "a volume"))
+        path = follow(nodes, _inside(volume, "a volume"), steps)
         if not _blocked(nodes, path):
             _make_folder(nodes, path, mtime, "a volume")
         if len(nodes) - before > _MAX_MADE:
@@ -144,19 +147,24 @@ class _Modes(dict[tuple[EntryKind, int], int]):
 def _inside(path: str, what: str) -> bytes:
     """`path` from the root on. Raises FormatError for one that no file system takes."""
     inside = absolute(path).encode("utf-8")[1:]
+    _require_short(inside, what)
+    return inside
+
+
+def _require_short(path: bytes, what: str) -> None:
     limits = DEFAULT_LIMITS
-    if len(inside) > limits.max_path or max(map(len, inside.split(b"/"))) > limits.max_name:
+    if len(path) > limits.max_path or max(map(len, path.split(b"/"))) > limits.max_name:
         raise FormatError(
-            f"{what} {inside[:200]!r}… is longer than a file system takes",
+            f"{what} {path[:200]!r}… is longer than a file system takes",
             hint="a container of this image would not start either; mend its Dockerfile",
         )
-    return inside
 
 
 def _blocked(nodes: dict[bytes, Node], path: bytes) -> bool:
     """Whether `path` cannot become a folder, or shall not: below /dev nothing is kept."""
     if path.startswith(b"dev/"):
         return True
+    _require_short(path, "a volume")
     return any(
         (node := nodes.get(prefix)) is not None and node.entry.kind is not EntryKind.DIRECTORY
         for prefix in _prefixes(path)
@@ -167,6 +175,7 @@ def _make_folder(nodes: dict[bytes, Node], path: bytes, mtime: int, what: str) -
     """Make `path`, which has no symlinks, and its parents where they are missing; nothing below /dev."""
     if path.startswith(b"dev/"):
         return
+    _require_short(path, what)  # a symlink may have made it long
     for prefix in _prefixes(path):
         node = nodes.get(prefix)
         if node is None:

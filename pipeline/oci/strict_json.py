@@ -7,6 +7,7 @@ keys that differ from a wanted one in case alone (Go's decoder would take them, 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -32,8 +33,7 @@ def parse_object(raw: bytes, *, max_size: int, what: str) -> dict[str, Any]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(items)
         if len(made) != len(items):
-            names = [name for name, _ in items]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = next(name for name, times in Counter(name for name, _ in items).items() if times > 1)
             raise FormatError(f"{what} has the key {twice[:80]!r} twice in one object")
         return made
 
@@ -77,10 +77,10 @@ def _check_depth(value: object, what: str) -> None:
 
 
 def check_case(value: Mapping[str, Any], known: Iterable[str], what: str) -> None:
-    """Refuse keys that are a `known` one but for upper and lower case."""
-    folded = {name.lower(): name for name in known}
+    """Refuse keys that are a `known` one but for upper and lower case, as Unicode folds it: so does Go."""
+    folded = {name.casefold(): name for name in known}
     for key in value:
-        wanted = folded.get(key.lower())
+        wanted = folded.get(key.casefold())
         if wanted is not None and wanted != key:
             raise FormatError(f"{what} has the key {key!r} where {wanted!r} is meant")
 

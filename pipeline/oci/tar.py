@@ -68,7 +68,7 @@ class TarReader:
     def __init__(self, pieces: Pieces, limits: Limits = DEFAULT_LIMITS) -> None:
         self._window = Window(pieces.next)
         self._limits = limits
-        self._files = 0
+        self._files = self._holes = 0
         self._metadata = 0
         self.ended_with_marker = False
 
@@ -218,18 +218,33 @@ class TarReader:
                 stretches, used = sparse.from_data(self._window.take)
                 stored -= used
         entry.size = size
-        self._count(entry)
         if stretches is None:
+            self._count(entry)
             return Content(entry, self._window, size, padding)
-        return SparseContent(entry, self._window, sparse.checked(stretches, size, stored), padding)
+        found = sparse.checked(stretches, size, stored)
+        self._count(entry, holes=size - stored)
+        return SparseContent(entry, self._window, found, padding)
 
-    def _count(self, entry: Entry) -> None:
-        """Hold the sum of all sizes, holes included, within the limit."""
+    def _count(self, entry: Entry, holes: int = 0) -> None:
+        """Hold the sum of all sizes, holes included, within the limit; and holes, which cost their author
+        nothing, within the ratio to what is stored.
+        """
         self._files += entry.size
+        self._holes += holes
         if self._files > self._limits.max_unpacked:
             raise FormatError(
                 f"file {entry.path[:200]!r} takes its layer beyond {self._limits.max_unpacked} bytes",
                 hint="no sound layer is that large",
+            )
+        limits = self._limits
+        if self._holes > limits.ratio_floor and (
+            self._holes > (self._files - self._holes) * limits.max_ratio
+        ):
+            raise FormatError(
+                f"the sparse files of a layer have {self._holes} bytes of holes"
+                f" for {self._files - self._holes} stored",
+                hint=f"more than {limits.max_ratio} to one is taken for a decompression bomb;"
+                " limits: {ratio: …} in images.yaml says how many may be",
             )
 
     def _path(self, raw: bytes) -> bytes:

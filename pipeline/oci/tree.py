@@ -9,7 +9,23 @@ from pipeline.errors import FormatError
 from pipeline.oci.entry import Entry, EntryKind
 
 MADE = -1
-_MAX_FOLLOWED = 40  # symlinks in one path, as Linux allows
+MAX_FOLLOWED = 40  # symlinks in one path, as Linux allows
+_MAX_NAMES = 4_000_000  # passed while symlinks are followed: a second or two
+
+
+class Steps:
+    """How far the symlinks of one image may be followed in all. Forty links of 4,095 bytes each make a path
+    of 80,000 names, and a short layer can name very many paths through them.
+    """
+
+    def __init__(self, left: int = _MAX_NAMES) -> None:
+        self._left = left
+
+    def take(self, names: int) -> None:
+        """Raise FormatError once more than all of them are used up."""
+        self._left -= names
+        if self._left < 0:
+            raise FormatError("the symlinks of the image lead a longer way than any sound image's")
 
 
 @dataclass(slots=True)
@@ -74,11 +90,11 @@ class Tree(Mapping[bytes, Node]):
         What is missing stays as it is named, so the result need not be in the tree. `/` and `..` in targets
         do not leave the root. Raises FormatError for symlinks in a circle.
         """
-        return follow(self._nodes, path)
+        return follow(self._nodes, path, Steps())
 
 
-def follow(nodes: Mapping[bytes, Node], path: bytes) -> bytes:
-    """`Tree.follow` for nodes that are not a tree yet."""
+def follow(nodes: Mapping[bytes, Node], path: bytes, steps: Steps) -> bytes:
+    """`Tree.follow` for nodes that are not a tree yet; `steps` are those of all calls for one image."""
     trail: list[bytes] = []
     names = path.split(b"/")[::-1]
     followed = 0
@@ -90,10 +106,11 @@ def follow(nodes: Mapping[bytes, Node], path: bytes) -> bytes:
             del trail[-1:]
             continue
         trail.append(name)
+        steps.take(1 + len(trail) // 16)  # the next line's cost
         node = nodes.get(b"/".join(trail))
         if node is not None and node.entry.kind is EntryKind.SYMLINK:
             followed += 1
-            if followed > _MAX_FOLLOWED:
+            if followed > MAX_FOLLOWED:
                 raise FormatError(f"the symlinks in {path[:200]!r} lead in a circle")
             target = node.entry.target
             del trail[0 if target.startswith(b"/") else -1 :]

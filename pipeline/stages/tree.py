@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
@@ -38,8 +39,10 @@ def read_tree(
     FormatError for bytes that are no image or beyond ``limits``, and what ``source`` raises.
     """
     layers = source.manifest().layers
-    first = {layer.digest: index for index, layer in reversed(list(enumerate(layers)))}
-    once = sorted(first.values())  # the same layer twice is read once
+    names = list(zip((layer.digest for layer in layers), source.config().diff_ids, strict=True))
+    first = {name: index for index, name in reversed(list(enumerate(names)))}
+    once = sorted(first.values())  # the same layer twice is read once, and merged and counted twice
+    times = Counter(names)
     meter.total(sum(layers[index].size for index in once))
     workers = worker_count()
     ahead = len(once) < workers  # processors to spare: decompress in threads of their own
@@ -49,13 +52,13 @@ def read_tree(
     def entries_of(index: int, halt: Halt) -> list[Entry]:
         with open_entries(source, index, halt=halt, meter=meter, background=ahead, limits=limits) as members:
             found = [entry for entry, _ in members]
-        count.add(found)
+        count.add(found, times[names[index]])
         return found
 
     read = work([functools.partial(entries_of, index) for index in once], workers=workers)
     by_index = dict(zip(once, read, strict=True))
     try:
-        merged = merge([by_index[first[layer.digest]] for layer in layers])
+        merged = merge([by_index[first[name]] for name in names])
         tree = enroot_rootfs(merged, source.config(), keep_owners=keep_owners, keep_xattrs=keep_xattrs)
         require_allowed(tree, limits)
     except FormatError as error:
@@ -71,12 +74,12 @@ class _Count:
         self._lock = threading.Lock()
         self._entries = self._metadata = 0
 
-    def add(self, entries: list[Entry]) -> None:
+    def add(self, entries: list[Entry], times: int) -> None:
         metadata = sum(len(entry.path) for entry in entries)
         metadata += sum(len(key) + len(value) for entry in entries for key, value in entry.xattrs)
         with self._lock:
-            self._entries += len(entries)
-            self._metadata += metadata
+            self._entries += len(entries) * times
+            self._metadata += metadata * times
             require_entries(self._entries, self._metadata, self._limits)
 
 

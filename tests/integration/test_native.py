@@ -13,6 +13,7 @@ from typing import Literal
 import pytest
 
 from pipeline.config import ConvertOptions
+from pipeline.oci.entry import Limits
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.squashfs.inode import Kind
@@ -188,6 +189,7 @@ def test_files_and_positions_over_four_gibibytes(tmp_path: Path) -> None:
         ConvertOptions(block_size=1 << 20),
         output=file,
         cache=tmp_path / "cache",
+        limits=Limits(max_ratio=1 << 40),
     )
     (tmp_path / "m").mkdir()
     with mounted(file, tmp_path / "m", kind="kernel"):

@@ -74,16 +74,18 @@ def _stored(
     config: Callable[[bytes], bytes] | None = None,
     stored: Callable[[bytes], bytes] | None = None,
     media_type: str = _LAYER,
+    tar: Callable[[], bytes] = lambda: base().tar(),
+    times: int = 1,
 ) -> None:
     """An image of one layer whose manifest, config or stored layer is not what it should be."""
-    tar = base().tar()
-    settings = image_config([tar])
-    layer = _blob(folder, stored(tar) if stored else tar, media_type)
+    plain = tar()
+    settings = image_config([plain] * times)
+    layer = _blob(folder, stored(plain) if stored else plain, media_type)
     manifest: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": _MANIFEST,
         "config": _blob(folder, config(settings) if config else settings, _CONFIG),
-        "layers": [layer],
+        "layers": [layer] * times,
     }
     if change is not None:
         manifest = cast("dict[str, Any]", change(manifest) or manifest)
@@ -354,6 +356,25 @@ def _sizes() -> list[HostileImage]:
             flags=("--max-unpacked", "1G"),
         ),
         HostileImage(
+            name="a sparse file of 900 GB within the limits, of which nothing is stored",
+            write=_one(lambda _: after(pax(GNU__sparse__size=b"%d" % (900 << 30), GNU__sparse__map=b"0,0"))),
+            refused="bytes of holes for 0 stored",
+        ),
+        HostileImage(
+            name="hard links through a long way of symlinks",
+            write=_one(
+                lambda _: functools.reduce(
+                    lambda layer, n: layer.hardlink(f"h{n}", "s0/f"), range(20_000), _long_way()
+                )
+            ),
+            refused="a longer way",
+        ),
+        HostileImage(
+            name="one layer of 20,000 members 1,000 times",
+            write=functools.partial(_stored, tar=_many_members, times=1000),
+            refused="members together",
+        ),
+        HostileImage(
             name="many small layers that are large together",
             write=_layers(lambda _: [LayerBuilder().file(f"f{n}", bytes(600_000)) for n in range(4)]),
             refused="more than 2097152",
@@ -378,6 +399,18 @@ def _sizes() -> list[HostileImage]:
             name="zstd bomb against the ratio", write=_bomb("zstd", 3 << 29), refused="was stored in"
         ),
     ]
+
+
+def _long_way() -> LayerBuilder:
+    """s0 leads to d, in forty steps of as many names as a target holds."""
+    layer, way = LayerBuilder().dir("d").file("d/f"), "d/" + "../d/" * 815
+    for number in range(39):
+        layer.symlink(f"s{number}", f"{way}../s{number + 1}")
+    return layer.symlink("s39", "d")
+
+
+def _many_members() -> bytes:
+    return base().tar()[:-1024] + b"".join(raw_header(b"f%d" % n, b"0") for n in range(20_000)) + bytes(1024)
 
 
 def _layer_bytes() -> list[HostileImage]:

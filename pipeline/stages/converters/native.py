@@ -134,8 +134,9 @@ class _Conversion:
         with contextlib.ExitStack() as opened, _no_cycle_collection():
             packs = self._packs(opened, output)
             names = [pack.index.paths for pack in packs]
-            metadata = sum(len(path) for paths in names for path in paths)
-            require_entries(sum(map(len, names)), metadata, self.limits)
+            count = sum(map(len, names))
+            require_entries(count, 0, self.limits)  # before they are looked at one by one
+            require_entries(count, sum(len(path) for paths in names for path in paths), self.limits)
             merged = merge([entries(pack.index) for pack in packs])
             tree = enroot_rootfs(
                 merged, config, keep_owners=options.keep_owners, keep_xattrs=options.keep_xattrs
