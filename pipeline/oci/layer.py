@@ -40,6 +40,7 @@ __all__ = [
     "EntryKind",
     "LayerReader",
     "Limits",
+    "Readable",
     "decompressed",
     "detect",
     "read_layer",

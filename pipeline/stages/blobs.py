@@ -24,7 +24,7 @@ log = structlog.get_logger()
 CACHE_LIMIT = 100 << 30  # bytes of blobs that stay for the next conversion
 _PARTIAL_AGE = 7 * 86400.0  # seconds after which nobody will go on with a download
 _BLOB = re.compile(r"[0-9a-f]{64,128}")
-_FINISHED = re.compile(r"[0-9a-f]{64,128}(\.[a-z]+)?")
+_FINISHED = re.compile(r"[0-9a-f]{64,128}(\.[a-z0-9_]+)?")
 
 
 class CachedSource:

@@ -7,13 +7,14 @@ import functools
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO, cast
 
 from pipeline.errors import FormatError
 from pipeline.oci.blob import CheckedBlob
 from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
-from pipeline.oci.layer import Content, decompressed, read_layer
+from pipeline.oci.layer import Content, Readable, decompressed, read_layer
 from pipeline.oci.merge import merge
 from pipeline.oci.rootfs import enroot_rootfs
 from pipeline.oci.source import ImageSource
@@ -23,6 +24,7 @@ from pipeline.stages.crew import Halt, work
 from pipeline.stages.names import shown
 
 MAX_WORKERS = 8
+Copy = Callable[[bytes], object]  # takes the plain bytes of a layer, piece by piece
 
 
 def read_tree(
@@ -32,11 +34,14 @@ def read_tree(
     keep_xattrs: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     meter: Meter,
+    copies: Callable[[int], AbstractContextManager[Copy | None]] = lambda _: nullcontext(),
 ) -> Tree:
     """Read every layer of ``source`` to its end, in parallel, and merge them.
 
-    The digests of unpacked layers are checked, the crc32 of every file is in its entry. Raises
-    FormatError for bytes that are no image or beyond ``limits``, and what ``source`` raises.
+    ``copies(index)`` gives what takes a copy of that layer's tar while it is read, and learns by how it is
+    left whether the layer was sound. The digests of unpacked layers are checked, the crc32 of every file is
+    in its entry. Raises FormatError for bytes that are no image or beyond ``limits``, and what ``source``
+    raises.
     """
     layers = source.manifest().layers
     names = list(zip((layer.digest for layer in layers), source.config().diff_ids, strict=True))
@@ -50,7 +55,12 @@ def read_tree(
     count = _Count(limits)
 
     def entries_of(index: int, halt: Halt) -> list[Entry]:
-        with open_entries(source, index, halt=halt, meter=meter, background=ahead, limits=limits) as members:
+        with (
+            copies(index) as copy,
+            open_entries(
+                source, index, halt=halt, meter=meter, background=ahead, limits=limits, copy=copy
+            ) as members,
+        ):
             found = [entry for entry, _ in members]
         count.add(found, times[names[index]])
         return found
@@ -127,8 +137,10 @@ def open_entries(
     meter: Meter = SILENT,
     background: bool = False,
     limits: Limits = DEFAULT_LIMITS,
+    copy: Copy | None = None,
 ) -> Iterator[Iterator[tuple[Entry, Content]]]:
-    """The entries of layer ``index`` with their content; ``meter`` counts the bytes as they are stored.
+    """The entries of layer ``index`` with their content; ``meter`` counts the bytes as they are stored, and
+    ``copy`` gets them unpacked.
 
     What is wrong with the layer is raised as FormatError that names it.
     """
@@ -140,7 +152,8 @@ def open_entries(
             stored = cast("BinaryIO", _Counted(blob, meter, halt))
             plain = decompressed(stored, descriptor.compression, limits=limits)
             diff_id = source.config().diff_ids[index]
-            with read_layer(plain, diff_id=diff_id, limits=limits, background=background) as layer:
+            tar = plain if copy is None else _Copied(plain, copy)
+            with read_layer(tar, diff_id=diff_id, limits=limits, background=background) as layer:
                 yield iter(layer)
     except FormatError as error:
         if error.message.startswith("layer "):
@@ -161,6 +174,19 @@ def content_size(tree: Tree) -> int:
 def worker_count() -> int:
     """Threads that are worth having: the processors that this process may use, within bounds."""
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+
+
+class _Copied:
+    """A layer's tar of which each piece is handed on as it passes."""
+
+    def __init__(self, plain: Readable, copy: Copy) -> None:
+        self._plain = plain
+        self._copy = copy
+
+    def read(self, size: int) -> bytes:
+        data = self._plain.read(size)
+        self._copy(data)
+        return data
 
 
 class _Counted:

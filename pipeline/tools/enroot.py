@@ -1,7 +1,7 @@
 """Drives ``enroot import`` (github.com/NVIDIA/enroot): its arguments, places, credentials and errors.
 
-What each version can do: digests in a reference and zstd layers came with 4.0.0; 4.0.0 to 4.1.2 treat all
-layers as they treat the first one. Older ones want ``HOST#repository:tag``.
+What each version can do: digests in a reference and zstd layers came with 4.0.0. Older ones want
+``HOST#repository:tag``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ToolError
+from pipeline.errors import FormatError, ToolError
+from pipeline.oci.config import ImageConfig
 from pipeline.oci.manifest import ACCEPT
 from pipeline.tools import mksquashfs, process
 
@@ -22,8 +23,10 @@ INSTALL_HINT = "install enroot 4 or later (github.com/NVIDIA/enroot), or use --c
 OTHER_CONVERTER = "use --converter native or mksquashfs"
 OLDEST: Version = (3, 4, 0)
 DIGESTS_AND_ZSTD: Version = (4, 0, 0)
-ONE_MEDIA_TYPE: tuple[Version, Version] = ((4, 0, 0), (4, 1, 2))
 
+_LINES = re.compile(r"[\r\n]")
+_RUN = re.compile(r"[\r\n\"$`\\]|(^|/)\.\.(/|$)")
+_FSTAB = re.compile(r"[\s$\\#]|(^|/)\.\.(/|$)")
 _VERSION = re.compile(r"^v?(\d+)\.(\d+)\.(\d+)", re.MULTILINE)
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64", "ppc64le": "ppc64le"}  # enroot takes uname's words
 _DOCKER_HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
@@ -46,13 +49,13 @@ KNOWN_FAILURES: Mapping[str, str] = {
     "Cannot hard link to": f"enroot cannot take a hard link to a file of a lower layer; {OTHER_CONVERTER}",
     "whiteout: .*File exists": f"enroot cannot take a whiteout beside a file of its name; {OTHER_CONVERTER}",
     "Cannot open: File exists": f"enroot cannot take a file in place of a folder; {OTHER_CONVERTER}",
+    "Cannot open: Not a directory": f"enroot cannot take a name below a symlink; {OTHER_CONVERTER}",
     "Cannot stat dir/file": f"enroot cannot take a whiteout that hides nothing; {OTHER_CONVERTER}",
     "create mount namespace": f"enroot lacks privileges in this container (#260); {OTHER_CONVERTER}",
     "mount overlay|create .*whiteout": f"{_NO_OVERLAY}, or {OTHER_CONVERTER}",
     "Command not found: [^ ]": "enroot misses one of its own tools: install it",
     r"Using credentials from file[^\n]*\s*\Z": "the registry refused the login; try it with docker login",
     "Checksum mismatch": "a layer arrived damaged: try again",
-    "not in gzip format|[Uu]nknown frame": f"enroot mistook a layer's compression; {OTHER_CONVERTER}",
 }
 
 
@@ -105,21 +108,12 @@ class Enroot:
         return self.version >= DIGESTS_AND_ZSTD
 
     def refuse_layers(self, media_types: Sequence[str]) -> None:
-        """Raise ToolError when this version is known to fail on, or damage, layers of these media types."""
-        zstd = [media_type.endswith("zstd") for media_type in media_types]
-        if any(zstd) and not self.takes_digests:
+        """Raise ToolError when this version cannot read layers of these media types."""
+        if not self.takes_digests and any(media_type.endswith("zstd") for media_type in media_types):
             raise ToolError(
                 f"enroot {self.version_text} cannot read zstd layers",
                 hint=f"they came with enroot 4.0.0; {OTHER_CONVERTER}",
             )
-        if any(zstd) and not all(zstd) and ONE_MEDIA_TYPE[0] <= self.version <= ONE_MEDIA_TYPE[1]:
-            raise ToolError(
-                f"enroot {self.version_text} reads all layers as it reads the first, "
-                "and this image mixes zstd layers with others",
-                hint=OTHER_CONVERTER,
-            )
-        if any(media_type.endswith(".zstd") for media_type in media_types):
-            raise ToolError("enroot reads zstd layers of the OCI media type only", hint=OTHER_CONVERTER)
 
     def import_image(
         self,
@@ -159,6 +153,27 @@ class Enroot:
             process.run(argv, cwd=places.temp, env=environment, on_line=on_line, umask=0o022)
         except ToolError as error:
             raise ToolError(error.message, hint=meaning(error.message) or error.hint) from error
+
+
+def refuse_config(config: ImageConfig) -> None:
+    """Raise FormatError for what enroot would run, or write outside of the image (seen with 4.1.2).
+
+    It makes the working directory below a folder of the host without a look at `..`, writes it into /etc/rc
+    between double quotes, and takes words, labels and volumes apart at line ends.
+    """
+    for what, texts, odd in (
+        ("working directory", (config.working_dir,), _RUN),
+        ("volume", config.volumes, _FSTAB),
+        ("label", tuple(config.labels), _LINES),
+        ("command", (*config.entrypoint, *config.cmd), _LINES),
+        ("environment", config.env, _LINES),
+    ):
+        for text in texts:
+            if odd.search(text):
+                raise FormatError(
+                    f"the {what} {text[:100]!r} of the image holds what enroot would run or misread",
+                    hint=OTHER_CONVERTER,
+                )
 
 
 def parse_version(text: str) -> Version:

@@ -1,31 +1,44 @@
 """The ``enroot`` converter: ``enroot import`` by digest, in places of ours.
 
-enroot fetches, unpacks and packs by itself. The tree that must come out is read from the layers that it
-leaves in its cache, so that nothing is downloaded twice; verification then allows what
-`pipeline.stages.known` lists.
+enroot looks at nothing that it fetches and unpacks. So the layers are read here, checked as for every other
+converter, and put into its cache on the way, in its own form: it finds them all there, and what it unpacks
+has passed. Nothing is downloaded twice. Verification then allows what `pipeline.stages.known` lists.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
 
+from zstandard import ZstdCompressor
+
 from pipeline.config import ConvertOptions
-from pipeline.errors import ConfigError, RegistryError, ToolError
+from pipeline.errors import ConfigError, FormatError, RegistryError, ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import Limits
 from pipeline.oci.manifest import Index, Manifest
 from pipeline.oci.source import ImageSource
+from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
 from pipeline.stages.blobs import trim
 from pipeline.stages.converters.interface import Converted
 from pipeline.stages.scratch import THE_RESULT, Need, require_space
-from pipeline.stages.tree import read_tree
-from pipeline.tools.enroot import OTHER_CONVERTER, Enroot, Places, import_uri, write_credentials
+from pipeline.stages.tree import Copy, read_tree
+from pipeline.tools.enroot import (
+    OTHER_CONVERTER,
+    Enroot,
+    Places,
+    import_uri,
+    refuse_config,
+    write_credentials,
+)
 from pipeline.tools.mksquashfs import Mksquashfs
 from pipeline.tools.registry import Refused, RegistrySource
 
@@ -46,7 +59,8 @@ def convert_enroot(
     """Write ``output``; ``scratch`` is an empty folder of ours, ``cache`` holds layers for the next time.
 
     Raises ConfigError for what enroot cannot do, ToolError when it fails, RegistryError when a tag moves
-    meanwhile (before enroot 4, which reads tags only).
+    meanwhile (before enroot 4, which reads tags only), FormatError for what no converter takes and for what
+    enroot alone would misread.
     """
     if not isinstance(source, RegistrySource):
         raise ConfigError(
@@ -57,11 +71,14 @@ def convert_enroot(
     tool, packer = Enroot.find(), Mksquashfs.find()
     manifest = source.manifest()
     tool.refuse_layers([layer.media_type for layer in manifest.layers])
+    refuse_config(source.config())
     layers = cache / "enroot"
     _require_space(manifest, scratch, layers, output)
     reference = str(manifest.digest) if tool.takes_digests else _tag_of(source)
     places = Places.below(scratch / "enroot", cache=layers)
     _lend_credentials(source, places)
+    handed = _Handed(source, layers)
+    tree = _checked(handed, limits, meter)
     meter.total(manifest.size)  # its pace is not known: told as done at the end
     tool.import_image(
         import_uri(source.client.host, source.repository, reference),
@@ -81,22 +98,35 @@ def convert_enroot(
             f"{source.client.host}/{source.repository}:{reference} was moved while enroot read it",
             hint="convert again; enroot 4 reads by digest, which cannot move",
         )
-    tree = read_tree(_EnrootCache(source, layers), limits=limits, meter=meter)
     trim(layers)
     return Converted(tree=tree, versions={"enroot": tool.version_text, "mksquashfs": packer.version_text})
 
 
-class _EnrootCache:
-    """An `ImageSource`: the layers that enroot has stored, as zstd, under the digests that they came with.
+def _checked(handed: _Handed, limits: Limits, meter: Meter) -> Tree:
+    """The tree that must come out; afterwards all that enroot reads of the image but its manifest is in its
+    cache. A layer that went bad there is fetched again.
+    """
+    try:
+        return read_tree(handed, limits=limits, meter=meter, copies=handed.copy)
+    except FormatError:
+        if not handed.forget():
+            raise
+    return read_tree(handed, limits=limits, meter=meter, copies=handed.copy)
 
-    They are checked by their diff_ids, which are the image's own; a layer that is not there comes from the
-    registry.
+
+class _Handed:
+    """An `ImageSource`: layers out of enroot's cache, where they are plain zstd under the digests that they
+    came with, or out of the registry, with a copy that goes there.
     """
 
     def __init__(self, source: RegistrySource, folder: Path) -> None:
         self.name = source.name
         self._source = source
         self._folder = folder
+        self._found: set[Path] = set()
+        config = source.config()
+        with self._writing(folder / config.digest.hex) as write:
+            write(config.raw)
 
     def manifest(self) -> Manifest:
         return self._source.manifest()
@@ -105,9 +135,49 @@ class _EnrootCache:
         return self._source.config()
 
     def open_layer(self, index: int) -> AbstractContextManager[BinaryIO]:
+        path = self._path(index)
         with contextlib.suppress(FileNotFoundError):
-            return (self._folder / self.manifest().layers[index].digest.hex).open("rb")
+            stream = path.open("rb")
+            self._found.add(path)
+            return stream
         return self._source.open_layer(index)
+
+    def copy(self, index: int) -> AbstractContextManager[Copy | None]:
+        """What puts layer ``index`` into the cache, unless it is there."""
+        path = self._path(index)
+        if not path.exists():
+            return self._writing(path)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # used now: trimmed last
+        return contextlib.nullcontext()
+
+    def forget(self) -> bool:
+        """Remove what was found in the cache; whether there was anything."""
+        found, self._found = self._found, set()
+        for path in found:
+            path.unlink(missing_ok=True)
+        return bool(found)
+
+    def _path(self, index: int) -> Path:
+        return self._folder / self.manifest().layers[index].digest.hex
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[Copy]:
+        """Write zstd that takes the name ``path`` when it is left well."""
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=self._folder)
+            try:
+                packer = ZstdCompressor(level=1, threads=1)  # a thread of its own
+                with os.fdopen(descriptor, "wb") as file, packer.stream_writer(file, closefd=False) as stream:
+                    yield stream.write
+                Path(name).rename(path)
+            finally:
+                Path(name).unlink(missing_ok=True)
+        except OSError as error:
+            raise ToolError(
+                f"cannot write to the cache folder {self._folder}: {error.strerror or error}",
+                hint="set SQSHPIPE_CACHE to a folder with room that you can write",
+            ) from error
 
 
 def _require_space(manifest: Manifest, scratch: Path, layers: Path, output: Path) -> None:

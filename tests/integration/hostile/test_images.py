@@ -5,115 +5,23 @@ Each runs as its own process with bounded memory and time, between folders that 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import os
-import re
-import shutil
-import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from pipeline.errors import FormatError
 from pipeline.squashfs.reader import SquashfsImage
-from tests.support.bounded import Bounded, Ended
 from tests.support.hostile_images import HOSTILE_IMAGES, HostileImage, base
+from tests.support.hostile_place import PEAK, Place, cleared, judge, prepared, untouched, written
 from tests.support.layers import raw_header, write_layout
 
 pytestmark = pytest.mark.needs("mksquashfs")
 
-PEAK = 900 << 20
-"""Bytes of resident memory that no image of the table may make a conversion take."""
-_KEPT = b"nobody may touch this"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """A folder with a victim in it, places to work in, and what runs command lines."""
-
-    folder: Path
-    bounded: Bounded
-
-    @property
-    def victim(self) -> Path:
-        return self.folder / "victim"
-
-    def run(self, *words: object) -> Ended:
-        return self.bounded.run(*words)
-
-    def seen(self) -> dict[str, tuple[int, int, str]]:
-        """Everything outside scratch, cache and the image: mode, time, content."""
-        found = {}
-        for top, folders, files in os.walk(self.folder):
-            if Path(top) == self.folder:
-                folders[:] = [name for name in folders if name not in ("cache", "image", "out", "told")]
-            for name in (*folders, *files):
-                path = Path(top) / name
-                status = path.lstat()
-                if stat.S_ISREG(status.st_mode):
-                    content = hashlib.sha256(path.read_bytes()).hexdigest()
-                else:
-                    content = str(path.readlink()) if path.is_symlink() else ""
-                time = 0 if path in (self.folder / "scratch", self.folder / "tmp") else status.st_mtime_ns
-                found[str(path.relative_to(self.folder))] = (status.st_mode, time, content)
-        return found
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("hostile")
-    for name in ("victim", "scratch", "cache", "out", "told", "tmp", "home"):
-        (folder / name).mkdir()
-    (folder / "victim" / "kept").write_bytes(_KEPT)
-    (folder / "victim" / "sub").mkdir()
-    environment = {
-        "SQSHPIPE_SCRATCH": str(folder / "scratch"),
-        "SQSHPIPE_CACHE": str(folder / "cache"),
-        "TMPDIR": str(folder / "tmp"),
-        "HOME": str(folder / "home"),
-        "XDG_CACHE_HOME": str(folder / "home" / ".cache"),
-    }
-    with Bounded(folder / "told", environment) as bounded:
-        yield Place(folder=folder, bounded=bounded)
-
-
-@contextlib.contextmanager
-def untouched(place: Place) -> Iterator[None]:
-    """Nothing outside the working folders changes, scratch is empty afterwards, no half of a file is left."""
-    before = place.seen()
-    yield
-    assert place.seen() == before
-    assert list((place.folder / "scratch").iterdir()) == []
-    assert list((place.folder / "tmp").iterdir()) == []
-    left = [file.name for file in (place.folder / "out").iterdir()]
-    assert left in ([], ["x.sqsh"]), left
-    assert not Path("pwned").exists()
-
-
-def written(case: HostileImage, place: Place) -> str:
-    image = place.folder / "image"
-    image.mkdir()
-    case.write(image, str(place.victim))
-    return f"oci:{image}"
-
-
-def judge(case: HostileImage, ended: Ended) -> None:
-    told = f"{ended.stderr[-1500:]} ({ended.seconds:.1f} s, {ended.peak >> 20} MB)"
-    assert not ended.hung, f"it hangs: {told}"
-    assert ended.peak < PEAK, told
-    assert "Traceback" not in ended.stderr, told
-    assert "unexpected" not in ended.stderr, told
-    if case.refused:
-        assert ended.returncode == FormatError.exit_code, told
-        assert re.search(case.refused, ended.stderr), told
-        assert len(ended.stderr) < 20_000
-        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", ended.stderr), "what is told is safe to print"
-    else:
-        assert ended.returncode == 0, told
+    with prepared(tmp_path_factory.mktemp("hostile")) as made:
+        yield made
 
 
 # mksquashfs reads an image as verify does, which gets the manifests below.
@@ -144,16 +52,6 @@ def test_a_correct_file_or_a_sentence(case: HostileImage, converter: str, place:
                     assert inode.target == content[3:]
                 elif content is not None and content:
                     assert image.read(inode) == content
-
-
-@contextlib.contextmanager
-def cleared(place: Place) -> Iterator[None]:
-    """Without the last image and its layer packs: a layer that is known is not read again."""
-    shutil.rmtree(place.folder / "cache" / "packs", ignore_errors=True)
-    try:
-        yield
-    finally:
-        shutil.rmtree(place.folder / "image", ignore_errors=True)
 
 
 def test_verify_refuses_the_same_images(place: Place) -> None:
