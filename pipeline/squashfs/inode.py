@@ -60,8 +60,9 @@ _SHORTEST = 20
 class Inode:
     """One object of the tree. `size` is a file's length in bytes, `mtime` seconds since 1970, `mode` 0o7777.
 
-    Two names with one `number` are hard links. `start`, `words`, `fragment` and `offset` say where a file's
-    blocks are; for a folder `start` and `offset` lead to its listing of `listing` bytes.
+    Two names with one `number` are hard links, and share one `reference`, the place of the inode itself.
+    `start`, `words`, `fragment` and `offset` say where a file's blocks are; for a folder `start` and `offset`
+    lead to its listing of `listing` bytes.
     """
 
     kind: Kind
@@ -82,6 +83,7 @@ class Inode:
     offset: int = 0
     listing: int = 0
     xattr_id: int = NO_XATTRS
+    reference: int = 0
 
 
 class InodeParser:
@@ -94,6 +96,11 @@ class InodeParser:
         self._ids = ids
         self._block_size = block_size
         self._inode_count = inode_count
+
+    @property
+    def most_bytes(self) -> int:
+        """More than the inodes of a sound file can take together."""
+        return self._table.most_bytes
 
     def read(self, reference: int) -> Inode:
         """The inode at `reference` (block position << 16 | offset); FormatError if it is damaged."""
@@ -114,6 +121,7 @@ class InodeParser:
             gid=self._ids[gid],
             mtime=mtime,
             number=inode_number,
+            reference=reference,
         )
         extended = number > EXTENDED
         if kind is Kind.FILE:

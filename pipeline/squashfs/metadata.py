@@ -109,7 +109,12 @@ def read_indexed(
     if len(raw) != 8 * blocks:
         raise FormatError(f"{name} is damaged: the table index at {index} is cut short")
     reader = MetadataReader(descriptor, 0, end, expand, name)
-    parts = [reader.block(position)[0] for (position,) in _POINTER.iter_unpack(raw)]
+    parts, following = [], -1
+    for (position,) in _POINTER.iter_unpack(raw):
+        if following not in (-1, position):  # one block many times over would fill the memory
+            raise FormatError(f"{name} is damaged: the table at {index} is not in one piece")
+        part, following = reader.block(position)
+        parts.append(part)
     data = b"".join(parts)
     if len(data) < total or any(len(part) != METADATA_SIZE for part in parts[:-1]):
         raise FormatError(f"{name} is damaged: the table at {index} has {len(data)} bytes, not {total}")

@@ -57,6 +57,7 @@ class SquashfsImage:
         end = superblock.fragment_table if self.fragments else superblock.id_table
         self._listings = MetadataReader(descriptor, superblock.directory_table, end, expand, name)
         self._fragment: tuple[int, bytes] = (NO_FRAGMENT, b"")
+        self._linked: dict[int, Inode] = {}
 
     @classmethod
     def open(cls, path: Path) -> SquashfsImage:
@@ -104,12 +105,19 @@ class SquashfsImage:
         yield b"", root
         folders = {root.number}
         budget = self._listings.most_bytes - root.listing
+        details, counted = self._inodes.most_bytes, set[int]()
         stack = [(b"", self._entries(root))]
         while stack:
             prefix, entries = stack[-1]
             for name, inode in entries:
                 path = prefix + name
                 yield path, inode
+                if (large := len(inode.words) + len(inode.target)) and inode.reference not in counted:
+                    details -= large
+                    if details < 0:
+                        raise self._damaged(f"more is said of its files than its inodes hold, at {path!r}")
+                    if inode.nlink > 1:
+                        counted.add(inode.reference)
                 if inode.kind is Kind.DIRECTORY:
                     budget -= inode.listing
                     if inode.number in folders or budget < 0 or len(stack) >= _MAX_DEPTH:
@@ -221,9 +229,14 @@ class SquashfsImage:
             yield name, inode
 
     def _inode(self, reference: int) -> Inode:
+        found = self._linked.get(reference)
+        if found is not None:
+            return found
         inode = self._inodes.read(reference)
         if inode.xattr_id != NO_XATTRS:
             inode.xattrs = self._xattrs.get(inode.xattr_id)
+        if inode.nlink > 1 and inode.words:  # one object for all names: its words may be megabytes
+            self._linked[reference] = inode
         return inode
 
     def _damaged(self, what: str) -> FormatError:

@@ -150,5 +150,7 @@ class Superblock:
         order.append(self.bytes_used)
         if any(lower > upper for lower, upper in pairwise(order)):
             raise FormatError(f"{name}: damaged superblock: its tables are out of order")
+        if self.fragment_count > self.inode_table:
+            raise FormatError(f"{name}: damaged superblock: more fragments than bytes for them")
         if not self.id_count or not self.inode_count:
             raise FormatError(f"{name}: damaged superblock: no inodes or no owners")

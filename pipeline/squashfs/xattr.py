@@ -21,6 +21,7 @@ _SET = struct.Struct("<QII")
 _TABLE = struct.Struct("<QII")
 _MAX_VALUE = 65536
 _MAX_SETS = 1 << 24
+_MAX_BYTES = 1 << 28  # of names and values in all sets together, which may all lead to one stored value
 
 
 class XattrReader:
@@ -29,6 +30,7 @@ class XattrReader:
     def __init__(self, descriptor: int, superblock: Superblock, expand: Expand, name: str) -> None:
         self._known: dict[int, Xattrs] = {NO_XATTRS: ()}
         self._sets: list[tuple[int, int, int]] = []
+        self._left = _MAX_BYTES
         at = superblock.xattr_table
         if at == ABSENT:
             return
@@ -70,6 +72,9 @@ class XattrReader:
             value, position, offset = self._take(position, offset, length)
             if kind & _OUT_OF_LINE:
                 value = self._elsewhere(value)
+            self._left -= len(name) + len(value)
+            if self._left < 0:
+                raise FormatError(f"{self._name} has more than {_MAX_BYTES} bytes of extended attributes")
             pairs.append((_PREFIXES[kind & 0xFF] + name, value))
         return tuple(sorted(pairs))
 

@@ -151,7 +151,7 @@ class _Comparison:
     def names(self, image: SquashfsImage) -> None:
         """All that is in inodes: every path once, in both directions."""
         tree = self.file.tree
-        numbers: dict[bytes, int] = {}
+        places: dict[bytes, tuple[int, int]] = {}
         first_names: dict[int, bytes] = {}
         for path, inode in image.walk():
             node = tree.get(path)
@@ -161,11 +161,16 @@ class _Comparison:
                 continue
             for difference in _inode_differences(path, inode, node):
                 self._add(difference)
-            if node.entry.kind is not EntryKind.DIRECTORY:
-                first = node.link_to if node.link_to is not None else path
-                same = numbers.setdefault(first, inode.number) == inode.number
-                if not same or first_names.setdefault(inode.number, first) != first:
-                    self._add(Difference(path=path, aspect=Aspect.LINKS, node=node))
+            first = node.link_to if node.link_to is not None else path
+            # The kernel takes inodes with one number for one, whichever it sees first.
+            shared = first_names.setdefault(inode.number, first) != first
+            place = (inode.number, inode.reference)
+            apart = places.setdefault(first, place) != place
+            # mksquashfs, which enroot runs too, gives each name of a symlink an inode of its own
+            taken = node.entry.kind is EntryKind.SYMLINK and self.file.converter.name != "native"
+            if shared or (apart and not taken):
+                self._add(Difference(path=path, aspect=Aspect.LINKS, node=node))
+            self.known += apart and taken
             if len(self.differences) >= _MOST:
                 return
         for path in tree:
@@ -175,7 +180,9 @@ class _Comparison:
     def content(self, image: SquashfsImage, meter: Meter) -> None:
         """Every file's bytes, read once an inode."""
         by_number = {
-            inode.number: path for path, inode in self.found.items() if inode.kind == EntryKind.FILE.value
+            inode.number: path
+            for path, inode in self.found.items()
+            if inode.kind == EntryKind.FILE.value and self._has_its_size(path, inode)
         }
         inodes = [self.found[path] for path in by_number.values()]
 
@@ -188,13 +195,13 @@ class _Comparison:
 
         read_all(image, compare, workers=worker_count(), inodes=inodes)
 
+    def _has_its_size(self, path: bytes, inode: Inode) -> bool:
+        """Whether a file is worth reading: the others are differences already, and may claim any size."""
+        node = self.file.tree.get(path)
+        return node is not None and inode.size == node.entry.size
+
     def _add(self, difference: Difference) -> None:
-        maker, node = self.file.converter.name, difference.node
-        # mksquashfs, which enroot runs too, gives each name of a symlink an inode of its own
-        links = (
-            difference.aspect is Aspect.LINKS and node is not None and node.entry.kind is EntryKind.SYMLINK
-        )
-        if (links and maker != "native") or (maker == "enroot" and is_known(difference, self.file.config)):
+        if self.file.converter.name == "enroot" and is_known(difference, self.file.config):
             self.known += 1
         else:
             self.differences.append(difference)
