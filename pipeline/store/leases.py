@@ -160,7 +160,7 @@ def _parse(path: Path) -> Lease | None:
             cluster=str(data.get("cluster") or ""),
             expires=min(moment(str(data["expires"])).timestamp(), latest),
         )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
     finally:
         os.close(descriptor)

@@ -39,7 +39,7 @@ def known_tags(client: RegistryClient, repository: str, cache: Path) -> list[str
         return client.tags(repository)
     tags = _tags(answer.body, f"{client.host}/{repository}")
     fresh = answer.headers.get("etag", "")
-    if fresh:
+    if fresh and fresh.isascii() and fresh.isprintable():  # what a header takes back
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             replace(path, json.dumps({"etag": fresh, "tags": tags}).encode())
@@ -57,5 +57,5 @@ def _held(path: Path) -> tuple[str, list[str]]:
 def _tags(body: bytes, name: str) -> list[str]:
     try:
         return sorted(str(tag) for tag in json.loads(body)["tags"] or ())
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise RegistryError(f"{name} gives a list of tags that is none") from None

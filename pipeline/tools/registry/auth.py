@@ -7,6 +7,7 @@ the challenge syntax is RFC 9110 section 11.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -22,6 +23,8 @@ from pipeline.tools.http import plain_http_allowed
 
 _SCHEME = re.compile(r"\s*,?\s*([A-Za-z][A-Za-z0-9._~+-]*)(?:\s+|$)")
 _PARAMETER = re.compile(r'\s*,?\s*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+
+_TOKEN = re.compile(r"[\x21-\x7e]+")  # what a header takes
 
 # The specification's default; a token is renewed this much before its end, so that it does not end on the
 # way.
@@ -80,11 +83,11 @@ class _Token:
 class Authenticator:
     """Makes the ``Authorization`` header for one registry. Safe to call from several threads.
 
-    ``fetch`` sends a request to a token server, with retries, and gives its answer whatever the status.
+    ``fetch`` sends a request to a token server, with retries, and gives status and body of its answer.
     """
 
     def __init__(
-        self, host: str, provider: CredentialsProvider, fetch: Callable[[httpx.Request], httpx.Response]
+        self, host: str, provider: CredentialsProvider, fetch: Callable[[httpx.Request], tuple[int, bytes]]
     ) -> None:
         self._host = host
         self._provider = provider
@@ -155,14 +158,14 @@ class Authenticator:
             return held.value
         request = self._token_request(challenge, scopes)
         asked_at = time.monotonic()
-        response = self._fetch(request)
-        if response.status_code != httpx.codes.OK:
-            raise self._refused(request, response)
+        status, body = self._fetch(request)
+        if status != httpx.codes.OK:
+            raise self._refused(request, status)
         try:
-            answer = response.json()
-            value = str(answer.get("token") or answer["access_token"])
+            answer = json.loads(body)
+            value = _TOKEN.fullmatch(answer.get("token") or answer["access_token"])[0]  # type: ignore[index]
             seconds = float(answer.get("expires_in") or _TOKEN_SECONDS)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             raise RegistryError(
                 f"the token server {request.url.host} of {self._host} gave an answer without a token",
                 hint="is a proxy or a login page in between?",
@@ -174,7 +177,13 @@ class Authenticator:
 
     def _token_request(self, challenge: Challenge, scopes: tuple[Scope, ...]) -> httpx.Request:
         realm = challenge.get("realm")
-        parts = urlsplit(realm)
+        try:
+            parts, url = urlsplit(realm), httpx.URL(realm)
+            _ = parts.port  # one that is none raises
+        except (ValueError, httpx.InvalidURL):
+            raise RegistryError(
+                f"{self._host} sends us to the token server {realm[:100]!r}, which is no address"
+            ) from None
         secure = parts.scheme == "https" or (parts.scheme == "http" and plain_http_allowed(parts.netloc))
         if not secure:
             raise RegistryError(
@@ -189,12 +198,11 @@ class Authenticator:
         if credentials is not None and credentials.identity_token:
             form = {"grant_type": "refresh_token", "client_id": "sqshpipe", "service": service}
             form |= {"scope": " ".join(map(str, scopes)), "refresh_token": credentials.identity_token}
-            return httpx.Request("POST", realm, data=form)
+            return httpx.Request("POST", url, data=form)
         headers = {"Authorization": credentials.basic()} if credentials is not None else {}
-        return httpx.Request("GET", realm, params=query, headers=headers)
+        return httpx.Request("GET", url, params=query, headers=headers)
 
-    def _refused(self, request: httpx.Request, response: httpx.Response) -> RegistryError:
-        status = response.status_code
+    def _refused(self, request: httpx.Request, status: int) -> RegistryError:
         where = f"the token server {request.url.host} of {self._host}"
         if status in (401, 403):
             if self._credentials is None:

@@ -235,7 +235,14 @@ class RegistryClient:
 def next_page(answer: Answer) -> str | None:
     """Where a list goes on, as its ``Link`` says (RFC 5988); None at its end."""
     match = _NEXT.search(answer.headers.get("link", ""))
-    return None if match is None else str(httpx.URL(answer.url).join(match.group(1)))
+    if match is None:
+        return None
+    try:
+        return str(httpx.URL(answer.url).join(match.group(1)))
+    except (ValueError, httpx.InvalidURL):
+        raise RegistryError(
+            f"a list of {httpx.URL(answer.url).host} goes on at {match.group(1)[:100]!r}, which is no address"
+        ) from None
 
 
 def _said_digest(answer: Answer) -> Digest | None:
@@ -251,5 +258,5 @@ def _tags_in(answer: Answer, host: str, repository: str) -> list[str]:
     try:
         tags = json.loads(answer.body)["tags"]
         return [str(tag) for tag in tags or ()]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise RegistryError(f"{host}/{repository} gives a list of tags that is none") from None

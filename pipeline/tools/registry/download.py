@@ -30,7 +30,7 @@ log = structlog.get_logger()
 _T = TypeVar("_T")
 _READ = 1 << 20
 _PROGRESS = 1 << 20  # a connection that brought this much is not counted as a failure when it breaks
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
 class Stopped(Exception):

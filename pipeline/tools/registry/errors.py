@@ -44,7 +44,7 @@ def parse_body(body: bytes) -> tuple[str, str]:
     try:
         first = json.loads(body)["errors"][0]
         return str(first.get("code", "")), _printable(str(first.get("message", "")))
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return "", ""
 
 

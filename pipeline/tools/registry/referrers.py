@@ -111,7 +111,7 @@ def _referrer(entry: Mapping[str, Any]) -> Referrer:
     annotations = entry.get("annotations")
     return Referrer(
         digest=Digest.parse(str(entry.get("digest", ""))),
-        size=int(entry.get("size", 0)),
+        size=strict_json.integer(entry, "size", "an entry of a list of referrers"),
         artifact_type=str(entry.get("artifactType", "")),
         annotations=annotations if isinstance(annotations, dict) else {},
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import email.utils
 import http
 import random
+import re
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -233,17 +234,22 @@ class Session:
             )
         return target
 
-    def _fetch_token(self, request: httpx.Request) -> httpx.Response:
+    def _fetch_token(self, request: httpx.Request) -> tuple[int, bytes]:
         what = f"a token from {request.url.host}"
+        request.headers["Accept-Encoding"] = "identity"
 
-        def attempt() -> httpx.Response:
+        def attempt() -> tuple[int, bytes]:
             try:
-                response = self._client.send(request)
+                response = self._client.send(request, stream=True)
+                try:
+                    body = _bounded(response, request.url.host, what)
+                finally:
+                    response.close()
             except httpx.TransportError as error:
                 raise self.cut(what, error) from error
             if response.status_code in _WORTH_AGAIN:
-                raise self._classified(what, response, response.content[:MAX_BODY])
-            return response
+                raise self._classified(what, response, body)
+            return response.status_code, body
 
         return self.patiently(attempt)
 
@@ -306,11 +312,11 @@ def _retry_after(response: httpx.Response) -> float | None:
     value = response.headers.get("retry-after", "")
     if not value:
         return None
-    if value.strip().isdigit():
-        return float(value)
     try:
+        if re.fullmatch(r"\s*[0-9]+\s*", value):
+            return float(value)
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

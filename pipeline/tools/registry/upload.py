@@ -30,7 +30,7 @@ Opener = Callable[[int], Iterator[bytes]]
 """Gives a blob's bytes from an offset on; called again when an upload goes on after a cut."""
 
 _PIECE = 1 << 20
-_RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _FORGOTTEN = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID", "RANGE_INVALID"})
 
 
