@@ -27,9 +27,9 @@ test_tools='docker:docker.io dockerd:docker.io unsquashfs:squashfs-tools skopeo:
 grep -qs '^ID=ubuntu' /etc/os-release || test_tools="$test_tools chromium:chromium"
 
 case $purpose in
-    run) tools=$run_tools extras='' ;;
-    demo) tools="$run_tools $demo_tools" extras='' ;;
-    test) tools="$run_tools $demo_tools $test_tools" extras='[dev]' ;;
+    run) tools=$run_tools extras='' lock=requirements.txt ;;
+    demo) tools="$run_tools $demo_tools" extras='' lock=requirements.txt ;;
+    test) tools="$run_tools $demo_tools $test_tools" extras='[dev]' lock=tests/requirements.txt ;;
     *) echo "bootstrap: $purpose is none of run, demo, test" >&2; exit 2 ;;
 esac
 
@@ -75,19 +75,14 @@ fi
 
 # One stamp a set of dependencies, older than pyproject.toml and the lock when these have changed.
 stamp=$venv/.installed$extras
-lock=tests/requirements.txt
 if [ ! -e "$stamp" ] || [ -n "$(find pyproject.toml "$lock" -newer "$stamp")" ]; then
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     echo "bootstrap: installing the Python packages of sqshpipe$extras into $venv" >&2
     # --no-compile: most of what the tests bring is imported by few of them; the rest is compiled below
-    set -- "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile
-    if [ "$purpose" = test ]; then
-        # Every file that comes has a hash in the lock, what builds the project itself included.
-        "$@" --no-deps --require-hashes -r "$lock"
-        "$@" --no-deps --no-build-isolation -e .
-    else
-        "$@" -e ".$extras"
-    fi
+    set -- "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
+    # Every file that comes has a hash in the lock, what builds the project itself included.
+    "$@" --require-hashes -r "$lock"
+    "$@" --no-build-isolation -e .
     # Whoever may not write here, or has PYTHONDONTWRITEBYTECODE, would compile all that a command loads at every
     # start, which makes it take three times as long.
     "$venv/bin/python" -m compileall -qq -j 0 -x '/(moto|mypy|pip|pygments|hypothesis)/' pipeline "$venv"/lib || :

@@ -23,6 +23,7 @@ else:
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "tests" / "requirements.txt"
+RUN_LOCK = ROOT / "requirements.txt"
 PYTHONS = ("3.10", "3.11", "3.12")
 _PIN = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^ ;\\]+)(?: ; (?P<marker>[^\\]+?))? \\$")
 # Where the name of what is imported is another than the package's.
@@ -49,9 +50,9 @@ class Pin:
     hashes: tuple[str, ...]
 
 
-def _pins() -> list[Pin]:
+def _pins(lock: Path) -> list[Pin]:
     found: list[Pin] = []
-    lines = [line for line in LOCK.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    lines = [line for line in lock.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     blocks = re.split(r"\n(?=\S)", "\n".join(lines))
     for block in filter(None, blocks):
         head, *rest = block.splitlines()
@@ -70,7 +71,8 @@ def _pins() -> list[Pin]:
     return found
 
 
-PINS = _pins()
+PINS = _pins(LOCK)
+RUN_PINS = _pins(RUN_LOCK)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BUILD = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -82,9 +84,9 @@ def _environment(python: str) -> dict[str, str]:
     return {**environment, "python_version": python, "python_full_version": f"{python}.99", "extra": ""}
 
 
-def _locked(name: str, python: str) -> list[Pin]:
+def _locked(name: str, python: str, pins: list[Pin] = PINS) -> list[Pin]:
     here = _environment(python)
-    return [pin for pin in PINS if pin.name == name and (not pin.marker or Marker(pin.marker).evaluate(here))]
+    return [pin for pin in pins if pin.name == name and (not pin.marker or Marker(pin.marker).evaluate(here))]
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -107,8 +109,40 @@ def test_each_package_has_one_version_a_python_and_a_hash(python: str) -> None:
         assert len(_locked(pin.name, python)) <= 1, f"{pin.name} is locked twice for Python {python}"
 
 
-def test_the_lock_names_no_place_to_fetch_from() -> None:
-    text = LOCK.read_text(encoding="utf-8")
+@pytest.mark.parametrize("python", PYTHONS)
+def test_what_people_install_is_locked_too_and_is_what_was_tested(python: str) -> None:
+    """With all that its packages need in turn, as they say themselves; and nothing besides."""
+    roots = [Requirement(text) for text in [*PROJECT["dependencies"], *BUILD, "editables"]]
+    waiting = [(canonicalize_name(each.name), frozenset(each.extras)) for each in roots]
+    needed: set[str] = set()
+    here = {**_environment(python), "sys_platform": "linux", "platform_system": "Linux"}
+    while waiting:
+        name, extras = waiting.pop()
+        needed.add(name)
+        [pin] = _locked(name, python, RUN_PINS)
+        [tested] = _locked(name, python)
+        assert (pin.version, pin.hashes) == (tested.version, tested.hashes)
+        try:
+            asked = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:  # for another Python than this one
+            asked = []
+        for text in asked:
+            wanted = Requirement(text)
+            marker = wanted.marker
+            if marker is None or any(marker.evaluate({**here, "extra": extra}) for extra in {"", *extras}):
+                below = (canonicalize_name(wanted.name), frozenset(wanted.extras))
+                if below[0] not in needed or below[1]:
+                    waiting.append(below)
+    locked = {pin.name for pin in RUN_PINS if _locked(pin.name, python, RUN_PINS)}
+    assert needed <= locked
+    if python == f"{sys.version_info.major}.{sys.version_info.minor}":
+        elsewhere = {"colorama", "pywin32", "tomlkit"}  # Windows, and what newer builders ask for
+        assert locked - needed <= elsewhere, f"locked, and needed by nothing: {locked - needed}"
+
+
+@pytest.mark.parametrize("lock", [LOCK, RUN_LOCK], ids=["tests", "run"])
+def test_the_lock_names_no_place_to_fetch_from(lock: Path) -> None:
+    text = lock.read_text(encoding="utf-8")
     assert "://" not in text
     assert not re.search(r"--(extra-)?index|--find-links|--trusted-host|-f |git\+", text)
 
@@ -206,10 +240,19 @@ def test_no_step_downloads_and_runs() -> None:
                 assert "--require-hashes" in line, f"{path.name}:{number} installs without hashes"
 
 
-def test_bootstrap_installs_tests_from_the_lock_alone() -> None:
+def test_bootstrap_installs_from_the_locks_alone() -> None:
     text = (ROOT / "bootstrap.sh").read_text(encoding="utf-8")
-    assert '--no-deps --require-hashes -r "$lock"' in text
-    assert "--no-deps --no-build-isolation -e ." in text
+    installs = [line.strip() for line in text.splitlines() if "pip install" in line or '"$@"' in line]
+    assert [line.rpartition("-m ")[2] for line in installs] == [
+        "pip install --quiet --disable-pip-version-check --no-compile --no-deps",
+        '"$@" --require-hashes -r "$lock"',
+        '"$@" --no-build-isolation -e .',
+    ]
+    assert re.findall(r"lock=(\S+)", text) == [
+        "requirements.txt",
+        "requirements.txt",
+        "tests/requirements.txt",
+    ]
     assert "hatchling" in (ROOT / "tests" / "requirements.in").read_text(encoding="utf-8")
 
 
