@@ -7,8 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from pipeline.cluster.install import ImporterSettings, install
 from pipeline.store.store import Store
 from tests import conftest
 from tests.integration.cluster.conftest import record_of
-from tests.support.slurm import Slurm, missing, private_slurm
+from tests.support.slurm import Slurm, missing, private_slurm, until
 
 NODES, TASKS = 2, 8
 # As pyxis on each node of a step: a get, the tasks in one mount, and release, twice and without node name.
@@ -37,15 +36,6 @@ if [ "$SLURM_LOCALID" = 0 ]; then
     SLURMD_NODENAME= {program} release
 fi
 """
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_a_running_step_keeps_its_file_and_an_ended_one_does_not(

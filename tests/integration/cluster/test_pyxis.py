@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +18,11 @@ import pytest
 
 from pipeline.cluster.install import ImporterSettings, install, plugstack_line
 from pipeline.store.store import Store
-from tests.support.slurm import Slurm, missing, private_slurm
+from tests.integration.cluster.conftest import record_of
+from tests.support.slurm import Slurm, missing, private_slurm, until
 
 USUAL = ("/usr/local/lib/slurm", "/usr/lib/slurm", "/usr/lib/x86_64-linux-gnu/slurm", "/opt/sqshpipe/lib")
-TASKS = 8
+NODES, TASKS = 2, 8
 
 
 def _spank() -> Path | None:
@@ -51,7 +52,7 @@ def pyxis(published: Store) -> Iterator[Slurm]:
         line = plugstack_line(
             program, str(_spank()), [f"runtime_path={folder}/runtime", "execute_entrypoint=0"]
         )
-        with private_slurm(folder / "slurm", nodes=1, plugstack=line + "\n") as cluster:
+        with private_slurm(folder / "slurm", nodes=NODES, gpus=TASKS, plugstack=line + "\n") as cluster:
             yield cluster
 
 
@@ -64,33 +65,60 @@ def environment(cluster: Slurm) -> dict[str, str]:
     return {**places, "NVIDIA_VISIBLE_DEVICES": "void"}
 
 
-def test_ranks_start_from_the_published_file_and_leave_no_lease(pyxis: Slurm, published: Store) -> None:
-    ask = "import json, os, time; time.sleep(1); "
-    ask += "print(json.dumps([os.stat('/word').st_dev, open('/word').read()]))"
-    argv = ["srun", "-N1", f"-n{TASKS}", "-t2", "--container-image=demo:v1.0", "python3", "-c", ask]
-    done = pyxis.run(argv, timeout=120, env=environment(pyxis))
-    ranks = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert len(ranks) == TASKS
-    assert {word for _, word in ranks} == {"one mount\n"}
-    assert len({device for device, _ in ranks}) == 1
-    deadline = time.monotonic() + 10
-    while list((published.root / "leases").glob("job-*")) and time.monotonic() < deadline:
-        time.sleep(0.2)
+def sqshpipe(*words: str | Path, cluster: Slurm) -> str:
+    done = cluster.run([sys.executable, "-m", "pipeline", *words], env=environment(cluster), timeout=60)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("runtime", ["pyxis", "path"])
+def test_a_rendered_job_has_one_mount_a_node(
+    pyxis: Slurm, published: Store, tmp_path: Path, runtime: str
+) -> None:
+    out = tmp_path / "out"
+    ask = (
+        "import json, os, time; time.sleep(1); e = os.environ; print(json.dumps([e['RANK'], e['LOCAL_RANK'], "
+    )
+    ask += "e['WORLD_SIZE'], e['SLURMD_NODENAME'], os.stat('/word').st_dev, open('/word').read()]))"
+    words = ["job", "render", "demo", "--runtime", runtime, "-N", str(NODES), f"--sbatch=--output={out}"]
+    job = sqshpipe(*words, "--submit", "--", "python3", "-c", ask, cluster=pyxis).split()[0]
+    assert pyxis.wait_job(job, timeout=120) == "COMPLETED", out.read_text()
+    ranks = [json.loads(line) for line in out.read_text().splitlines() if line.startswith("[")]
+    assert sorted(int(rank[0]) for rank in ranks) == list(range(NODES * TASKS))
+    assert {(rank[2], rank[5]) for rank in ranks} == {(str(NODES * TASKS), "one mount\n")}
+    for node in pyxis.nodes:
+        assert sorted(int(rank[1]) for rank in ranks if rank[3] == node) == list(range(TASKS))
+        assert len({rank[4] for rank in ranks if rank[3] == node}) == 1, (
+            "every task of a node reads one device"
+        )
     assert not list((published.root / "leases").glob("job-*"))
 
 
-def test_a_lease_is_there_while_the_step_runs(pyxis: Slurm, published: Store) -> None:
-    wrap = "srun -n1 --container-image=demo python3 -c 'import time; time.sleep(4)'"
-    job = pyxis.run(["sbatch", "--parsable", "--wrap", wrap], env=environment(pyxis)).stdout.strip()
-    deadline = time.monotonic() + 60
-    leases: list[Path] = []
-    while not leases and time.monotonic() < deadline:
-        leases = list((published.root / "leases").glob("job-*"))
-        time.sleep(0.1)
-    assert [json.loads(each.read_text())["job"] for each in leases] == [job]
-    assert json.loads(leases[0].read_text())["sha256"] == published.resolve("demo").sha256
-    assert pyxis.wait_job(job, timeout=90) == "COMPLETED"
-    assert not list((published.root / "leases").glob("job-*"))
+def test_prune_spares_the_file_while_a_step_runs_and_takes_it_afterwards(
+    pyxis: Slurm, published: Store, image: Path, tmp_path: Path
+) -> None:
+    newer, meet, out = tmp_path / "newer.sqsh", tmp_path / "meet", tmp_path / "out"
+    newer.write_bytes(image.read_bytes() + b"\0" * 4096)
+    published.publish(record_of(newer, "v2.0", "2026-02-01T00:00:00Z"), newer)
+    held, leases = published.resolve("demo:v1.0").path, published.root / "leases"
+    meet.mkdir()
+    wait = "echo up; while [ ! -e /meet/go ]; do sleep 0.2; done"
+    step = f"srun --container-image=demo:v1.0 --container-mounts={meet}:/meet sh -c '{wait}; cat /word'"
+    argv = ["sbatch", "--parsable", f"-N{NODES}", f"--ntasks-per-node={TASKS}", f"--output={out}"]
+    job = pyxis.run([*argv, "--wrap", step], env=environment(pyxis)).stdout.strip()
+    assert until(lambda: out.exists() and out.read_text().count("up\n") == NODES * TASKS, 90), pyxis.tail()
+    told = [json.loads(each.read_text()) for each in leases.glob("job-*")]
+    assert {(each["job"], each["sha256"]) for each in told} == {(job, held.stem)}
+    assert sorted(each["host"] for each in told) == list(pyxis.nodes)
+    prune = ["prune", "--keep", "1", "--grace", "0m", "--delete-after", "0m"]
+    assert f"job {job}" in sqshpipe(*prune, cluster=pyxis)
+    assert held.exists()
+    (meet / "go").touch()
+    assert pyxis.wait_job(job, timeout=90) == "COMPLETED", out.read_text()
+    assert out.read_text().count("one mount\n") == NODES * TASKS
+    assert until(lambda: not list(leases.glob("job-*")), 10)
+    for _ in range(3):
+        sqshpipe(*prune, cluster=pyxis)
+    assert not held.exists()
 
 
 def test_what_is_not_published_is_refused_with_the_nearest_names(pyxis: Slurm) -> None:
