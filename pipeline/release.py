@@ -257,7 +257,7 @@ def tested(spec: ImageSpec, file: Path, name: str, story: Story) -> None:
     """Run the image's own tests, if it has any, inside a .sqsh. Raises VerificationError when one fails."""
     if spec.test:
         with story.stage("test") as meter:
-            tried = try_image(file, spec.test, name=name, meter=meter)
+            tried = try_image(file, spec.test, name=name, slurm_options=spec.test_on, meter=meter)
             story.result(f"{len(tried)} of {len(spec.test)} commands passed")
 
 

@@ -272,6 +272,11 @@ class ImageSettings(Model):
         default=None, description="Rebuild without a changed input after this time."
     )
     track: TrackModel | None = None
+    test_on: list[Annotated[str, Field(pattern=r"^-\S+$")]] | None = Field(
+        default=None,
+        description="Options of srun for a node that runs `test`; left out: this host.",
+        examples=[["--partition=gpu", "--gpus=1"]],
+    )
 
 
 class ImageModel(ImageSettings):
@@ -286,7 +291,9 @@ class ImageModel(ImageSettings):
     secrets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")], SecretModel] = {}
     target: str | None = Field(default=None, description="The stage of the Dockerfile that is the result.")
     test: list[str] = Field(
-        default=[], description="A command that must succeed in the image, as a list of words."
+        default=[],
+        description="Shell commands that must succeed in the finished .sqsh before it is published.",
+        examples=[["python -c 'import torch; assert torch.cuda.is_available()'"]],
     )
 
     @field_validator("build_args")

@@ -269,6 +269,7 @@ class _Reader:
             keep=settings.keep,
             max_age=settings.max_age,
             test=tuple(model.test),
+            test_on=None if settings.test_on is None else tuple(settings.test_on),
             track=Track(**settings.track.model_dump()) if settings.track else None,
         )
 

@@ -187,6 +187,7 @@ class ImageSpec:
     keep: int = 5
     max_age: timedelta | None = None
     test: tuple[str, ...] = ()
+    test_on: tuple[str, ...] | None = None  # options of srun; None: here
     track: Track | None = None
 
     @property

@@ -68,7 +68,8 @@ def _on_a_node(path: Path, command: str, options: Sequence[str], timeout: float)
     package = str(Path(__file__).resolve().parents[2])
     start = f"import sys; sys.path.insert(0, {package!r}); from pipeline.cli.app import main; main()"
     step = [sys.executable, "-I", "-c", start, "run", str(path), "--", *_shell(command)]
-    return slurm.srun(["--nodes=1", "--ntasks=1", *options], step, timeout=timeout, check=False)
+    places = ["--nodes=1", "--ntasks=1", *options]
+    return slurm.srun(places, step, timeout=timeout, check=False, own_job=True)
 
 
 def _failed(name: str, command: str, done: process.Completed) -> VerificationError:

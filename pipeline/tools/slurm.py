@@ -24,6 +24,7 @@ _ENDED = frozenset(
 )
 _HINT = "run this on a host of the cluster where squeue works, or set SLURM_CONF"
 # A user's own defaults for squeue and sinfo would filter or reshape what we read.
+_PLACE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")  # which cluster, and as whom
 _PERSONAL = (
     "SQUEUE_",
     "SINFO_",
@@ -160,10 +161,21 @@ def check_script(script: Path, options: Sequence[str] = ()) -> None:
 
 
 def srun(
-    options: Sequence[str], command: Sequence[str], *, timeout: float | None, check: bool = True
+    options: Sequence[str],
+    command: Sequence[str],
+    *,
+    timeout: float | None,
+    check: bool = True,
+    own_job: bool = False,
 ) -> process.Completed:
-    """Run a command as a job step; `timeout` (seconds) ends srun and so the step. Raises ToolError."""
-    return process.run(["srun", *options, *command], env=_clean(), timeout=timeout, check=check, hint=_HINT)
+    """Run a command as a job step; `timeout` (seconds) ends srun and so the step. Raises ToolError.
+
+    With `own_job` also inside a job, whose nodes srun would take whatever the options ask for.
+    """
+    env = _clean()
+    if own_job:
+        env = {name: value for name, value in env.items() if name in _PLACE or not name.startswith("SLURM")}
+    return process.run(["srun", *options, *command], env=env, timeout=timeout, check=check, hint=_HINT)
 
 
 def _ask(argv: Sequence[str]) -> str:

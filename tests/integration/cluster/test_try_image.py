@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import release
+from pipeline.config import load
 from pipeline.errors import VerificationError
+from pipeline.progress import UNTOLD
 from pipeline.stages.try_image import try_image
 from tests.support.slurm import Slurm
 
@@ -38,3 +41,20 @@ def test_a_step_of_slurm_tries_it_on_a_node(image: Path, slurm: Slurm, tmp_path:
     assert out.read_text() == "n2\none mount\n"
     with pytest.raises(VerificationError, match="exit code 3"):
         try_image(image, ["exit 3"], slurm_options=["-w", "n2"], timeout=60)
+
+
+@pytest.mark.usefixtures("_here", "slurm")
+def test_images_yaml_says_which_node_tries_it(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "step"
+    (tmp_path / "images.yaml").write_text(
+        "version: 1\n"
+        "defaults: {test_on: [-wn1]}\n"
+        "images:\n"
+        f"  demo: {{base: 'debian:12', test_on: [-wn2, --gpus=1], test: ['echo $SLURMD_NODENAME > {out}']}}\n"
+    )
+    monkeypatch.setenv("SLURM_JOB_ID", "999999")  # as within a job of --executor slurm
+    monkeypatch.setenv("SLURM_NODELIST", "n1")
+    release.tested(load(tmp_path / "images.yaml").images["demo"], image, "demo:v1.0", UNTOLD)
+    assert out.read_text() == "n2\n"

@@ -99,7 +99,7 @@ images:
     build_args: {{TRANSFORMERS: "4.36.0", TOKENIZERS_VERSION: "0.15"}}
     secrets: {{hf: {{env: HF_TOKEN}}, netrc: {{file: netrc}}}}
     target: final
-    test: [python, -c, import torch]
+    test: ["python -c 'import torch'"]
 """
         )
     )
@@ -109,7 +109,7 @@ images:
         "hf": SecretSource(env="HF_TOKEN"),
         "netrc": SecretSource(file=tmp_path / "netrc"),
     }
-    assert demo.test == ("python", "-c", "import torch")
+    assert demo.test == ("python -c 'import torch'",)
     assert not demo.mirrored
 
 
