@@ -143,7 +143,7 @@ def parallelcluster() -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         pip = [str(python), "-m", "pip", "install", "-q", "aws-parallelcluster==3.16.1", "setuptools<81"]
         for argv in ([sys.executable, "-m", "venv", str(folder)], pip):
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=240)
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=540)
             if done.returncode != 0:
                 shutil.rmtree(folder, ignore_errors=True)
                 missing(f"aws-parallelcluster does not install here: {done.stderr.strip()[-300:]}")
