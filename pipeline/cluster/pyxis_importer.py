@@ -567,9 +567,11 @@ def import_once(settings: Settings, text: str) -> str:
             command = [settings.enroot, "import", "--output", temporary, text]
             try:
                 done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, check=False)
+                if done.returncode:
+                    raise Refused(f"{text} is not published, and enroot import failed ({done.returncode})")
                 with open(temporary, "rb") as file:
-                    if done.returncode or file.read(4) != MAGIC:
-                        raise Refused(f"{text} is not published, and enroot import failed")
+                    if file.read(4) != MAGIC:
+                        raise Refused(f"{text} is not published, and enroot import made no squashfs")
                 os.rename(temporary, path)
             except OSError as error:
                 raise Refused(f"{text} is not published, and enroot import failed: {error}") from None
