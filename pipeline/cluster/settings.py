@@ -36,7 +36,6 @@ class Software(_Part):
     squashfuse: Pinned | None = (
         None  # source archive; without it the distribution's package, where it has one
     )
-    sqshpipe: Pinned | None = None  # wheel; only its importer is installed
 
 
 class Node(_Part):

@@ -36,6 +36,17 @@ def test_every_script_is_good_shell_and_names_its_digest(launcher: Launcher, run
     assert not any("container" in each for each in options), "pyxis would run the script itself in the image"
 
 
+@pytest.mark.needs("shellcheck")
+@pytest.mark.parametrize("launcher", ["pytorch", "torchrun", "mpi", "mpirun"])
+@pytest.mark.parametrize("runtime", ["pyxis", "path", "run"])
+def test_every_script_passes_shellcheck(launcher: Launcher, runtime: Runtime) -> None:
+    jobs = Jobs(mounts=("/fsx/data",), env={}, partition="gpu", time="1:00:00", cpus_per_task=4)
+    hosts = ("a", "b") if launcher == "mpirun" else ()
+    for rendered in (text(launcher, runtime, hosts=hosts), text(launcher, runtime, hosts=hosts, jobs=jobs)):
+        done = subprocess.run(["shellcheck", "-"], input=rendered, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout
+
+
 def test_pytorch_has_a_rank_for_each_gpu_and_no_mpi() -> None:
     rendered = text("pytorch", jobs=Jobs(gpus_per_node=4))
     assert "#SBATCH --ntasks-per-node=4\n" in rendered
