@@ -131,12 +131,14 @@ def bench_node(
     from pipeline.cluster import bench
 
     rows = []
+    if not json:
+        output.data(f"{'':<20} first rank  work")
     for each in bench.bench(
         node_verbs.wanted(image, store), scratch or Path(tempfile.gettempdir()), command or ()
     ):
         rows.append(each)
         if not json:
-            times = f"{_seconds(each.first_rank)} {_seconds(each.work)}"
+            times = f"{_seconds(each.first_rank)}    {_seconds(each.work)}"
             output.data(f"{each.way:<20} {times}  {each.note}".rstrip())
     if json:
         output.data_json(

@@ -204,6 +204,8 @@ def _bind(source: Path, root: Path, bind: Bind) -> None:
         elif not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.touch()
+    except FileExistsError as error:
+        raise ConfigError(f"cannot mount {source} on {bind.target}: that is a file in the image") from error
     except OSError as error:
         raise ConfigError(
             f"cannot mount {source} on {bind.target}: the image has no such place and is read-only",

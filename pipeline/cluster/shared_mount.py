@@ -98,12 +98,16 @@ def release(sha256: str, holder: str) -> None:
 
 
 def clear(node: Path) -> None:
-    """Unmount what only dead callers held."""
+    """Unmount what only dead callers held, and remove what they left."""
     for folder in _folders(node):
         if not any(_alive(each.name) for each in _holders(folder)):
             with _locked(folder) as still_there:
                 if still_there:
                     _unmount_if_unused(folder)
+    for root in node.glob("root-*"):  # where the command of a `run` that was killed had its root
+        if not _start_time(int(root.name.partition("-")[2])):
+            with contextlib.suppress(OSError):
+                root.rmdir()
 
 
 def release_job(job: str) -> None:

@@ -167,6 +167,7 @@ def test_commands_run_in_the_image_with_its_environment(node: Path, image: Path,
     run(image, "--", "sh", "-c", "exit 7", code=7)
     run(image, "--", "sh", "-c", "kill -9 $$", code=137)
     run(image, "-m", "/nowhere:/x", "--", "true", code=2)
+    run(image, "-m", f"{tmp_path}:/word", "--", "true", code=2)
     run(image, "-m", "relative", "--", "true", code=2)
     assert mounts(node) == []
 
@@ -187,6 +188,19 @@ def test_a_signal_reaches_the_command_and_the_mount_goes(node: Path, image: Path
     rank.terminate()
     ended(rank, 9)
     assert mounts(node) == []
+
+
+def test_a_run_that_was_killed_leaves_nothing(node: Path, image: Path) -> None:
+    rank = sqshpipe("run", image, "--", "sh", "-c", "echo $$; exec sleep 600")
+    assert rank.stdout is not None
+    command = int(rank.stdout.readline())
+    rank.kill()
+    os.kill(command, signal.SIGKILL)  # as Slurm does with all processes of a step
+    rank.communicate()
+    assert len(mounts(node)) == 1
+    ended(sqshpipe("unmount"))
+    assert mounts(node) == []
+    assert not list(node.iterdir())
 
 
 def test_capture_keeps_what_a_command_says(node: Path, image: Path) -> None:
