@@ -10,12 +10,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """``command`` is run in ``folder`` as ``user``; ``environment`` is a file of NAME=value lines, if any."""
+    """``command`` is run in ``folder`` as ``user``.
+
+    ``environment`` is a file of NAME=value lines, for the registries' passwords and what else a login shell
+    would have; it need not exist.
+    """
 
     command: Sequence[str | Path]
     folder: Path
     user: str
-    environment: Path | None = None
+    environment: Path = Path("/etc/sqshpipe.env")
 
 
 def systemd(schedule: Schedule) -> str:
@@ -32,7 +36,8 @@ def systemd(schedule: Schedule) -> str:
         "Type=oneshot",
         f"User={schedule.user}",
         f"WorkingDirectory={_percent(str(schedule.folder))}",
-        *([f"EnvironmentFile={_percent(str(schedule.environment))}"] if schedule.environment else []),
+        "# Passwords and settings that only this user may read, such as NGC_API_KEY=…; it may be missing.",
+        f"EnvironmentFile=-{_percent(str(schedule.environment))}",
         f"ExecStart={command}",
         "Nice=10",
         "IOSchedulingClass=idle",
@@ -61,10 +66,10 @@ def systemd(schedule: Schedule) -> str:
 def crontab(schedule: Schedule) -> str:
     """One line for /etc/cron.d/sqshpipe; flock keeps a slow run from being overtaken by the next."""
     command = shlex.join(str(word) for word in schedule.command)
-    before = f". {shlex.quote(str(schedule.environment))} && " if schedule.environment else ""
-    line = f"cd {shlex.quote(str(schedule.folder))} && {before}exec flock -n .sqshpipe-refresh.lock {command}"
-    if before:
-        line = f"set -a; {line}"
+    file = shlex.quote(str(schedule.environment))
+    settings = f"set -a; [ ! -r {file} ] || . {file}; set +a"
+    run = f"cd {shlex.quote(str(schedule.folder))} && exec flock -n .sqshpipe-refresh.lock {command}"
+    line = f"{settings}; {run}"
     # In a crontab a bare % is a newline.
     return f"17 */6 * * * {schedule.user} {line.replace('%', chr(92) + '%')}\n"
 
