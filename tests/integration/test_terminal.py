@@ -88,3 +88,19 @@ def test_every_verb_has_one_line_in_the_list_and_the_list_ends_with_first_steps(
     verbs = panels[panels.index(next(line for line in panels if line.startswith("│ image "))) :]
     assert not [line for line in verbs if line.startswith("│   ")], "a verb's help runs into a second line"
     assert "First steps: sqshpipe init" in shown
+
+
+def test_lists_and_facts_fit_and_keep_wide_characters(screen: Screen, tmp_path: Path) -> None:
+    store = showcase(tmp_path / "store", tmp_path / "work")
+    store.mark(
+        "pytorch:24.01",
+        "yank",
+        reason="노드 16개에서 NCCL이 멈춥니다. 다음 버전을 쓰고, 급하면 24.02로 돌아가세요",
+    )
+    lines = screen("list", "--store", "store").splitlines()
+    assert sum(bool(re.match(r"megatron-training:v.* published$", line)) for line in lines) == 5
+    shown = screen("show", "pytorch:24.01", "--store", "store")
+    start = shown.index("state")
+    reason = shown[start : shown.index("path")]
+    assert reason.splitlines()[1].startswith(" " * 12), "broken at a word, under its beginning"
+    assert "멈춥니다. 다음 버전을 쓰고, 급하면 24.02로 돌아가세요" in " ".join(reason.split())
