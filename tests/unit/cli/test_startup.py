@@ -38,7 +38,7 @@ def started(words: list[str], folder: Path) -> tuple[subprocess.CompletedProcess
     ("words", "own"),
     [
         (["resolve", "demo"], {"store"}),
-        (["list"], {"store"}),
+        (["list"], {"store", "showing"}),
         (["--help"], set()),
         (["-h"], set()),
         ([], set()),
