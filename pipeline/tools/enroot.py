@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ KNOWN_FAILURES: Mapping[str, str] = {
     "whiteout: .*File exists": f"enroot cannot take a whiteout beside a file of its name; {OTHER_CONVERTER}",
     "Cannot open: File exists": f"enroot cannot take a file in place of a folder; {OTHER_CONVERTER}",
     "Cannot open: Not a directory": f"enroot cannot take a name below a symlink; {OTHER_CONVERTER}",
+    "[Ff]ile ?name too long": f"enroot cannot take paths that are so long; {OTHER_CONVERTER}",
     "Cannot stat dir/file": f"enroot cannot take a whiteout that hides nothing; {OTHER_CONVERTER}",
     "create mount namespace": f"enroot lacks privileges in this container (#260); {OTHER_CONVERTER}",
     "mount overlay|create .*whiteout": f"{_NO_OVERLAY}, or {OTHER_CONVERTER}",
@@ -93,7 +95,10 @@ class Enroot:
     def find(cls) -> Enroot:
         """The one in PATH. Raises ToolError when there is none, or it is too old."""
         path = process.which("enroot", hint=INSTALL_HINT)
-        said = process.run([path, "version"], check=False, timeout=30)
+        with tempfile.TemporaryDirectory(prefix="sqshpipe-enroot-") as folder:
+            # whatever it is asked, it makes its folders, by default in $HOME
+            own = {f"ENROOT_{name}_PATH": folder for name in ("CACHE", "CONFIG", "DATA", "RUNTIME", "TEMP")}
+            said = process.run([path, "version"], check=False, timeout=30, env={**os.environ, **own})
         version = parse_version(said.stdout)
         if version < OLDEST:
             raise ToolError(f"enroot {'.'.join(map(str, version))} is too old", hint=INSTALL_HINT)
@@ -233,6 +238,7 @@ def import_environment(
         "ENROOT_TRANSFER_RETRIES": "3",
         "ENROOT_ALLOW_HTTP": "yes" if plain_http else "no",
         "CURL_HOME": str(places.config),
+        "PARALLEL_HOME": str(places.runtime),  # GNU parallel, which enroot runs, makes a folder in $HOME
         "LC_ALL": "C",
     }
     return {**kept, **ours}

@@ -76,7 +76,8 @@ def untouched(place: Place) -> Iterator[None]:
     """Nothing outside the working folders changes, scratch is empty afterwards, no half of a file is left."""
     before = place.seen()
     yield
-    assert place.seen() == before
+    after = place.seen()
+    assert after == before, sorted(after.items() ^ before.items())
     assert list((place.folder / "scratch").iterdir()) == []
     assert list((place.folder / "tmp").iterdir()) == []
     left = [file.name for file in (place.folder / "out").iterdir()]

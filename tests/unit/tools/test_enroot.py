@@ -77,6 +77,7 @@ def test_the_users_own_settings_are_left_out_and_others_kept(tmp_path: Path) -> 
     }
     found = environment(outer, tmp_path)
     assert "ENROOT_REMAP_ROOT" not in found
+    assert found["PARALLEL_HOME"].startswith(str(tmp_path / "scratch"))
     assert "SOURCE_DATE_EPOCH" not in found
     assert found["https_proxy"] == "http://proxy:3128"
     assert found["ENROOT_CACHE_PATH"] == str(tmp_path / "cache")
