@@ -241,7 +241,7 @@ def test_converting_while_the_disk_fails(error: str, call: str, tmp_path: Path) 
 
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("error", ["EDQUOT", "EIO", "ESTALE", "EROFS"])
-@pytest.mark.parametrize("action", ["publish", "promote", "prune"])
+@pytest.mark.parametrize("action", ["publish", "promote", "yank", "prune", "sync"])
 def test_the_store_fails(
     action: str,
     error: str,

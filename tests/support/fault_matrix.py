@@ -38,6 +38,7 @@ def _cells() -> tuple[Cell, ...]:
     registry, trouble = f"{_I}/tools/test_registry.py", f"{_U}/tools/registry/test_trouble.py"
     mirror, ecr = f"{_I}/stages/test_pin_and_mirror.py", f"{_I}/stages/test_ecr_path.py"
     systems, images = f"{_I}/test_filesystems.py", f"{_I}/test_image_path.py"
+    nodes = f"{_I}/cluster/test_node_faults.py"
     fetch, rows = f"{faults}::test_converting_from_a_registry", []
     for fault, name, ends in (
         ("registry slow", "slow", ON),
@@ -86,7 +87,7 @@ def _cells() -> tuple[Cell, ...]:
         for call in ("write", "fsync", "rename"):
             test = f"{faults}::test_converting_while_the_disk_fails[{error}-{call}]"
             rows.append((f"convert: {call}", word, f"{CLEAR}; {OVER}", test))
-    for action in ("publish", "promote", "prune"):
+    for action in ("publish", "promote", "yank", "prune", "sync"):
         for error, word in (
             ("EDQUOT", "quota"),
             ("EIO", "EIO"),
@@ -98,7 +99,53 @@ def _cells() -> tuple[Cell, ...]:
             )
     for action in ("publish", "promote", "yank", "prune", "sync"):
         rows.append((action, "SIGKILL or full disk at each call", OVER, f"{crash}[{action}]"))
+    for stage in ("pin", "build", "push", "scan", "convert", "verify", "publish"):
+        test = f"{_I}/test_bad_input.py::test_ctrl_c_at_any_stage_leaves_nothing_and_the_next_run_ends_the_work[{stage}"
+        rows.append((stage, "SIGINT in the whole path", f"{CLEAR}; {OVER}", test))
+    for code, word in ((28, "disk full"), (122, "quota"), (5, "EIO"), (30, "read-only")):
+        rows.append(
+            ("prewarm", word, f"{CLEAR}; {OVER}", f"{nodes}::test_a_prewarm_onto_a_disk_that_fails[{code}]")
+        )
+    for code, word in ((116, "stale NFS handle"), (5, "EIO"), (107, "store's server away")):
+        rows.append(
+            ("get", word, f"{CLEAR}; {OVER}", f"{nodes}::test_a_get_from_a_store_that_is_stale[{code}]")
+        )
+    rows += _elsewhere()
     return tuple(Cell(stage=stage, fault=fault, ends=ends, test=test) for stage, fault, ends, test in rows)
+
+
+def _elsewhere() -> list[tuple[str, str, str, str]]:
+    """Cells that are tests of one part: nodes, copies, signatures, AWS."""
+    importer, mounts = f"{_U}/cluster/test_pyxis_importer.py", f"{_I}/cluster/test_shared_mount.py"
+    warming, attest = f"{_I}/cluster/test_warming.py", f"{_I}/stages/test_attest_and_rescan.py"
+    sync, s3, aws = f"{_U}/store/test_sync.py", f"{_I}/test_s3.py", f"{_U}/tools/test_ecr_trouble.py"
+    handed = "tests/regression/test_enroot_gets_what_was_checked.py"
+    return [
+        ("get", "file damaged or gone", CLEAR, f"{importer}::test_a_damaged_file_is_refused_and_leaves_no_lease"),
+        ("get", "index damaged", ON, f"{importer}::test_a_broken_index_is_not_believed"),
+        ("get", "lease cannot be left", ON, f"{importer}::test_a_lease_that_cannot_be_left_does_not_stop_the_job"),
+        ("mount", "SIGKILL of a caller", ON, f"{mounts}::test_a_killed_caller_does_not_hold_the_mount"),
+        ("mount", "squashfuse killed", ON, f"{mounts}::test_a_squashfuse_that_was_killed_is_mounted_again"),
+        ("mount", "SIGTERM", CLEAR, f"{mounts}::test_a_signal_reaches_the_command_and_the_mount_goes"),
+        ("prewarm", "store gives other bytes", CLEAR, f"{warming}::test_wrong_bytes_get_no_name"),
+        ("prewarm", "a node cannot", CLEAR, f"{warming}::test_a_node_that_cannot_be_warmed_is_told"),
+        ("sync", "cut inside a file", OVER, f"{sync}::test_a_cut_inside_a_file_is_gone_on_from"),
+        ("sync", "source gives other bytes", CLEAR, f"{sync}::test_damaged_bytes_do_not_become_a_release"),
+        ("sync to S3", "the line is cut", OVER, f"{s3}::test_an_upload_that_was_cut_is_gone_on_from"),
+        ("sync from S3", "the line is cut", OVER, f"{s3}::test_a_download_that_was_cut_is_gone_on_from"),
+        ("sync to and from S3", "other bytes", CLEAR, f"{s3}::test_damage_on_either_side_is_found"),
+        ("attest", "a signer fails", ON, f"{attest}::test_what_is_installed_signs_and_its_failure_is_recorded"),
+        ("attest", "no registry, no tools", ON, f"{attest}::test_without_tools_and_registry_a_release_stands_and_says_what_is_missing"),
+        ("rescan", "the scanner does not know", ON, f"{attest}::test_unknown_is_never_a_yank"),
+        ("scan", "AWS answers 5xx for long", CLEAR, f"{aws}::test_the_gate_waits_through_throttling_and_ends_clearly_at_a_5xx"),
+        ("each call of AWS", "throttled, 5xx, cut", ON, f"{aws}::test_trouble_that_passes_is_waited_out"),
+        ("each call of AWS", "that for long", CLEAR, f"{aws}::test_trouble_that_lasts_names_the_call_and_what_to_do"),
+        ("the whole path", "disk full before the work", CLEAR, f"{_I}/test_bad_input.py::test_a_full_disk_is_told_before_the_work"),
+        ("publish", "quota used up before", CLEAR, f"{_I}/test_shared_store.py::test_a_quota_that_is_used_up_is_told_before_anything_is_written"),
+        ("many images on Slurm", "a node dies", ON, f"{_I}/test_many_images.py::test_eight_images_on_two_nodes_of_which_one_dies"),
+        ("convert", "enroot's cache damaged", ON, f"{handed}::test_a_layer_that_went_bad_in_the_cache_is_fetched_again"),
+        ("convert", "disk full, packs and file", CLEAR, f"{_I}/test_native_faults.py::test_a_full_disk"),
+    ]  # fmt: skip
 
 
 CELLS = _cells()
