@@ -155,8 +155,9 @@ def test_what_upper_layers_hide_is_not_in_the_file(tmp_path: Path, size: int) ->
 
 def store_plainly(job: Any, _compress: object) -> None:
     job.words = [len(block) | 1 << 24 if block else 0 for block in job.blocks]
-    job.payload = b"".join(job.blocks)
-    job.checksum = zlib.crc32(job.payload)
+    job.parts = [block for block in job.blocks if block]
+    job.length = sum(map(len, job.parts))
+    job.checksum = zlib.crc32(b"".join(job.parts))
     job._done.release()
 
 
