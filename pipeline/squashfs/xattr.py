@@ -24,6 +24,21 @@ _MAX_SETS = 1 << 24
 _MAX_BYTES = 1 << 28  # of names and values in all sets together, which may all lead to one stored value
 
 
+def kind_of(name: bytes, value: bytes) -> int:
+    """The number that squashfs stores for the prefix of an attribute's name.
+
+    FormatError for names outside user, trusted and security, which are all that the kernel's squashfs has,
+    and for values over 64 KiB, which is the kernel's limit.
+    """
+    for number, prefix in enumerate(_PREFIXES):
+        if name.startswith(prefix) and len(value) <= _MAX_VALUE:
+            return number
+    raise FormatError(
+        f"squashfs cannot hold the extended attribute {name!r} of {len(value)} bytes",
+        hint="convert without keeping extended attributes",
+    )
+
+
 class XattrReader:
     """The xattr sets of a file by their id. Not for several threads."""
 
@@ -109,8 +124,7 @@ class XattrWriter:
     def add(self, xattrs: Xattrs) -> int:
         """The id that an inode with these xattrs stores.
 
-        FormatError for names outside user, trusted and security, which are all that the kernel's squashfs
-        has, and for values over 64 KiB, which is the kernel's limit.
+        FormatError as `kind_of` raises it.
         """
         found = self._known.get(xattrs)
         if found is not None:
@@ -118,12 +132,7 @@ class XattrWriter:
         position, offset = self._pairs.position
         size = 0
         for name, value in sorted(xattrs):
-            kind = next((number for number, prefix in enumerate(_PREFIXES) if name.startswith(prefix)), None)
-            if kind is None or len(value) > _MAX_VALUE:
-                raise FormatError(
-                    f"squashfs cannot hold the extended attribute {name!r} of {len(value)} bytes",
-                    hint="convert without keeping extended attributes",
-                )
+            kind = kind_of(name, value)
             short = name[len(_PREFIXES[kind]) :]
             self._pairs.write(_NAME.pack(kind, len(short)) + short + _SIZE.pack(len(value)) + value)
             size += len(name) + 1 + len(value)  # what listxattr and getxattr will need, as mksquashfs counts

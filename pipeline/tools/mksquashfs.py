@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ToolError
+from pipeline.errors import FormatError, ToolError
 from pipeline.tools import process
 
 Version = tuple[int, int, int]
@@ -164,9 +164,9 @@ def environment() -> dict[str, str]:
 
 
 def pseudo_definition(path: bytes, code: str, *numbers: int | str) -> bytes:
-    """One line of a ``-pf`` file: ``"/path" CODE NUMBERS...``. Raises ToolError for a path it cannot hold."""
+    """One line of a ``-pf`` file: ``"/path" CODE NUMBERS...``. FormatError for a path it cannot hold."""
     if b"\n" in path:
-        raise ToolError(
+        raise FormatError(
             f"mksquashfs cannot define {path!r}, which has a newline in its name",
             hint="use --converter native",
         )

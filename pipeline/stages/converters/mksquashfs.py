@@ -15,6 +15,7 @@ from pipeline.oci.entry import DEFAULT_LIMITS, EntryKind, Limits
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
+from pipeline.squashfs.xattr import kind_of
 from pipeline.stages.blobs import CachedSource, trim
 from pipeline.stages.converters.interface import Converted
 from pipeline.stages.converters.unpack import Keep, clamped, unpack
@@ -53,6 +54,9 @@ def convert_mksquashfs(
     require_space([_unpacked_need(tree, scratch), _output_need(source, output)])
     root = scratch / "root"
     _refuse_what_is_too_deep(tree, root)
+    if options.keep_xattrs:
+        _refuse_foreign_attributes(tree)
+    devices = _write_devices(tree, scratch / "devices", tool)
     root.mkdir(mode=0o700)
     size = content_size(tree)
     meter.total(2 * size)
@@ -72,7 +76,7 @@ def convert_mksquashfs(
         block_size=options.block_size,
         keep_owners=options.keep_owners,
         keep_xattrs=options.keep_xattrs,
-        pseudo_file=_write_devices(tree, scratch / "devices", tool),
+        pseudo_file=devices,
         on_progress=_Share(meter, size),
     )
     if isinstance(source, CachedSource):
@@ -120,6 +124,13 @@ def _refuse_what_is_too_deep(tree: Tree, root: Path) -> None:
             f"the path {shown(longest)[:200]}… has {len(longest)} bytes, and mksquashfs takes {room} here",
             hint="use --converter native",
         )
+
+
+def _refuse_foreign_attributes(tree: Tree) -> None:
+    """Attributes that squashfs has no place for: scratch may refuse them, or mksquashfs drop them."""
+    for node in tree.values():
+        for name, value in node.entry.xattrs:
+            kind_of(name, value)
 
 
 def _refuse_what_needs_root(options: ConvertOptions) -> None:

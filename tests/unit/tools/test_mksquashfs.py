@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ToolError
+from pipeline.errors import FormatError, ToolError
 from pipeline.tools import mksquashfs
 from pipeline.tools.mksquashfs import (
     compression_options,
@@ -112,8 +112,9 @@ def test_pseudo_definitions_are_quoted() -> None:
 
 
 def test_a_name_that_no_pseudo_definition_holds_is_refused() -> None:
-    with pytest.raises(ToolError, match="newline"):
+    with pytest.raises(FormatError, match="newline") as caught:
         pseudo_definition(b"a\nb", "C", 0)
+    assert "native" in caught.value.hint
 
 
 def host(root: Path, *, available: int, cgroup: str, limits: dict[str, str]) -> Path:
