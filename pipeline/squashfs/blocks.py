@@ -6,13 +6,12 @@ stored at all.
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 
 from pipeline.errors import FormatError
 from pipeline.squashfs.codecs import Expand
-from pipeline.squashfs.metadata import read_indexed
+from pipeline.squashfs.metadata import read_at, read_indexed
 from pipeline.squashfs.superblock import ABSENT, Superblock
 
 RAW = 1 << 24
@@ -34,7 +33,7 @@ def read_span(descriptor: int, span: Span, expand: Expand, name: str) -> bytes:
     if not span.word:
         return bytes(span.length)
     stored = span.word & LENGTH
-    raw = os.pread(descriptor, stored, span.position)
+    raw = read_at(descriptor, stored, span.position, name)
     if len(raw) != stored:
         raise FormatError(f"{name} is damaged: the data block at {span.position} is cut short")
     try:
@@ -50,7 +49,7 @@ def read_span(descriptor: int, span: Span, expand: Expand, name: str) -> bytes:
 
 def read_fragment(descriptor: int, span: Span, expand: Expand, name: str) -> bytes:
     """The plain bytes of a fragment block, whose length only its own bytes tell: at most `span.length`."""
-    raw = os.pread(descriptor, span.word & LENGTH, span.position)
+    raw = read_at(descriptor, span.word & LENGTH, span.position, name)
     if not raw or len(raw) != span.word & LENGTH:
         raise FormatError(f"{name} is damaged: the fragment at {span.position} is empty or cut short")
     try:

@@ -52,7 +52,8 @@ class MetadataReader:
 
     def _load(self, position: int) -> tuple[bytes, int]:
         at = self._start + position
-        raw = os.pread(self._descriptor, METADATA_SIZE + 2, at) if self._start <= at < self._end else b""
+        inside = self._start <= at < self._end
+        raw = read_at(self._descriptor, METADATA_SIZE + 2, at, self._name) if inside else b""
         if len(raw) < 3:
             raise self.damaged(f"no metadata block at {at}")
         header = raw[0] | raw[1] << 8
@@ -94,6 +95,17 @@ class MetadataReader:
         return FormatError(f"{self._name} is damaged: {what}", hint="make or copy the file again")
 
 
+def read_at(descriptor: int, length: int, position: int, name: str) -> bytes:
+    """What the file has there, at most `length` bytes; FormatError where the file system cannot read it."""
+    try:
+        return os.pread(descriptor, length, position)
+    except OSError as error:
+        raise FormatError(
+            f"{name} cannot be read at byte {position}: {error.strerror}",
+            hint="the disk or the file system fails: the kernel's log says more",
+        ) from error
+
+
 def read_indexed(
     descriptor: int, index: int, count: int, entry: int, expand: Expand, *, end: int, name: str
 ) -> bytes:
@@ -105,7 +117,7 @@ def read_indexed(
     blocks = -(-total // METADATA_SIZE)
     if index + 8 * blocks > end:
         raise FormatError(f"{name} is damaged: a table of {count} entries at {index} does not fit")
-    raw = os.pread(descriptor, 8 * blocks, index)
+    raw = read_at(descriptor, 8 * blocks, index, name)
     if len(raw) != 8 * blocks:
         raise FormatError(f"{name} is damaged: the table index at {index} is cut short")
     reader = MetadataReader(descriptor, 0, end, expand, name)

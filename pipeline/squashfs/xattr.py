@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import struct
 
 from pipeline.errors import FormatError
 from pipeline.squashfs.codecs import Compress, Expand
 from pipeline.squashfs.inode import NO_XATTRS
-from pipeline.squashfs.metadata import MetadataReader, MetadataWriter, pointers, read_indexed
+from pipeline.squashfs.metadata import MetadataReader, MetadataWriter, pointers, read_at, read_indexed
 from pipeline.squashfs.superblock import ABSENT, METADATA_SIZE, Superblock
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
@@ -49,7 +48,7 @@ class XattrReader:
         at = superblock.xattr_table
         if at == ABSENT:
             return
-        raw = os.pread(descriptor, _TABLE.size, at)
+        raw = read_at(descriptor, _TABLE.size, at, name)
         if len(raw) < _TABLE.size:
             raise FormatError(f"{name} is damaged: the xattr table is cut short")
         start, count, _ = _TABLE.unpack(raw)

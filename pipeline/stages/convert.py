@@ -195,8 +195,14 @@ def hash_stream(stream: BinaryIO) -> str:
 
 def _seal(file: Path) -> tuple[str, int]:
     """sha256 and size of a complete file, which is on disk and readable by all afterwards."""
-    with file.open("rb") as stream:
-        sha256 = hash_stream(stream)
-        os.fchmod(stream.fileno(), 0o644)
-        os.fsync(stream.fileno())
-        return sha256, stream.tell()
+    try:
+        with file.open("rb") as stream:
+            sha256 = hash_stream(stream)
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+            return sha256, stream.tell()
+    except OSError as error:
+        raise ToolError(
+            f"the new file in {file.parent} cannot be read back: {error.strerror}",
+            hint="check the disk, or choose another --output",
+        ) from error

@@ -40,6 +40,7 @@ _MOST = 1000  # differences after which the rest is not looked for
 _LINKS = 40  # symlinks in one path, as Linux allows
 _START_FILES = (b"bin/sh", b"etc/rc", b"etc/environment")
 _DEVICES = (EntryKind.CHAR, EntryKind.BLOCK)
+_CHECK_THE_DISK = "convert again; if it stays so, check the disk or use another --converter"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ def verify(file: SquashfsFile, meter: Meter = SILENT) -> VerifiedSquashfs:
     except FormatError as error:
         raise VerificationError(
             f"{file.path} cannot be read back: {error.message}",
-            hint="convert again; if it stays so, check the disk or use another --converter",
+            hint=_CHECK_THE_DISK,
         ) from error
     if comparison.differences:
         raise _failure(file, comparison.differences)
@@ -99,8 +100,11 @@ def described(
         source = CachedSource(source, cache)
         source.fetch(meter)
     tree = read_tree(source, keep_owners=keep.owners, keep_xattrs=keep.xattrs, limits=limits, meter=meter)
-    with path.open("rb") as stream:
-        sha256, size = hash_stream(stream), stream.tell()
+    try:
+        with path.open("rb") as stream:
+            sha256, size = hash_stream(stream), stream.tell()
+    except OSError as error:
+        raise VerificationError(f"cannot read {path}: {error.strerror}", hint=_CHECK_THE_DISK) from error
     name = "enroot" if by_enroot else "external"
     return SquashfsFile(
         path=path,

@@ -24,7 +24,7 @@ from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
 from pipeline.cluster import pyxis_importer
 from pipeline.config import ConvertOptions
-from pipeline.errors import ConfigError, RegistryError, SqshpipeError, ToolError
+from pipeline.errors import ConfigError, RegistryError, SqshpipeError, ToolError, VerificationError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
 from pipeline.oci.platform import Platform
@@ -234,6 +234,43 @@ def test_converting_while_the_disk_fails(error: str, call: str, tmp_path: Path) 
     assert "Traceback" not in told
     assert list((tmp_path / "out").iterdir()) == []
     assert list((tmp_path / "scratch").iterdir()) == []
+    again = _cli(tmp_path, *words)
+    _, told = again.communicate(timeout=100)
+    assert again.returncode == 0, told
+
+
+READ_BACK = {
+    "sealed": ("convert", "fsync", 1, ToolError),
+    "compared after it was made": ("convert", "pread64", 1, VerificationError),
+    "hashed": ("verify", "read", 1, VerificationError),
+    "compared": ("verify", "pread64", 9, VerificationError),
+}
+
+
+@pytest.mark.needs("strace", "mksquashfs")
+@pytest.mark.parametrize("moment", READ_BACK)
+def test_the_disk_fails_while_the_finished_file_is_read_back(moment: str, tmp_path: Path) -> None:
+    """EIO from one of the calls on: a sentence, no word of a defect, and the next run ends well."""
+    command, call, first, error = READ_BACK[moment]
+    image, output = f"oci:{tmp_path / 'image'}", tmp_path / "x.sqsh"
+    write_layout(tmp_path / "image", _layers())
+    making = ("convert", image, "-o", output, "--converter", "mksquashfs", "--force")
+    words = making if command == "convert" else ("verify", output, image)
+    if command == "verify":
+        _cli(tmp_path, *making).communicate(timeout=100)
+    wrapper = (
+        *("strace", "-f", "--quiet=all", "-o", "/dev/null", "-e", f"trace={call}"),
+        *(() if call == "fsync" else ("-P", output)),  # it is sealed before it has its name
+        *("-e", f"inject={call}:error=EIO:when={first}+"),
+    )
+    process = _cli(tmp_path, *words, wrapper=tuple(map(str, wrapper)))
+    _, told = process.communicate(timeout=100)
+    assert process.returncode == error.exit_code, told
+    assert "Input/output error" in told
+    assert str(tmp_path) in told
+    assert "Traceback" not in told
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert list(tmp_path.glob("*.partial")) == []
     again = _cli(tmp_path, *words)
     _, told = again.communicate(timeout=100)
     assert again.returncode == 0, told

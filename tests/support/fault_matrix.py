@@ -87,6 +87,8 @@ def _cells() -> tuple[Cell, ...]:
         for call in ("write", "fsync", "rename"):
             test = f"{faults}::test_converting_while_the_disk_fails[{error}-{call}]"
             rows.append((f"convert: {call}", word, f"{CLEAR}; {OVER}", test))
+    back = f"{faults}::test_the_disk_fails_while_the_finished_file_is_read_back"
+    rows.append(("verify", "EIO", f"{CLEAR}; {OVER}", back))
     for action in ("publish", "promote", "yank", "prune", "sync"):
         for error, word in (
             ("EDQUOT", "quota"),
