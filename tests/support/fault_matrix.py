@@ -56,6 +56,8 @@ def _cells() -> tuple[Cell, ...]:
         ("any request", "AWS throttles", ON, f"{ecr}::test_trouble_on_every_kind_of_request_is_ridden_out"),
         ("pin, mirror", "registry cuts the line", ON, f"{mirror}::test_a_mirror_through_bad_lines_arrives_and_sends_nothing_twice"),
         ("pin, mirror", "registry sends other bytes", CLEAR, f"{mirror}::test_a_mirror_of_bytes_that_lie_leaves_no_image"),
+        ("mirror", "registry answers 500 for long", f"{CLEAR}; {OVER}", f"{mirror}::test_a_mirror_while_a_registry_answers_500_ends_clearly_and_the_next_run_well"),
+        ("mirror", "SIGKILL", OVER, f"{mirror}::test_a_mirror_that_is_killed_leaves_no_image_and_the_next_run_ends_it"),
         ("push", "registry cuts the line", ON, f"{registry}::test_an_upload_that_is_cut_arrives_whole"),
         ("push", "registry loses its last answer", ON, f"{registry}::test_an_upload_whose_last_answer_is_lost_is_done"),
         ("push", "password ends meanwhile", ON, f"{ecr}::test_a_password_that_ends_in_the_middle_of_a_push_and_of_a_download_is_renewed"),

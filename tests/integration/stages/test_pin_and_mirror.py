@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +32,7 @@ from tests.support.registry import Fault, FaultyProxy, TokenRegistry
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
 
 QUICK = Patience(attempts=5, first=0.01, longest=3.0)
+ROOT = Path(__file__).parents[3]
 AMD64, ARM64 = Platform.parse("linux/amd64"), Platform.parse("linux/arm64")
 
 
@@ -182,3 +189,85 @@ def test_a_mirror_of_bytes_that_lie_leaves_no_image(base: Base, registry: Privat
         with pytest.raises(RegistryError, match="gives other bytes"):
             mirror(pinned, Reference.parse(f"{target.host}/mirror/lies"), source, target)
         assert target.head("mirror/lies", str(base.amd64.digest)) is None
+
+
+@dataclass(frozen=True)
+class Between:
+    """Clients of the two registries, each through a proxy that fails on request."""
+
+    before: FaultyProxy
+    behind: FaultyProxy
+    source: RegistryClient
+    target: RegistryClient
+
+
+@pytest.fixture
+def between(base: Base, registry: PrivateRegistry) -> Iterator[Between]:
+    theirs = Credentials(username=base.registry.username, password=base.registry.password)
+    ours = Credentials(username=registry.username, password=registry.password)
+    with (
+        FaultyProxy(base.registry.address) as before,
+        FaultyProxy(registry.address) as behind,
+        RegistryClient(before.address, credentials=lambda _: theirs, patience=QUICK) as source,
+        RegistryClient(behind.address, credentials=lambda _: ours, patience=QUICK) as target,
+    ):
+        yield Between(before=before, behind=behind, source=source, target=target)
+
+
+@pytest.mark.parametrize("where", ["source", "target"])
+def test_a_mirror_while_a_registry_answers_500_ends_clearly_and_the_next_run_well(
+    where: str, base: Base, between: Between
+) -> None:
+    proxy = between.before if where == "source" else between.behind
+    pinned = pin(base.reference(), AMD64, None, lambda _: base.client)
+    repository = Reference.parse(f"{between.behind.address}/mirror/down-{where}")
+    proxy.faults.append(Fault(path="/blobs/", times=10**6, status=500))
+    with pytest.raises(RegistryError, match="status 500") as caught:
+        mirror(pinned, repository, between.source, between.target)
+    assert "try again" in caught.value.message + caught.value.hint
+    assert between.target.head(repository.repository, str(base.amd64.digest)) is None
+    proxy.faults.clear()
+    assert mirror(pinned, repository, between.source, between.target).digest == base.amd64.digest
+
+
+_MIRROR = """
+import os, sys
+from pipeline.oci.platform import Platform
+from pipeline.oci.reference import Reference
+from pipeline.stages.mirror import mirror
+from pipeline.stages.pin import pin
+from pipeline.tools.credentials import Credentials
+from pipeline.tools.registry import RegistryClient
+base, repository = map(Reference.parse, sys.argv[1:])
+users = [Credentials(username=os.environ[f"USER{n}"], password=os.environ[f"WORD{n}"]) for n in (0, 1)]
+source = RegistryClient(base.registry, credentials=lambda _: users[0])
+target = RegistryClient(repository.registry, credentials=lambda _: users[1])
+mirror(pin(base, Platform.parse("linux/amd64"), None, lambda _: source), repository, source, target)
+"""
+
+
+def test_a_mirror_that_is_killed_leaves_no_image_and_the_next_run_ends_it(
+    base: Base, registry: PrivateRegistry, between: Between
+) -> None:
+    name = "mirror/killed"
+    repository = Reference.parse(f"{between.behind.address}/{name}")
+    slow = Fault(method="PUT", path="/manifests/", times=10**6, delay=20.0)
+    between.behind.faults.append(slow)  # all blobs are there, no manifest is
+    users = {"USER0": base.registry.username, "WORD0": base.registry.password}
+    users |= {"USER1": registry.username, "WORD1": registry.password}
+    argv = [sys.executable, "-c", _MIRROR, str(base.reference()), str(repository)]
+    child = subprocess.Popen(argv, cwd=ROOT, env={**os.environ, **users})
+    try:
+        until = time.monotonic() + 60
+        while not between.behind.count("PUT", "/manifests/") and time.monotonic() < until:
+            time.sleep(0.05)
+    finally:
+        child.kill()
+        assert child.wait(30) == -signal.SIGKILL
+    assert between.behind.count("PUT", "/manifests/")
+    between.behind.faults.clear()
+    sent = between.behind.count("PATCH", "")
+    assert between.target.head(name, str(base.amd64.digest)) is None
+    pinned = pin(base.reference(), AMD64, None, lambda _: base.client)
+    assert mirror(pinned, repository, between.source, between.target).digest == base.amd64.digest
+    assert between.behind.count("PATCH", "") == sent, "what had arrived is not sent again"
