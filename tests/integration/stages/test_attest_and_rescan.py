@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import subprocess
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 from demo.registry import PrivateRegistry
 from pipeline.cli.app import app
 from pipeline.config import Config, ImageSpec, RegistrySettings, ScanPolicy, StoreSettings
+from pipeline.errors import ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.oci.platform import Platform
@@ -407,3 +410,25 @@ def test_the_verb_tells_and_exits_with_5(
     verdict = json.loads(bad.stdout)[0]["verdict"]
     assert [(one["id"], one["decision"]) for one in verdict["findings"]] == [("CVE-7", "blocks")]
     assert dataclasses.is_dataclass(store.release("demo", "v1.0"))
+
+
+@pytest.mark.needs("root", "mount")
+def test_a_store_that_is_full_when_a_release_is_attested(client: RegistryClient, tmp_path: Path) -> None:
+    """The release stands, the sentence says what to do, and the next run makes what is missing."""
+    _, source = pushed(client, "attest/full")
+    (tmp_path / "store").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", tmp_path / "store"], check=True)
+    try:
+        store, release = publish(tmp_path, source)
+        filler = tmp_path / "store" / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+        with pytest.raises(ToolError, match="no space left while writing") as caught:
+            attest(release, store, client_for=lambda _: client)
+        assert "free space" in caught.value.hint
+        assert store.resolve("demo:v1.0").path.exists()
+        filler.unlink()
+        assert PROVENANCE in attest(release, store, client_for=lambda _: client).files
+    finally:
+        subprocess.run(["umount", tmp_path / "store"], check=True)
