@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from pipeline.errors import ToolError
 from pipeline.oci.reference import Reference
 from pipeline.scanning import trivy_result
 from pipeline.scanning.findings import ScanResult
@@ -23,6 +24,7 @@ from pipeline.tools.http import plain_http_allowed
 
 _HINT = "install trivy, or choose another scan.scanner"
 _FAILED = "trivy needs its vulnerability database: TRIVY_DB_REPOSITORY can name a mirror of it"
+_FULL = "a disk is full: free space, or let TMPDIR and TRIVY_CACHE_DIR name folders on larger ones"
 _TIMEOUT = 3600.0
 
 
@@ -76,14 +78,13 @@ class Trivy:
             )
 
     def _run(self, words: list[str], environment: Mapping[str, str]) -> None:
-        process.run(
-            [self.program, *words, "--quiet", "--no-progress"]
-            if words[0] == "image"
-            else [self.program, *words],
-            extra_env=environment,
-            hint=_FAILED,
-            timeout=_TIMEOUT,
-        )
+        quiet = ["--quiet", "--no-progress"] if words[0] == "image" else []
+        try:
+            process.run([self.program, *words, *quiet], extra_env=environment, hint=_FAILED, timeout=_TIMEOUT)
+        except ToolError as error:
+            if "no space left on device" not in error.message.lower():
+                raise
+            raise ToolError(error.message, hint=_FULL) from error
 
 
 def _access(reference: Reference, credentials: Credentials | None) -> dict[str, str]:

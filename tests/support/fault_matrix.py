@@ -141,6 +141,7 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
         ("attest", "a signer fails", ON, f"{attest}::test_what_is_installed_signs_and_its_failure_is_recorded"),
         ("attest", "disk full", f"{CLEAR}; {OVER}", f"{attest}::test_a_store_that_is_full_when_a_release_is_attested"),
         ("attest", "no registry, no tools", ON, f"{attest}::test_without_tools_and_registry_a_release_stands_and_says_what_is_missing"),
+        ("scan", "disk full", f"{CLEAR}; {OVER}", f"{attest}::test_a_disk_that_is_full_while_trivy_scans"),
         ("rescan", "the scanner does not know", ON, f"{attest}::test_unknown_is_never_a_yank"),
         ("scan", "AWS answers 5xx for long", CLEAR, f"{aws}::test_the_gate_waits_through_throttling_and_ends_clearly_at_a_5xx"),
         ("each call of AWS", "throttled, 5xx, cut", ON, f"{aws}::test_trouble_that_passes_is_waited_out"),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +34,7 @@ from pipeline.tools.credentials import Credentials
 from pipeline.tools.ecr.client import AwsRefused, Ecr
 from pipeline.tools.registry import RegistryClient
 from pipeline.tools.registry.referrers import referrers
+from pipeline.tools.trivy import Trivy
 from tests.support import scans
 from tests.support.pushed import push_image
 
@@ -432,3 +434,26 @@ def test_a_store_that_is_full_when_a_release_is_attested(client: RegistryClient,
         assert PROVENANCE in attest(release, store, client_for=lambda _: client).files
     finally:
         subprocess.run(["umount", tmp_path / "store"], check=True)
+
+
+@pytest.mark.needs("root", "mount")
+def test_a_disk_that_is_full_while_trivy_scans(
+    tmp_path: Path, trivy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    image = Reference.parse(f"registry.example.com/demo@{DIGEST}")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
+    try:
+        monkeypatch.setattr(tempfile, "tempdir", str(small))
+        with contextlib.suppress(OSError), (small / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(ToolError, match="No space left on device") as caught:
+            Trivy.find().scan_image(image, None, platform="linux/amd64")
+        assert "TMPDIR" in caught.value.hint
+        (small / "filler").unlink()
+        assert Trivy.find().scan_image(image, None, platform="linux/amd64").findings == ()
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
