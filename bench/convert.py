@@ -27,7 +27,7 @@ from demo.registry import PrivateRegistry
 from pipeline.errors import SqshpipeError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
-from pipeline.tools.enroot import Enroot, Places, import_uri, write_credentials
+from pipeline.tools.enroot import Enroot, Places, import_uri, write_credentials, write_curl_config
 
 MEGABYTES = {"tiny": 3, "small": 60, "medium": 400, "large": 2000}
 ROUNDS = {"tiny": 1, "small": 3, "medium": 3, "large": 3}
@@ -195,6 +195,8 @@ def _enroot_ways(registry: PrivateRegistry, work: Path) -> dict[str, Way]:
     variables = {"ENROOT_ALLOW_HTTP": "y", "ENROOT_SQUASH_OPTIONS": SQUASH.replace("-quiet", "")}
     places = Places.below(work / "enroot", cache=cache)
     write_credentials(places, registry.address, registry.username, registry.password)
+    write_curl_config(places, {})  # else its first request is refused
+    variables["CURL_HOME"] = str(places.config)
     for name in ("config", "temp", "runtime", "data"):
         variables[f"ENROOT_{name.upper()}_PATH"] = str(getattr(places, name))
     program = shlex.quote(str(Enroot.find().path))
