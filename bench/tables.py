@@ -157,8 +157,8 @@ def better(told: Found) -> str:
     if not lines:
         return "No peer that does the whole work is better than `sqshpipe native` in any of these columns."
     return (
-        "**Where a peer is better** than `sqshpipe native` from the same start, as a part of its figure:\n\n"
-        + "\n".join(lines)
+        "**Where a peer is better** than **sqshpipe native** from the same start, "
+        "as a part of its figure:\n\n" + "\n".join(lines)
     )
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -161,13 +160,21 @@ def test_refresh_rebuilds_what_moved_and_nothing_else(
 def test_eight_images_on_two_nodes_of_which_one_dies(
     client: RegistryClient, run: Run, tmp_path: Path
 ) -> None:
+    """Conversions on n2 never end, so that the node is sure to die in the middle of one."""
     write(tmp_path, client, 8)
-    with slurm.private_slurm(tmp_path / "slurm", nodes=2, cpus=2) as cluster:
-        killer = threading.Thread(target=_kill_when_busy, args=(cluster, "n2"))
-        killer.start()
+    tools, converting = tmp_path / "tools", tmp_path / "converting"
+    tools.mkdir()
+    (tools / "mksquashfs").write_text(
+        f'#!/bin/sh\n[ "$SLURMD_NODENAME" = n2 ] && [ "$1" != -version ] && touch {converting} && sleep 200\n'
+        f'exec {shutil.which("mksquashfs")} "$@"\n'
+    )
+    (tools / "mksquashfs").chmod(0o755)
+    with slurm.private_slurm(tmp_path / "slurm", nodes=2, cpus=2) as cluster, ThreadPoolExecutor(1) as pool:
+        killer = pool.submit(_kill_when_there, cluster, "n2", converting)
         words = ("image", "--all", "--tag", "v1", "--executor", "slurm", "--json")
-        done = run(*words, **cluster.env, SQSHPIPE_SHARED=str(tmp_path / "shared"))
-        killer.join()
+        path = f"{tools}:{os.environ['PATH']}"
+        done = run(*words, **cluster.env, SQSHPIPE_SHARED=str(tmp_path / "shared"), PATH=path)
+        assert killer.result(), "no conversion began on n2"
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = json.loads(done.stdout)
     assert published(tmp_path) == {f"image{number}" for number in range(8)}
@@ -175,11 +182,8 @@ def test_eight_images_on_two_nodes_of_which_one_dies(
     assert {outcome["where"] for outcome in outcomes if outcome["attempts"] > 1} == {"n1"}
 
 
-def _kill_when_busy(cluster: Slurm, node: str) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        shown = cluster.run(["squeue", "-h", "-r", "-t", "RUNNING", "-o", "%N"], check=False).stdout
-        if node in shown.split():
-            cluster.kill_node(node)
-            return
-        time.sleep(0.05)
+def _kill_when_there(cluster: Slurm, node: str, path: Path) -> bool:
+    """Kill a node once a file is there; False when it did not come."""
+    if found := slurm.until(path.exists):
+        cluster.kill_node(node)
+    return found

@@ -159,11 +159,12 @@ class Slurm:
 
     def kill_node(self, node: str) -> None:
         """Kill one node as a power cut does: its slurmd and all that runs under it."""
-        daemon = self.daemons.pop(node)
-        steps = [pid for pid in self._own_processes() if self._node_of(pid) == node]
-        for pid in [*steps, *(child for step in steps for child in _descendants(step))]:
-            _kill(pid, signal.SIGKILL)
-        _end(daemon, signal.SIGKILL)
+        # The daemon first: one that lives could start a step behind the back of the search for steps.
+        _end(self.daemons.pop(node), signal.SIGKILL)
+        while steps := [pid for pid in self._own_processes() if self._node_of(pid) == node]:
+            for pid in [*steps, *(child for step in steps for child in _descendants(step))]:
+                _kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def _node_of(self, pid: int) -> str:
         """The node that a step daemon belongs to: its spool folder is among its open files or its log is."""
