@@ -23,6 +23,7 @@ from pipeline.oci.manifest import Descriptor
 from pipeline.progress import SILENT, Meter
 from pipeline.tools.registry.auth import Scope
 from pipeline.tools.registry.errors import Refused
+from pipeline.tools.registry.pace import steadily
 from pipeline.tools.registry.session import Session
 
 log = structlog.get_logger()
@@ -55,7 +56,7 @@ def chunks(
         started_at = position
         response, skip = _open_at(session, repository, blob, position, what)
         try:
-            for part in response.iter_raw():
+            for part in steadily(response.iter_raw(), session.patience.clock):
                 if stop is not None and stop.is_set():
                     raise Stopped
                 piece = part[skip:] if skip else part

@@ -12,6 +12,7 @@ import httpx
 from pipeline.errors import RegistryError
 from pipeline.tools.ecr import actions
 from pipeline.tools.registry.auth import login_hint
+from pipeline.tools.registry.pace import FLOOR, Dripping
 
 _NOT_TAKEN = ("TAG_INVALID", "MANIFEST_INVALID", "DIGEST_INVALID", "BLOB_UPLOAD_INVALID", "SIZE_INVALID")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
@@ -135,6 +136,11 @@ def unreachable(host: str, what: str, error: Exception) -> Unreachable:
                 hint="is the registry running, and the port right?",
                 attempts=3,
             )
+    if isinstance(error, Dripping):
+        return Unreachable(
+            f"{host} sends less than {FLOOR >> 10} KiB a second of {what}",
+            hint="the registry or the network is in trouble: check both, try again",
+        )
     if isinstance(error, httpx.TimeoutException):
         attempts = 3 if isinstance(error, httpx.ConnectTimeout) else 1_000
         hint = "check the network, try again"

@@ -24,6 +24,7 @@ from pipeline.tools.credentials import CredentialsProvider
 from pipeline.tools.ecr.actions import needed
 from pipeline.tools.registry.auth import Authenticator, Scope
 from pipeline.tools.registry.errors import refused, unreachable
+from pipeline.tools.registry.pace import steadily
 
 log = structlog.get_logger()
 
@@ -42,13 +43,15 @@ _T = TypeVar("_T")
 class Patience:
     """How often and how long a request is tried: seconds, doubling from ``first``, spread by chance.
 
-    A server that asks us to wait longer than ``longest`` is not waited for.
+    A server that asks us to wait longer than ``longest`` is not waited for. ``clock`` measures how long a
+    body's parts are waited for.
     """
 
     attempts: int = 6
     first: float = 0.5
     longest: float = 60.0
     sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +136,7 @@ class Session:
                 method, target, scopes=scopes, what=what, expected=expected, headers=headers, content=content
             )
             try:
-                body = _bounded(response, self.host, what)
+                body = self._body(response, self.host, what)
             except httpx.TransportError as error:
                 raise self.cut(what, error) from error
             finally:
@@ -164,7 +167,7 @@ class Session:
             response = self._follow(method, url, sent, headers or {}, content, what)
             if response.status_code in expected:
                 return response
-            body = _error_body(response)
+            body = self._error_body(response)
             if _wants_credentials(method, response.status_code, body) and not last:
                 again = self._auth.challenged(response.headers.get("www-authenticate", ""), scopes, sent=sent)
                 if again and isinstance(content, Iterator):
@@ -242,7 +245,7 @@ class Session:
             try:
                 response = self._client.send(request, stream=True)
                 try:
-                    body = _bounded(response, request.url.host, what)
+                    body = self._body(response, request.url.host, what)
                 finally:
                     response.close()
             except httpx.TransportError as error:
@@ -252,6 +255,27 @@ class Session:
             return response.status_code, body
 
         return self.patiently(attempt)
+
+    def _body(self, response: httpx.Response, host: str, what: str) -> bytes:
+        body = bytearray()
+        for part in steadily(response.iter_raw(), self.patience.clock):
+            body += part
+            if len(body) > MAX_BODY:
+                raise RegistryError(f"{host} answers {what} with more than {MAX_BODY >> 20} MiB")
+        return bytes(body)
+
+    def _error_body(self, response: httpx.Response) -> bytes:
+        body = bytearray()
+        try:
+            for part in steadily(response.iter_raw(), self.patience.clock):
+                body += part
+                if len(body) > MAX_BODY:
+                    break
+        except httpx.TransportError:
+            pass  # the status says enough
+        finally:
+            response.close()
+        return bytes(body[:MAX_BODY])
 
     def _classified(self, what: str, response: httpx.Response, body: bytes) -> Exception:
         error = self._refused(what, response, body)
@@ -318,26 +342,3 @@ def _retry_after(response: httpx.Response) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
-
-
-def _error_body(response: httpx.Response) -> bytes:
-    body = bytearray()
-    try:
-        for part in response.iter_raw():
-            body += part
-            if len(body) > MAX_BODY:
-                break
-    except httpx.TransportError:
-        pass  # the status says enough
-    finally:
-        response.close()
-    return bytes(body[:MAX_BODY])
-
-
-def _bounded(response: httpx.Response, host: str, what: str) -> bytes:
-    body = bytearray()
-    for part in response.iter_raw():
-        body += part
-        if len(body) > MAX_BODY:
-            raise RegistryError(f"{host} answers {what} with more than {MAX_BODY >> 20} MiB")
-    return bytes(body)
