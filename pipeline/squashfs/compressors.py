@@ -6,9 +6,11 @@ taking the lock back between jobs costs nothing that can be measured.
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import threading
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -99,13 +101,24 @@ class Compressors:
         return job
 
     def _run(self) -> None:
-        compress = self.codec.make_compress_many()
+        try:
+            compress = self.codec.make_compress_many()
+        except BaseException as failure:  # noqa: BLE001 - no memory for a context: for each who waits
+            compress = functools.partial(_fail, failure)
         while (job := self._jobs.get()) is not None:
             job.run(compress)
 
     def __enter__(self) -> Self:
+        started: list[threading.Thread] = []
         for thread in self._threads:
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads than this for us
+                if not started:
+                    raise
+                break
+            started.append(thread)
+        self._threads = started
         return self
 
     def __exit__(
@@ -115,3 +128,7 @@ class Compressors:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+
+
+def _fail(failure: BaseException, _: list[Plain]) -> Iterable[Stored]:
+    raise failure
