@@ -15,9 +15,9 @@ import contextlib
 import queue
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast, final
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast, final
 
 import zstandard
 from isal import igzip
@@ -84,14 +84,14 @@ class Decompressed(ReadOnly):
         self.claimed = claimed
         self.compression = detect(head)
         self.unpacked = 0
-        self._inner = _decoder(self.compression, self._stored)
+        self._decode = _decoder(self.compression, self._stored)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """At most `size` bytes, fewer as they come; empty only at the end."""
         if size is None or size < 0:
             return b"".join(iter(lambda: self.read(PIECE), b""))
         try:
-            data = cast("bytes", self._inner.read(size))
+            data = self._decode(size)
         except _DAMAGE as error:
             raise FormatError(
                 f"a layer's {self.compression} data is damaged or cut short: {error}",
@@ -164,13 +164,16 @@ def detect(head: bytes) -> str:
     return "none"
 
 
-def _decoder(compression: str, stored: _Stored) -> Any:
+def _decoder(compression: str, stored: _Stored) -> Callable[[int], bytes]:
+    """What gives the next bytes, at most so many."""
     if compression == "gzip":
-        return igzip.IGzipFile(fileobj=stored, mode="rb")  # type: ignore[no-untyped-call]
+        file = igzip.IGzipFile(fileobj=stored, mode="rb")  # type: ignore[no-untyped-call]
+        return cast("Callable[[int], bytes]", file.read1)  # `read` would fill up each piece by tiny steps
     if compression == "zstd":
         decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
-        return decompressor.stream_reader(cast("BinaryIO", stored), read_size=_READ, read_across_frames=True)
-    return stored
+        source = cast("BinaryIO", stored)
+        return decompressor.stream_reader(source, read_size=_READ, read_across_frames=True).read
+    return stored.read
 
 
 class Readable(Protocol):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import io
+import functools
 import os
 import re
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
@@ -20,8 +20,10 @@ import structlog
 from pipeline.errors import RegistryError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor
+from pipeline.oci.stream import ReadOnly
 from pipeline.progress import SILENT, Meter
 from pipeline.tools.registry.auth import Scope
+from pipeline.tools.registry.body import pieces
 from pipeline.tools.registry.errors import Refused
 from pipeline.tools.registry.pace import steadily
 from pipeline.tools.registry.session import Session
@@ -56,7 +58,7 @@ def chunks(
         started_at = position
         response, skip = _open_at(session, repository, blob, position, what)
         try:
-            for part in steadily(response.iter_raw(), session.patience.clock):
+            for part in steadily(pieces(response), session.patience.clock):
                 if stop is not None and stop.is_set():
                     raise Stopped
                 piece = part[skip:] if skip else part
@@ -142,36 +144,38 @@ def _compare(session: Session, repository: str, blob: Descriptor, found: str) ->
         )
 
 
-class _Reader(io.RawIOBase):
-    """`checked` as a file."""
+class BlobStream(ReadOnly):
+    """A blob as a file that can be read once, in pieces as they come."""
 
-    def __init__(self, pieces: Generator[bytes, None, None]) -> None:
-        self._pieces = pieces
-        self._rest = memoryview(b"")
+    def __init__(self, session: Session, repository: str, blob: Descriptor) -> None:
+        self._open = functools.partial(checked, session, repository, blob)
+        self._open_unchecked = functools.partial(chunks, session, repository, blob)
+        self._pieces: Generator[bytes, None, None] | None = None
+        self._rest = b""
 
-    def readable(self) -> bool:
-        return True
+    def check_size_alone(self) -> None:
+        """See pipeline.oci.blob. To be called before the first read."""
+        self._open = self._open_unchecked
 
-    def readinto(self, buffer: object) -> int:
-        target = memoryview(cast("bytearray", buffer)).cast("B")
-        if not self._rest:
-            self._rest = memoryview(next(self._pieces, b""))
-        count = min(len(target), len(self._rest))
-        target[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            return b"".join(iter(lambda: self.read(_READ), b""))
+        if self._pieces is None:
+            self._pieces = self._open()
+        piece = self._rest or next(self._pieces, b"")
+        self._rest = piece[size:]
+        return piece[:size]
 
     def close(self) -> None:
-        self._pieces.close()
+        if self._pieces is not None:
+            self._pieces.close()
         super().close()
 
 
-@contextlib.contextmanager
-def open_blob(session: Session, repository: str, blob: Descriptor) -> Iterator[BinaryIO]:
+def open_blob(session: Session, repository: str, blob: Descriptor) -> BinaryIO:
     """The blob as a file that can be read once; reading to its end raises RegistryError if the digest is
-    wrong."""
-    with io.BufferedReader(_Reader(checked(session, repository, blob)), buffer_size=_READ) as stream:
-        yield stream
+    wrong. Close it."""
+    return cast("BinaryIO", BlobStream(session, repository, blob))
 
 
 def fetch_blob(
