@@ -49,6 +49,7 @@ _FILE = EntryKind.FILE
 _EXTENDED = b"xgLK"
 _ROOT = "a tar makes the root something else than a folder"
 _ODD = re.compile(rb"/\.\.?(?:/|\Z)")
+_DOT = ord(".")
 _MAX_ID = (1 << 32) - 1
 _MAX_EXTENDED = 1 << 20  # bytes of a long name or of PAX records, as Go's archive/tar bounds it
 
@@ -70,6 +71,7 @@ class TarReader:
         self._limits = limits
         self._files = self._holes = 0
         self._metadata = 0
+        self._folder = (b"", b"")  # of the member before: as it stands there, and as it is in an entry
         self.ended_with_marker = False
 
     def __iter__(self) -> Iterator[tuple[Entry, Content]]:
@@ -113,8 +115,6 @@ class TarReader:
             return None
         name, owner, size, mtime = plain
         name = long_name or name
-        if size < 0 or mtime < 0:
-            return None
         mode, uid, gid = access(owner)
         entry = Entry(self._path(name), _FILE, mode, uid, gid, mtime, size)
         if not entry.path:
@@ -249,6 +249,17 @@ class TarReader:
 
     def _path(self, raw: bytes) -> bytes:
         """`raw` relative to the root and without needless parts. Raises FormatError for `..` and the like."""
+        cut = raw.rfind(b"/") + 1
+        if raw[:cut] == self._folder[0] and (name := raw[cut:]) and name[0] != _DOT and b"\0" not in name:
+            path = self._folder[1] + name  # as nearly all members: beside the one before
+            if len(path) <= self._limits.max_name:
+                return path
+        path = self._clean(raw)
+        if path and path[-1:] == raw[-1:]:
+            self._folder = (raw[:cut], path[: path.rfind(b"/") + 1])
+        return path
+
+    def _clean(self, raw: bytes) -> bytes:
         path = raw[2:] if raw[:2] == b"./" else raw
         if path[-1:] == b"/":
             path = path[:-1]

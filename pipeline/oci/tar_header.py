@@ -18,12 +18,13 @@ BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 
 _FIELDS = struct.Struct("100s24s12s12s8sc100s8s32x32x8s8s155s12x")
+_PLAIN = struct.Struct("100s24s11sx11sx8s101x8s80x155s12x")  # of a file in a usual format
 _OCTAL = re.compile(rb"[0-7]{1,8}")
 _ADLER_PRIME = 65521
 _POSIX = b"ustar\x0000"
 _GNU = b"ustar  \0"
 _STAR_END = b"tar\0"
-_SLASH = ord("/")
+_SLASH, _FILE = ord("/"), ord("0")
 MAX_NUMBER = (1 << 63) - 1
 _MAX_ID = (1 << 32) - 1
 _WRONG = "this is not a tar, or a header in it is damaged: its checksum is wrong"
@@ -69,10 +70,12 @@ def parse_header(block: bytes) -> Header:
 def plain_file(block: bytes) -> tuple[bytes, bytes, int, int] | None:
     """Name, access, size and mtime of a file in the formats that engines write; None for all that is rare.
 
-    Where it gives something, `parse_header` would give the same, in twice the time.
+    Where it gives something, `parse_header` and `long_number` would give the same, in three times the time.
     """
-    name, owner, size, mtime, checksum, kind, _, magic, _, _, prefix = _FIELDS.unpack(block)
-    if kind != b"0" or isal_zlib.adler32(block) & 0xFFFF != _expected(checksum):
+    if block[156] != _FILE:
+        return None
+    name, owner, size, mtime, checksum, magic, prefix = _PLAIN.unpack(block)
+    if isal_zlib.adler32(block) & 0xFFFF != _expected(checksum) or not (size + mtime).isdigit():
         return None
     name = name.partition(b"\0")[0]
     if magic == _POSIX:
@@ -82,12 +85,15 @@ def plain_file(block: bytes) -> tuple[bytes, bytes, int, int] | None:
             name = prefix.partition(b"\0")[0] + b"/" + name
     elif magic != _GNU:
         return None
-    if not name or name[-1] == _SLASH:
+    if not name or name[-1] == _SLASH or block[135] or block[147]:
         return None
-    return name, owner, long_number(size), long_number(mtime)
+    try:
+        return name, owner, int(size, 8), int(mtime, 8)
+    except ValueError:  # an 8 or a 9
+        return None
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1 << 15)
 def _expected(checksum: bytes) -> int:
     """What adler32 must give in its lower half, by the checksum field of a header; -1 if the field is no
     number.
