@@ -5,9 +5,9 @@
 
 Needs root (overlay and loop mounts), mksquashfs, unsquashfs, and room for about four times the image. Every
 tool gets the same zstd level and block size, and reads blobs or trees that are in the page cache. Peers take
-turns with what they are compared with; of several rounds the quickest counts. enroot, which takes minutes,
-runs once: `enroot import` itself where it is installed, from a registry on loopback, as does the conversion
-that it is compared with; else the tools that it runs, in its order (see native_enroot).
+turns with what they are compared with; of several rounds the quickest counts, of reading the median. enroot,
+which takes minutes, runs once: `enroot import` itself where it is installed, from a registry on loopback, as
+does the conversion that it is compared with; else the tools that it runs, in its order (see native_enroot).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from bench.shell import measured, shell
 from pipeline.oci.layout import LayoutSource, open_layout
 from pipeline.oci.platform import Platform
 from pipeline.tools.mount import mounted
+
+READINGS = 5  # rounds of reading, at least
 
 CONVERT = """
 import json, resource, sys, time
@@ -186,7 +189,7 @@ class Bench:
         self._told(found)
         self._enroot()
         self._told(found)
-        found["reading"] = {"native": self._reading(self._native), "mksquashfs": self._reading(self._peer)}
+        found["reading"] = self._reading()
         found["cloning"] = on_a_cloning_disk(
             self._image, self._cache, self._folder, self._native.stat().st_size
         )
@@ -221,7 +224,7 @@ class Bench:
             (self._forget, self._convert),
             (
                 lambda: (self._peer.unlink(missing_ok=True), read_tree(tree)),
-                lambda: shell("mksquashfs", tree, self._peer, *SQUASH),
+                lambda: self._mksquashfs(tree),
             ),
         )
         results[1]["size"] = self._peer.stat().st_size
@@ -258,10 +261,24 @@ class Bench:
             shutil.rmtree(cache)
         shutil.rmtree(folder)
 
-    def _reading(self, file: Path) -> dict[str, float]:
-        into_page_cache(file)
-        rounds = [reading(file, self._folder / "mount") for _ in range(self._rounds)]
-        return {name: min(result[name] for result in rounds) for name in rounds[0]}
+    def _reading(self) -> dict[str, dict[str, float]]:
+        """Medians, since what is read takes less time than the machine's moods."""
+        files = {"native": self._native, "mksquashfs": self._peer}
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in files}
+        for number in range(max(self._rounds, READINGS)):
+            for name, file in list(files.items())[:: -1 if number % 2 else 1]:
+                into_page_cache(file)
+                rounds[name].append(reading(file, self._folder / "mount"))
+        return {
+            name: {what: statistics.median(result[what] for result in results) for what in results[0]}
+            for name, results in rounds.items()
+        }
+
+    def _mksquashfs(self, tree: Path) -> dict[str, float]:
+        """The run, and beside it how long its file then takes to be on the disk."""
+        took = measured(lambda: shell("mksquashfs", tree, self._peer, *SQUASH))
+        with self._peer.open("rb") as file:
+            return {**took, "fsync_s": timed(lambda: os.fsync(file.fileno()))}
 
 
 def ratios(found: dict[str, Any]) -> list[tuple[str, float, str]]:
@@ -270,6 +287,7 @@ def ratios(found: dict[str, Any]) -> list[tuple[str, float, str]]:
     rows = [
         ("cold, mksquashfs alone / native", peer["wall_s"] / cold["wall_s"], ">= 0.7"),
         ("the same, CPU seconds", peer["cpu_s"] / cold["cpu_s"], ""),
+        ("both until all is on the disk", (peer["wall_s"] + peer.get("fsync_s", 0)) / cold["wall_s"], ""),
         ("size / mksquashfs", found["native_size"] / peer["size"], "<= 1.01"),
         ("peak memory / allowed", cold["peak_bytes"] / (300e6 + 1000 * cold["inodes"]), "<= 1"),
     ]
