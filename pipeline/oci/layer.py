@@ -15,7 +15,9 @@ import contextlib
 import queue
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast, final
 
@@ -48,6 +50,7 @@ __all__ = [
 
 PIECE = 1 << 20
 _READ = 1 << 18
+_AHEAD = 4  # pieces that wait for who iterates, and as many for who hashes
 _MAX_WINDOW = 1 << 27  # what zstd itself takes without --long, 128 MiB
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -190,8 +193,9 @@ def read_layer(
 
     diff_id     what its bytes must add up to, checked when the last member has been passed. None: not
                 checked.
-    background  read, decompress and hash in a thread of its own, a few pieces ahead of who iterates. The GIL
-                is released for all three, so that it takes a core of its own.
+    background  read and decompress in a thread of its own, a few pieces ahead of who iterates, and hash in
+                another: nothing but its one gzip stream bounds how fast a large layer is read. The GIL is
+                released for all of it.
     """
     return LayerReader(stream, diff_id, limits, background=background)
 
@@ -208,7 +212,7 @@ class LayerReader:
         self, stream: Readable, diff_id: Digest | None, limits: Limits, *, background: bool = False
     ) -> None:
         self._diff_id = diff_id
-        self._plain = _Pieces(stream, diff_id)
+        self._plain = _Pieces(stream, diff_id, background=background)
         self._ahead = _Ahead(self._plain) if background else None
         self._tar = TarReader(self._ahead or self._plain, limits)
 
@@ -228,9 +232,10 @@ class LayerReader:
         return [entry for entry, _ in self]
 
     def close(self) -> None:
-        """End the thread, if there is one. The stream stays open."""
+        """End the threads, if there are any. The stream stays open."""
         if self._ahead is not None:
             self._ahead.close()
+        self._plain.close()
 
     def __enter__(self) -> LayerReader:
         return self
@@ -244,29 +249,41 @@ class LayerReader:
 class _Pieces:
     """Pieces of the stream, hashed as they pass."""
 
-    def __init__(self, stream: Readable, diff_id: Digest | None) -> None:
+    def __init__(self, stream: Readable, diff_id: Digest | None, *, background: bool) -> None:
         self._stream = stream
         self._algorithm = diff_id.algorithm if diff_id else ""
         self._hasher = diff_id.hasher() if diff_id else None
+        self._thread = ThreadPoolExecutor(1, "layer-hasher") if diff_id and background else None
+        self._hashing: deque[Future[None]] = deque()
 
     def next(self) -> bytes:
         data = self._stream.read(PIECE)
-        if self._hasher is not None:
-            self._hasher.update(data)
+        if self._thread is None:
+            if self._hasher is not None:
+                self._hasher.update(data)
+        elif data and self._hasher is not None:
+            self._hashing.append(self._thread.submit(self._hasher.update, data))
+            if len(self._hashing) > _AHEAD:
+                self._hashing.popleft().result()
         return data
 
     def digest(self) -> Digest | None:
+        """Of all pieces so far."""
+        while self._hashing:
+            self._hashing.popleft().result()
         return Digest(algorithm=self._algorithm, hex=self._hasher.hexdigest()) if self._hasher else None
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
 
 
 class _Ahead:
     """Pieces made by a thread, a few ahead. An exception there is raised here."""
 
-    _DEPTH = 4
-
     def __init__(self, pieces: _Pieces) -> None:
         self._source = pieces
-        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(self._DEPTH)
+        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._ended = False

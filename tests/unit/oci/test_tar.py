@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import tarfile
+import threading
 import zlib
 from pathlib import Path
 
@@ -348,13 +349,27 @@ def test_an_error_of_the_source_comes_through_the_thread() -> None:
         layer.entries()
 
 
-def test_leaving_early_ends_the_thread() -> None:
+def test_leaving_early_ends_the_threads() -> None:
+    before = set(threading.enumerate())
     tar = LayerBuilder().file("a", bytes(30 << 20)).tar()
     with read_layer(io.BytesIO(tar), diff_id=Digest.of(tar), background=True) as layer:
         next(iter(layer))
-    assert layer._ahead is not None
-    assert layer._ahead._thread is not None
-    assert not layer._ahead._thread.is_alive()
+        names = {thread.name for thread in set(threading.enumerate()) - before}
+        assert names == {"layer-reader", "layer-hasher_0"}
+    assert set(threading.enumerate()) == before
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 3 << 20, 9 << 20])
+def test_other_bytes_than_the_diff_id_says_are_noticed(size: int, background: bool) -> None:
+    tar = LayerBuilder().file("a", bytes(size)).tar()
+    with read_layer(io.BytesIO(tar), diff_id=Digest.of(tar), background=background) as layer:
+        assert len(layer.entries()) == 1
+    with (
+        pytest.raises(FormatError, match="unpacked bytes are"),
+        read_layer(io.BytesIO(tar), diff_id=Digest.of(tar + b"."), background=background) as layer,
+    ):
+        layer.entries()
 
 
 SEEDS = [builder.tar() for case in LAYER_CASES for builder in case.layers]
