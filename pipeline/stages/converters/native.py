@@ -181,11 +181,10 @@ class _Conversion:
         )
 
     def _pack_layers(self, layers: Sequence[tuple[str, int]]) -> None:
-        """Pack these layers by key and number, several at once, the longest first."""
-        workers = worker_count()
-        at_once = min(workers, len(layers))
+        """Pack these layers by key and number, several at once, the longest first; compress on all cores."""
+        at_once = min(worker_count(), len(layers))
         in_flight = max(4, _IN_FLIGHT // at_once // max(self.options.block_size, JOB_SIZE))
-        with Compressors(self.codec, workers=workers) as compressors:
+        with Compressors(self.codec) as compressors:
             tasks = [
                 functools.partial(self._pack_layer, index, key, compressors, in_flight)
                 for key, index in layers

@@ -125,7 +125,7 @@ def test_bytes_depend_on_neither_cores_nor_cache(tmp_path: Path, monkeypatch: py
     source = image(tmp_path / "image", *layers)
     found = set()
     for workers in (1, 2, 7):
-        monkeypatch.setattr("pipeline.stages.converters.native.worker_count", lambda w=workers: w)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, w=workers: set(range(w)))
         result = convert_native(
             source,
             ConvertOptions(block_size=4096),
