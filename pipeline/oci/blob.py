@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import BinaryIO
 
 from pipeline.errors import FormatError
 from pipeline.oci.manifest import Descriptor
 from pipeline.oci.stream import ReadOnly
-
-
-@runtime_checkable
-class ChecksItself(Protocol):
-    """A stream of a blob that compares its digest when it is read to the end."""
-
-    def check_size_alone(self) -> None:
-        """For who checks the digest of what the bytes unpack to: hashing them too would cost a second a
-        gigabyte and tell nothing more.
-        """
 
 
 class CheckedBlob(ReadOnly):
@@ -35,7 +25,9 @@ class CheckedBlob(ReadOnly):
         self._left = descriptor.size
 
     def check_size_alone(self) -> None:
-        """See `ChecksItself`."""
+        """For who checks the digest of what the bytes unpack to: hashing them too would cost a second a
+        gigabyte and tell nothing more.
+        """
         self._hashed = False
 
     def read(self, size: int | None = -1, /) -> bytes:

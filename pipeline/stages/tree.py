@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO, cast
 
 from pipeline.errors import FormatError
-from pipeline.oci.blob import ChecksItself
+from pipeline.oci.blob import CheckedBlob
 from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
 from pipeline.oci.layer import Content, Readable, decompressed, read_layer
 from pipeline.oci.merge import merge
@@ -147,7 +147,7 @@ def open_entries(
     descriptor = source.manifest().layers[index]
     try:
         with source.open_layer(index) as blob:
-            if isinstance(blob, ChecksItself):
+            if isinstance(blob, CheckedBlob):
                 blob.check_size_alone()  # the diff_id is checked, and comes from a checked config
             stored = cast("BinaryIO", _Counted(blob, meter, halt))
             plain = decompressed(stored, descriptor.compression, limits=limits)
