@@ -9,6 +9,8 @@
     ├── VerificationError    7  a .sqsh is not what it should be
     └── PublishError         8  the store refused, or a version is taken
 
+`ForAnotherConverter` is no branch: it marks those that another converter would not have met.
+
 ``message`` says what happened with which file or reference; ``hint`` says what to do about it. Neither may
 hold a secret: both are printed.
 """
@@ -77,3 +79,9 @@ class PublishError(SqshpipeError):
     """The store cannot take a release: taken version, damaged record, no permission."""
 
     exit_code = 8
+
+
+class ForAnotherConverter(Exception):
+    """Marks the end of one converter that another would not have met with the same image."""
+
+    message: str

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import structlog
 
 from pipeline.config import ConvertOptions
-from pipeline.errors import ConfigError, FormatError, ToolError
+from pipeline.errors import ConfigError, ForAnotherConverter, FormatError, ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import DEFAULT_LIMITS, Limits
@@ -28,7 +28,7 @@ from pipeline.oci.rootfs import FORMAT_VERSION
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
-from pipeline.stages.converters.interface import Converter
+from pipeline.stages.converters.interface import Converted, Converter
 from pipeline.stages.scratch import scratch_folder
 
 log = structlog.get_logger()
@@ -68,13 +68,16 @@ class SquashfsFile:
 
 
 def choose_converter(options: ConvertOptions, *, from_registry: bool = True) -> str:
-    """The converter that ``auto`` means here: enroot where it is installed and can read the source."""
+    """The converter that ``auto`` begins with: enroot where it is installed and can read the source.
+
+    `convert` goes on with ``native`` where enroot then turns out not to do for the image.
+    """
     if options.converter != "auto":
         return options.converter
     keeps = options.keep_owners or options.keep_xattrs  # enroot drops both
     if from_registry and not keeps and shutil.which("enroot"):
         return "enroot"
-    return "native" if _has_native() else "mksquashfs"
+    return "native"
 
 
 def convert_key(source: Digest, options: ConvertOptions, converter: str) -> str:
@@ -109,16 +112,27 @@ def convert(
     (a tool, space, a folder that cannot be written), RegistryError, FormatError, ConfigError.
     """
     name = choose_converter(options, from_registry=_is_registry(source))
-    converter = _converter(name)
     output = output.absolute()
     _require_writable(output.parent)
     partial = output.with_name(f"{output.name}.{uuid.uuid4().hex[:12]}.partial")
-    log.info("converting", image=source.name, converter=name)
-    try:
+
+    def made(name: str) -> Converted:
+        log.info("converting", image=source.name, converter=name)
         with scratch_folder(scratch) as folder:
-            done = converter(
+            return _converter(name)(
                 source, options, output=partial, scratch=folder, cache=cache, limits=limits, meter=meter
             )
+
+    try:
+        try:
+            done = made(name)
+        except ForAnotherConverter as error:
+            if options.converter != "auto":
+                raise
+            log.warning("enroot does not do for this image, native does", why=error.message)
+            partial.unlink(missing_ok=True)
+            name = "native"
+            done = made(name)
         sha256, size = (done.sha256, done.size) if done.sha256 else _seal(partial)
         partial.replace(output)
     except FormatError as error:
@@ -151,12 +165,6 @@ def _is_registry(source: ImageSource) -> bool:
     from pipeline.tools.registry import RegistrySource
 
     return isinstance(source, RegistrySource)
-
-
-def _has_native() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("pipeline.stages.converters.native") is not None
 
 
 def _converter(name: str) -> Converter:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import FormatError, ToolError
+from pipeline.errors import ForAnotherConverter, FormatError, ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.manifest import ACCEPT
 from pipeline.tools import mksquashfs, process
@@ -55,10 +55,18 @@ KNOWN_FAILURES: Mapping[str, str] = {
     "Cannot stat dir/file": f"enroot cannot take a whiteout that hides nothing; {OTHER_CONVERTER}",
     "create mount namespace": f"enroot lacks privileges in this container (#260); {OTHER_CONVERTER}",
     "mount overlay|create .*whiteout": f"{_NO_OVERLAY}, or {OTHER_CONVERTER}",
-    "Command not found: [^ ]": "enroot misses one of its own tools: install it",
+    "Command not found: [^ ]": f"enroot misses one of its own tools: install it, or {OTHER_CONVERTER}",
     r"Using credentials from file[^\n]*\s*\Z": "the registry refused the login; try it with docker login",
     "Checksum mismatch": "a layer arrived damaged: try again",
 }
+
+
+class CannotImport(ForAnotherConverter, ToolError):
+    """enroot cannot do it: its version, its privileges, an image of a shape that it fails on."""
+
+
+class WouldMisread(ForAnotherConverter, FormatError):
+    """A sound image that enroot would run, split or write elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +109,7 @@ class Enroot:
             said = process.run([path, "version"], check=False, timeout=30, env={**os.environ, **own})
         version = parse_version(said.stdout)
         if version < OLDEST:
-            raise ToolError(f"enroot {'.'.join(map(str, version))} is too old", hint=INSTALL_HINT)
+            raise CannotImport(f"enroot {'.'.join(map(str, version))} is too old", hint=INSTALL_HINT)
         return cls(path=path, version=version)
 
     @property
@@ -113,9 +121,9 @@ class Enroot:
         return self.version >= DIGESTS_AND_ZSTD
 
     def refuse_layers(self, media_types: Sequence[str]) -> None:
-        """Raise ToolError when this version cannot read layers of these media types."""
+        """Raise CannotImport when this version cannot read layers of these media types."""
         if not self.takes_digests and any(media_type.endswith("zstd") for media_type in media_types):
-            raise ToolError(
+            raise CannotImport(
                 f"enroot {self.version_text} cannot read zstd layers",
                 hint=f"they came with enroot 4.0.0; {OTHER_CONVERTER}",
             )
@@ -133,7 +141,9 @@ class Enroot:
         block_size: int,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
-        """Write ``output``, which must not exist. Raises ToolError with what enroot's failure means."""
+        """Write ``output``, which must not exist. Raises ToolError with what enroot's failure means,
+        CannotImport where that is known to be enroot's alone.
+        """
         argv: list[str | Path] = [self.path, "import"]
         if machine := _ARCHITECTURES.get(architecture):
             argv += [
@@ -157,11 +167,13 @@ class Enroot:
             # The umask becomes the mode of /etc and of the working directory inside the image.
             process.run(argv, cwd=places.temp, env=environment, on_line=on_line, umask=0o022)
         except ToolError as error:
-            raise ToolError(error.message, hint=meaning(error.message) or error.hint) from error
+            hint = meaning(error.message)
+            kind = CannotImport if hint.endswith(OTHER_CONVERTER) else ToolError
+            raise kind(error.message, hint=hint or error.hint) from error
 
 
 def refuse_config(config: ImageConfig) -> None:
-    """Raise FormatError for what enroot would run, or write outside of the image (seen with 4.1.2).
+    """Raise WouldMisread for what enroot would run, or write outside of the image (seen with 4.1.2).
 
     It makes the working directory below a folder of the host without a look at `..`, writes it into /etc/rc
     between double quotes, and takes words, labels and volumes apart at line ends.
@@ -175,7 +187,7 @@ def refuse_config(config: ImageConfig) -> None:
     ):
         for text in texts:
             if odd.search(text):
-                raise FormatError(
+                raise WouldMisread(
                     f"the {what} {text[:100]!r} of the image holds what enroot would run or misread",
                     hint=OTHER_CONVERTER,
                 )
@@ -258,7 +270,7 @@ def write_curl_config(places: Places, outer: Mapping[str, str]) -> None:
 
 
 def write_credentials(places: Places, host: str, username: str, password: str) -> None:
-    """Write the netrc file that enroot reads, for our eyes alone. Raises ToolError for odd characters."""
+    """Write the netrc file that enroot reads, for our eyes alone. Raises CannotImport for odd characters."""
     host = registry_host(host).rsplit(":", 1)[0]
     hosts = [host, *([_TOKEN_HOSTS[host]] if host in _TOKEN_HOSTS else [])]
     text = "".join(netrc_line(each, username, password) for each in hosts)
@@ -272,13 +284,16 @@ def _write_secret(file: Path, text: str) -> None:
 
 
 def netrc_line(host: str, username: str, password: str) -> str:
-    """One netrc line that survives enroot, which lets a shell expand a password that begins with ``$``."""
+    """One netrc line that survives enroot, which lets a shell expand a password that begins with ``$``.
+
+    Raises CannotImport where there is none.
+    """
     for word, value in (("user name", username), ("password", password)):
         if not value or re.search(r"[\s\x00-\x1f]", value) or value[0] in '"#':
-            raise ToolError(f"the {word} for {host} cannot be written for enroot", hint=OTHER_CONVERTER)
+            raise CannotImport(f"the {word} for {host} cannot be written for enroot", hint=OTHER_CONVERTER)
     if password.startswith("$"):
         if re.search(r"['\\{}]", password):
-            raise ToolError(f"the password for {host} cannot be written for enroot", hint=OTHER_CONVERTER)
+            raise CannotImport(f"the password for {host} cannot be written for enroot", hint=OTHER_CONVERTER)
         # A parameter that is never set expands to its quoted default: the password as it is.
         password = "${_SQSHPIPE_UNSET:-'" + password + "'}"
     return f"machine {host} login {username} password {password}\n"

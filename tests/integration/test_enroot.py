@@ -77,7 +77,7 @@ class World:
     def convert(self, source: ImageSource, **options: Any) -> SquashfsFile:
         return convert(
             source,
-            ConvertOptions(converter="enroot", **options),
+            ConvertOptions(**{"converter": "enroot", **options}),
             output=self.folder / "out" / "x.sqsh",
             scratch=self.folder / "scratch",
             cache=self.folder / "cache",
@@ -247,7 +247,7 @@ def test_a_tag_that_moves_meanwhile_is_noticed(world: World, fake: Callable[...,
 
 def test_before_version_4_an_image_needs_a_tag(world: World, fake: Callable[..., Recorded]) -> None:
     fake("3.4.1")
-    with pytest.raises(RegistryError, match="has no tag"):
+    with pytest.raises(ToolError, match="has no tag"):
         world.convert(world.image([BASE], tag=None))
 
 
@@ -281,6 +281,25 @@ def test_a_failure_leaves_nothing_and_tells_what_it_means(
     assert "#263" in caught.value.hint
     assert world.registry.password not in str(caught.value)
     assert list((world.folder / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "more", "settings"),
+    [
+        ("4.1.2", "", {"Cmd": ["sh", "-c", "one\ntwo"]}),
+        ("3.1.0", "", {}),
+        ("4.1.2", "print('[ERROR] Failed to create mount namespace', file=sys.stderr)\nsys.exit(1)", {}),
+    ],
+    ids=["misread", "too old", "no privileges"],
+)
+def test_auto_makes_the_file_all_the_same(
+    version: str, more: str, settings: dict[str, Any], world: World, fake: Callable[..., Recorded]
+) -> None:
+    fake(version, more)
+    source = world.image([BASE, _FILES], config=settings)
+    made = world.convert(source, converter="auto")
+    assert made.converter.name == "native"
+    verify(made)
 
 
 def test_other_sources_and_options_are_refused(world: World, fake: Callable[..., Recorded]) -> None:

@@ -33,6 +33,7 @@ from pipeline.stages.scratch import THE_RESULT, Need, require_space
 from pipeline.stages.tree import Copy, read_tree
 from pipeline.tools.enroot import (
     OTHER_CONVERTER,
+    CannotImport,
     Enroot,
     Places,
     import_uri,
@@ -58,9 +59,9 @@ def convert_enroot(
 ) -> Converted:
     """Write ``output``; ``scratch`` is an empty folder of ours, ``cache`` holds layers for the next time.
 
-    Raises ConfigError for what enroot cannot do, ToolError when it fails, RegistryError when a tag moves
-    meanwhile (before enroot 4, which reads tags only), FormatError for what no converter takes and for what
-    enroot alone would misread.
+    Raises ToolError when enroot fails, RegistryError when a tag moves meanwhile (before enroot 4, which reads
+    tags only), FormatError for what no converter takes. What another converter would do has an error that is
+    `ForAnotherConverter` too, but for ConfigError where it was asked for in vain.
     """
     if not isinstance(source, RegistrySource):
         raise ConfigError(
@@ -68,7 +69,7 @@ def convert_enroot(
         )
     if options.keep_owners or options.keep_xattrs:
         raise ConfigError("enroot keeps neither owners nor extended attributes", hint=OTHER_CONVERTER)
-    tool, packer = Enroot.find(), Mksquashfs.find()
+    tool, packer = Enroot.find(), _packer()
     manifest = source.manifest()
     tool.refuse_layers([layer.media_type for layer in manifest.layers])
     refuse_config(source.config())
@@ -100,6 +101,14 @@ def convert_enroot(
         )
     trim(layers)
     return Converted(tree=tree, versions={"enroot": tool.version_text, "mksquashfs": packer.version_text})
+
+
+def _packer() -> Mksquashfs:
+    """What enroot packs with."""
+    try:
+        return Mksquashfs.find()
+    except ToolError as error:
+        raise CannotImport(error.message, hint=error.hint) from error
 
 
 def _checked(handed: _Handed, limits: Limits, meter: Meter) -> Tree:
@@ -197,7 +206,7 @@ def _lend_credentials(source: RegistrySource, places: Places) -> None:
     if found is None:
         return
     if found.identity_token:
-        raise ToolError(
+        raise CannotImport(
             f"the login to {source.client.host} is an identity token, which enroot cannot use",
             hint=OTHER_CONVERTER,
         )
@@ -216,7 +225,7 @@ def _tag_of(source: RegistrySource) -> str:
     for tag in sorted(tags, key=lambda tag: not tag.startswith("key-"))[:_MOST_TAGS]:  # ours never move
         if _stands_for(source, tag, digest):
             return tag
-    raise RegistryError(
+    raise CannotImport(
         f"{source.name} has no tag, and enroot before 4.0.0 cannot import by digest",
         hint=f"give it a tag, install enroot 4, or {OTHER_CONVERTER}",
     )

@@ -107,12 +107,12 @@ def pushed(case: HostileImage, place: Place, client: RegistryClient, repository:
     return f"docker://{client.host}/{repository}:v1"
 
 
-def converted(case: HostileImage, place: Place, source: str) -> Ended:
+def converted(case: HostileImage, place: Place, source: str, converter: str = "enroot") -> Ended:
     output = place.folder / "out" / "x.sqsh"
     output.unlink(missing_ok=True)
     shutil.rmtree(place.folder / "cache" / "enroot", ignore_errors=True)
     return place.bounded.run(
-        "convert", source, "-o", output, "--converter", "enroot", *case.flags, memory=16 << 30
+        "convert", source, "-o", output, "--converter", converter, *case.flags, memory=16 << 30
     )
 
 
@@ -134,6 +134,15 @@ def test_refused_before_enroot_sees_it(number: int, fake: Place, client: Registr
         if case.refused:
             kept = [path.name for path in (fake.folder / "cache" / "enroot").glob("*.*")]
             assert kept == [], "half a layer stays"
+
+
+def test_auto_makes_what_enroot_would_misread(fake: Place, client: RegistryClient) -> None:
+    case = next(case for case in HOSTILE_IMAGES if _MISREAD.get(case.name))
+    with cleared(fake), untouched(fake):
+        ended = converted(case, fake, pushed(case, fake, client, "hostile/auto"), "auto")
+        judge(case, ended)
+        assert "native" in ended.stderr
+        assert not (fake.folder / "told" / "asked").exists()
 
 
 @pytest.mark.skipif(REAL is None, reason="enroot is not installed")

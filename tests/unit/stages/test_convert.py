@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import ConvertOptions
-from pipeline.errors import ConfigError, ToolError
+from pipeline.errors import ConfigError, FormatError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
@@ -16,6 +16,7 @@ from pipeline.stages import convert as module
 from pipeline.stages.convert import CONVERTER_VERSIONS, choose_converter, convert, convert_key
 from pipeline.stages.converters.interface import Converted
 from pipeline.stages.tree import read_tree
+from pipeline.tools.enroot import CannotImport, WouldMisread
 from tests.support.images import image
 from tests.support.layers import LayerBuilder
 
@@ -88,9 +89,9 @@ def writing(data: bytes) -> module.Converter:
     return converter
 
 
-def converted(tmp_path: Path, output: Path) -> module.SquashfsFile:
+def converted(tmp_path: Path, output: Path, options: ConvertOptions = OPTIONS) -> module.SquashfsFile:
     scratch, cache = tmp_path / "scratch", tmp_path / "cache"
-    return convert(source(tmp_path), OPTIONS, output=output, scratch=scratch, cache=cache)
+    return convert(source(tmp_path), options, output=output, scratch=scratch, cache=cache)
 
 
 def test_the_file_appears_complete_and_scratch_is_gone(
@@ -109,6 +110,45 @@ def test_the_file_appears_complete_and_scratch_is_gone(
     assert output.stat().st_mode & 0o777 == 0o644
     assert [file.name for file in output.parent.iterdir()] == ["x.sqsh"]
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def given_up(error: Exception) -> module.Converter:
+    def converter(*_arguments: object, output: Path, scratch: Path, **_more: object) -> Converted:
+        (scratch / "work").write_text("x")
+        output.write_text("half")
+        raise error
+
+    return converter
+
+
+@pytest.mark.parametrize("error", [CannotImport("no"), WouldMisread("no")])
+def test_auto_goes_on_with_native_where_enroot_does_not_do(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_enroot(tmp_path, monkeypatch)
+    monkeypatch.setattr(module, "_is_registry", lambda _source: True)
+    ways = {"enroot": given_up(error), "native": writing(b"bytes")}
+    monkeypatch.setattr(module, "_converter", ways.__getitem__)
+    output = tmp_path / "x.sqsh"
+    made = converted(tmp_path, output)
+    assert output.read_bytes() == b"bytes"
+    assert made.converter.name == "native"
+    assert made.convert_key == convert_key(made.source, OPTIONS, "native")
+    with pytest.raises(CannotImport if isinstance(error, CannotImport) else FormatError):
+        converted(tmp_path, output, dataclasses.replace(OPTIONS, converter="enroot"))
+
+
+@pytest.mark.parametrize("error", [ToolError("a disk is full"), FormatError("no image")])
+def test_auto_ends_where_no_converter_would_do(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_enroot(tmp_path, monkeypatch)
+    monkeypatch.setattr(module, "_is_registry", lambda _source: True)
+    ways = {"enroot": given_up(error), "native": writing(b"bytes")}
+    monkeypatch.setattr(module, "_converter", ways.__getitem__)
+    with pytest.raises(type(error)):
+        converted(tmp_path, tmp_path / "x.sqsh")
+    assert not (tmp_path / "x.sqsh").exists()
 
 
 @pytest.mark.parametrize("error", [ToolError("broken"), KeyboardInterrupt()])
