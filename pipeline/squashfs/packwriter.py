@@ -160,7 +160,7 @@ class PackWriter:
             if len(block) < min(block_size, size):
                 block = _filled(block, min(block_size, size), read)
             size -= len(block)
-            self._add_block(b"" if block == zeros[: len(block)] else block, owner)
+            self._add_block(b"" if _is_zero(block, zeros) else block, owner)
             owner = _NEXT
 
     def _add_block(self, block: Plain, owner: int) -> None:
@@ -199,6 +199,13 @@ class PackWriter:
             self._write(job.parts)
             index.check_lengths.append(job.length)
             index.check_sums.append(job.checksum)
+
+
+def _is_zero(block: Plain, zeros: bytes) -> bool:
+    """Whether `block` is all zero bytes. A view compares itself byte by byte, 50 times as slowly as bytes."""
+    if block[0] or block[-1]:
+        return False
+    return bytes(block) == (zeros if len(block) == len(zeros) else zeros[: len(block)])
 
 
 def _appenders(index: PackIndex) -> tuple[Callable[[Any], None], ...]:
