@@ -51,7 +51,7 @@ KeepXattrs = Annotated[bool, typer.Option("--keep-xattrs", help="Extended attrib
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the file if it is there.")]
 MaxUnpacked = Annotated[str, typer.Option("--max-unpacked", help="How much the image may unpack to.")]
 MaxRatio = Annotated[
-    int, typer.Option("--max-ratio", min=1, help="How many bytes a stored one may become, beyond 1G.")
+    int, typer.Option("--max-ratio", min=1, help="How many bytes a stored one may become, beyond 4G.")
 ]
 File = Annotated[Path, typer.Argument(help="A .sqsh.", show_default=False)]
 

@@ -171,7 +171,7 @@ class LimitsModel(Model):
     ratio: int = Field(
         default=250,
         ge=1,
-        description="Bytes unpacked for one byte stored, looked at once a layer is beyond 1G.",
+        description="Bytes unpacked for one byte stored, looked at beyond 4G (holes of sparse files: 64G).",
     )
     entries: int = Field(default=8_000_000, ge=1, description="Members of all layers together.")
     devices: Literal["keep", "refuse"] = Field(

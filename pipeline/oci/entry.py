@@ -58,7 +58,9 @@ class Limits:
     max_metadata  bytes of the names, link targets and attributes of a layer, and of all layers together: they
                   are kept in memory
     max_ratio     bytes unpacked for one byte stored (gzip ends at 1032), and bytes of holes for one byte of
-                  files; both are looked at beyond `ratio_floor` bytes
+                  files
+    ratio_floor   bytes that a layer, and all layers together, may come to whatever they are stored in;
+                  `HOLES` times as many of holes
     max_path      bytes of a path or of a link's target (Linux: PATH_MAX)
     max_name      bytes of one component of a path (Linux: NAME_MAX)
     devices       whether an image may have device nodes outside /dev, which is left out anyway
@@ -69,7 +71,7 @@ class Limits:
     max_entries: int = 8_000_000
     max_metadata: int = 1 << 29
     max_ratio: int = 250
-    ratio_floor: int = 1 << 30
+    ratio_floor: int = 4 << 30
     max_path: int = 4095
     max_name: int = 255
     devices: bool = True
@@ -77,3 +79,12 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+HOLES = 16  # bytes of a hole that cost no more than one that is unpacked: nothing is read or stored
+
+
+def beyond_ratio(limits: Limits) -> str:
+    """What to do about more than `max_ratio`."""
+    return (
+        f"more than {limits.max_ratio} to one is taken for a decompression bomb;"
+        " limits: {ratio: …} in images.yaml says how many may be"
+    )

@@ -28,7 +28,7 @@ from isal.isal_zlib import IsalError
 from pipeline.errors import FormatError
 from pipeline.oci.content import Content
 from pipeline.oci.digest import Digest
-from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
+from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits, beyond_ratio
 from pipeline.oci.stream import ReadOnly
 from pipeline.oci.tar import TarReader
 
@@ -114,8 +114,7 @@ class Decompressed(ReadOnly):
         if self.unpacked > most:
             raise FormatError(
                 f"a layer of {self.unpacked} bytes so far was stored in {self._stored.passed}",
-                hint=f"more than {self._limits.max_ratio} to one is taken for a decompression bomb;"
-                " limits: {ratio: …} in images.yaml says how many may be",
+                hint=beyond_ratio(self._limits),
             )
 
 
@@ -226,6 +225,11 @@ class LayerReader:
             )
         if found is None and not self._tar.ended_with_marker:
             raise FormatError("a tar ends without its end marker, so it may have been cut short")
+
+    @property
+    def holes(self) -> int:
+        """Bytes so far of sparse files that are not in the tar."""
+        return self._tar.holes
 
     def entries(self) -> list[Entry]:
         """All entries, contents passed over (their crc32 is computed)."""

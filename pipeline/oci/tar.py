@@ -19,7 +19,7 @@ from typing import Protocol
 from pipeline.errors import FormatError
 from pipeline.oci import pax, sparse
 from pipeline.oci.content import EMPTY, Content, SparseContent, Window
-from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
+from pipeline.oci.entry import DEFAULT_LIMITS, HOLES, Entry, EntryKind, Limits, beyond_ratio
 from pipeline.oci.tar_header import (
     BLOCK,
     ZERO_BLOCK,
@@ -69,7 +69,7 @@ class TarReader:
     def __init__(self, pieces: Pieces, limits: Limits = DEFAULT_LIMITS) -> None:
         self._window = Window(pieces.next)
         self._limits = limits
-        self._files = self._holes = 0
+        self._files = self.holes = 0
         self._metadata = 0
         self._folder = (b"", b"")  # of the member before: as it stands there, and as it is in an entry
         self.ended_with_marker = False
@@ -227,24 +227,21 @@ class TarReader:
 
     def _count(self, entry: Entry, holes: int = 0) -> None:
         """Hold the sum of all sizes, holes included, within the limit; and holes, which cost their author
-        nothing, within the ratio to what is stored.
+        nothing, within the ratio to what is stored (a header at least).
         """
         self._files += entry.size
-        self._holes += holes
+        self.holes += holes
         if self._files > self._limits.max_unpacked:
             raise FormatError(
                 f"file {entry.path[:200]!r} takes its layer beyond {self._limits.max_unpacked} bytes",
                 hint="no sound layer is that large",
             )
         limits = self._limits
-        if self._holes > limits.ratio_floor and (
-            self._holes > (self._files - self._holes) * limits.max_ratio
-        ):
+        stored = self._files - self.holes
+        if self.holes > max(limits.ratio_floor * HOLES, (stored + BLOCK) * limits.max_ratio):
             raise FormatError(
-                f"the sparse files of a layer have {self._holes} bytes of holes"
-                f" for {self._files - self._holes} stored",
-                hint=f"more than {limits.max_ratio} to one is taken for a decompression bomb;"
-                " limits: {ratio: …} in images.yaml says how many may be",
+                f"the sparse files of a layer have {self.holes} bytes of holes for {stored} stored",
+                hint=beyond_ratio(limits),
             )
 
     def _path(self, raw: bytes) -> bytes:

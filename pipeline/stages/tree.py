@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 from pipeline.errors import FormatError
 from pipeline.oci.blob import CheckedBlob
-from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
+from pipeline.oci.entry import DEFAULT_LIMITS, HOLES, Entry, EntryKind, Limits, beyond_ratio
 from pipeline.oci.layer import Content, Readable, decompressed, read_layer
 from pipeline.oci.merge import merge
 from pipeline.oci.rootfs import enroot_rootfs
@@ -46,19 +46,29 @@ def read_tree(
     layers = source.manifest().layers
     names = list(zip((layer.digest for layer in layers), source.config().diff_ids, strict=True))
     first = {name: index for index, name in reversed(list(enumerate(names)))}
-    once = sorted(first.values())  # the same layer twice is read once, and merged and counted twice
+    # The same layer twice is read once, and merged and counted twice. The largest first: they end together,
+    # and a size that lies is noticed before anything is measured by it.
+    once = sorted(first.values(), key=lambda index: -layers[index].size)
     times = Counter(names)
     meter.total(sum(layers[index].size for index in once))
     workers = worker_count()
     ahead = len(once) < workers  # processors to spare: decompress in threads of their own
 
     count = _Count(limits)
+    tally = Tally(sum(layers[index].size for index in once), limits)
 
     def entries_of(index: int, halt: Halt) -> list[Entry]:
         with (
             copies(index) as copy,
             open_entries(
-                source, index, halt=halt, meter=meter, background=ahead, limits=limits, copy=copy
+                source,
+                index,
+                halt=halt,
+                meter=meter,
+                background=ahead,
+                limits=limits,
+                copy=copy,
+                tally=tally,
             ) as members,
         ):
             found = [entry for entry, _ in members]
@@ -91,6 +101,31 @@ class _Count:
             self._entries += len(entries) * times
             self._metadata += metadata * times
             require_entries(self._entries, self._metadata, self._limits)
+
+
+class Tally:
+    """Bytes that the layers of an image come to, all together, counted by the threads that read them.
+
+    What one layer may come to, whatever it is stored in, would be too much a thousand times. ``stored`` is
+    the sum that the manifest claims, so the largest layer must be read first: one that lies ends there.
+    """
+
+    def __init__(self, stored: int, limits: Limits) -> None:
+        self._most = max(limits.ratio_floor, stored * limits.max_ratio)
+        self._stored = stored
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._sum = 0
+
+    def add(self, size: int) -> None:
+        """Count a layer that was read to its end. Raises FormatError when all are beyond the ratio."""
+        with self._lock:
+            self._sum += size
+            if self._sum > self._most:
+                raise FormatError(
+                    f"layers of {self._sum} bytes so far are stored in {self._stored}",
+                    hint=beyond_ratio(self._limits),
+                )
 
 
 def require_entries(entries: int, metadata: int, limits: Limits) -> None:
@@ -138,9 +173,10 @@ def open_entries(
     background: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     copy: Copy | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[Iterator[tuple[Entry, Content]]]:
     """The entries of layer ``index`` with their content; ``meter`` counts the bytes as they are stored, and
-    ``copy`` gets them unpacked.
+    ``copy`` gets them unpacked; ``tally`` is told how many they and the holes of sparse files were.
 
     What is wrong with the layer is raised as FormatError that names it.
     """
@@ -155,6 +191,8 @@ def open_entries(
             tar = plain if copy is None else _Copied(plain, copy)
             with read_layer(tar, diff_id=diff_id, limits=limits, background=background) as layer:
                 yield iter(layer)
+                if tally is not None:
+                    tally.add(plain.unpacked + layer.holes // HOLES)
     except FormatError as error:
         if error.message.startswith("layer "):
             raise

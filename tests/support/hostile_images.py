@@ -393,12 +393,22 @@ def _sizes() -> list[HostileImage]:
             flags=("--max-unpacked", "64M"),
         ),
         HostileImage(
-            name="gzip bomb against the ratio", write=_bomb("gzip", 3 << 29), refused="was stored in"
+            name="a sparse file of 5 GB, of which nothing is stored",
+            write=_one(lambda _: _hole(b"var/log/lastlog", 5 << 30)),
+            holds={b"var/log/lastlog": None},
         ),
         HostileImage(
-            name="zstd bomb against the ratio", write=_bomb("zstd", 3 << 29), refused="was stored in"
+            name="gzip bomb against the ratio", write=_bomb("gzip", 9 << 29), refused="was stored in"
+        ),
+        HostileImage(
+            name="zstd bomb against the ratio", write=_bomb("zstd", 9 << 29), refused="was stored in"
         ),
     ]
+
+
+def _hole(name: bytes, size: int) -> LayerBuilder:
+    """A layer with a sparse file that is one hole."""
+    return after(pax(GNU__sparse__size=b"%d" % size, GNU__sparse__map=b"0,0"), name=name)
 
 
 def _long_way() -> LayerBuilder:

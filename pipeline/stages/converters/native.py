@@ -38,7 +38,7 @@ from pipeline.squashfs.superblock import Compressor
 from pipeline.stages.converters.interface import Converted
 from pipeline.stages.crew import Halt, work
 from pipeline.stages.scratch import THE_RESULT, Need, require_space
-from pipeline.stages.tree import open_entries, require_allowed, require_entries, worker_count
+from pipeline.stages.tree import Tally, open_entries, require_allowed, require_entries, worker_count
 
 log = structlog.get_logger()
 
@@ -166,7 +166,8 @@ class _Conversion:
                 log.info("packing layers", missing=len(wanted), cached=len(found))
                 self._require_space([layers[index] for _, index in by_size], found.values(), output)
                 self.meter.total(sum(layers[index].size for _, index in by_size))
-                self._pack_layers(by_size)
+                known = sum(pack.data_size for pack in found.values())
+                self._pack_layers(by_size, known)
         return [found[key] for key in keys]
 
     def _require_space(self, missing: Sequence[Descriptor], found: Iterable[Pack], output: Path) -> None:
@@ -180,18 +181,25 @@ class _Conversion:
             ]
         )
 
-    def _pack_layers(self, layers: Sequence[tuple[str, int]]) -> None:
-        """Pack these layers by key and number, several at once, the longest first; compress on all cores."""
+    def _pack_layers(self, layers: Sequence[tuple[str, int]], known: int) -> None:
+        """Pack these layers by key and number, several at once, the longest first; compress on all cores.
+
+        The image's other layers are ``known`` bytes.
+        """
         at_once = min(worker_count(), len(layers))
+        stored = self.source.manifest().layers
+        tally = Tally(known + sum(stored[index].size for _, index in layers), self.limits)
         in_flight = max(4, _IN_FLIGHT // at_once // max(self.options.block_size, JOB_SIZE))
         with Compressors(self.codec) as compressors:
             tasks = [
-                functools.partial(self._pack_layer, index, key, compressors, in_flight)
+                functools.partial(self._pack_layer, index, key, compressors, in_flight, tally)
                 for key, index in layers
             ]
             work(tasks, workers=at_once)
 
-    def _pack_layer(self, index: int, key: str, compressors: Compressors, in_flight: int, halt: Halt) -> None:
+    def _pack_layer(
+        self, index: int, key: str, compressors: Compressors, in_flight: int, tally: Tally, halt: Halt
+    ) -> None:
         """Read one layer to its end and write its pack."""
         block_size = self.options.block_size
         header = {"block_size": block_size, "diff_id": str(self.source.config().diff_ids[index])}
@@ -200,7 +208,13 @@ class _Conversion:
                 handle.write, compressors, block_size=block_size, header=header, in_flight=in_flight
             )
             with open_entries(
-                self.source, index, halt=halt, meter=self.meter, background=True, limits=self.limits
+                self.source,
+                index,
+                halt=halt,
+                meter=self.meter,
+                background=True,
+                limits=self.limits,
+                tally=tally,
             ) as members:
                 for entry, content in members:
                     writer.add(entry, content.view)
