@@ -24,6 +24,7 @@ import tenacity
 from pipeline.config.types import Notify
 from pipeline.errors import ScanRejected, SqshpipeError
 from pipeline.tools import process
+from pipeline.words import shown
 
 log = structlog.get_logger()
 
@@ -32,6 +33,7 @@ _ATTEMPTS = 3
 _SEND_SECONDS = 10.0
 _PATIENCE = 15.0
 _MARKER_DAYS = 30
+_LONGEST = 2000  # characters of a message
 _SIGNS = {"published": "✅", "blocked": "⛔", "failed": "❌", "base-moved": "🔄"}
 
 
@@ -157,9 +159,14 @@ def _to_webhook(address: str, variable: str, event: Event) -> None:
 
     if not address:
         raise SqshpipeError(f"{variable} is not set")
-    lines = [f"{_SIGNS[event.kind]} *{event.title}*", event.text]
-    lines += [f"• {name}: `{value}`" for name, value in event.details.items()]
+    lines = [f"{_SIGNS[event.kind]} *{_plain(event.title)}*", _plain(event.text)]
+    lines += [f"• {name}: `{_plain(value)}`" for name, value in event.details.items()]
     httpx.post(address, json={"text": "\n".join(lines)}, timeout=_SEND_SECONDS).raise_for_status()
+
+
+def _plain(text: str) -> str:
+    """Text in which Slack finds no link and nobody to call: a registry's words may be in it."""
+    return shown(text, longest=_LONGEST).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _claim(marker: Path) -> bool:

@@ -24,6 +24,7 @@ from pipeline.store.atomic import replace as replace_file
 from pipeline.tools.registry import RegistryClient
 from pipeline.tools.tags import known_tags
 from pipeline.track import Pattern
+from pipeline.words import markdown
 
 Kind = Literal["moved", "locked", "newer", "announced"]
 _WORKERS = 32
@@ -176,7 +177,7 @@ def pull_request(found: Refreshed) -> tuple[str, str]:
     told = [change.reason for change in found.changes if change.kind == "announced"]
     told += [f"not looked at: {problem.base}: {problem.error.message}" for problem in found.problems]
     if told:
-        lines += ["", "Also:", "", *(f"- {line}" for line in told)]
+        lines += ["", "Also:", "", *(f"- {markdown(line)}" for line in told)]
     return title, "\n".join(lines) + "\n"
 
 

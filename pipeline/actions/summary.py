@@ -6,23 +6,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.actions.event import Wanted
+from pipeline.words import markdown
 
 _MOST = 20
+_LONGEST = 4000  # characters of an error that are shown
 
 
 def wanted_markdown(wanted: Wanted, reasons: Mapping[str, Sequence[str]]) -> str:
     """Which images a run is for, and why."""
     does = "publishes" if wanted.publish else "tries, without publishing,"
     if not wanted.images:
-        return f"### Images\n\nNo image is affected by {wanted.reason}.\n"
+        return f"### Images\n\nNo image is affected by {markdown(wanted.reason)}.\n"
     lines = [
-        f"### Images\n\nThis run ({wanted.reason}) {does} `{wanted.version}` of:\n",
+        f"### Images\n\nThis run ({markdown(wanted.reason)}) {does} `{wanted.version}` of:\n",
         "| image | because |",
     ]
     lines.append("|---|---|")
     for image in wanted.images:
         why = "; ".join(reasons.get(image, ())) or wanted.reason
-        lines.append(f"| {image} | {_cell(why)} |")
+        lines.append(f"| {image} | {markdown(why)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -38,12 +40,12 @@ def checked_markdown(
     mark = "❌" if error else "✅"
     lines = [f"### {mark} {image}", ""]
     if error:
-        lines += [*(f"> {line}" for line in error.splitlines()), ""]
+        lines += [*(f"> {markdown(line)}" for line in error[:_LONGEST].splitlines()), ""]
     if reference:
         lines += [f"`{reference}`", ""]
     lines += ["| stage | outcome | seconds | |", "|---|---|---|---|"]
     lines += [
-        f"| {stage['stage']} | {stage['outcome']} | {stage['seconds']:.1f} | {_cell(str(stage['text']))} |"
+        f"| {stage['stage']} | {stage['outcome']} | {stage['seconds']:.1f} | {markdown(stage['text'])} |"
         for stage in stages
     ]
     if verdict is not None:
@@ -52,21 +54,15 @@ def checked_markdown(
 
 
 def _findings(verdict: Mapping[str, Any]) -> list[str]:
-    counts = ", ".join(f"{number} {severity}" for severity, number in verdict["counts"].items())
+    counts = ", ".join(f"{number} {markdown(severity)}" for severity, number in verdict["counts"].items())
     lines = [f"Findings ({verdict['scanner']}): {counts or 'none'}"]
     blocking = [finding for finding in verdict["findings"] if finding["decision"] == "blocks"]
     if blocking:
         lines += ["", "| blocks | severity | package |", "|---|---|---|"]
         lines += [
-            f"| {_cell(str(one['id']))} | {one['severity']} | {_cell(str(one['package']))} |"
+            f"| {markdown(one['id'])} | {markdown(one['severity'])} | {markdown(one['package'])} |"
             for one in blocking[:_MOST]
         ]
         if len(blocking) > _MOST:
             lines.append(f"| and {len(blocking) - _MOST} more | | |")
     return lines
-
-
-def _cell(text: str) -> str:
-    """Text that cannot break a table, start a tag or mention anyone."""
-    escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("@", "@\u200b")
-    return " ".join(escaped.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -14,6 +15,11 @@ from typing import Any
 
 from pipeline.errors import SqshpipeError
 from pipeline.report.text import cells
+
+_NO_ORDER = "#\\u0023["  # the same to whoever reads JSON
+_ORDER = re.compile(r"^(\s*)::")
+# what moves, hides or reorders text and is left as it is by JSON: C1 controls, separators, marks of direction
+_UNSEEN = re.compile(r"[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
 @dataclass(slots=True)
@@ -32,7 +38,7 @@ _STAGE, _FAILURE = " " * 9, " " * 10  # what stands before the text of a stage's
 
 
 def _to_stderr(text: str) -> None:
-    sys.stderr.write("".join(fitted(line) + "\n" for line in text.split("\n")))
+    sys.stderr.write("".join(_inert(fitted(line)) + "\n" for line in text.split("\n")))
     sys.stderr.flush()
 
 
@@ -107,9 +113,18 @@ def safe(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def _inert(line: str) -> str:
+    """`line` without orders to GitHub's runner, which takes them from whatever a step prints: `::error::` at
+    the start of a line, `##[error]` anywhere. A tool's output or a registry's words may hold them.
+    """
+    if "GITHUB_ACTIONS" not in os.environ:
+        return line
+    return _ORDER.sub(r"\g<1>\\u003a:", line).replace("##[", _NO_ORDER)
+
+
 def data(text: str) -> None:
     """One line of result for scripts."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(_inert(text) + "\n")
 
 
 def data_bytes(pieces: Iterable[bytes]) -> None:
@@ -120,7 +135,11 @@ def data_bytes(pieces: Iterable[bytes]) -> None:
 
 def data_json(value: object) -> None:
     """A result for machines."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # a terminal may heed them
+    if "GITHUB_ACTIONS" in os.environ:
+        text = text.replace("##[", _NO_ORDER)
+    sys.stdout.write(text + "\n")
 
 
 def failure(error: SqshpipeError) -> None:

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.report.text import cells, clock, mapping, padded, rows, shown, size
+from pipeline.report.text import cells, clock, mapping, padded, rows, size
+from pipeline.words import shown
 
 if TYPE_CHECKING:
     from pipeline.store.record import Release

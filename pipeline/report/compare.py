@@ -10,8 +10,9 @@ from typing import Any
 
 from pipeline.report.contents import Contents, Package
 from pipeline.report.sbom import Sbom
-from pipeline.report.text import growth, mapping, rows, short, shown, size
+from pipeline.report.text import growth, mapping, rows, short, size
 from pipeline.store.record import Record
+from pipeline.words import shown
 
 _NONE = "none"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from pipeline import __version__
+from pipeline import __version__, words
 from pipeline.report import chart, text
 from pipeline.report.compare import scan_words
 from pipeline.report.gather import Report, ReportedRelease
@@ -35,7 +35,7 @@ def page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        shown=text.shown,
+        shown=words.shown,
         size=text.size,
         when=text.when,
         short=text.short,
@@ -72,7 +72,7 @@ def _expiry(seconds: float) -> str:
 
 def _path(path: Path) -> Markup:
     """A path that may be broken after its slashes."""
-    return Markup("/<wbr>").join(text.shown(path).split("/"))
+    return Markup("/<wbr>").join(words.shown(path).split("/"))
 
 
 def _bars(newest_first: Sequence[ReportedRelease]) -> Markup:

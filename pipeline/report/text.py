@@ -10,20 +10,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from pipeline.words import shown
+
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
-_LONGEST = 400
 _NEVER = "1970"
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(?:Z|\+00:00)\Z", re.ASCII)
-
-
-def shown(value: object, *, longest: int = _LONGEST) -> str:
-    """`value` as one line: control and direction characters escaped, cut at `longest` characters."""
-    text = value if isinstance(value, str) else str(value)
-    cut = text[:longest]
-    safe = "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in cut
-    )
-    return safe + ("…" if len(text) > longest else "")
 
 
 def size(amount: int) -> str:

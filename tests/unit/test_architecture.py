@@ -16,7 +16,7 @@ LAYERS = [
     ["stages"],
     ["store", "cluster", "tools", "config", "lock", "inputs", "track", "scanning", "actions"],
     ["oci", "squashfs"],
-    ["progress", "errors", "__init__"],
+    ["progress", "errors", "words", "__init__"],
 ]
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}
 FORMAT_CODE_MAY_NOT = {"socket", "subprocess", "httpx", "boto3", "docker", "time", "datetime", "requests"}
