@@ -6,13 +6,14 @@ job it speaks of, and none counts for longer than `LONGEST_SECONDS` after it was
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -114,7 +115,7 @@ def read_all(layout: Layout) -> list[Lease]:
     """The leases that can be believed, expired ones too.
 
     Raises PublishError when one cannot be read: then nobody knows what it holds. A lease that says nothing
-    sensible holds nothing.
+    sensible holds nothing, nor does one that its owner lets nobody read: any user could stop every prune.
     """
     with atomic.told("listing the leases"):
         try:
@@ -132,12 +133,40 @@ def _read(path: Path) -> Lease | None:
     try:
         return _parse(path)
     except OSError as error:
-        if error.errno in _NO_LEASE:
+        if error.errno in _NO_LEASE or (error.errno == errno.EACCES and _is_closed(path)):
             return None
         raise PublishError(
             f"the lease {path} cannot be read ({error.strerror}), so it is not known what is in use",
             hint="run it as a user who may read it, or let its owner remove it",
         ) from error
+
+
+def _is_closed(path: Path) -> bool:
+    """Whether its owner has taken from others the right to read, which ours all give."""
+    try:
+        return not path.lstat().st_mode & stat.S_IROTH
+    except OSError:
+        return False
+
+
+def remove_remains(layout: Layout, counting: Container[str], now: float) -> None:
+    """Remove what has held nothing for longer than a lease can last, where we may: nonsense, links, what
+    killed jobs left half-written. ``counting`` are names that stay, however old.
+    """
+    with atomic.told("listing the leases"):
+        try:
+            entries = list(os.scandir(layout.leases))
+        except FileNotFoundError:
+            return
+    for entry in entries:
+        with contextlib.suppress(OSError):  # another's, where the folder is not ours; a folder with content
+            if entry.name in counting or entry.stat(follow_symlinks=False).st_ctime + LONGEST_SECONDS > now:
+                continue
+            path = Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _parse(path: Path) -> Lease | None:

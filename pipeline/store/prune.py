@@ -238,13 +238,17 @@ def _settle_killed(layout: Layout) -> None:
 
 
 def _drop_leases(layout: Layout, jobs: LiveJobs, now: datetime) -> None:
-    """Remove leases that no longer count, where we may."""
+    """Remove leases that no longer count, where we may, and what never was one."""
+    counting = set()
     for lease in leases.read_all(layout):
-        if not retention.lease_counts(lease, jobs, now):
-            try:
-                (layout.leases / lease.name).unlink(missing_ok=True)
-            except PermissionError:
-                continue
+        if retention.lease_counts(lease, jobs, now):
+            counting.add(lease.name)
+            continue
+        try:
+            (layout.leases / lease.name).unlink(missing_ok=True)
+        except PermissionError:
+            continue
+    leases.remove_remains(layout, counting, now.timestamp())
 
 
 def _clear_temporaries(layout: Layout, report: Report) -> None:
