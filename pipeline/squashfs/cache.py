@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -73,12 +74,26 @@ class PackWriteHandle:
 class PackCache:
     """The packs in `folder`, which is made when missing. Safe for several builders at once.
 
-    `on_damage` is told of every pack that is removed because it is damaged.
+    `on_damage` is told of every pack that is removed because it is damaged. A whole pack is believed: it is
+    for those alone who may write in the folder, see `refuse_others`.
     """
 
     def __init__(self, folder: Path, on_damage: Callable[[PackDamaged], None] = lambda _: None) -> None:
         self.folder = folder
         self._on_damage = on_damage
+
+    def refuse_others(self) -> None:
+        """Raise ToolError when anybody can put packs here: they would be published as if they were layers."""
+        try:
+            here, above = self.folder.stat(), self.folder.parent.stat()
+        except FileNotFoundError:
+            return
+        others = here.st_uid not in (os.geteuid(), 0) and above.st_mode & stat.S_IWOTH
+        if here.st_mode & stat.S_IWOTH or others:
+            raise ToolError(
+                f"everybody can put layer packs into {self.folder}, which are published as they are",
+                hint="set SQSHPIPE_CACHE to a folder of yours, or take it from others: chmod o-w, chown",
+            )
 
     def open(self, key: str) -> Pack | None:
         """The pack `key` when it is there and whole. A damaged one is removed."""
@@ -119,7 +134,10 @@ class PackCache:
     def _create(self, key: str) -> tuple[Path, int]:
         """A new file under a temporary name, locked: the lock says that its writer lives."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self.folder.mkdir(mode=0o755)
+                self.folder.chmod(0o755)  # whatever the umask: no others
             while True:
                 path = self.folder / f"{_PARTIAL}{key[:16]}-{secrets.token_hex(8)}"
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)

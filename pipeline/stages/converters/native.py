@@ -89,6 +89,7 @@ def convert_native(
         meter=meter,
     )
     try:
+        packs.refuse_others()
         packs.remove_leftovers()
         return _until_sound(job, output)
     except OSError as error:
