@@ -58,6 +58,7 @@ _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after one byte of 0x50 to 0x5f; zstd:chunke
 _OTHERS = {b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x04\x22\x4d\x18": "lz4"}
 _DAMAGE: tuple[type[Exception], ...] = (
     EOFError,
+    OverflowError,  # a gzip header (a file's name, a comment) of more than half a megabyte
     zlib.error,
     cast("type[Exception]", IsalError),
     zstandard.ZstdError,

@@ -464,6 +464,8 @@ def _layer_bytes() -> list[HostileImage]:
         ),
         stored("bzip2 under gzip's name", "bzip2", lambda _tar: b"BZh91AY&SY" + bytes(90)),
         stored("xz under gzip's name", "xz", lambda _tar: b"\xfd7zXZ\x00" + bytes(90)),
+        stored("a gzip header of a megabyte", "damaged", lambda tar: _long_header(compressed(tar, "gzip"))),
+        stored("zstd that wants 2 GB of memory", "damaged|memory", _wide_window, "zstd"),
         stored("empty", "its image says|end marker", lambda _tar: b""),
         stored("a page of HTML", "checksum|its image says", lambda _tar: b"<html>" * 1000, "none"),
         HostileImage(
@@ -477,6 +479,16 @@ def _layer_bytes() -> list[HostileImage]:
             holds={b"bin/sh": b"#!\n"},
         ),
     ]
+
+
+def _long_header(data: bytes) -> bytes:
+    """The same gzip member with a file's name of a megabyte."""
+    return data[:3] + bytes([data[3] | 8]) + data[4:10] + b"n" * (1 << 20) + b"\0" + data[10:]
+
+
+def _wide_window(tar: bytes) -> bytes:
+    """One frame of zstd (RFC 8878) with a window of 2 GiB and a plain block."""
+    return b"\x28\xb5\x2f\xfd" + b"\x00\xa8" + (len(tar) << 3 | 1).to_bytes(3, "little") + tar
 
 
 def _flipped(data: bytes) -> bytes:

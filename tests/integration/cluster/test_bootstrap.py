@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -110,6 +111,20 @@ def test_an_unknown_system_is_refused(tmp_path: Path) -> None:
     done = run(script, "--dry-run", "--root", make_root(tmp_path, "ID=centos\nVERSION_ID=7\n"))
     assert done.returncode == 1
     assert "centos-7 is not supported" in done.stderr
+
+
+@pytest.mark.needs("curl")
+def test_what_is_fetched_is_as_pinned_or_not_there(tmp_path: Path) -> None:
+    functions = bootstrap.script(values(tmp_path)).rpartition("\nfind_system\n")[0]
+    source, script = tmp_path / "source", tmp_path / "bootstrap.sh"
+    source.write_bytes(b"bytes")
+    right = hashlib.sha256(b"bytes").hexdigest()
+    for sha256, name in ((right, "right"), ("0" * 64, "wrong"), (right[:-1], "short")):
+        script.write_text(f"{functions}\nfetch file://{source} {sha256} {tmp_path / name}\n")
+        done = run(script)
+        assert (tmp_path / name).exists() is (name == "right")
+        assert (done.returncode == 0) is (name == "right")
+        assert name == "right" or "is not what was pinned" in done.stderr
 
 
 @pytest.mark.needs("shellcheck")
