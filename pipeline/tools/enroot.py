@@ -52,6 +52,8 @@ KNOWN_FAILURES: Mapping[str, str] = {
     "Cannot open: File exists": f"enroot cannot take a file in place of a folder; {OTHER_CONVERTER}",
     "Cannot open: Not a directory": f"enroot cannot take a name below a symlink; {OTHER_CONVERTER}",
     "[Ff]ile ?name too long": f"enroot cannot take paths that are so long; {OTHER_CONVERTER}",
+    # its layers were read to their end before it was run
+    "tar: (Malformed|Unexpected EOF)": f"its tar cannot read a layer that is sound; {OTHER_CONVERTER}",
     "Cannot stat dir/file": f"enroot cannot take a whiteout that hides nothing; {OTHER_CONVERTER}",
     "create mount namespace": f"enroot lacks privileges in this container (#260); {OTHER_CONVERTER}",
     "mount overlay|create .*whiteout": f"{_NO_OVERLAY}, or {OTHER_CONVERTER}",

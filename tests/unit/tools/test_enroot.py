@@ -199,6 +199,7 @@ def test_a_password_that_netrc_cannot_hold_is_refused_without_telling_it(passwor
         ("enroot-mksquashovlfs: failed to create mount namespace: Operation not permitted", "#260"),
         ("Write failed because No space left on device", "SQSHPIPE_SCRATCH"),
         ("[ERROR] Command not found: parallel", "install"),
+        ("tar: Malformed extended header: excess GNU.sparse.map=0", "its tar cannot read"),
     ],
 )
 def test_known_failures_are_explained(output: str, word: str) -> None:
