@@ -185,6 +185,7 @@ def test_every_dependency_is_used_and_every_import_is_a_dependency() -> None:
     known = {_MODULES.get(name := canonicalize_name(r.name), name.replace("-", "_")) for r in WANTED}
     along = {
         "certifi",
+        "httpcore",  # what httpx is made on
         "requests",
         "urllib3",
         "botocore",
