@@ -54,15 +54,30 @@ class _Terminated(BaseException):
     """SIGTERM, raised so that every ``finally`` on the way out removes its scratch."""
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C. A KeyboardInterrupt would be typer's, which ends without a word."""
+
+
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
 
+def _on_sigint(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _Interrupted
+
+
 def main() -> NoReturn:
     """Run the command line and exit with the code that `pipeline.errors` documents."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    code = _run()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and told: a late Ctrl-C changes nothing
+    try:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else our caller has it ignored
+            signal.signal(signal.SIGINT, _on_sigint)
+        code = _run()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and told: a late Ctrl-C changes nothing
+    except _Interrupted:  # while an end was told
+        code = EXIT_SIGINT
+    except _Terminated:
+        code = EXIT_SIGTERM
     sys.exit(code)
 
 
@@ -77,15 +92,18 @@ def _run() -> int:
         if message.strip():  # none where a group without a verb has shown its help
             output.failure(ConfigError(message, hint=_help_hint(error)))
         return ConfigError.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except (_Interrupted, KeyboardInterrupt, typer.Abort):
         output.interrupted("interrupted")
         return EXIT_SIGINT
     except _Terminated:
         output.interrupted("terminated")
         return EXIT_SIGTERM
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+    except BrokenPipeError:
+        return _unread()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer met it first
+            return _unread()
+        raise
     except OSError as error:
         return _refused_by_system(error)
     except Exception as error:  # noqa: BLE001 - the last resort, with exit code 1
@@ -93,6 +111,13 @@ def _run() -> int:
         return SqshpipeError.exit_code
 
 
+def _unread() -> int:
+    """The reader of our output has left, as `head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_DONE
+
+
+_FULL = "df tells which is; TMPDIR, SQSHPIPE_SCRATCH and SQSHPIPE_CACHE can name folders on others"
 _WHAT_TO_DO = {
     errno.EACCES: "the file system denies it: use an account that may, or another place",
     errno.EPERM: "the file system denies it: use an account that may, or another place",
@@ -106,6 +131,12 @@ _WHAT_TO_DO = {
 
 def _refused_by_system(error: OSError) -> int:
     """A file that the system refuses is no defect of ours, wherever it was met."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:  # a write does not say where
+        output.failure(ToolError(f"a disk is full: {error.strerror}", hint=_FULL))
+        return ToolError.exit_code
+    if error.errno == errno.ENOENT and "temporary directory" in str(error):
+        output.failure(ToolError("no folder for temporary files takes one: is the disk full?", hint=_FULL))
+        return ToolError.exit_code
     if error.filename is None or error.errno not in _WHAT_TO_DO:
         output.unexpected(error)
         return SqshpipeError.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tempfile
 
 import pytest
 
@@ -34,3 +35,25 @@ def test_what_nobody_foresaw_is_called_a_defect(
     assert _ends_with(monkeypatch, OSError(errno.EBADF, "Bad file descriptor")) == 1
     assert _ends_with(monkeypatch, ValueError("odd")) == 1
     assert capsys.readouterr().err.count("this is a defect of sqshpipe") == 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_defect_where_no_file_is_named(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _ends_with(monkeypatch, OSError(number, "Because of this")) == 3
+    told = capsys.readouterr().err
+    assert told.startswith("sqshpipe: a disk is full: Because of this\n")
+    assert "TMPDIR" in told
+    assert "defect" not in told
+
+
+def test_no_folder_for_temporary_files_is_a_full_disk(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/full"])
+    with pytest.raises(OSError, match="temporary directory") as caught:
+        tempfile.gettempdir()
+    assert _ends_with(monkeypatch, caught.value) == 3
+    assert "is the disk full?" in capsys.readouterr().err
