@@ -169,7 +169,9 @@ def in_registry(
         story.skip("build", f"{repository} has key-{key[:12]}")
         return adopted
     with Engine.connect() as engine:
-        built = build_with(engine, spec, version, pinned, clients=clients, story=story, revision=revision)
+        built = build_with(
+            engine, spec, version, pinned, config=config, clients=clients, story=story, revision=revision
+        )
         with story.stage("push") as meter:
             pushed = push(built, repository, engine, client, credentials=clients.credentials, meter=meter)
             story.result(str(pushed.reference))
@@ -182,6 +184,7 @@ def build_with(
     version: str,
     pinned: Pinned,
     *,
+    config: Config,
     clients: Clients,
     story: Story,
     revision: str | None = None,
@@ -201,6 +204,7 @@ def build_with(
             # A new period of max_age is there for what a Dockerfile fetches: no step from the engine's cache.
             fresh=pinned.build_inputs.period is not None,
             credentials=clients.credentials,
+            scratch=config.scratch,
             meter=meter,
         )
         story.result(f"key-{key[:12]}")

@@ -105,6 +105,7 @@ def build(
                 run.spec,
                 tag,
                 pinned,
+                config=run.config,
                 clients=run.clients,
                 story=run.teller,
                 revision=revision_of(config),

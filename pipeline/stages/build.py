@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,14 +21,17 @@ from pipeline.oci.digest import Digest
 from pipeline.progress import SILENT, Meter
 from pipeline.stages.dockerfile import BASE_ARGUMENT, pin_base
 from pipeline.stages.pin import BaseImage
+from pipeline.stages.scratch import Need, default_scratch, require_space, scratch_folder
 from pipeline.tools import buildkit
 from pipeline.tools.credentials import CredentialsProvider, credentials_for
+from pipeline.tools.disk import FULL, cannot_write
 from pipeline.tools.docker import BuildOrder, Engine
 from pipeline.tools.docker_config import docker_config
 
 log = structlog.get_logger()
 
 _CLASSIC_DOCKERFILE = ".sqshpipe.Dockerfile"
+_BLOCK = 512  # bytes, of a tar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +64,16 @@ def build(
     engine: Engine,
     fresh: bool = False,
     credentials: CredentialsProvider = credentials_for,
+    scratch: Path | None = None,
     meter: Meter = SILENT,
 ) -> BuiltImage:
     """Build `spec` on `base` with BuildKit where a command line offers it, else with the engine's classic
     builder.
 
     `fresh` takes no step from the engine's cache, so that package updates inside a Dockerfile arrive.
-    Raises ConfigError when the Dockerfile is missing, does not build on the base, or wants secrets that
-    cannot be given; ToolError when a step fails, with its last lines.
+    `scratch` is where to work, None for the usual place. Raises ConfigError when the Dockerfile is missing,
+    does not build on the base, or wants secrets that cannot be given; ToolError when a step fails, with its
+    last lines, and for a full disk, ours or the engine's.
     """
     order = _order(spec, base, key, version=version, revision=revision, engine=engine, fresh=fresh)
     frontend = buildkit.find_frontend(engine)
@@ -78,13 +83,20 @@ def build(
             hint="install buildx (Debian and Ubuntu: docker-buildx; else https://github.com/docker/buildx)",
         )
     config_digest: Digest | None = None
-    with docker_config({host: credentials(host) for host in order.registries}) as config:
+    with (
+        docker_config({host: credentials(host) for host in order.registries}) as config,
+        scratch_folder(scratch or default_scratch()) as folder,
+    ):
         if frontend is not None:
             log.debug("building with BuildKit", frontend=frontend.version)
-            config_digest = buildkit.build(frontend, order, engine, config, meter)
+            work = folder / "build"
+            work.mkdir()
+            config_digest = buildkit.build(
+                frontend, order, engine, docker_config=config, folder=work, meter=meter
+            )
         else:
             log.debug("building with the engine's classic builder")
-            with _classic_context(order) as tar:
+            with _classic_context(order, folder) as tar:
                 engine.build(tar, _CLASSIC_DOCKERFILE, order, docker_config=config, meter=meter)
     found = engine.image(order.tag)
     if found is None:
@@ -138,9 +150,11 @@ def _order(
 
 
 def labels(spec: ImageSpec, base: BaseImage, *, version: str, revision: str | None) -> dict[str, str]:
-    """The labels of OCI image-spec, annotations.md. SOURCE_DATE_EPOCH, in seconds, stands for the time."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = datetime.fromtimestamp(int(epoch), timezone.utc) if epoch.isdigit() else datetime.now(timezone.utc)
+    """The labels of OCI image-spec, annotations.md. SOURCE_DATE_EPOCH, in seconds, stands for the time.
+
+    Raises ConfigError when that is set to something else.
+    """
+    now = _now(os.environ.get("SOURCE_DATE_EPOCH", ""))
     prefix = "org.opencontainers.image"
     found = {
         f"{prefix}.title": spec.name,
@@ -152,22 +166,45 @@ def labels(spec: ImageSpec, base: BaseImage, *, version: str, revision: str | No
     return found | ({f"{prefix}.revision": revision} if revision else {})
 
 
+def _now(epoch: str) -> datetime:
+    if not epoch:
+        return datetime.now(timezone.utc)
+    try:
+        return datetime.fromtimestamp(int(epoch), timezone.utc)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError(f"SOURCE_DATE_EPOCH is {epoch[:40]!r}, which is no time in seconds") from error
+
+
 @contextmanager
-def _classic_context(order: BuildOrder) -> Iterator[IO[bytes]]:
-    """The context as a tar on disk, with the pinned Dockerfile under a name that no COPY sees."""
-    paths = context_paths(order.path, order.context)
+def _classic_context(order: BuildOrder, folder: Path) -> Iterator[IO[bytes]]:
+    """The context as a tar in `folder`, with the pinned Dockerfile under a name that no COPY sees."""
     ignored = f"{_CLASSIC_DOCKERFILE}\n.dockerignore\n"
-    with tempfile.TemporaryFile(prefix="sqshpipe-context-") as tar:
-        try:
+    file = folder / "context.tar"
+    try:
+        paths = context_paths(order.path, order.context)
+        size = sum(_in_tar(order.context / path) for path in paths) + len(order.dockerfile.encode())
+        require_space([Need(folder=folder, size=size, purpose="the build's context")])
+        with file.open("w+b") as tar:
             create_archive(
                 str(order.context),
                 files=[path for path in paths if path != ".dockerignore"],
                 fileobj=tar,
                 extra_files=[(_CLASSIC_DOCKERFILE, order.dockerfile), (".dockerignore", ignored)],
             )
-        except OSError as error:
-            raise ConfigError(f"the build's folder {order.context} cannot be read: {error}") from error
+            tar.flush()
+    except OSError as error:
+        full = error if error.errno in FULL else error.__cause__  # docker-py raises its own for a file
+        if isinstance(full, OSError) and full.errno in FULL:
+            raise cannot_write(full, file) from error
+        raise ConfigError(f"the build's folder {order.context} cannot be read: {error}") from error
+    with file.open("rb") as tar:
         yield tar
+
+
+def _in_tar(path: Path) -> int:
+    """Bytes that a member of the context takes in a tar: a header and whole blocks of content."""
+    found = path.lstat()
+    return _BLOCK + (-(-found.st_size // _BLOCK) * _BLOCK if stat.S_ISREG(found.st_mode) else 0)
 
 
 def _paths(spec: ImageSpec) -> tuple[Path, Path]:

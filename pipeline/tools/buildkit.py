@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import tempfile
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,9 @@ from pipeline.errors import ConfigError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.progress import SILENT, Meter
 from pipeline.tools import process
+from pipeline.tools.disk import write_text
 from pipeline.tools.docker import BuildOrder, Engine
+from pipeline.tools.docker_errors import lost
 from pipeline.tools.docker_events import build_failure
 
 log = structlog.get_logger()
@@ -60,34 +61,36 @@ def find_frontend(engine: Engine) -> Frontend | None:
 
 
 def build(
-    frontend: Frontend, order: BuildOrder, engine: Engine, docker_config: Path, meter: Meter = SILENT
+    frontend: Frontend,
+    order: BuildOrder,
+    engine: Engine,
+    *,
+    docker_config: Path,
+    folder: Path,
+    meter: Meter = SILENT,
 ) -> Digest | None:
     """Build and leave the image in the engine under its tag; gives its config's digest where buildx tells it.
 
-    `docker_config` is a folder with the bases' credentials. Raises ToolError with the last lines of the
-    step that failed.
+    `docker_config` is a folder with the bases' credentials, `folder` an empty one to work in. Raises
+    ToolError with the last lines of the step that failed, and for a full disk.
     """
-    with tempfile.TemporaryDirectory(prefix="sqshpipe-build-") as name:
-        scratch = Path(name)
-        dockerfile = scratch / order.path.name
-        dockerfile.write_text(order.dockerfile, encoding="utf-8")
-        if order.dockerignore is not None:
-            dockerfile.with_name(f"{order.path.name}.dockerignore").write_text(
-                order.dockerignore, encoding="utf-8"
-            )
-        argv = [*frontend.argv, *_options(frontend, order, dockerfile), str(order.context)]
-        told: deque[str] = deque(maxlen=_KEPT_LINES)
-        internal: set[str] = set()
+    dockerfile = folder / order.path.name
+    write_text(dockerfile, order.dockerfile)
+    if order.dockerignore is not None:
+        write_text(folder / f"{order.path.name}.dockerignore", order.dockerignore)
+    argv = [*frontend.argv, *_options(frontend, order, dockerfile), str(order.context)]
+    told: deque[str] = deque(maxlen=_KEPT_LINES)
+    internal: set[str] = set()
 
-        def listen(line: str) -> None:
-            told.append(line)
-            if _worth_telling(line, internal):
-                meter.line(line)
+    def listen(line: str) -> None:
+        told.append(line)
+        if _worth_telling(line, internal):
+            meter.line(line)
 
-        done = process.run(argv, env=_environment(engine.host, docker_config), on_line=listen, check=False)
-        if done.returncode != 0:
-            raise _failure(order, list(told))
-        return _config_digest(dockerfile.with_name(_METADATA))
+    done = process.run(argv, env=_environment(engine.host, docker_config), on_line=listen, check=False)
+    if done.returncode != 0:
+        raise _failure(order, list(told), engine)
+    return _config_digest(dockerfile.with_name(_METADATA))
 
 
 def secret_option(identifier: str, source: str) -> str:
@@ -139,7 +142,9 @@ def _config_digest(metadata: Path) -> Digest | None:
         found = json.loads(metadata.read_bytes()).get("containerimage.config.digest")
     except FileNotFoundError:
         return None
-    return Digest.parse(found) if found else None
+    except (ValueError, AttributeError) as error:
+        raise ToolError(f"buildx leaves metadata that cannot be read: {error}") from error
+    return Digest.parse(str(found)) if found else None
 
 
 def _worth_telling(line: str, internal: set[str]) -> bool:
@@ -153,15 +158,17 @@ def _worth_telling(line: str, internal: set[str]) -> bool:
     return number not in internal and not text.startswith(_NOISE)
 
 
-def _failure(order: BuildOrder, told: list[str]) -> ToolError:
+def _failure(order: BuildOrder, told: list[str], engine: Engine) -> ToolError:
     """Steps run side by side: of the one that failed the lines are picked by its number.
 
-    BuildKit's last line is the reason.
+    BuildKit's last line is the reason, unless the engine is gone.
     """
+    if not engine.answers():  # the command line says "unexpected EOF" at most
+        return lost(f"building {order.path} failed")
     reason = re.sub(r"^(ERROR|error): ", "", told[-1]) if told else "the builder said nothing"
     failed = next((match[1] for line in reversed(told) if (match := _STEP_FAILED.match(line))), None)
     step = [match[2] for line in told if (match := _STEP_LINE.match(line)) and match[1] == failed]
-    return build_failure(order.path, reason, step)
+    return build_failure(order.path, reason, step, root=engine.root)
 
 
 def _docker_programs() -> list[str]:

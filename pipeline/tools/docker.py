@@ -21,9 +21,8 @@ import docker
 import requests
 import structlog
 import tenacity
-import urllib3
 from docker.context import ContextAPI
-from docker.errors import APIError, DockerException, ImageNotFound
+from docker.errors import DockerException
 from docker.utils import kwargs_from_env
 
 from pipeline.errors import RegistryError, ToolError
@@ -32,6 +31,8 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.progress import SILENT, Meter
 from pipeline.tools.credentials import Credentials
+from pipeline.tools.disk import cannot_write
+from pipeline.tools.docker_errors import NONSENSE, NotThere, reason, told
 from pipeline.tools.docker_events import (
     LAST_LINES,
     STEP,
@@ -47,6 +48,7 @@ log = structlog.get_logger()
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 _CONNECT_TIMEOUT = 10  # seconds
+_ANSWER_TIMEOUT = 120  # seconds: a question that no work hangs on; an engine under load takes its time
 _SILENCE_TIMEOUT = 1800  # seconds: the engine says nothing while it compresses or commits a large layer
 _SAVE_PIECE = 1 << 20  # bytes
 _PUSH_ATTEMPTS = 5
@@ -123,8 +125,8 @@ class Engine:
             raise ToolError(
                 f"no permission for the Docker Engine at {host}", hint="join the group docker, or be root"
             ) from error
-        except (DockerException, requests.RequestException, OSError) as error:
-            raise ToolError(f"no Docker Engine answers at {host}: {_reason(error)}", hint=hint) from error
+        except (DockerException, requests.RequestException, OSError, *NONSENSE) as error:
+            raise ToolError(f"no Docker Engine answers at {host}: {reason(error)}", hint=hint) from error
         client.timeout = _SILENCE_TIMEOUT
         return cls(client, host)
 
@@ -144,7 +146,7 @@ class Engine:
     def info(self) -> Mapping[str, Any]:
         """The engine's own description of itself (``docker info``), asked for once."""
         if self._info is None:
-            with _told("asking the Docker Engine about itself"):
+            with self._asking("asking the Docker Engine about itself"):
                 self._info = dict(self._client.info())
         return self._info
 
@@ -154,7 +156,14 @@ class Engine:
 
     @property
     def platform(self) -> Platform:
-        return Platform.parse(f"{self.info()['OSType']}/{self.info()['Architecture']}")
+        info = self.info()
+        with told("reading what the Docker Engine says of itself"):
+            return Platform.parse(f"{info['OSType']}/{info['Architecture']}")
+
+    @property
+    def root(self) -> str:
+        """The folder, on the engine's machine, of its images and of what it builds; nothing is asked."""
+        return str((self._info or {}).get("DockerRootDir", "/var/lib/docker"))
 
     @property
     def containerd_store(self) -> bool:
@@ -171,9 +180,17 @@ class Engine:
         api = tuple(int(part) for part in str(self._client.api_version).split("."))
         return self.platform.os == "linux" and api >= _BUILDKIT_API
 
+    def answers(self) -> bool:
+        """Whether the engine is still there."""
+        try:
+            with self._asking("looking for the Docker Engine"):
+                return bool(self._client.ping())
+        except ToolError:
+            return False
+
     def default_network(self) -> str | None:
         """The network that a build's RUN steps need to be told: ``host`` on an engine without a bridge."""
-        with _told("listing the Docker Engine's networks"):
+        with self._asking("listing the Docker Engine's networks"):
             names = {network["Name"] for network in self._client.networks()}
         return None if "bridge" in names else "host"
 
@@ -181,27 +198,28 @@ class Engine:
 
     def image(self, name: str) -> LocalImage | None:
         """The local image of that name or Id; None when there is none."""
+        containerd = self.containerd_store
         try:
-            with _told(f"looking for the local image {name}"):
+            with self._asking(f"looking for the local image {name}"):
                 found: dict[str, Any] = self._client.inspect_image(name)  # type: ignore[no-untyped-call]
-        except _NotThere:
+                return LocalImage(
+                    local_id=found["Id"],
+                    config_digest=None if containerd else Digest.parse(found["Id"]),
+                    platform=Platform.parse(f"{found['Os']}/{found['Architecture']}"),
+                    labels=dict((found.get("Config") or {}).get("Labels") or {}),
+                    diff_ids=tuple(Digest.parse(text) for text in found["RootFS"].get("Layers") or ()),
+                )
+        except NotThere:
             return None
-        return LocalImage(
-            local_id=found["Id"],
-            config_digest=None if self.containerd_store else Digest.parse(found["Id"]),
-            platform=Platform.parse(f"{found['Os']}/{found['Architecture']}"),
-            labels=dict((found.get("Config") or {}).get("Labels") or {}),
-            diff_ids=tuple(Digest.parse(text) for text in found["RootFS"].get("Layers") or ()),
-        )
 
     def tag(self, local_id: str, reference: Reference) -> None:
         """Give a local image the name that it is pushed under."""
-        with _told(f"tagging {local_id} as {reference}"):
+        with self._asking(f"tagging {local_id} as {reference}"):
             self._client.tag(local_id, reference.name, tag=reference.tag)
 
     def untag(self, reference: Reference) -> None:
         """Take a name away; the image goes with its last name. A name that is not there is fine."""
-        with contextlib.suppress(_NotThere), _told(f"removing the tag {reference}"):
+        with contextlib.suppress(NotThere), told(f"removing the tag {reference}"):
             self._client.remove_image(str(reference), noprune=False)
 
     def save(self, name: str, dest: Path, meter: Meter = SILENT) -> None:
@@ -209,14 +227,17 @@ class Engine:
 
         Raises ToolError when the engine has no such image; `dest` may then hold a part.
         """
-        with _told(f"saving the local image {name}"), dest.open("wb") as file:
-            size = self._client.inspect_image(name).get("Size")  # type: ignore[no-untyped-call]
-            meter.total(int(size or 0))
-            pieces = self._client.get_image(name, chunk_size=_SAVE_PIECE)
-            with contextlib.closing(pieces):
-                for piece in pieces:
-                    file.write(piece)
-                    meter.advance(len(piece))
+        try:
+            with told(f"saving the local image {name}"), dest.open("wb") as file:
+                size = self._client.inspect_image(name).get("Size")  # type: ignore[no-untyped-call]
+                meter.total(int(size or 0))
+                pieces = self._client.get_image(name, chunk_size=_SAVE_PIECE)
+                with contextlib.closing(pieces):
+                    for piece in pieces:
+                        file.write(piece)
+                        meter.advance(len(piece))
+        except OSError as error:
+            raise cannot_write(error, dest) from error
 
     # Its work
 
@@ -238,7 +259,7 @@ class Engine:
         if docker_config is not None:
             self._client.reload_config(str(docker_config / "config.json"))
         step: deque[str] = deque(maxlen=LAST_LINES)
-        with _told(f"building {order.path}"):
+        with told(f"building {order.path}"):
             events = self._client.build(
                 fileobj=context,
                 custom_context=True,
@@ -264,7 +285,7 @@ class Engine:
                     step.append(line)
                     meter.line(line)
         if failure:
-            raise build_failure(order.path, str(failure), step)
+            raise build_failure(order.path, str(failure), step, root=self.root)
 
     def push(self, reference: Reference, credentials: Credentials | None, meter: Meter = SILENT) -> Digest:
         """Push a local image under its own name and return the manifest's digest, as the engine tells it.
@@ -285,7 +306,7 @@ class Engine:
         transfer = Transfer(meter)
         failure: str | None = None
         digest: str | None = None
-        with _told(f"pushing {reference}"):
+        with told(f"pushing {reference}"):
             events = self._client.push(
                 reference.name, tag=reference.tag, auth_config=_auth(credentials), stream=True, decode=True
             )
@@ -294,14 +315,20 @@ class Engine:
                 digest = pushed_digest(event) or digest
                 transfer.take(event)
         if failure:
-            raise push_failure(str(failure), reference)
+            raise push_failure(str(failure), reference, root=self.root)
         if digest is None:
             raise RegistryError(f"the Docker Engine pushed {reference} and did not tell its digest")
         return Digest.parse(digest)
 
-
-class _NotThere(ToolError):
-    """The engine has no such image."""
+    @contextlib.contextmanager
+    def _asking(self, doing: str) -> Iterator[None]:
+        """`told`, of a question: an engine that hangs is not waited for as one at work is."""
+        self._client.timeout = _ANSWER_TIMEOUT
+        try:
+            with told(doing):
+                yield
+        finally:
+            self._client.timeout = _SILENCE_TIMEOUT
 
 
 def _auth(credentials: Credentials | None) -> dict[str, str]:
@@ -310,24 +337,6 @@ def _auth(credentials: Credentials | None) -> dict[str, str]:
     if credentials.identity_token:
         return {"identitytoken": credentials.identity_token}
     return {"username": credentials.username, "password": credentials.password}
-
-
-@contextlib.contextmanager
-def _told(doing: str) -> Iterator[None]:
-    """Turn docker-py's and requests' exceptions into ours."""
-    try:
-        yield
-    except ImageNotFound as error:
-        raise _NotThere(f"{doing}: {_reason(error)}") from error
-    # docker-py reads streams of events past requests, so that a line that breaks is urllib3's exception
-    except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise ToolError(f"{doing} failed: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, APIError) and error.explanation:
-        return str(error.explanation)
-    return str(error)
 
 
 def _context_host() -> str | None:

@@ -4,18 +4,26 @@ runs."""
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.tools.credentials import Credentials, docker_config_path
+from pipeline.tools.disk import write_text
 
 _DOCKER_HUB = "docker.io"
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of mode 0700 is made in it
+_PREFIX = "sqshpipe-docker-"
+_ROOM = 1 << 16  # bytes
+_YOUNG = 60.0  # seconds in which a folder may still be without its lock
 
 
 @contextmanager
@@ -23,21 +31,51 @@ def docker_config(credentials: Mapping[str, Credentials | None]) -> Iterator[Pat
     """Give a folder to set DOCKER_CONFIG to, with a config.json that knows these registry hosts and no other.
 
     The builder cannot be handed a password in another way than by file. This one is for the owner alone, in
-    memory where the machine has a tmpfs, and gone when the build ends. The user's own config.json is left
+    memory where the machine has a tmpfs with room, and gone when the build ends; what a build that was killed
+    left there goes with the next. The user's own config.json is left
     out of it, so that a credential helper that is not installed breaks no build; its proxies and plugins
     are kept.
     """
-    memory = _MEMORY if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="sqshpipe-docker-", dir=memory) as name:
+    parent = _MEMORY if _has_room(_MEMORY) else Path(tempfile.gettempdir())
+    _remove_orphans(parent)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent) as name, _held(Path(name)):
         folder = Path(name)
         config = {**_kept(), "auths": {_key(host): _entry(found) for host, found in credentials.items()}}
         path = folder / "config.json"
         path.touch(mode=0o600)
-        path.write_text(json.dumps(config), encoding="utf-8")
+        write_text(path, json.dumps(config))
         plugins = docker_config_path().with_name("cli-plugins")
         if plugins.is_dir():
             (folder / "cli-plugins").symlink_to(plugins.absolute())
         yield folder
+
+
+def _has_room(folder: Path) -> bool:
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        return False
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize >= _ROOM and (not status.f_files or status.f_favail > 8)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep others from taking ``folder`` for one that nobody uses."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _remove_orphans(parent: Path) -> None:
+    """A password that a killed build left in memory would stay there until the machine restarts."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            found = folder.lstat()
+            if found.st_uid == os.geteuid() and time.time() - found.st_mtime > _YOUNG:
+                with _held(folder):
+                    shutil.rmtree(folder)
 
 
 def _kept() -> dict[str, object]:

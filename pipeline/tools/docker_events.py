@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RegistryError, ToolError
+from pipeline.errors import RegistryError, SqshpipeError, ToolError
 from pipeline.oci.reference import Reference
 from pipeline.progress import Meter
+from pipeline.tools.disk import says_full
 from pipeline.tools.ecr.actions import hint as ecr_hint
 
 LAST_LINES = 15
@@ -36,18 +37,33 @@ class Denied(RegistryError):
     """The registry did not take the engine's password: it is wrong, it has ended, or a right is missing."""
 
 
-def build_failure(path: Path, reason: str, step: Sequence[str]) -> ToolError:
-    """What a failed build is told as: the builder's reason, then the last lines of the step that failed."""
-    lines = [f"  | {line}" for line in step if line.strip()]
+def build_failure(path: Path, reason: str, step: Sequence[str], *, root: str) -> ToolError:
+    """What a failed build is told as: the builder's reason, then the last lines of the step that failed.
+
+    ``root`` is the folder where the engine keeps its data, told when it is full.
+    """
+    lines = [f"  | {line}" for line in step if line.strip()][-LAST_LINES:]
+    hint = "the lines above are what the step said last" if lines else ""
     return ToolError(
-        "\n".join([f"building {path} failed: {reason.strip()}", *lines[-LAST_LINES:]]),
-        hint="the lines above are what the step said last" if lines else "",
+        "\n".join([f"building {path} failed: {reason.strip()}", *lines]),
+        hint=_full_hint(root) if says_full(" ".join([reason, *lines])) else hint,
     )
 
 
-def push_failure(message: str, reference: Reference) -> RegistryError:
-    """What an error event of a push means: worth another attempt, no right to push, or just no."""
+def _full_hint(root: str) -> str:
+    return (
+        f"the Docker Engine's disk is full ({root}): docker system df says of what, docker system prune frees"
+    )
+
+
+def push_failure(message: str, reference: Reference, *, root: str) -> SqshpipeError:
+    """What an error event of a push means: worth another attempt, no right to push, or just no.
+
+    ``root`` is the folder where the engine keeps its data: a disk that is full may also be the registry's.
+    """
     text = f"pushing {reference} failed: {message.strip()}"
+    if says_full(message) and root in message:
+        return ToolError(text, hint=_full_hint(root))
     if _REFUSED.search(message):
         hint = f"check the user and password for {reference.registry}: docker login {reference.registry}"
         return Denied(text, hint=ecr_hint("", message) if "ecr:" in message else hint)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import os
 import re
 import threading
 from collections.abc import Generator, Sequence
@@ -16,11 +14,12 @@ from typing import BinaryIO, TypeVar, cast
 import httpx
 import structlog
 
-from pipeline.errors import RegistryError, ToolError
+from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor
 from pipeline.oci.stream import ReadOnly
 from pipeline.progress import SILENT, Meter
+from pipeline.tools.disk import cannot_write
 from pipeline.tools.registry.auth import Scope
 from pipeline.tools.registry.body import pieces
 from pipeline.tools.registry.errors import Refused
@@ -204,7 +203,7 @@ def fetch_blob(
                 _fill(session, repository, blob, file, meter, stop)
             partial.replace(destination)
     except OSError as error:
-        raise _disk_error(error, destination) from error
+        raise cannot_write(error, destination) from error
     return destination
 
 
@@ -258,15 +257,6 @@ def _fill(
             raise _BadPartial
         file.truncate(0)
         _compare(session, repository, blob, seen.hexdigest())
-
-
-def _disk_error(error: OSError, destination: Path) -> ToolError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ToolError(
-            f"no space left for {destination.name} in {destination.parent}",
-            hint="free some, or point SQSHPIPE_CACHE and SQSHPIPE_SCRATCH elsewhere",
-        )
-    return ToolError(f"cannot write {destination}: {error.strerror or os.strerror(error.errno or 0)}")
 
 
 def fetch_blobs(

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import ConfigError, ToolError
 from pipeline.oci.digest import Digest
-from pipeline.progress import Meter
+from pipeline.progress import SILENT, Meter
 from pipeline.tools import buildkit
 from pipeline.tools.docker import BuildOrder, Engine
 
@@ -21,7 +21,10 @@ Install = Callable[..., Path]
 
 
 def engine(*, has_buildkit: bool = True) -> Engine:
-    return cast("Engine", SimpleNamespace(host="unix:///fake.sock", has_buildkit=has_buildkit))
+    return cast(
+        "Engine",
+        SimpleNamespace(host="unix:///fake.sock", has_buildkit=has_buildkit, root="/r", answers=lambda: True),
+    )
 
 
 @pytest.fixture
@@ -124,6 +127,14 @@ def order(tmp_path: Path) -> BuildOrder:
     )
 
 
+def built(
+    frontend: buildkit.Frontend, wanted: BuildOrder, tmp_path: Path, meter: Meter = SILENT
+) -> Digest | None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return buildkit.build(frontend, wanted, engine(), docker_config=tmp_path, folder=folder, meter=meter)
+
+
 def test_what_buildx_is_asked_for_and_what_it_tells(install: Install, tmp_path: Path) -> None:
     build = (
         'for word; do case "$word" in '
@@ -135,7 +146,7 @@ def test_what_buildx_is_asked_for_and_what_it_tells(install: Install, tmp_path: 
     install("28.2.2", buildx=BUILDX, build=build)
     found = buildkit.find_frontend(engine())
     assert found is not None
-    assert buildkit.build(found, order(tmp_path), engine(), tmp_path) == CONFIG
+    assert built(found, order(tmp_path), tmp_path) == CONFIG
     assert (tmp_path / "seen").read_text(encoding="utf-8") == "FROM x\n*.txt\n"
     call = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()[-1]
     for word in (
@@ -153,7 +164,7 @@ def test_an_old_command_line_is_not_asked_for_what_it_does_not_know(install: Ins
     install("20.10.24")
     found = buildkit.find_frontend(engine())
     assert found is not None
-    assert buildkit.build(found, order(tmp_path), engine(), tmp_path) is None
+    assert built(found, order(tmp_path), tmp_path) is None
     call = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()[-1]
     assert "--load" not in call
     assert "--provenance" not in call
@@ -177,7 +188,7 @@ def test_of_steps_side_by_side_the_failed_one_is_told(install: Install, tmp_path
     found = buildkit.find_frontend(engine())
     assert found is not None
     with pytest.raises(ToolError) as caught:
-        buildkit.build(found, order(tmp_path), engine(), tmp_path)
+        built(found, order(tmp_path), tmp_path)
     assert caught.value.message.splitlines() == [
         f"building {tmp_path}/Dockerfile failed: failed to solve: process did not complete: exit code: 1",
         "  | [b 1/2] RUN pip install it",
@@ -208,7 +219,7 @@ def test_only_what_the_users_own_steps_say_is_passed_on(install: Install, tmp_pa
     assert found is not None
     heard: list[str] = []
     meter = SimpleNamespace(line=heard.append)
-    buildkit.build(found, order(tmp_path), engine(), tmp_path, cast("Meter", meter))
+    built(found, order(tmp_path), tmp_path, cast("Meter", meter))
     assert heard == [told[3], told[6], told[7], told[8], told[9]]
 
 

@@ -188,7 +188,7 @@ def test_docker_host_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 def test_a_long_build_is_told_by_its_end() -> None:
     lines = ["", *(f"line {number}" for number in range(100))]
-    told = build_failure(Path("a/Dockerfile"), " why \n", lines).message.splitlines()
+    told = build_failure(Path("a/Dockerfile"), " why \n", lines, root="/r").message.splitlines()
     assert told[0] == "building a/Dockerfile failed: why"
     assert told[1:] == [f"  | line {number}" for number in range(85, 100)]
 

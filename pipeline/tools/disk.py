@@ -1,0 +1,32 @@
+"""A disk that does not take what is written to it, told in one sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from pipeline.errors import ToolError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_LARGER = "free some, or point SQSHPIPE_CACHE and SQSHPIPE_SCRATCH elsewhere"
+
+
+def says_full(text: str) -> bool:
+    """Whether another program's words mean a disk without room."""
+    return "no space left on device" in text.lower() or "disk quota exceeded" in text.lower()
+
+
+def cannot_write(error: OSError, path: Path, *, hint: str = _LARGER) -> ToolError:
+    """What to raise for ``error``, met while ``path`` was written; ``hint`` is for a disk that is full."""
+    if error.errno in FULL:
+        return ToolError(f"no space left for {path.name} in {path.parent}", hint=hint)
+    return ToolError(f"cannot write {path}: {error.strerror or os.strerror(error.errno or 0)}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file of ours. Raises ToolError where the disk does not take it."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(error, path) from error
