@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ class Ignore:
 
     @classmethod
     def of(cls, dockerfile: Path, context: Path) -> Ignore:
-        """What applies to this build. ConfigError for a file of patterns that cannot be read."""
+        """What applies to this build. ConfigError for a file of patterns that cannot be read or are none."""
         own = _inside(dockerfile, context)
         always = (f"!{own}",) if own is not None else ()
         for path in cls.files(dockerfile, context):
@@ -158,7 +159,15 @@ class Ignore:
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{path} cannot be read: {error}") from error
             patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-            return cls(patterns=tuple(patterns), always=always)
+            found = cls(patterns=tuple(patterns), always=always)
+            try:
+                found.matches("any")
+            except re.error as error:
+                raise ConfigError(
+                    f"{path} has a pattern that is none: {error}",
+                    hint="in [a-z] the first character comes before the last",
+                ) from error
+            return found
         return cls(patterns=(), always=always)
 
     @staticmethod
@@ -173,8 +182,12 @@ class Ignore:
         return bool(self._matcher().matches(path))
 
     def walk(self, context: Path) -> Iterator[str]:
-        """The paths of ``context`` that are sent."""
-        return (Path(path).as_posix() for path in self._matcher().walk(str(context)))
+        """The paths of ``context`` that are sent. ConfigError for a folder that cannot be read."""
+        try:
+            for path in self._matcher().walk(str(context)):
+                yield Path(path).as_posix()
+        except OSError as error:
+            _refuse(error)
 
     def _matcher(self) -> Any:  # the stubs want path objects, on which it fails
         # Imported here: it costs more than all the rest, and most contexts have no such file.
@@ -254,6 +267,8 @@ def _folded(context: Mapping[str, str], depth: int | None) -> dict[str, str]:
     groups: dict[str, list[str]] = {}
     for path in sorted(context):
         name = path if depth is None else "/".join(path.split("/")[:depth])
+        # a record is UTF-8, a name need not be: its other bytes are told as \xNN
+        name = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
         groups.setdefault(name or ".", []).append(f"{path}\0{context[path]}")
     return {
         name: hashlib.sha256("\n".join(members).encode(errors="surrogateescape")).hexdigest()[:_RECORDED_HEX]

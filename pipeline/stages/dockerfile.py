@@ -1,8 +1,8 @@
 """Which images a Dockerfile builds on, and the same Dockerfile with the base at its locked digest.
 
 The file on disk is never touched: the builder is given another one, in which each FROM (and ``COPY
---from``) that means the base of images.yaml names it by digest. Lines keep their numbers, so that what a
-builder says about a line is true of both.
+--from``, ``RUN --mount=from=``) that means the base of images.yaml names it by digest. Lines keep their
+numbers, so that what a builder says about a line is true of both.
 
 How a Dockerfile says that it means the base:
 
@@ -38,7 +38,11 @@ _FROM = re.compile(
 )
 _ARG = re.compile(r"\s*ARG\s+(.*)", re.IGNORECASE | re.DOTALL)
 _ARG_WORD = re.compile(r"([A-Za-z_]\w*)(?:=(\"[^\"]*\"|'[^']*'|\S*))?")
-_COPY_FROM = re.compile(r"(\s*(?:COPY|ADD)\s[^\n]*?--from=)(\S+)", re.IGNORECASE)
+_TAKEN_FROM = {
+    "COPY": re.compile(r"--from=(\S+)"),
+    "ADD": re.compile(r"--from=(\S+)"),
+    "RUN": re.compile(r"--mount=(?:\S*,)?from=([^,\s]+)\S*"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +50,19 @@ class PinnedDockerfile:
     """A Dockerfile in which the base stands by digest.
 
     `others` are the images besides the base that it builds on, as it names them; nothing pins those.
-    `registries` are the hosts of those. `takes_base` says that it declares ``ARG BASE_IMAGE``.
+    `syntax` is the image of the builder's own grammar (``# syntax=``), if it names one. `registries` are the
+    hosts of all these. `takes_base` says that it declares ``ARG BASE_IMAGE``.
     """
 
     text: str
     others: tuple[str, ...]
+    syntax: str | None
     takes_base: bool
 
     @property
     def registries(self) -> tuple[str, ...]:
         hosts = []
-        for other in self.others:
+        for other in (*self.others, *([self.syntax] if self.syntax else ())):
             with suppress(ConfigError):
                 hosts.append(Reference.parse(other).registry)
         return tuple(dict.fromkeys(hosts))
@@ -82,7 +88,8 @@ def pin_base(text: str, base: Reference, build_args: Mapping[str, str], *, name:
     something that is not used.
     """
     lines = text.splitlines(keepends=True)
-    escape = _escape(lines)
+    directives = _directives(lines)
+    escape = directives.get("escape", "\\")
     arguments: dict[str, str] = {}
     given = {BASE_ARGUMENT: str(base.with_digest(None)), **build_args}
     stages: set[str] = set()
@@ -106,13 +113,14 @@ def pin_base(text: str, base: Reference, build_args: Mapping[str, str], *, name:
                 else:
                     others.append(image)
             stages.add((match["stage"] or "").lower())
-        elif copied := _COPY_FROM.match(instruction.lines[0]):
-            source = copied[2]
+            continue
+        for offset, start, end in reversed(list(_taken_from(instruction, escape))):
+            number = instruction.first_line + offset
+            source = lines[number][start:end]
             if source.lower() in stages or source.isdigit():
                 continue
             if _same(source, base):
-                first = instruction.lines[0]
-                lines[instruction.first_line] = f"{copied[1]}{_spelled(base)}{first[copied.end() :]}"
+                lines[number] = f"{lines[number][:start]}{_spelled(base)}{lines[number][end:]}"
             else:
                 others.append(source)
     if not found:
@@ -121,7 +129,28 @@ def pin_base(text: str, base: Reference, build_args: Mapping[str, str], *, name:
             f"{name} builds on {uses}, but its base in images.yaml is {base.with_digest(None)}",
             hint=f"name one image in both, or write: ARG {BASE_ARGUMENT}, then FROM ${{{BASE_ARGUMENT}}}",
         )
-    return PinnedDockerfile(text="".join(lines), others=tuple(dict.fromkeys(others)), takes_base=takes_base)
+    return PinnedDockerfile(
+        text="".join(lines),
+        others=tuple(dict.fromkeys(others)),
+        syntax=directives.get("syntax"),
+        takes_base=takes_base,
+    )
+
+
+def _taken_from(instruction: _Instruction, escape: str) -> Iterator[tuple[int, int, int]]:
+    """Where flags of COPY and RUN name an image: the line in the instruction, and where in it from and to."""
+    kind: re.Pattern[str] | None = None
+    for offset, line in enumerate(instruction.lines):
+        if offset and line.lstrip().startswith("#"):
+            continue
+        for word in re.finditer(r"\S+", line):
+            if offset == 0 and not line[: word.start()].strip():
+                kind = _TAKEN_FROM.get(word[0].upper())
+            elif word[0].startswith("--") and kind is not None:
+                if named := kind.fullmatch(word[0]):
+                    yield offset, word.start() + named.start(1), word.start() + named.end(1)
+            elif word[0] != escape:
+                return
 
 
 def _spelled(base: Reference) -> str:
@@ -139,15 +168,15 @@ def _same(image: str, base: Reference) -> bool:
     return (named.name, named.tag or DEFAULT_TAG) == (base.name, base.tag or DEFAULT_TAG)
 
 
-def _escape(lines: list[str]) -> str:
-    """The line continuation character: a backslash, unless a parser directive at the top names another."""
+def _directives(lines: list[str]) -> dict[str, str]:
+    """The parser directives at the top: ``escape``, the line continuation character, and ``syntax``."""
+    found: dict[str, str] = {}
     for line in lines:
         match = _DIRECTIVE.fullmatch(line.strip())
         if match is None:
             break
-        if match[1].lower() == "escape":
-            return match[2]
-    return "\\"
+        found.setdefault(match[1].lower(), match[2])
+    return found
 
 
 def _instructions(lines: list[str], escape: str) -> Iterator[_Instruction]:

@@ -73,6 +73,23 @@ def test_stages_are_no_images_and_other_images_are_reported() -> None:
     assert pinned.text.endswith(f"COPY --chown=1:1 --from={AT} /opt /opt\n")
 
 
+def test_images_that_flags_name_are_seen_on_every_line() -> None:
+    text = (
+        "# syntax=registry.example.com/dockerfile:1\n"
+        "FROM nvcr.io/nvidia/pytorch:24.01-py3\n"
+        "RUN --mount=type=cache,target=/c \\\n  --mount=from=nvcr.io/nvidia/pytorch:24.01-py3,target=/m \\\n"
+        "  # a comment\n  --mount=type=bind,from=tools.example.com/uv:1,target=/u make"
+        " --mount=from=no.example/x\n"
+        "COPY \\\n  --from=nvcr.io/nvidia/pytorch:24.01-py3 /a /a\n"
+    )
+    pinned = pin_base(text, BASE, {}, name="Dockerfile")
+    assert pinned.text.splitlines()[3] == f"  --mount=from={AT},target=/m \\"
+    assert pinned.text.splitlines()[7] == f"  --from={AT} /a /a"
+    assert pinned.others == ("tools.example.com/uv:1",)
+    assert pinned.syntax == "registry.example.com/dockerfile:1"
+    assert pinned.registries == ("tools.example.com", "registry.example.com")
+
+
 def test_text_inside_here_documents_and_continued_lines_is_not_read() -> None:
     text = (
         "FROM nvcr.io/nvidia/pytorch:24.01-py3\n"
