@@ -38,11 +38,12 @@ _TOKEN_HOSTS = {
     "registry.gitlab.com": "gitlab.com",
 }
 
+_FULL = "a disk is full: set SQSHPIPE_SCRATCH and SQSHPIPE_CACHE to larger ones"
 _NO_OVERLAY = "scratch cannot be in an overlay (#10, #69): set SQSHPIPE_SCRATCH to a local disk"
 
 # What enroot says when it fails, and what that means (numbers are of its issue tracker).
 KNOWN_FAILURES: Mapping[str, str] = {
-    "No space left on device": "a disk is full: set SQSHPIPE_SCRATCH and SQSHPIPE_CACHE to larger ones",
+    "No space left on device|Disk quota exceeded": _FULL,
     "error code: 406": f"the registry refuses the media types that enroot asks for (#263); {OTHER_CONVERTER}",
     "error code: 404": f"not in the registry, or hidden from enroot in an index (#277); {OTHER_CONVERTER}",
     "error code: 40[13]": "the registry refuses the credentials; sqshpipe doctor shows which are used",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import FormatError, ToolError
 from pipeline.tools import process
+from pipeline.tools.disk import says_full
 
 Version = tuple[int, int, int]
 
@@ -88,7 +89,7 @@ class Mksquashfs:
         try:
             process.run(argv, env=environment(), on_line=listen)
         except ToolError as error:
-            if "No space left on device" not in error.message:
+            if not says_full(error.message):
                 raise
             raise ToolError(
                 f"no space left in {output.parent} for {output.name}",

@@ -20,6 +20,7 @@ from pipeline.scanning import trivy_result
 from pipeline.scanning.findings import ScanResult
 from pipeline.tools import process
 from pipeline.tools.credentials import Credentials
+from pipeline.tools.disk import says_full
 from pipeline.tools.http import plain_http_allowed
 
 _HINT = "install trivy, or choose another scan.scanner"
@@ -82,7 +83,7 @@ class Trivy:
         try:
             process.run([self.program, *words, *quiet], extra_env=environment, hint=_FAILED, timeout=_TIMEOUT)
         except ToolError as error:
-            if "no space left on device" not in error.message.lower():
+            if not says_full(error.message):
                 raise
             raise ToolError(error.message, hint=_FULL) from error
 
