@@ -13,7 +13,10 @@ import io
 import json
 import os
 import re
+import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +37,8 @@ _BUILDX = re.compile(r"docker/buildx\s+v?(\d+)\.(\d+)")
 _OLDEST_BUILDX = (0, 10)  # the first that knows --provenance
 _FIRST_REFUSING = 23  # the first docker command line that leaves BuildKit to the plugin
 _PROBE_TIMEOUT = 30.0  # seconds
+_LOOK = 300.0  # seconds between two looks at the engine while it builds
+_MISSED = 2  # looks in a row that it may not miss: one may come at a bad moment
 _METADATA = ".metadata.json"
 _KEPT_LINES = 2000
 _NUMBERED = re.compile(r"#(\d+) (.*)")
@@ -87,10 +92,39 @@ def build(
         if _worth_telling(line, internal):
             meter.line(line)
 
-    done = process.run(argv, env=_environment(engine.host, docker_config), on_line=listen, check=False)
+    environment = _environment(engine.host, docker_config)
+    with _watched(engine) as gone:
+        try:
+            done = process.run(argv, env=environment, on_line=listen, check=False, stop=gone)
+        except ToolError as error:
+            if not gone.is_set():
+                raise
+            raise lost(f"building {order.path} failed", silent=True) from error
     if done.returncode != 0:
         raise _failure(order, list(told), engine)
     return _config_digest(dockerfile.with_name(_METADATA))
+
+
+@contextmanager
+def _watched(engine: Engine) -> Iterator[threading.Event]:
+    """Gives what is set when the engine hangs: a step may be silent for hours, and so is a builder whose
+    engine hangs.
+    """
+    gone, ended = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        missed = 0
+        while missed < _MISSED and not ended.wait(_LOOK):
+            missed = 0 if engine.answers() else missed + 1
+        if missed == _MISSED:
+            gone.set()
+
+    thread = threading.Thread(target=watch, daemon=True, name="engine")
+    thread.start()
+    try:
+        yield gone
+    finally:
+        ended.set()
 
 
 def secret_option(identifier: str, source: str) -> str:

@@ -160,6 +160,20 @@ def test_what_buildx_is_asked_for_and_what_it_tells(install: Install, tmp_path: 
     assert call.endswith(f" {tmp_path}")
 
 
+def test_an_engine_that_hangs_while_it_builds_is_not_waited_for(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("28.2.2", buildx=BUILDX, build="echo '#5 1.0 compiling'; exec sleep 300")
+    monkeypatch.setattr(buildkit, "_LOOK", 0.05)
+    found = buildkit.find_frontend(engine())
+    assert found is not None
+    looks = iter([True, False, True, False, False])
+    hanging = cast("Engine", SimpleNamespace(host="unix:///fake.sock", answers=lambda: next(looks)))
+    with pytest.raises(ToolError, match="the Docker Engine does not answer"):
+        buildkit.build(found, order(tmp_path), hanging, docker_config=tmp_path, folder=tmp_path)
+    assert list(looks) == []
+
+
 def test_an_old_command_line_is_not_asked_for_what_it_does_not_know(install: Install, tmp_path: Path) -> None:
     install("20.10.24")
     found = buildkit.find_frontend(engine())
