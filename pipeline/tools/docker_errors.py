@@ -10,6 +10,7 @@ import urllib3
 from docker.errors import APIError, DockerException, ImageNotFound
 
 from pipeline.errors import ToolError
+from pipeline.tools.disk import says_full
 
 # What reading an answer that is none ends in.
 NONSENSE = (LookupError, TypeError, ValueError, AttributeError)
@@ -45,12 +46,19 @@ def told(doing: str) -> Iterator[None]:
     except _LOST as error:
         raise lost(f"{doing} failed", silent="timed out" in str(error)) from error
     except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise ToolError(f"{doing} failed: {reason(error)}") from error
+        hint = full_hint() if says_full(reason(error)) else ""
+        raise ToolError(f"{doing} failed: {reason(error)}", hint=hint) from error
     except NONSENSE as error:
         raise ToolError(
             f"{doing} failed: what answers is no Docker Engine, or a damaged one: {error!r}",
             hint="sqshpipe doctor says which one is asked",
         ) from error
+
+
+def full_hint(root: str = "") -> str:
+    """What to do about the engine's own disk; ``root`` is the folder on it, where no message names it."""
+    disk = f"the Docker Engine's disk is full{f' ({root})' if root else ''}"
+    return f"{disk}: docker system df says of what, docker system prune frees"
 
 
 def reason(error: Exception) -> str:

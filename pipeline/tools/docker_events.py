@@ -11,6 +11,7 @@ from pipeline.errors import RegistryError, SqshpipeError, ToolError
 from pipeline.oci.reference import Reference
 from pipeline.progress import Meter
 from pipeline.tools.disk import says_full
+from pipeline.tools.docker_errors import full_hint
 from pipeline.tools.ecr.actions import hint as ecr_hint
 
 LAST_LINES = 15
@@ -46,13 +47,7 @@ def build_failure(path: Path, reason: str, step: Sequence[str], *, root: str) ->
     hint = "the lines above are what the step said last" if lines else ""
     return ToolError(
         "\n".join([f"building {path} failed: {reason.strip()}", *lines]),
-        hint=_full_hint(root) if says_full(" ".join([reason, *lines])) else hint,
-    )
-
-
-def _full_hint(root: str) -> str:
-    return (
-        f"the Docker Engine's disk is full ({root}): docker system df says of what, docker system prune frees"
+        hint=full_hint(root) if says_full(" ".join([reason, *lines])) else hint,
     )
 
 
@@ -63,7 +58,7 @@ def push_failure(message: str, reference: Reference, *, root: str) -> SqshpipeEr
     """
     text = f"pushing {reference} failed: {message.strip()}"
     if says_full(message) and root in message:
-        return ToolError(text, hint=_full_hint(root))
+        return ToolError(text, hint=full_hint(root))
     if _REFUSED.search(message):
         hint = f"check the user and password for {reference.registry}: docker login {reference.registry}"
         return Denied(text, hint=ecr_hint("", message) if "ecr:" in message else hint)

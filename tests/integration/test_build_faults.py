@@ -23,6 +23,7 @@ from pipeline.oci.reference import Reference
 from pipeline.stages import build as stage
 from pipeline.stages.build import BuiltImage, build, build_key
 from pipeline.stages.pin import pin
+from pipeline.stages.push import adopt, push
 from pipeline.tools import buildkit
 from pipeline.tools.credentials import Credentials
 from pipeline.tools.docker import Engine
@@ -160,6 +161,29 @@ def test_the_engines_disk_fills_while_it_builds(
         client.close()
         small("size=600m")
         made(own.host)
+
+
+def test_the_engines_disk_is_full_when_it_pushes(
+    made: Build, small: Callable[[str], Path], registry: PrivateRegistry
+) -> None:
+    mine = Credentials(username=registry.username, password=registry.password)
+    place, target = small("size=200m"), Reference.parse(f"{registry.address}/full/engine")
+    with (
+        PrivateEngine(parent=place) as own,
+        Engine.connect(own.host) as connected,
+        RegistryClient(registry.address, credentials=lambda _: mine) as client,
+    ):
+        built = made(own.host)
+        with contextlib.suppress(OSError), (place / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(ToolError, match="no space left on device") as caught:
+            push(built, target, connected, client, credentials=lambda _: mine)
+        assert "Docker Engine's disk is full" in caught.value.hint
+        (place / "filler").unlink()
+        pushed = push(built, target, connected, client, credentials=lambda _: mine)
+        assert adopt(target, built.key, built.base, client) is not None
+        assert pushed.size > 1 << 20
 
 
 def test_our_disk_fills_while_the_engine_saves_an_image(
