@@ -183,9 +183,10 @@ class Engine:
     def answers(self) -> bool:
         """Whether the engine is still there."""
         try:
+            _check_socket(self.host)
             with self._asking("looking for the Docker Engine"):
                 return bool(self._client.ping())
-        except ToolError:
+        except (ToolError, OSError):
             return False
 
     def default_network(self) -> str | None:
