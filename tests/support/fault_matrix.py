@@ -124,7 +124,31 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
     warming, attest = f"{_I}/cluster/test_warming.py", f"{_I}/stages/test_attest_and_rescan.py"
     sync, s3, aws = f"{_U}/store/test_sync.py", f"{_I}/test_s3.py", f"{_U}/tools/test_ecr_trouble.py"
     handed = "tests/regression/test_enroot_gets_what_was_checked.py"
+    builds, drips = f"{_I}/test_build_faults.py", "tests/regression/test_registry_that_drips.py"
+    full = f"{_I}/test_full_disks.py"
+    engine = "tests/regression/test_engine_that_talks_nonsense.py"
     return [
+        ("any request", "registry drips", CLEAR, f"{drips}::test_it_is_given_up_after_the_usual_attempts"),
+        ("build", "disk full", f"{CLEAR}; {OVER}", f"{builds}::test_our_disk_is_full_when_a_build_begins"),
+        ("build", "disk full meanwhile", CLEAR, f"{builds}::test_our_disk_fills_while_the_context_is_packed"),
+        ("build", "no inode left", f"{CLEAR}; {OVER}", f"{builds}::test_our_disk_has_no_inode_left"),
+        ("build", "engine's disk full", f"{CLEAR}; {OVER}", f"{builds}::test_the_engines_disk_fills_while_it_builds"),
+        ("build", "SIGINT once and twice, SIGTERM", CLEAR, f"{builds}::test_a_build_that_is_ended_by_a_signal_leaves_no_step_at_work"),
+        ("docker-daemon: as source", "disk full", f"{CLEAR}; {OVER}", f"{builds}::test_our_disk_fills_while_the_engine_saves_an_image"),
+        *(
+            (f"convert: {converter}, {place}", {"quota": "quota", "inodes": "no inode left"}[kind], f"{CLEAR}; {OVER}", f"{full}::test_a_conversion[{converter}-{place}-{kind}]")
+            for converter, place, kind in (("native", "cache", "quota"), ("native", "out", "quota"), ("mksquashfs", "scratch", "quota"), ("mksquashfs", "out", "quota"), ("mksquashfs", "scratch", "inodes"))
+        ),
+        ("convert: enroot, scratch", "quota", CLEAR, f"{full}::test_enroot[quota]"),
+        ("fetch", "quota", f"{CLEAR}; {OVER}", f"{full}::test_a_download[quota]"),
+        ("fetch", "no inode left", f"{CLEAR}; {OVER}", f"{full}::test_a_download[inodes]"),
+        ("scan", "quota", f"{CLEAR}; {OVER}", f"{full}::test_a_scan[quota]"),
+        ("scan", "no inode left", f"{CLEAR}; {OVER}", f"{full}::test_a_scan[inodes]"),
+        ("publish", "no inode left", f"{CLEAR}; {OVER}", f"{full}::test_a_store[inodes]"),
+        ("push", "engine's disk full", f"{CLEAR}; {OVER}", f"{builds}::test_the_engines_disk_is_full_when_it_pushes"),
+        ("build", "engine hangs", CLEAR, f"{_U}/tools/test_buildkit.py::test_an_engine_that_hangs_while_it_builds_is_not_waited_for"),
+        ("build, push", "engine talks nonsense", CLEAR, f"{engine}::test_an_answer_that_is_none"),
+        ("build, push", "engine hangs at a question", CLEAR, f"{engine}::test_a_question_that_is_never_answered"),
         ("get", "file damaged or gone", CLEAR, f"{importer}::test_a_damaged_file_is_refused_and_leaves_no_lease"),
         ("get", "index damaged", ON, f"{importer}::test_a_broken_index_is_not_believed"),
         ("get", "lease cannot be left", ON, f"{importer}::test_a_lease_that_cannot_be_left_does_not_stop_the_job"),
