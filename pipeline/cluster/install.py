@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import json
 import os
 import shutil
@@ -24,11 +25,22 @@ STATE_MODE = 0o1777  # every job's user leaves marks there, and removes only its
 _NEEDS = "the importer needs /usr/bin/python3, 3.8 or later"
 # Without column numbers in tracebacks the code is half as large, and so is the time to read it.
 MAKER_OPTIONS = ("-IS", "-X", "no_debug_ranges")
-# Reads the source and prints the program: without docstrings and annotations, and without the __future__
-# import (which searches folders for 3 ms), but with its effect. The tokenizer reads the program letter by
-# letter, so both texts are compressed.
+# Reads the source and prints the program, in base64. Python reads a script letter by letter and compiles all
+# of it on every call, which takes longer than a look-up. So the first line is code for -c (old kernels cut it
+# after 126 letters): it runs a loader of 400 bytes. Behind that lie the source, for people and for any
+# other Python, and what this Python compiled of it: without docstrings and annotations, and without the
+# __future__ import (which searches folders for 3 ms), but with its effect.
 MAKER = r"""
-import __future__, ast, binascii, marshal, sys, zlib
+import __future__, ast, binascii, marshal, sys
+FIRST = '#!/usr/bin/python3 -IScimport marshal,sys;f=open(sys.argv[1],"rb");f.readline();exec(f.read(400))\n'
+LOADER = '''# sqshpipe's importer for pyxis: its source, then what the Python that was here made of it
+__file__ = sys.argv.pop(1)
+if sys.modules["_frozen_importlib_external"].MAGIC_NUMBER == {magic}:
+    f.seek({end})
+    exec(marshal.loads(f.read()))
+else:
+    exec(compile(f.read({length}), __file__, "exec"))
+'''
 source = sys.stdin.buffer.read()
 tree = ast.parse(source)
 tree.body = [node for node in tree.body if getattr(node, "module", "") != "__future__"]
@@ -40,22 +52,10 @@ for node in ast.walk(tree):
 flag = __future__.annotations.compiler_flag
 code = compile(tree, "pyxis-importer", "exec", flags=flag, dont_inherit=True, optimize=2)
 magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
-def text(data):
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    return binascii.b2a_base64(packer.compress(data) + packer.flush(), newline=False).decode()
-print("#!/usr/bin/python3 -IS")
-print("# sqshpipe's importer for pyxis. CODE is SOURCE, compiled by the Python that was here then, because")
-print("# compiling takes longer than a look-up. Any other Python compiles SOURCE. To read it:")
-print('#   sed -n \'s/^SOURCE = "\\(.*\\)"$/\\1/p\' pyxis-importer | base64 -d | gunzip')
-print("import marshal, sys")
-print("from binascii import a2b_base64")
-print("from zlib import decompress")
-print('SOURCE = "' + text(source) + '"')
-print('CODE = "' + text(marshal.dumps(code)) + '"')
-print('if sys.modules["_frozen_importlib_external"].MAGIC_NUMBER ==', magic, end=":\n")
-print("    exec(marshal.loads(decompress(a2b_base64(CODE), 31)))")
-print("else:")
-print('    exec(compile(decompress(a2b_base64(SOURCE), 31), __file__, "exec"))')
+end = len(FIRST) + 400 + len(source)
+loader = LOADER.format(magic=magic, end=end, length=len(source)).ljust(399) + "\n"
+program = (FIRST + loader).encode() + source + marshal.dumps(code)
+print(binascii.b2a_base64(program, newline=False).decode())
 """
 
 
@@ -152,15 +152,11 @@ def importer_source() -> str:
 
 
 def _program(source: str) -> bytes:
-    """The importer as one file that this node's Python need not compile on every call.
-
-    Compiling takes longer than the look-up itself, and Python keeps no cache of the file that it is started
-    with. So it holds its source, for people and for any other Python, and the code that this one makes of it.
-    """
+    """The importer as one file that this node's Python need not compile on every call."""
     made = process.run(
         [PYTHON, *MAKER_OPTIONS, "-c", MAKER], env={}, stdin=source.encode(), timeout=30, hint=_NEEDS
     )
-    return made.stdout.encode()
+    return binascii.a2b_base64(made.stdout)
 
 
 def plugstack_line(program: Path, spank: str = "spank_pyxis.so", options: Sequence[str] = ()) -> str:

@@ -19,6 +19,10 @@ import posix  # as os, whose import takes longer than a look-up
 import sys
 import time
 
+TYPE_CHECKING = False  # typing's own takes longer to import than a look-up takes
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 SCHEMA = 1
 LATEST = "latest"
 USUAL_PLATFORM = "linux/amd64"
@@ -26,6 +30,7 @@ MACHINES = {"x86_64": USUAL_PLATFORM, "aarch64": "linux/arm64"}
 HUBS = ("docker.io", "index.docker.io", "registry-1.docker.io")
 NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 HEX = frozenset("0123456789abcdef")
+WORDS = {"true": True, "false": False, "null": None}
 MAGIC = b"hsqs"
 SUPERBLOCK = 96
 OPENED, CLOSED = b'"releases": {\n', b"\n}}\n"  # between them: one release a line
@@ -131,28 +136,90 @@ def table(value: object, *keys: str) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-class Scanning:
-    """What json's scanner asks of a decoder."""
-
-    strict = True
-    object_hook = object_pairs_hook = None
-    parse_float, parse_int = float, int
-    parse_constant = float
-
-
 def parse_json(data: bytes) -> object:
-    """As json.loads, by the scanner beneath it: importing json and re takes longer than all else here."""
+    """As json.loads, without json, re or a library to be loaded where the store itself wrote the text."""
     text = data.decode("utf-8").strip()
+    try:
+        return read_plain(text)
+    except ValueError:
+        return read_any(text)
+
+
+def read_plain(text: str) -> object:
+    """JSON with plain strings (printable, no escapes) and whole numbers; ValueError for all else.
+
+    It is cut at its quotes: every second piece is a string. The others, with a quote in the place of each
+    string, are the structure.
+    """
+    pieces = text.split('"')
+    strings, structure = pieces[1::2], '"'.join(pieces[::2])
+    printable = "".join(strings).isprintable() and structure.replace("\n", " ").isprintable()
+    if "\\" in text or len(pieces) % 2 == 0 or not printable:
+        raise ValueError("not plain")
+    for sign in '"{}[]:,':
+        structure = structure.replace(sign, f" {sign} ")
+    signs = iter(structure.split())
+    value = plain_value(next(signs, ""), signs, iter(strings))
+    if next(signs, ""):
+        raise ValueError("more than one value")
+    return value
+
+
+def plain_value(sign: str, signs: Iterator[str], strings: Iterator[str]) -> object:
+    """The value that begins with `sign`."""
+    if sign == '"':
+        return next(strings)
+    if sign == "{":
+        entries = {}
+        for quote in members(signs, "}"):
+            key = next(strings, "")
+            if quote != '"' or next(signs, "") != ":":
+                raise ValueError("no name")
+            entries[key] = plain_value(next(signs, ""), signs, strings)
+        return entries
+    if sign == "[":
+        return [plain_value(each, signs, strings) for each in members(signs, "]")]
+    if sign in WORDS:
+        return WORDS[sign]
+    number = int(sign)
+    if str(number) != sign:
+        raise ValueError("no plain number")
+    return number
+
+
+def members(signs: Iterator[str], end: str) -> Iterator[str]:
+    """What each member begins with, up to the closing `end`; the caller takes the rest of each."""
+    sign = next(signs, "")
+    while sign != end:
+        yield sign
+        after = next(signs, "")
+        sign = next(signs, "") if after == "," else after
+        if (after == ",") == (sign == end):
+            raise ValueError("not one comma between two members")
+
+
+def read_any(text: str) -> object:
+    """By the scanner beneath json, whose import takes longer than all else here."""
+
+    class Scanning:
+        strict = True
+        object_hook = object_pairs_hook = None
+        parse_float, parse_int = float, int
+        parse_constant = float
+
     try:
         from _json import make_scanner
 
-        return make_scanner(Scanning)(text, 0)[0]  # type: ignore[arg-type]
+        value, end = make_scanner(Scanning)(text, 0)  # type: ignore[arg-type]
     except StopIteration:
         raise ValueError("not JSON") from None
     except (ImportError, AttributeError, TypeError):
         import json
 
         return json.loads(text)
+    if end != len(text):
+        raise ValueError("more than one value")
+    return value
 
 
 def read(path: str) -> bytes:
@@ -218,7 +285,7 @@ class Index:
         """One release; empty when there is none of this version."""
         if not self.by_line:
             return table(self.head, "releases", version)
-        start = self.data.find(f'\n"{version}": '.encode(), self.start)
+        start = self.data.rfind(f'\n"{version}": '.encode(), self.start)
         if start < 0:
             return {}
         line = self.data[start + 1 : self.data.find(b"\n", start + 1)]
@@ -392,7 +459,7 @@ def lease_names(settings: Settings) -> list[str]:
 
 
 def clean(text: str) -> str:
-    return "".join(letter for letter in text if letter in NAME)
+    return "".join(filter(NAME.__contains__, text))
 
 
 def leave_lease(settings: Settings, found: Found) -> None:
