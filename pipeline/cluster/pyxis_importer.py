@@ -466,7 +466,8 @@ def leave_lease(settings: Settings, found: Found) -> None:
     """Say who uses the file, for prune. A lease that cannot be left must not stop the job."""
     now = time.time()
     end = environment("SLURM_JOB_END_TIME")
-    until = float(end) + 3600 if end.isdigit() else now + 3600 * settings.lease_hours
+    sane = end.isdecimal() and len(end) <= 10  # seconds until the year 2286
+    until = int(end) + 3600 if sane else now + 3600 * settings.lease_hours
     stamp = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each)) for each in (now, until)]
     values = (
         ("sha256", found.sha256), ("image", found.image), ("version", found.version),

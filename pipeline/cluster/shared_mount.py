@@ -46,7 +46,13 @@ def node_folder() -> Path:
     folder = Path(named) if named else ROOT_NODE_FOLDER
     if not named and os.geteuid() != 0:
         folder = Path(f"/tmp/sqshpipe-{os.geteuid()}")  # noqa: S108 - its owner is checked below
-    folder.mkdir(parents=True, exist_ok=True, mode=0o755 if os.geteuid() == 0 else 0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755 if os.geteuid() == 0 else 0o700)
+    except OSError as error:
+        raise ToolError(
+            f"cannot make {folder}, where mounts lie: {error.strerror}",
+            hint="set SQSHPIPE_NODE_DIR to a folder of your own on this node",
+        ) from error
     if folder.lstat().st_uid != os.geteuid() or folder.is_symlink():
         raise ToolError(
             f"{folder} belongs to somebody else", hint="set SQSHPIPE_NODE_DIR to a folder of your own"
@@ -105,7 +111,8 @@ def clear(node: Path) -> None:
                 if still_there:
                     _unmount_if_unused(folder)
     for root in node.glob("root-*"):  # where the command of a `run` that was killed had its root
-        if not _start_time(int(root.name.partition("-")[2])):
+        pid = root.name.partition("-")[2]
+        if pid.isdecimal() and not _start_time(int(pid)):
             with contextlib.suppress(OSError):
                 root.rmdir()
 
@@ -198,8 +205,8 @@ def _holders(folder: Path) -> list[Path]:
 
 
 def _alive(holder: str) -> bool:
-    pid, start, *_ = holder.split("-")
-    return pid == "job" or _start_time(int(pid)) == start
+    pid, _, rest = holder.partition("-")
+    return pid == "job" or (pid.isdecimal() and _start_time(int(pid)) == rest.partition("-")[0])
 
 
 def _start_time(pid: int) -> str:

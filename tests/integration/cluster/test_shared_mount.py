@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import running, shared_mount
-from pipeline.errors import ConfigError, FormatError
+from pipeline.errors import ConfigError, FormatError, ToolError
 from pipeline.tools.mount import Kind
 
 CALLERS = 8
@@ -218,3 +218,21 @@ def test_only_squashfs_files_are_mounted(tmp_path: Path) -> None:
         running.image_file(text)
     with pytest.raises(ConfigError, match="No such file"):
         running.image_file(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "/etc/passwd/here"])
+def test_a_node_folder_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setenv("SQSHPIPE_NODE_DIR", folder)
+    with pytest.raises(ToolError, match=f"cannot make {folder}") as told:
+        shared_mount.node_folder()
+    assert "SQSHPIPE_NODE_DIR" in (told.value.hint or "")
+
+
+def test_what_else_lies_in_the_node_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "root-of-mine").mkdir()
+    (tmp_path / "notes").touch()
+    held = tmp_path / ("7" * 64)
+    (held / "holders").mkdir(parents=True)
+    (held / "holders" / ".nfs0001").touch()
+    shared_mount.clear(tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["notes", "root-of-mine"]

@@ -319,6 +319,18 @@ def test_the_lease_lasts_as_long_as_the_job(store: HandmadeStore, monkeypatch: p
     assert json.loads(lease.read_text())["expires"] == "2027-01-15T09:00:00Z"
 
 
+@pytest.mark.parametrize("end", ["²", "9" * 20, "9" * 400, "", "UNLIMITED", "-1"])
+def test_an_end_that_is_no_time_does_not_stop_the_job(
+    store: HandmadeStore, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    in_job(monkeypatch)
+    slurm_says(monkeypatch, JOB_END_TIME=end)
+    assert importer.get(settings(store), "demo")
+    (lease,) = (store.root / "leases").iterdir()
+    told = json.loads(lease.read_text())
+    assert told["created"] < told["expires"] < "2200"
+
+
 def test_a_lease_that_cannot_be_left_does_not_stop_the_job(
     store: HandmadeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
