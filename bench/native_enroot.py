@@ -35,6 +35,9 @@ class Peer(Protocol):
     def make(self, output: Path) -> None:
         """Convert; layers that are in its cache are not read again."""
 
+    def forget(self) -> None:
+        """Empty its cache."""
+
     def forget_top(self) -> None:
         """Take the top layer out of its cache."""
 
@@ -72,7 +75,12 @@ class Imported:
         self.name = f"enroot import, {self._tool.version_text}, with {unpacker}"
         self.source = f"docker://{address}/{REPOSITORY}@{digest}"
 
+    def forget(self) -> None:
+        shutil.rmtree(self._places.cache)
+        self._places.cache.mkdir(mode=0o700)
+
     def make(self, output: Path) -> None:
+        output.unlink(missing_ok=True)
         (self._places.config / ".curlrc").unlink(missing_ok=True)
         self._tool.import_image(
             import_uri(self._address, REPOSITORY, str(self._manifest.digest)),
@@ -101,6 +109,7 @@ class Steps:
         self._cache.mkdir()
 
     def make(self, output: Path) -> None:
+        output.unlink(missing_ok=True)
         missing = [number for number in range(len(self._blobs)) if not self._cached(number).exists()]
         names = "".join(f"{self._blobs[number]}\n{self._cached(number)}\n" for number in missing)
         unpack = "pigz" if shutil.which("pigz") else "gzip"
@@ -108,6 +117,10 @@ class Steps:
         step = f'sha256sum "$0" > /dev/null & {unpack} -dc "$0" | zstd -1 -q -f -o "$1"; wait'
         self._parallel(names, step, len(self._blobs))
         self._assemble(output)
+
+    def forget(self) -> None:
+        shutil.rmtree(self._cache)
+        self._cache.mkdir()
 
     def forget_top(self) -> None:
         self._cached(len(self._blobs) - 1).unlink()
