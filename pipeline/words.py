@@ -8,14 +8,15 @@ _LONGEST = 400
 _MARKUP = re.compile(r"[\\`*_\[\]<>|~!#&]")
 
 
+def escaped(text: str) -> str:
+    """`text` with control and direction characters escaped: it can move no cursor and fake no line."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def shown(value: object, *, longest: int = _LONGEST) -> str:
     """`value` as one line: control and direction characters escaped, cut at `longest` characters."""
     text = value if isinstance(value, str) else str(value)
-    cut = text[:longest]
-    safe = "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in cut
-    )
-    return safe + ("…" if len(text) > longest else "")
+    return escaped(text[:longest]) + ("…" if len(text) > longest else "")
 
 
 def markdown(value: object, *, longest: int = _LONGEST) -> str:

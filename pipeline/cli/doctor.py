@@ -6,6 +6,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.errors import ConfigError, ToolError
+from pipeline.words import escaped
 
 _INDENT = 19
 
@@ -36,9 +37,9 @@ def doctor(
         )
     else:
         for check in checks:
-            found = output.safe(check.found.replace("\n", "; "))
+            found = escaped(check.found.replace("\n", "; "))
             output.data(f"{check.status:<4}  {check.name:<13}{found}")
             if check.advice and check.status != "ok":
-                output.data(" " * _INDENT + output.safe(check.advice))
+                output.data(" " * _INDENT + escaped(check.advice))
     if any(check.status == "fail" for check in checks):
         raise typer.Exit(ToolError.exit_code)

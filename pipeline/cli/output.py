@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.errors import SqshpipeError
 from pipeline.report.text import cells
+from pipeline.words import escaped
 
 _NO_ORDER = "#\\u0023["  # the same to whoever reads JSON
 _ORDER = re.compile(r"^(\s*)::")
@@ -108,11 +109,6 @@ def draws_bars() -> bool:
     return sys.stderr.isatty() and not _style.quiet and not _style.json_log
 
 
-def safe(text: str) -> str:
-    """`text` with control characters escaped: a hostile name can neither move the cursor nor fake a line."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def _inert(line: str) -> str:
     """`line` without orders to GitHub's runner, which takes them from whatever a step prints: `::error::` at
     the start of a line, `##[error]` anywhere. A tool's output or a registry's words may hold them.
@@ -154,7 +150,7 @@ def failure(error: SqshpipeError) -> None:
 
 
 def _safe_lines(text: str) -> str:
-    return f"\n{_FAILURE}".join(safe(line) for line in text.splitlines())
+    return f"\n{_FAILURE}".join(escaped(line) for line in text.splitlines())
 
 
 def unexpected(error: Exception) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.errors import ConfigError, RegistryError, ScanRejected
+from pipeline.words import escaped
 
 if TYPE_CHECKING:
     from pipeline.bases import Clients
@@ -165,10 +166,9 @@ def table(image: str, verdict: Verdict) -> list[str]:
             one.decision,
             str(one.finding.severity),
             one.finding.id,
-            output.safe(f"{one.finding.package} {one.finding.version}".strip()),
-            output.safe(one.finding.fixed_in)
-            or {"no": "no fix", "unknown": "?", "yes": "yes"}[one.finding.fix],
-            f"until {one.waiver.until}: {output.safe(one.waiver.reason)}" if one.waiver else "",
+            escaped(f"{one.finding.package} {one.finding.version}".strip()),
+            escaped(one.finding.fixed_in) or {"no": "no fix", "unknown": "?", "yes": "yes"}[one.finding.fix],
+            f"until {one.waiver.until}: {escaped(one.waiver.reason)}" if one.waiver else "",
         )
         for one in shown
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli import options, output
+from pipeline.words import escaped
 
 if TYPE_CHECKING:
     from pipeline.squashfs.inode import Inode
@@ -139,7 +140,7 @@ def _line(name: bytes, inode: Inode, width: int) -> str:
 
 
 def _text(name: bytes) -> str:
-    return output.safe(name.decode("utf-8", "backslashreplace"))
+    return escaped(name.decode("utf-8", "backslashreplace"))
 
 
 def _as_json(name: bytes, inode: Inode) -> dict[str, Any]:
