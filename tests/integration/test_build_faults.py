@@ -28,6 +28,7 @@ from pipeline.tools import buildkit
 from pipeline.tools.credentials import Credentials
 from pipeline.tools.docker import Engine
 from pipeline.tools.registry import RegistryClient
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs("dockerd", "docker", "docker-registry", "htpasswd", "root", "mount")
 
@@ -220,25 +221,18 @@ def test_a_build_that_is_ended_by_a_signal_leaves_no_step_at_work(
         environment["PATH"] = str(tmp_path)  # without any docker
     argv = [sys.executable, "-m", "pipeline", "build", "demo"]
     process = subprocess.Popen(argv, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    assert _until(lambda: _at_work(mark) or process.poll() is not None)
+    assert until(lambda: _at_work(mark) or process.poll() is not None)
     for number in signals:
         process.send_signal(number)
         time.sleep(0.2)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + signals[0], told
     assert "Traceback" not in told
-    assert _until(lambda: not _at_work(mark))
+    assert until(lambda: not _at_work(mark))
     client = docker.APIClient(base_url=engine.host)
-    assert _until(lambda: client.containers(all=True) == [])
+    assert until(lambda: client.containers(all=True) == [])
     client.close()
     assert [path.name for path in (tmp_path / "scratch").iterdir()] == []
-
-
-def _until(what: Callable[[], object]) -> bool:
-    end = time.monotonic() + 60
-    while not what() and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(what())
 
 
 def _at_work(mark: str) -> bool:

@@ -19,6 +19,7 @@ from pipeline.tools.registry import RegistryClient
 from tests.support import slurm
 from tests.support.slurm import Slurm
 from tests.support.tiny_images import push_image
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd", "mksquashfs")
 ROOT = Path(__file__).parents[2]
@@ -184,6 +185,6 @@ def test_eight_images_on_two_nodes_of_which_one_dies(
 
 def _kill_when_there(cluster: Slurm, node: str, path: Path) -> bool:
     """Kill a node once a file is there; False when it did not come."""
-    if found := slurm.until(path.exists):
+    if found := until(path.exists):
         cluster.kill_node(node)
     return found

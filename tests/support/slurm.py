@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -224,16 +224,6 @@ class Slurm:
             for p in Path("/proc").iterdir()
             if p.name.isdigit() and mark in _environ(p).split(b"\0")
         ]
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> bool:
-    """Wait until a condition holds; False when it did not within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from pipeline.cluster.install import ImporterSettings, install
 from pipeline.store.store import Store
 from tests import conftest
 from tests.integration.cluster.conftest import record_of
-from tests.support.slurm import Slurm, missing, private_slurm, until
+from tests.support.slurm import Slurm, missing, private_slurm
+from tests.support.waiting import until
 
 NODES, TASKS = 2, 8
 # As pyxis on each node of a step: a get, the tasks in one mount, and release, twice and without node name.

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.squashfs.codecs import Codec, CompressMany
 from pipeline.squashfs.compressors import Compressors, Job
-from tests.support.slurm import until
+from tests.support.waiting import until
 
 BLOCKS = [bytes([number]) * 5000 for number in range(3)]
 

@@ -112,6 +112,13 @@ def test_the_file_appears_complete_and_scratch_is_gone(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def enroot_gives_up(error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_enroot(folder, monkeypatch)
+    monkeypatch.setattr(module, "_is_registry", lambda _source: True)
+    ways = {"enroot": given_up(error), "native": writing(b"bytes")}
+    monkeypatch.setattr(module, "_converter", ways.__getitem__)
+
+
 def given_up(error: Exception) -> module.Converter:
     def converter(*_arguments: object, output: Path, scratch: Path, **_more: object) -> Converted:
         (scratch / "work").write_text("x")
@@ -125,10 +132,7 @@ def given_up(error: Exception) -> module.Converter:
 def test_auto_goes_on_with_native_where_enroot_does_not_do(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_enroot(tmp_path, monkeypatch)
-    monkeypatch.setattr(module, "_is_registry", lambda _source: True)
-    ways = {"enroot": given_up(error), "native": writing(b"bytes")}
-    monkeypatch.setattr(module, "_converter", ways.__getitem__)
+    enroot_gives_up(error, tmp_path, monkeypatch)
     output = tmp_path / "x.sqsh"
     made = converted(tmp_path, output)
     assert output.read_bytes() == b"bytes"
@@ -142,10 +146,7 @@ def test_auto_goes_on_with_native_where_enroot_does_not_do(
 def test_auto_ends_where_no_converter_would_do(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_enroot(tmp_path, monkeypatch)
-    monkeypatch.setattr(module, "_is_registry", lambda _source: True)
-    ways = {"enroot": given_up(error), "native": writing(b"bytes")}
-    monkeypatch.setattr(module, "_converter", ways.__getitem__)
+    enroot_gives_up(error, tmp_path, monkeypatch)
     with pytest.raises(type(error)):
         converted(tmp_path, tmp_path / "x.sqsh")
     assert not (tmp_path / "x.sqsh").exists()
