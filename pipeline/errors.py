@@ -6,6 +6,7 @@
     ├── RegistryError        4  a registry refused, lied or could not be reached
     ├── ScanRejected         5  the scan gate did not pass
     ├── FormatError          6  bad OCI or squashfs bytes
+    │   └── LimitError          more than an image may have
     ├── VerificationError    7  a .sqsh is not what it should be
     └── PublishError         8  the store refused, or a version is taken
 
@@ -67,6 +68,10 @@ class FormatError(SqshpipeError):
     """Bytes that are not valid OCI, tar or squashfs, or that try to leave the root."""
 
     exit_code = 6
+
+
+class LimitError(FormatError):
+    """An image that may be sound, and has more of something than an image may have."""
 
 
 class VerificationError(SqshpipeError):

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from pipeline.errors import FormatError
 from pipeline.oci.manifest import Descriptor
 from pipeline.oci.stream import ReadOnly
+
+
+@runtime_checkable
+class ChecksItself(Protocol):
+    """A stream of a blob that compares its digest when it is read to the end."""
+
+    def check_size_alone(self) -> None:
+        """For who checks the digest of what the bytes unpack to: hashing them too would cost a second a
+        gigabyte and tell nothing more. To be called before the first read.
+        """
 
 
 class CheckedBlob(ReadOnly):
@@ -25,9 +35,7 @@ class CheckedBlob(ReadOnly):
         self._left = descriptor.size
 
     def check_size_alone(self) -> None:
-        """For who checks the digest of what the bytes unpack to: hashing them too would cost a second a
-        gigabyte and tell nothing more.
-        """
+        """See `ChecksItself`."""
         self._hashed = False
 
     def read(self, size: int | None = -1, /) -> bytes:

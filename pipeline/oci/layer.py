@@ -25,7 +25,7 @@ import zstandard
 from isal import igzip
 from isal.isal_zlib import IsalError
 
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, LimitError
 from pipeline.oci.content import Content
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits, beyond_ratio
@@ -107,13 +107,13 @@ class Decompressed(ReadOnly):
 
     def _check_limits(self) -> None:
         if self.unpacked > self._limits.max_unpacked:
-            raise FormatError(
+            raise LimitError(
                 f"a layer unpacks to more than {self._limits.max_unpacked} bytes",
                 hint="limits: {unpacked: …} in images.yaml says how many may be",
             )
         most = max(self._limits.ratio_floor, self._stored.passed * self._limits.max_ratio)
         if self.unpacked > most:
-            raise FormatError(
+            raise LimitError(
                 f"a layer of {self.unpacked} bytes so far was stored in {self._stored.passed}",
                 hint=beyond_ratio(self._limits),
             )

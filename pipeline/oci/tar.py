@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from typing import Protocol
 
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, LimitError
 from pipeline.oci import pax, sparse
 from pipeline.oci.content import EMPTY, Content, SparseContent, Window
 from pipeline.oci.entry import DEFAULT_LIMITS, HOLES, Entry, EntryKind, Limits, beyond_ratio
@@ -81,7 +81,7 @@ class TarReader:
         while (block := self._next_header()) is not None:
             count += 1
             if count > most:
-                raise FormatError(f"a layer has more than {most} members")
+                raise LimitError(f"a layer has more than {most} members")
             entry, content = self._plain_file(block) or self._any_member(block)
             self._metadata += len(entry.path)
             if entry.target or entry.xattrs:
@@ -89,7 +89,7 @@ class TarReader:
                     len(key) + len(value) for key, value in entry.xattrs
                 )
             if self._metadata > self._limits.max_metadata:
-                raise FormatError(
+                raise LimitError(
                     f"the names and attributes of a layer take more than {self._limits.max_metadata} bytes"
                 )
             yield entry, content
@@ -232,14 +232,14 @@ class TarReader:
         self._files += entry.size
         self.holes += holes
         if self._files > self._limits.max_unpacked:
-            raise FormatError(
+            raise LimitError(
                 f"file {entry.path[:200]!r} takes its layer beyond {self._limits.max_unpacked} bytes",
                 hint="no sound layer is that large",
             )
         limits = self._limits
         stored = self._files - self.holes
         if self.holes > max(limits.ratio_floor * HOLES, (stored + BLOCK) * limits.max_ratio):
-            raise FormatError(
+            raise LimitError(
                 f"the sparse files of a layer have {self.holes} bytes of holes for {stored} stored",
                 hint=beyond_ratio(limits),
             )

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO, cast
 
-from pipeline.errors import FormatError
-from pipeline.oci.blob import CheckedBlob
+from pipeline.errors import FormatError, LimitError
+from pipeline.oci.blob import ChecksItself
 from pipeline.oci.entry import DEFAULT_LIMITS, HOLES, Entry, EntryKind, Limits, beyond_ratio
 from pipeline.oci.layer import Content, Readable, decompressed, read_layer
 from pipeline.oci.merge import merge
@@ -24,6 +24,7 @@ from pipeline.stages.crew import Halt, work
 from pipeline.stages.names import shown
 
 MAX_WORKERS = 8
+_PIECE = 1 << 20
 Copy = Callable[[bytes], object]  # takes the plain bytes of a layer, piece by piece
 
 
@@ -122,7 +123,7 @@ class Tally:
         with self._lock:
             self._sum += size
             if self._sum > self._most:
-                raise FormatError(
+                raise LimitError(
                     f"layers of {self._sum} bytes so far are stored in {self._stored}",
                     hint=beyond_ratio(self._limits),
                 )
@@ -183,7 +184,7 @@ def open_entries(
     descriptor = source.manifest().layers[index]
     try:
         with source.open_layer(index) as blob:
-            if isinstance(blob, CheckedBlob):
+            if isinstance(blob, ChecksItself):
                 blob.check_size_alone()  # the diff_id is checked, and comes from a checked config
             stored = cast("BinaryIO", _Counted(blob, meter, halt))
             plain = decompressed(stored, descriptor.compression, limits=limits)
@@ -196,10 +197,23 @@ def open_entries(
     except FormatError as error:
         if error.message.startswith("layer "):
             raise
+        if not isinstance(error, LimitError):
+            _compare_digest(source, index, halt)
         number = f"layer {index + 1} of {len(source.manifest().layers)}"
         raise FormatError(
             f"{number} ({descriptor.digest}) of {source.name}: {error.message}", hint=error.hint
         ) from error
+
+
+def _compare_digest(source: ImageSource, index: int, halt: Halt) -> None:
+    """Raise what `source` raises for a layer whose stored bytes have not the digest that they should have.
+
+    It is read once more for it, when it cannot be unpacked: then it was damaged here, in the registry or on
+    its way, which is told otherwise than an image that never was sound.
+    """
+    with source.open_layer(index) as blob:
+        while blob.read(_PIECE):
+            halt.check()
 
 
 def content_size(tree: Tree) -> int:

@@ -67,6 +67,10 @@ REGISTRY_FAULTS: dict[str, tuple[list[Fault], str]] = {
         [Fault(method="GET", path="/blobs/", times=99, change=lambda body: bytes(len(body)))],
         "other bytes",
     ),
+    "a flipped bit": (
+        [Fault(method="GET", path="/blobs/", times=99, change=lambda body: body[:-9] + b"X" + body[-8:])],
+        "other bytes",
+    ),
     "too short": (
         [Fault(method="GET", path="/blobs/", times=99, status=200, body=b"short")],
         "ends it after|other bytes|broke off",

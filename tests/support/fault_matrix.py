@@ -44,6 +44,7 @@ def _cells() -> tuple[Cell, ...]:
         ("registry slow", "slow", ON),
         ("registry cuts the line", "cut", ON),
         ("registry sends other bytes", "wrong bytes", f"{CLEAR}; {OVER}"),
+        ("registry flips a bit", "a flipped bit", f"{CLEAR}; {OVER}"),
         ("registry sends too little", "too short", f"{CLEAR}; {OVER}"),
         ("registry flaps", "flapping", ON),
         ("registry answers 500 for long", "500 for long", f"{CLEAR}; {OVER}"),

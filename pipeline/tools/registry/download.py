@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import re
 import threading
 from collections.abc import Generator, Sequence
@@ -146,18 +147,27 @@ class BlobStream(ReadOnly):
     """A blob as a file that can be read once, in pieces as they come."""
 
     def __init__(self, session: Session, repository: str, blob: Descriptor) -> None:
-        self._pieces = checked(session, repository, blob)
+        self._open = functools.partial(checked, session, repository, blob)
+        self._open_unchecked = functools.partial(chunks, session, repository, blob)
+        self._pieces: Generator[bytes, None, None] | None = None
         self._rest = b""
+
+    def check_size_alone(self) -> None:
+        """See `pipeline.oci.blob.ChecksItself`."""
+        self._open = self._open_unchecked
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:
             return b"".join(iter(lambda: self.read(_READ), b""))
+        if self._pieces is None:
+            self._pieces = self._open()
         piece = self._rest or next(self._pieces, b"")
         self._rest = piece[size:]
         return piece[:size]
 
     def close(self) -> None:
-        self._pieces.close()
+        if self._pieces is not None:
+            self._pieces.close()
         super().close()
 
 
