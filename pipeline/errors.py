@@ -71,7 +71,7 @@ class FormatError(SqshpipeError):
 
 
 class LimitError(FormatError):
-    """An image that may be sound, and has more of something than an image may have."""
+    """An image that may be sound, but is larger than `limits` allow: in bytes, members, names or ratio."""
 
 
 class VerificationError(SqshpipeError):

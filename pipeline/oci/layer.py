@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 __all__ = [
+    "PIECE",
     "Content",
     "Decompressed",
     "Entry",

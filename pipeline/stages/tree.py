@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 from pipeline.errors import FormatError, LimitError
 from pipeline.oci.blob import ChecksItself
 from pipeline.oci.entry import DEFAULT_LIMITS, HOLES, Entry, EntryKind, Limits, beyond_ratio
-from pipeline.oci.layer import Content, Readable, decompressed, read_layer
+from pipeline.oci.layer import PIECE, Content, Readable, decompressed, read_layer
 from pipeline.oci.merge import merge
 from pipeline.oci.rootfs import enroot_rootfs
 from pipeline.oci.source import ImageSource
@@ -24,7 +24,6 @@ from pipeline.stages.crew import Halt, work
 from pipeline.stages.names import shown
 
 MAX_WORKERS = 8
-_PIECE = 1 << 20
 Copy = Callable[[bytes], object]  # takes the plain bytes of a layer, piece by piece
 
 
@@ -119,7 +118,7 @@ class Tally:
         self._sum = 0
 
     def add(self, size: int) -> None:
-        """Count a layer that was read to its end. Raises FormatError when all are beyond the ratio."""
+        """Count a layer that was read to its end. Raises LimitError when all are beyond the ratio."""
         with self._lock:
             self._sum += size
             if self._sum > self._most:
@@ -130,23 +129,23 @@ class Tally:
 
 
 def require_entries(entries: int, metadata: int, limits: Limits) -> None:
-    """Raise FormatError when the layers of an image have more members, or longer names, than it may have."""
+    """Raise LimitError when the layers of an image have more members, or longer names, than it may have."""
     if metadata > limits.max_metadata:
-        raise FormatError(
-            f"the names and attributes of all layers take more than {limits.max_metadata} bytes"
-        )
+        raise LimitError(f"the names and attributes of all layers take more than {limits.max_metadata} bytes")
     if entries > limits.max_entries:
-        raise FormatError(
+        raise LimitError(
             f"the layers of an image have more than {limits.max_entries} members together",
             hint="limits: {entries: …} in images.yaml says how many may be",
         )
 
 
 def require_allowed(tree: Tree, limits: Limits) -> None:
-    """Raise FormatError when the finished tree holds more than an image may, or what policy forbids."""
+    """Raise LimitError when the finished tree holds more than an image may, FormatError for what policy
+    forbids.
+    """
     size = content_size(tree)
     if size > limits.max_unpacked:
-        raise FormatError(
+        raise LimitError(
             f"the files of the image take {size} bytes, more than {limits.max_unpacked}",
             hint="limits: {unpacked: …} in images.yaml says how many may be",
         )
@@ -212,7 +211,7 @@ def _compare_digest(source: ImageSource, index: int, halt: Halt) -> None:
     its way, which is told otherwise than an image that never was sound.
     """
     with source.open_layer(index) as blob:
-        while blob.read(_PIECE):
+        while blob.read(PIECE):
             halt.check()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import re
 import threading
 from collections.abc import Generator, Sequence
@@ -147,27 +146,23 @@ class BlobStream(ReadOnly):
     """A blob as a file that can be read once, in pieces as they come."""
 
     def __init__(self, session: Session, repository: str, blob: Descriptor) -> None:
-        self._open = functools.partial(checked, session, repository, blob)
-        self._open_unchecked = functools.partial(chunks, session, repository, blob)
-        self._pieces: Generator[bytes, None, None] | None = None
+        self._pieces = checked(session, repository, blob)  # neither asks for anything before its first piece
+        self._unchecked = chunks(session, repository, blob)
         self._rest = b""
 
     def check_size_alone(self) -> None:
         """See `pipeline.oci.blob.ChecksItself`."""
-        self._open = self._open_unchecked
+        self._pieces = self._unchecked
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:
             return b"".join(iter(lambda: self.read(_READ), b""))
-        if self._pieces is None:
-            self._pieces = self._open()
         piece = self._rest or next(self._pieces, b"")
         self._rest = piece[size:]
         return piece[:size]
 
     def close(self) -> None:
-        if self._pieces is not None:
-            self._pieces.close()
+        self._pieces.close()
         super().close()
 
 
