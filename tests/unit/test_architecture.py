@@ -16,6 +16,7 @@ LAYERS = [
     ["stages"],
     ["store", "cluster", "tools", "config", "lock", "inputs", "track", "scanning", "actions"],
     ["oci", "squashfs"],
+    ["system"],
     ["progress", "errors", "words", "__init__"],
 ]
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}
