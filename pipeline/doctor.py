@@ -177,7 +177,7 @@ def _space(name: str, place: Path, wanted_gib: int, variable: str, *, local: boo
 
 
 def _registry(config: Config) -> Check:
-    from pipeline.bases import Clients
+    from pipeline.bases.clients import Clients
 
     if config.registry.url is None and config.registry.ecr is None:
         advice = "set registry: in images.yaml, or SQSHPIPE_REGISTRY"

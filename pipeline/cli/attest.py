@@ -28,7 +28,7 @@ def image(
 
     What is there already stays. Example: sqshpipe attest image megatron-training:v1.0 --store /fsx/containers
     """
-    from pipeline.bases import Clients
+    from pipeline.bases.clients import Clients
     from pipeline.config import load
     from pipeline.stages import attest as stage
     from pipeline.tools.registry import RegistryClient

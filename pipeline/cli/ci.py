@@ -27,8 +27,8 @@ def plan(config: options.ConfigFile = options.DEFAULT_CONFIG) -> None:
     """Say what this run's event asks for: images, version, whether to publish, whether to trust it."""
     from pipeline.actions.event import decide
     from pipeline.actions.summary import wanted_markdown
-    from pipeline.affected import affected_since
     from pipeline.config import load
+    from pipeline.plan.affected import affected_since
 
     settings = load(config)
     reasons: dict[str, tuple[str, ...]] = {}
@@ -63,8 +63,8 @@ def check(
 ) -> None:
     """Build, scan, convert and verify an image without publishing it; print repository@digest."""
     from pipeline.actions.summary import checked_markdown
-    from pipeline.check import try_out
     from pipeline.cli.image import opened, revision_of
+    from pipeline.release.check import try_out
     from pipeline.stages.scan import Blocked
 
     reference, verdict, error = "", None, ""
@@ -115,9 +115,9 @@ def publish(
 ) -> None:
     """Publish the image that another machine built and handed over by digest; print the path."""
     from pipeline.actions.summary import checked_markdown
-    from pipeline.check import refuse_other
     from pipeline.cli.image import opened, revision_of, told_to_people
-    from pipeline.wanted import ensure
+    from pipeline.release.check import refuse_other
+    from pipeline.release.ensure import ensure
 
     error = ""
     with opened(name, config, store=store, registry=registry) as run, told_to_people(run, tag) as told:

@@ -98,7 +98,7 @@ def mirror(
 
     Without a name: every image of images.yaml that has no Dockerfile.
     """
-    from pipeline.bases import Clients
+    from pipeline.bases.clients import Clients
     from pipeline.cli.progress import Teller
     from pipeline.config import load
     from pipeline.lock import read_lock

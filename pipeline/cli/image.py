@@ -14,7 +14,7 @@ from pipeline.cli import completion, many, options, output
 from pipeline.errors import ConfigError, SqshpipeError
 
 if TYPE_CHECKING:
-    from pipeline.bases import Clients
+    from pipeline.bases.clients import Clients
     from pipeline.cli.progress import Teller
     from pipeline.config import Config, ImageSpec
     from pipeline.lock import Lock
@@ -61,7 +61,7 @@ def image(
             as_json=as_json,
         )
         return
-    from pipeline.wanted import ensure
+    from pipeline.release.ensure import ensure
 
     if name is None:
         raise ConfigError("which image?", hint="give a name, or --all for each of images.yaml")
@@ -93,9 +93,9 @@ def build(
     as_json: options.Json = False,
 ) -> None:
     """Build an image in the Docker Engine, without pushing it, and print its id."""
-    from pipeline.release import build_with
+    from pipeline.release.ensure import pin_base
+    from pipeline.release.path import build_with
     from pipeline.tools.docker import Engine
-    from pipeline.wanted import pin_base
 
     with opened(name, config) as run:
         pinned = pin_base(run.spec, lock=run.lock, clients=run.clients, story=run.teller)
@@ -124,8 +124,8 @@ def push(
     as_json: options.Json = False,
 ) -> None:
     """Bring an image into the registry, unless it is there, and print repository@digest."""
-    from pipeline.release import in_registry
-    from pipeline.wanted import pin_base
+    from pipeline.release.ensure import pin_base
+    from pipeline.release.path import in_registry
 
     with opened(name, config, registry=registry) as run:
         pinned = pin_base(run.spec, lock=run.lock, clients=run.clients, story=run.teller)
@@ -171,7 +171,7 @@ def opened(
 
     import structlog
 
-    from pipeline.bases import Clients
+    from pipeline.bases.clients import Clients
     from pipeline.cli.progress import Teller
     from pipeline.config import load
     from pipeline.lock import read_lock

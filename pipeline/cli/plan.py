@@ -12,9 +12,9 @@ from pipeline.cli import completion, options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError
 
 if TYPE_CHECKING:
-    from pipeline.bases import BaseAnswer
+    from pipeline.bases.clients import BaseAnswer
     from pipeline.config import Config, ImageSpec
-    from pipeline.plan import Plan
+    from pipeline.plan.changes import Plan
     from pipeline.stages.repository import Difference
 
 Names = Annotated[
@@ -90,7 +90,7 @@ def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[Di
 def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str) -> tuple[ImageSpec, ...]:
     import structlog
 
-    from pipeline.affected import affected_since
+    from pipeline.plan.affected import affected_since
 
     reasons = {found.image: found.reasons for found in affected_since(settings, revision)}
     for spec in specs:
@@ -102,9 +102,10 @@ def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str
 
 
 def _made(settings: Config, specs: tuple[ImageSpec, ...], tag: str | None) -> Plan:
-    from pipeline import bases, observe
-    from pipeline import plan as planning
+    from pipeline.bases import clients as bases
     from pipeline.lock import read_lock
+    from pipeline.plan import changes as planning
+    from pipeline.plan import observe
     from pipeline.store.names import check_version
 
     for spec in specs:
@@ -153,7 +154,7 @@ def lock(
     as_json: options.Json = False,
 ) -> None:
     """Write images.lock: which digest each base's tag stands for now."""
-    from pipeline import bases
+    from pipeline.bases import clients as bases
     from pipeline.config import load
     from pipeline.lock import read_lock, write_lock
 

@@ -16,10 +16,10 @@ from pipeline.cli import many, options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError, RegistryError
 
 if TYPE_CHECKING:
+    from pipeline.bases.refresh import Refreshed
     from pipeline.batch import Outcome
     from pipeline.config import Config
     from pipeline.lock import Lock
-    from pipeline.refresh import Refreshed
 
 
 class Unit(str, Enum):
@@ -53,8 +53,8 @@ def refresh(
         raise ConfigError(
             "--branch and --rebuild exclude each other", hint="the merge of the branch rebuilds"
         )
-    from pipeline import bases
-    from pipeline import refresh as refreshing
+    from pipeline.bases import clients as bases
+    from pipeline.bases import refresh as refreshing
     from pipeline.config import load
     from pipeline.lock import read_lock
 
@@ -107,8 +107,8 @@ def _notify(settings: Config, found: Refreshed) -> None:
 
 
 def _pull_request(settings: Config, found: Refreshed, branch: str, onto: str) -> str:
+    from pipeline.bases.refresh import pull_request, sources
     from pipeline.lock import parse_lock
-    from pipeline.refresh import pull_request, sources
     from pipeline.tools.git import Checkout
     from pipeline.tools.github import GitHub
 
@@ -129,16 +129,18 @@ def _rebuild(
     settings: Config, found: Refreshed, executor: many.ExecutorName, jobs: int, shared: Path | None
 ) -> tuple[Outcome, ...]:
     """Release every image that differs from its newest release, if it had one or its base changed now."""
-    from pipeline import bases, batch, observe, plan
+    from pipeline import batch
+    from pipeline.bases import clients as bases
+    from pipeline.bases.refresh import next_version
     from pipeline.lock import read_lock
-    from pipeline.refresh import next_version
+    from pipeline.plan import changes, observe
     from pipeline.store.store import Store
 
     lock: Lock = read_lock(settings.lock_path)
     specs = tuple(settings.images.values())
     with bases.Clients(settings) as clients:
         seen = observe.observe(settings, specs, lock, clients)
-    plans = {made.image: made for made in plan.plan(seen).images}
+    plans = {made.image: made for made in changes.plan(seen).images}
     wanted = [
         one.spec
         for one in seen

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, RegistryError, ScanRejected
 from pipeline.words import escaped
 
 if TYPE_CHECKING:
-    from pipeline.bases import Clients
+    from pipeline.bases.clients import Clients
     from pipeline.config import Config, ImageSpec
     from pipeline.scanning.policy import Verdict
     from pipeline.stages.push import PushedImage
@@ -50,7 +50,7 @@ def scan(
     if published:
         _published(tuple(names or ()), config, store, as_json=as_json)
         return
-    from pipeline.bases import Clients
+    from pipeline.bases.clients import Clients
     from pipeline.config import load
 
     settings = load(config, store=store, registry=registry)
@@ -203,7 +203,7 @@ def _write_sarif(path: Path, runs: list[object]) -> None:
 
 
 def _published(images: tuple[str, ...], config: Path, root: Path | None, *, as_json: bool) -> None:
-    from pipeline.bases import Clients
+    from pipeline.bases.clients import Clients
     from pipeline.cli.store import open_store
     from pipeline.config import load
     from pipeline.stages.rescan import look_again

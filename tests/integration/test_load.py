@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import inputs, plan
+from pipeline import inputs
 from pipeline.config import ConvertOptions, load
 from pipeline.oci.digest import Digest
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
+from pipeline.plan import changes
 from pipeline.stages.convert import convert
 from pipeline.stages.verify import verify
 from tests import soak
@@ -145,7 +146,7 @@ def test_500_images_are_read_and_planned_in_seconds(
     loaded = time.process_time() - started
     digest = Digest.of(b"base")
     observed = [
-        plan.Observation(spec=spec, base=digest, inputs=inputs.gather(spec, digest))
+        changes.Observation(spec=spec, base=digest, inputs=inputs.gather(spec, digest))
         for spec in config.images.values()
     ]
     keys = {each.inputs.key for each in observed if each.inputs is not None}

@@ -13,12 +13,12 @@ import pytest
 
 from pipeline.actions.event import Wanted
 from pipeline.actions.summary import checked_markdown, wanted_markdown
+from pipeline.bases.refresh import Problem, Refreshed, pull_request
 from pipeline.cli import output
 from pipeline.config.types import Notify
 from pipeline.errors import RegistryError, ToolError
 from pipeline.notify import Event, deliver
 from pipeline.oci.reference import Reference
-from pipeline.refresh import Problem, Refreshed, pull_request
 
 ORDERS = ("::error file=x::owned", "  ::add-mask::a", "done ##[set-output name=reference]evil", "##[group]x")
 EVIL = "![p](https://evil.example/p) [docs](https://evil.example) <img src=x> | @everyone `x` **b**\u202e"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import release
 from pipeline.config import load
 from pipeline.errors import VerificationError
 from pipeline.progress import UNTOLD
+from pipeline.release import path
 from pipeline.stages.try_image import try_image
 from tests.support.slurm import Slurm
 
@@ -56,5 +56,5 @@ def test_images_yaml_says_which_node_tries_it(
     )
     monkeypatch.setenv("SLURM_JOB_ID", "999999")  # as within a job of --executor slurm
     monkeypatch.setenv("SLURM_NODELIST", "n1")
-    release.tested(load(tmp_path / "images.yaml").images["demo"], image, "demo:v1.0", UNTOLD)
+    path.tested(load(tmp_path / "images.yaml").images["demo"], image, "demo:v1.0", UNTOLD)
     assert out.read_text() == "n2\n"

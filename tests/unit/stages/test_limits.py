@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import pipeline.release
+import pipeline.release.path
 from pipeline.config import ConvertOptions
 from pipeline.errors import FormatError
 from pipeline.oci.entry import DEFAULT_LIMITS, Limits
@@ -79,13 +79,13 @@ def test_the_path_from_a_dockerfile_to_a_release_heeds_them(monkeypatch: pytest.
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(pipeline.release, "convert", watched)
-    monkeypatch.setattr(pipeline.release, "source_of", lambda *_: None)
+    monkeypatch.setattr(pipeline.release.path, "convert", watched)
+    monkeypatch.setattr(pipeline.release.path, "source_of", lambda *_: None)
     limits = dataclasses.replace(DEFAULT_LIMITS, max_ratio=7)
     config: Any = Anything()
     config.limits = limits
     with pytest.raises(Seen) as caught:
-        pipeline.release.verified_file(
+        pipeline.release.path.verified_file(
             config, config, output=Path("x"), name="x", config=config, clients=config, story=config
         )
     assert caught.value.args == (limits,)

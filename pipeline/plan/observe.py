@@ -12,12 +12,13 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
-from pipeline import inputs, plan
+from pipeline import inputs
 from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import FormatError, SqshpipeError
 from pipeline.lock import Lock
 from pipeline.oci.digest import Digest
-from pipeline.plan import Observation, Released
+from pipeline.plan import changes
+from pipeline.plan.changes import Observation, Released
 from pipeline.stages.pin import BaseImage, pin
 from pipeline.store.record import Release
 from pipeline.store.store import Store
@@ -96,7 +97,7 @@ def _observe(
         inputs=None if spec.mirrored else inputs.gather(spec, pinned.digest, now=now),
     )
     reference = taken or newest
-    if reference is not None and plan.is_current(reference, seen):
+    if reference is not None and changes.is_current(reference, seen):
         return seen
     return replace(seen, pushed=_pushed(config, seen, client_for), base_size=_size(spec, pinned, client_for))
 
@@ -155,7 +156,7 @@ def _pushed(config: Config, seen: Observation, client_for: ClientFor) -> Digest 
     if config.registry.url is None and config.registry.ecr is None:
         return None
     repository = config.registry.repository(seen.spec.name)
-    wanted = str(seen.base) if seen.spec.mirrored else f"key-{plan.wanted_key(seen)}"
+    wanted = str(seen.base) if seen.spec.mirrored else f"key-{changes.wanted_key(seen)}"
     found = client_for(repository.registry).head(repository.repository, wanted)
     return found.digest if found else None
 

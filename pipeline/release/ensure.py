@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from pipeline import inputs, plan
-from pipeline.bases import Clients
+from pipeline import inputs
+from pipeline.bases.clients import Clients
 from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import PublishError
 from pipeline.inputs import BuildInputs
 from pipeline.lock import Lock
-from pipeline.observe import released
 from pipeline.oci.digest import Digest
+from pipeline.plan import changes as plan
+from pipeline.plan.observe import released
 from pipeline.progress import Story
 from pipeline.stages.pin import BaseImage, pin
 from pipeline.store.names import check_version
@@ -45,7 +46,7 @@ def ensure(
     story: Story,
     revision: str | None = None,
 ) -> Release:
-    """The release of ``spec`` as ``version``: as published, else made by the stages of `pipeline.release`.
+    """The release of ``spec`` as ``version``: as published, else made by the stages of `pipeline.release.path`.
 
     Raises each stage's own errors; PublishError when the version is published with other content.
     """
@@ -58,7 +59,7 @@ def ensure(
         done = store.publish(done, done.path)
         if store.is_attested(done):
             return done
-    from pipeline.release import attested, release
+    from pipeline.release.path import attested, release
 
     if done is None:
         return release(

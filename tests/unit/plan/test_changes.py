@@ -15,7 +15,7 @@ from pipeline.inputs import BuildInputs
 from pipeline.oci.digest import Digest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.plan import Observation, Released, plan
+from pipeline.plan.changes import Observation, Released, plan
 
 OLD, NEW, IMAGE, OTHER = (Digest.of(text) for text in (b"old", b"new", b"image", b"other"))
 SPEC = ImageSpec(

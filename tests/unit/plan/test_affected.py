@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.affected import affected_since
 from pipeline.config import load
 from pipeline.errors import ConfigError
 from pipeline.oci.digest import Digest
+from pipeline.plan.affected import affected_since
 
 IMAGES = """\
 version: 1

@@ -10,17 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.bases import Clients
+from pipeline.bases.clients import Clients
 from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import RegistryError
 from pipeline.lock import Lock
 from pipeline.progress import Story
-from pipeline.release import in_registry, source_of
+from pipeline.release.ensure import pin_base
+from pipeline.release.path import in_registry, source_of
 from pipeline.stages.convert import convert
 from pipeline.stages.push import PushedImage
 from pipeline.stages.scan import ScanReport, scan
 from pipeline.stages.verify import verify
-from pipeline.wanted import pin_base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-from pipeline import bases
+from pipeline.bases import clients
 from pipeline.config.reading import load
 from pipeline.config.types import Config, ImageSpec
 from pipeline.config.yamlfile import Document, read
@@ -102,7 +102,7 @@ def look(
         replace(spec, base=spec.base.with_tag(tags[spec.name])) if spec.name in tags else spec
         for spec in specs
     )
-    answers = bases.ask(wanted, lock, client_for, now=now)
+    answers = clients.ask(wanted, lock, client_for, now=now)
     failed = {answer.reference for answer in answers if answer.problem}
     problems = [
         problem for problem in unlisted if problem.base not in failed
@@ -242,7 +242,7 @@ def _announced(
 
 
 def _followed(
-    answers: Iterable[bases.BaseAnswer], lock: Lock, config: Config, tags: Mapping[str, str]
+    answers: Iterable[clients.BaseAnswer], lock: Lock, config: Config, tags: Mapping[str, str]
 ) -> Iterable[Change]:
     fresh = {config.image(name).base.with_tag(tag) for name, tag in tags.items()}
     for answer in answers:

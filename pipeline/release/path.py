@@ -1,6 +1,6 @@
 """The path from a Dockerfile to a published .sqsh: stage after stage, each taking what the last returned.
 
-It begins with what `pipeline.wanted` has pinned. What is done already is found and said, such as an image
+It begins with what `pipeline.release.ensure` has pinned. What is done already is found and said, such as an image
 that the registry has under its build key; a run that died goes on from there.
 """
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.bases import Clients
+from pipeline.bases.clients import Clients
 from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import ConfigError, PublishError
 from pipeline.inputs import scan_policy
 from pipeline.oci.manifest import Manifest
 from pipeline.progress import Story
+from pipeline.release.ensure import Pinned
 from pipeline.stages.attest import attest
 from pipeline.stages.build import BuiltImage, build
 from pipeline.stages.convert import CONVERTER_VERSIONS, convert, convert_key
@@ -32,7 +33,6 @@ from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.tools.docker import Engine
 from pipeline.tools.registry import RegistrySource
-from pipeline.wanted import Pinned
 
 
 def release(
