@@ -20,10 +20,10 @@ TAG ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 WHERE = $(if $(STORE),--store "$(STORE)") $(if $(REGISTRY),--registry "$(REGISTRY)")
 
 image: setup ## one image, all stages: make image IMAGE=NAME TAG=v1.0 [STORE=DIR] [REGISTRY=URL]
-	@$(BIN)/sqshpipe image "$(IMAGE)" --tag "$(TAG)" $(WHERE)
+	@$(BIN)/sqshpipe release "$(IMAGE)" --tag "$(TAG)" $(WHERE)
 
 images: setup ## every image of images.yaml under one TAG; JOBS=N at once
-	@$(BIN)/sqshpipe image --all --tag "$(TAG)" $(if $(JOBS),--jobs $(JOBS)) $(WHERE)
+	@$(BIN)/sqshpipe release --all --tag "$(TAG)" $(if $(JOBS),--jobs $(JOBS)) $(WHERE)
 
 check-image: setup ## try an image against a registry that lives as long, publishing nothing
 	@./bootstrap.sh demo $(PYTHON) $(VENV)

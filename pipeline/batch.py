@@ -1,4 +1,4 @@
-"""Many images: one run of ``sqshpipe image`` each, side by side within a limit, on this machine or on Slurm.
+"""Many images: one run of ``sqshpipe release`` each, some at once, on this machine or on Slurm.
 
 An image that is based on another of them runs after it, and only when that one ended well.
 
@@ -91,7 +91,7 @@ def tasks_for(
 
 
 def _argv(config: Config, image: str, version: str) -> tuple[str, ...]:
-    words = [sys.executable, "-m", "pipeline", "image", image, "--tag", version, "--json"]
+    words = [sys.executable, "-m", "pipeline", "release", image, "--tag", version, "--json"]
     words += ["--no-notify"]  # whoever follows the tasks tells people, also of those that were lost
     words += ["--config", str(config.path.absolute()), "--store", str(config.store.root)]
     words += ["--registry", ("http://" if config.registry.plain_http else "") + config.registry.base]
@@ -147,7 +147,7 @@ def left_out(failed: Outcome, waiting: Iterable[Task]) -> list[Outcome]:
 
 def _parents(config: Config, task: Task, among: Iterable[str]) -> list[str]:
     """The images of ``among`` that ``task``'s image is based on."""
-    if config.registry.url is None and config.registry.ecr is None:
+    if not config.registry.given:
         return []
     base = config.image(task.image).base.name
     return [name for name in among if name != task.image and config.registry.repository(name).name == base]

@@ -179,7 +179,7 @@ def _space(name: str, place: Path, wanted_gib: int, variable: str, *, local: boo
 def _registry(config: Config) -> Check:
     from pipeline.bases.clients import Clients
 
-    if config.registry.url is None and config.registry.ecr is None:
+    if not config.registry.given:
         advice = "set registry: in images.yaml, or SQSHPIPE_REGISTRY"
         return Check(name="registry", status="warn", found="none is configured", advice=advice)
     try:

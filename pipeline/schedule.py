@@ -41,8 +41,6 @@ def systemd(schedule: Schedule) -> str:
         f"ExecStart={command}",
         "Nice=10",
         "IOSchedulingClass=idle",
-        "# 4 is a registry that did not answer for some bases: the next run asks again.",
-        "SuccessExitStatus=4",
         "TimeoutStartSec=12h",
         "",
         "# /etc/systemd/system/sqshpipe-refresh.timer",

@@ -44,7 +44,8 @@ class Run:
     committed: datetime
 
 
-Affected = Callable[[str], Sequence[str]]
+Affected = Callable[[str, bool], Sequence[str]]
+"""The images that differ from a commit: from itself (True), or from where HEAD left its branch."""
 
 
 def decide(run: Run, images: Sequence[str], affected: Affected) -> Wanted:
@@ -72,7 +73,7 @@ def decide(run: Run, images: Sequence[str], affected: Affected) -> Wanted:
         before = str(run.payload.get("before") or "0" * 40)
         stem = _UNFIT.sub("-", branch)[:60].strip(".-") or "branch"
         return Wanted(
-            images=tuple(affected(before)),
+            images=tuple(affected(before, True)),
             version=f"{stem}-{run.committed:%Y%m%d}-{run.sha[:_SHORT]}",
             publish=True,
             trusted=True,
@@ -90,7 +91,7 @@ def _pull_request(run: Run, affected: Affected) -> Wanted:
     # A fork that was deleted has no repository any more.
     own = head.get("repo") is not None and head["repo"]["full_name"] == base["repo"]["full_name"]
     return Wanted(
-        images=tuple(affected(str(base["sha"]))),
+        images=tuple(affected(str(base["sha"]), False)),
         version=f"pr-{pull['number']}-{str(head['sha'])[:_SHORT]}",
         publish=False,
         trusted=own,

@@ -33,7 +33,7 @@ class Clients:
 
     def __init__(self, config: Config) -> None:
         settings = config.registry
-        self._configured = settings.host if settings.url or settings.ecr else None
+        self._configured = settings.host if settings.given else None
         self._plain_http = settings.plain_http
         self._made: dict[str, RegistryClient] = {}
         self._lock = threading.Lock()
@@ -117,6 +117,14 @@ def ask(
 
     with ThreadPoolExecutor(max_workers=min(_WORKERS, len(users))) as pool:
         return tuple(pool.map(one, sorted(users)))
+
+
+def relocked(lock: Lock, answers: Iterable[BaseAnswer]) -> Lock:
+    """`lock` with what the registries answered; a base that could not be asked keeps its entry."""
+    for answer in answers:
+        if answer.now is not None:
+            lock = lock.updated(answer.reference, answer.platform, answer.now)
+    return lock
 
 
 def _now(spec: ImageSpec, held: LockedBase | None, client: RegistryClient, moment: datetime) -> LockedBase:

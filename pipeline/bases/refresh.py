@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-from pipeline.bases import clients
+from pipeline.bases import clients as bases
 from pipeline.config.reading import load
 from pipeline.config.types import Config, ImageSpec
 from pipeline.config.yamlfile import Document, read
@@ -102,19 +102,19 @@ def look(
         replace(spec, base=spec.base.with_tag(tags[spec.name])) if spec.name in tags else spec
         for spec in specs
     )
-    answers = clients.ask(wanted, lock, client_for, now=now)
+    answers = bases.ask(wanted, lock, client_for, now=now)
     failed = {answer.reference for answer in answers if answer.problem}
     problems = [
         problem for problem in unlisted if problem.base not in failed
     ]  # a registry that is down: once
     tags = {name: tag for name, tag in tags.items() if config.image(name).base.with_tag(tag) not in failed}
     changes = [*_announced(specs, newer, tags), *_followed(answers, lock, config, tags)]
-    kept = lock
-    for answer in answers:
-        if answer.now is not None:
-            kept = kept.updated(answer.reference, answer.platform, answer.now)
-        elif answer.problem is not None:
-            problems.append(Problem(base=answer.reference, images=answer.images, error=answer.problem))
+    problems += [
+        Problem(base=answer.reference, images=answer.images, error=answer.problem)
+        for answer in answers
+        if answer.problem is not None
+    ]
+    kept = bases.relocked(lock, answers)
     used = ((spec.base.with_tag(tags.get(spec.name, spec.base.tag)), spec.platform) for spec in specs)
     return Refreshed(changes=tuple(changes), problems=tuple(problems), lock=kept.only(used), tags=tags)
 
@@ -242,7 +242,7 @@ def _announced(
 
 
 def _followed(
-    answers: Iterable[clients.BaseAnswer], lock: Lock, config: Config, tags: Mapping[str, str]
+    answers: Iterable[bases.BaseAnswer], lock: Lock, config: Config, tags: Mapping[str, str]
 ) -> Iterable[Change]:
     fresh = {config.image(name).base.with_tag(tag) for name, tag in tags.items()}
     for answer in answers:

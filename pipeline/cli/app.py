@@ -23,7 +23,7 @@ app = typer.Typer(
     name="sqshpipe",
     cls=Verbs,
     help="From a Dockerfile to an immutable, versioned .sqsh that every rank shares.",
-    epilog="First steps: `sqshpipe init`, `sqshpipe lock`, `sqshpipe image my-training --tag v1.0`. "
+    epilog="First steps: `sqshpipe init`, `sqshpipe lock`, `sqshpipe release my-training --tag v1.0`. "
     "On a cluster: `srun --container-image=$(sqshpipe resolve my-training) …`. "
     "`sqshpipe VERB --help` tells more of each, with an example.",
     rich_markup_mode="markdown",

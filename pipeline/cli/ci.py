@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, SqshpipeError
 
 if TYPE_CHECKING:
     from pipeline.actions.event import Run
+    from pipeline.stages.push import PushedImage
 
 ci = typer.Typer(help="What the GitHub workflows call.", no_args_is_help=True)
 
@@ -29,15 +30,20 @@ def plan(config: options.ConfigFile = options.DEFAULT_CONFIG) -> None:
     from pipeline.actions.summary import wanted_markdown
     from pipeline.config import load
     from pipeline.plan.affected import affected_since
+    from pipeline.store.names import check_version
 
     settings = load(config)
     reasons: dict[str, tuple[str, ...]] = {}
 
-    def affected(revision: str) -> list[str]:
-        reasons.update({found.image: found.reasons for found in affected_since(settings, revision)})
+    def affected(revision: str, exact: bool) -> list[str]:
+        reasons.update(
+            {found.image: found.reasons for found in affected_since(settings, revision, exact=exact)}
+        )
         return list(reasons)
 
     wanted = decide(_run_from_environment(config), list(settings.images), affected)
+    for name in wanted.images:  # refused now, not after a build by the publishing that cannot take it
+        check_version(wanted.version, channels=settings.image(name).channels)
     told = {
         "images": json.dumps(list(wanted.images)),
         "version": wanted.version,
@@ -57,49 +63,43 @@ def check(
     registry: options.Registry = None,
     until_scan: Annotated[
         bool,
-        typer.Option("--until-scan", envvar="SQSHPIPE_UNTIL_SCAN", help="Leave convert and verify out."),
+        typer.Option("--until-scan", envvar="SQSHPIPE_UNTIL_SCAN", help="Stop after the scan."),
     ] = False,
     sarif: Annotated[Path | None, typer.Option("--sarif", help="Where the findings go.")] = None,
 ) -> None:
-    """Build, scan, convert and verify an image without publishing it; print repository@digest."""
+    """Build, scan, convert, verify and test an image without publishing it; print repository@digest."""
     from pipeline.actions.summary import checked_markdown
-    from pipeline.cli.image import opened, revision_of
-    from pipeline.release.check import try_out
-    from pipeline.stages.scan import Blocked
+    from pipeline.cli.release import opened
+    from pipeline.release.path import release
+    from pipeline.release.run import Stage
+    from pipeline.scan.gate import Blocked
+    from pipeline.store.names import check_version
 
     reference, verdict, error = "", None, ""
 
-    def pushed(image: Any) -> None:
+    def pushed(image: PushedImage) -> None:
         nonlocal reference
         reference = str(image.reference)
 
-    with opened(name, config, registry=registry) as run:
+    with opened(name, config, registry=registry) as opening:
+        version = check_version(tag, channels=opening.spec.channels)
+        until = Stage.SCAN if until_scan else Stage.TEST
         try:
-            tried = try_out(
-                run.spec,
-                tag,
-                config=run.config,
-                lock=run.lock,
-                clients=run.clients,
-                story=run.teller,
-                pushed=pushed,
-                revision=revision_of(config),
-                until_scan=until_scan,
-            )
-            verdict = tried.report.verdict
+            reached = release(opening.run, opening.spec, version, until=until, on_pushed=pushed)
+            verdict = reached.report.verdict if reached.report else None
         except SqshpipeError as failure:
             error = str(failure)
             verdict = failure.verdict if isinstance(failure, Blocked) else None
             raise
         finally:
             if sarif is not None and verdict is not None:
-                _write_sarif(sarif, verdict, name, reference, run.spec.dockerfile, config)
-            told = verdict.as_json() if verdict is not None else None
-            text = checked_markdown(
-                name, reference=reference, stages=run.teller.as_json(), verdict=told, error=error
+                _write_sarif(sarif, verdict, name, reference, opening.spec.dockerfile, config)
+            findings = verdict.as_json() if verdict is not None else None
+            stages = opening.teller.as_json()
+            _summary(
+                checked_markdown(name, reference=reference, stages=stages, verdict=findings, error=error)
             )
-            _summary(text)
-    run.teller.summary()
+    opening.teller.summary()
     _outputs({"reference": reference})
     output.data(reference)
 
@@ -115,40 +115,30 @@ def publish(
 ) -> None:
     """Publish the image that another machine built and handed over by digest; print the path."""
     from pipeline.actions.summary import checked_markdown
-    from pipeline.cli.image import opened, revision_of, told_to_people
-    from pipeline.release.check import refuse_other
-    from pipeline.release.ensure import ensure
+    from pipeline.cli.release import notifying, opened
+    from pipeline.release.path import release
+    from pipeline.release.pinned import verify_handoff
+    from pipeline.store.names import check_version
 
-    error = ""
-    with opened(name, config, store=store, registry=registry) as run, told_to_people(run, tag) as told:
+    error, path = "", ""
+    with (
+        opened(name, config, store=store, registry=registry) as opening,
+        notifying(opening, tag) as message,
+    ):
         try:
-            refuse_other(
-                run.spec,
-                reference,
-                config=run.config,
-                lock=run.lock,
-                clients=run.clients,
-                story=run.teller,
-            )
-            made = ensure(
-                run.spec,
-                tag,
-                config=run.config,
-                lock=run.lock,
-                clients=run.clients,
-                story=run.teller,
-                revision=revision_of(config),
-            )
-            told.path = str(made.public_path)
+            version = check_version(tag, channels=opening.spec.channels)
+            verify_handoff(opening.run, opening.spec, reference)
+            made = release(opening.run, opening.spec, version).release
+            path = message.path = str(made.public_path) if made else ""
         except SqshpipeError as failure:
             error = str(failure)
             raise
         finally:
-            stages = run.teller.as_json()
+            stages = opening.teller.as_json()
             _summary(checked_markdown(name, reference=reference, stages=stages, verdict=None, error=error))
-    run.teller.summary()
-    _outputs({"path": str(made.public_path)})
-    output.data(str(made.public_path))
+    opening.teller.summary()
+    _outputs({"path": path})
+    output.data(path)
 
 
 @ci.command()

@@ -72,7 +72,7 @@ def init(
     if not output.is_quiet():
         if not origin:
             output.tell("put into the workflow where your sqshpipe comes from: `pip install` stands there")
-        output.tell(f"next: sqshpipe lock, sqshpipe plan, sqshpipe image {name} --tag v1.0")
+        output.tell(f"next: sqshpipe lock, sqshpipe plan, sqshpipe release {name} --tag v1.0")
 
 
 def _origin() -> str:

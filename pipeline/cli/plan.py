@@ -57,8 +57,8 @@ def plan(
             output.data(line)
         for one in drift or ():
             output.data(one.sentence)
-    if any(image.problem and image.steps[0].run for image in made.images):
-        raise typer.Exit(RegistryError.exit_code)  # a base is unknown: nobody can say what would run
+    if made.unknown:
+        raise typer.Exit(RegistryError.exit_code)
     if made.has_changes:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
@@ -122,7 +122,9 @@ def plan_lines(made: Plan) -> Iterator[str]:
         yield "no image is concerned"
     for image in made.images:
         name = f"{image.image}:{image.version}" if image.version else image.image
-        if not image.has_changes:
+        if image.has_changes is None:
+            yield f"{name}  not known: {image.unknown}"
+        elif not image.has_changes:
             same = next((step.reason for step in image.steps if step.stage in ("build", "mirror")), "")
             yield f"{name}  nothing to do: {same}"
         else:
@@ -132,6 +134,8 @@ def plan_lines(made: Plan) -> Iterator[str]:
             for step in image.steps:
                 yield f"  {'run ' if step.run else 'skip'}  {step.stage:<8} {step.reason}"
         yield from (f"  note  {note}" for note in image.notes)
+        if image.unknown and image.has_changes is not None:
+            yield f"  note  {image.unknown}"
         if image.problem:
             yield f"  stop  {image.problem}"
 
@@ -163,23 +167,25 @@ def lock(
     held = read_lock(settings.lock_path)
     with bases.Clients(settings) as clients:
         answers = bases.ask(specs, held, clients)
-    for answer in answers:
-        if answer.problem is not None:
-            raise answer.problem
-    wanted = held.only((spec.base, spec.platform) for spec in settings.images.values())
-    for answer in answers:
-        if answer.now is not None:
-            wanted = wanted.updated(answer.reference, answer.platform, answer.now)
+    wanted = bases.relocked(held, answers).only(
+        (spec.base, spec.platform) for spec in settings.images.values()
+    )
     changed = wanted != held or not settings.lock_path.exists()
     if changed and not check:
         write_lock(settings.lock_path, wanted)
+    problems = [answer for answer in answers if answer.problem is not None]
     if as_json:
         output.data_json([_as_json(answer) for answer in answers])
     else:
         for answer in answers:
-            output.data(_line(answer))
+            if answer.problem is None:
+                output.data(_line(answer))
+    for answer in problems[1:]:
+        output.log().warning("the base is not known", base=str(answer.reference), why=str(answer.problem))
     if changed and check:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
+    if problems and problems[0].problem is not None:  # what could be found out is written all the same
+        raise problems[0].problem
 
 
 def _line(answer: BaseAnswer) -> str:
@@ -198,4 +204,5 @@ def _as_json(answer: BaseAnswer) -> dict[str, object]:
         "digest": str(answer.now.digest) if answer.now else None,
         "locked": str(answer.locked.digest) if answer.locked else None,
         "moved": answer.moved,
+        "problem": answer.problem.message if answer.problem else None,
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import many, options, output
-from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError, RegistryError
+from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
 
 if TYPE_CHECKING:
     from pipeline.bases.refresh import Refreshed
@@ -80,8 +80,6 @@ def refresh(
     failed = next((outcome.code for outcome in outcomes if outcome.code), 0)
     if failed:
         raise typer.Exit(failed)
-    if found.problems:
-        raise typer.Exit(RegistryError.exit_code)
     if check and contents:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 

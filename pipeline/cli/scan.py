@@ -96,7 +96,9 @@ def _verdict(
 ) -> Verdict | None:
     from dataclasses import replace
 
-    from pipeline.stages import scan as stage
+    from pipeline.scan.gate import Blocked
+    from pipeline.scan.gate import scan as ask
+    from pipeline.scan.judge import Judge
 
     policy = spec.scan
     if scanner is not None:
@@ -104,15 +106,9 @@ def _verdict(
             raise ConfigError(f"{scanner!r} is not a scanner", hint="ecr, trivy or auto")
         policy = replace(policy, scanner=SCANNERS[scanner])
     try:
-        report = stage.scan(
-            pushed,
-            policy,
-            image=spec.name,
-            client_for=clients,
-            credentials=clients.credentials,
-            base_in=stage.mirrored_base(settings, spec),
-        )
-    except stage.Blocked as error:
+        judge = Judge(client_for=clients, credentials=clients.credentials)
+        report = ask(pushed, policy, image=spec.name, config=settings, judge=judge)
+    except Blocked as error:
         rejected.append(error)
         return error.verdict
     except ScanRejected as error:  # no complete result: the other images are still looked at
@@ -125,9 +121,9 @@ def _in_registry(settings: Config, spec: ImageSpec, clients: Clients, tag: str |
     """What is in the registry for the image as images.yaml means it now, or under ``tag``."""
     from pipeline import inputs
     from pipeline.lock import read_lock
+    from pipeline.scan.judge import manifest_of
     from pipeline.stages.pin import pin
     from pipeline.stages.push import PushedImage, adopt
-    from pipeline.stages.scan import manifest_of
 
     repository = settings.registry.repository(spec.name)
     client = clients(repository.registry)
@@ -138,7 +134,7 @@ def _in_registry(settings: Config, spec: ImageSpec, clients: Clients, tag: str |
         if found is None:
             raise RegistryError(
                 f"{repository} does not have {spec.name} as images.yaml means it now",
-                hint=f"sqshpipe image {spec.name} builds and pushes it; --tag scans what has that tag",
+                hint=f"sqshpipe release {spec.name} builds and pushes it; --tag scans what has that tag",
             )
         return found
     head = client.head(repository.repository, tag)
@@ -206,27 +202,26 @@ def _published(images: tuple[str, ...], config: Path, root: Path | None, *, as_j
     from pipeline.bases.clients import Clients
     from pipeline.cli.store import open_store
     from pipeline.config import load
-    from pipeline.stages.rescan import look_again
+    from pipeline.scan.judge import Judge
+    from pipeline.scan.rescan import rescan
 
     store = open_store(root, config)
     if config.is_file():
         settings = load(config, store=root)
         with Clients(settings) as clients:
-            looks = look_again(
-                store, settings, images=images, client_for=clients, credentials=clients.credentials
-            )
+            judge = Judge(client_for=clients, credentials=clients.credentials)
+            results = rescan(store, settings, images=images, judge=judge)
     else:
-        looks = look_again(store, None, images=images)
+        results = rescan(store, None, images=images, judge=Judge())
     if as_json:
-        output.data_json([look.as_json() for look in looks])
+        output.data_json([one.as_json() for one in results])
     else:
-        for look in looks:
-            state = "yanked" if look.yanked else look.status
+        for one in results:
+            state = "yanked" if one.yanked else one.status
             output.data(
-                f"{look.release.name}  {look.release.platform}  {state}"
-                + (f"  {look.why}" if look.why else "")
+                f"{one.release.name}  {one.release.platform}  {state}" + (f"  {one.why}" if one.why else "")
             )
-    bad = [look.release.name for look in looks if look.status == "unacceptable"]
+    bad = [one.release.name for one in results if one.status == "unacceptable"]
     if bad:
         raise ScanRejected(
             f"{len(bad)} published releases are no longer acceptable: {', '.join(bad)}",

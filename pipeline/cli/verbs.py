@@ -18,9 +18,7 @@ from pipeline.errors import ConfigError
 # By panel of the help, in its order: name, place below pipeline.cli, and a line that fits 80 columns.
 PANELS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "From Dockerfile to .sqsh": (
-        ("image", "image:image", "Take an image through all stages and print the path of its .sqsh."),
-        ("build", "image:build", "Build an image in the Docker Engine, without pushing it."),
-        ("push", "image:push", "Bring an image into the registry, unless it is there."),
+        ("release", "release:release", "Take an image through all stages and print the path of its .sqsh."),
         ("convert", "convert:convert", "Make a .sqsh of an image, read it back, and print its path."),
         ("verify", "convert:verify", "Read a .sqsh back entirely and compare it with an image."),
         ("scan", "scan:scan", "Show the findings of pushed images, or judge releases anew."),

@@ -266,7 +266,7 @@ class ImageSettings(Model):
     convert: ConvertModel = ConvertModel()
     scan: ScanModel = ScanModel()
     slurm: SlurmModel = SlurmModel()
-    channels: list[Channel] = list(names.CHANNELS)
+    channels: list[Channel] = [names.DEFAULT_CHANNEL]
     keep: int = Field(default=5, ge=1, description="How many releases prune leaves.")
     max_age: Duration | None = Field(
         default=None, description="Rebuild without a changed input after this time."

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.oci.entry import DEFAULT_LIMITS, Limits
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.store.names import CHANNELS, nearest
+from pipeline.store.names import DEFAULT_CHANNEL, nearest
 
 ConverterName = Literal["auto", "enroot", "mksquashfs", "native"]
 CompressorName = Literal["zstd", "gzip", "lz4"]
@@ -48,6 +48,11 @@ class RegistrySettings:
     url: str | None = None
     ecr: EcrSettings | None = None
     plain_http: bool = False
+
+    @property
+    def given(self) -> bool:
+        """Whether images.yaml, a variable or an option names a registry."""
+        return self.url is not None or self.ecr is not None
 
     @property
     def base(self) -> str:
@@ -183,7 +188,7 @@ class ImageSpec:
     convert: ConvertOptions = field(default_factory=ConvertOptions)
     scan: ScanPolicy = field(default_factory=ScanPolicy)
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
-    channels: tuple[str, ...] = CHANNELS
+    channels: tuple[str, ...] = (DEFAULT_CHANNEL,)
     keep: int = 5
     max_age: timedelta | None = None
     test: tuple[str, ...] = ()

@@ -55,15 +55,18 @@ class _Past:
     moved: bool = False
 
 
-def affected_since(config: Config, revision: str) -> tuple[Affected, ...]:
+def affected_since(config: Config, revision: str, *, exact: bool = False) -> tuple[Affected, ...]:
     """The images of ``config`` that differ from where HEAD left ``revision``, in the file's order.
 
-    Raises ConfigError outside of a checkout and for a revision that git does not know here.
+    With ``exact`` they are compared with ``revision`` itself, which a push has replaced; all images are
+    affected when git does not know it (a force push may have removed it). Raises ConfigError outside of a
+    checkout, and without ``exact`` for a revision that git does not know here.
     """
     checkout = Checkout.around(config.path.resolve().parent)
-    commit = checkout.branched_from(revision)
+    commit = checkout.known(revision) if exact else checkout.branched_from(revision)
     if commit is None:
-        return tuple(Affected(image=name, reasons=("there is no earlier commit",)) for name in config.images)
+        reason = "the earlier commit is not known" if exact else "there is no earlier commit"
+        return tuple(Affected(image=name, reasons=(reason,)) for name in config.images)
     changed = frozenset(_itself(path) for path in checkout.changed_since(commit))
     past = _past(config, checkout, commit)
     lock = read_lock(config.lock_path)

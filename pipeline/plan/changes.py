@@ -8,34 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import inputs as build_inputs
-from pipeline.config.types import ConvertOptions, ImageSpec
+from pipeline.config.types import ImageSpec
 from pipeline.inputs import BuildInputs
 from pipeline.oci.digest import Digest
+from pipeline.plan.current import ReleaseFacts, image_changes, option_changes, short
 
 StageName = Literal["pin", "build", "push", "mirror", "scan", "convert", "verify", "publish"]
-_OPTIONS = ("compressor", "zstd_level", "block_size", "keep_owners", "keep_xattrs")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Released:
-    """What the record of a release says about how it came to be; ``size`` in bytes."""
-
-    version: str
-    state: str
-    source: Digest | None
-    base: Digest | None
-    build_key: str | None
-    inputs: Mapping[str, Any]
-    converter: str | None
-    options: Mapping[str, Any]
-    size: int
-    created: datetime
-    scan_policy: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +26,8 @@ class Observation:
     ``base`` is the platform's manifest that a build would use; None when it is not locked and the registry
     did not answer (then ``base_problem`` says why). ``moved_to`` is what the tag stands for now, if that is
     something else. ``newest`` is the last release, ``taken`` the one that has the wanted version already.
-    ``pushed`` is what the registry has under the build key (for a mirrored image: whether it has the base).
+    ``pushed`` is what the registry has under the build key (for a mirrored image: whether it has the base);
+    ``registry_problem`` says why that is not known.
     ``target`` is where the release would appear; ``base_size`` the base's compressed bytes, if known;
     ``scan_policy`` is what `inputs.scan_policy` says now.
     """
@@ -57,9 +39,10 @@ class Observation:
     locked: bool = False
     moved_to: Digest | None = None
     inputs: BuildInputs | None = None
-    newest: Released | None = None
-    taken: Released | None = None
+    newest: ReleaseFacts | None = None
+    taken: ReleaseFacts | None = None
     pushed: Digest | None = None
+    registry_problem: str = ""
     target: Path | None = None
     base_size: int | None = None
     scan_policy: Mapping[str, Any] = field(default_factory=dict)
@@ -76,7 +59,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePlan:
-    """One image. ``problem`` says why the run would fail; ``writes`` is a guess in bytes, None if unknown."""
+    """One image. ``problem`` says why the run would fail; ``writes`` is a guess in bytes, None if unknown.
+
+    ``unknown`` says what could not be found out, because a registry did not answer.
+    """
 
     image: str
     version: str | None
@@ -84,12 +70,16 @@ class ImagePlan:
     changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     problem: str = ""
+    unknown: str = ""
     target: Path | None = None
     writes: int | None = 0
 
     @property
-    def has_changes(self) -> bool:
-        return any(step.run for step in self.steps) or bool(self.problem)
+    def has_changes(self) -> bool | None:
+        """Whether something would run; None when that is not known."""
+        if any(step.run for step in self.steps) or self.problem:
+            return True
+        return None if self.unknown else False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +89,15 @@ class Plan:
     images: tuple[ImagePlan, ...] = field(default_factory=tuple)
 
     @property
-    def has_changes(self) -> bool:
-        return any(image.has_changes for image in self.images)
+    def has_changes(self) -> bool | None:
+        """Whether something would run; None when no image is known to change and one is not known."""
+        found = [image.has_changes for image in self.images]
+        return True if any(found) else None if None in found else False
+
+    @property
+    def unknown(self) -> str:
+        """The first thing that could not be found out."""
+        return next((image.unknown for image in self.images if image.unknown), "")
 
     def as_json(self) -> dict[str, Any]:
         """For machines; the keys are a promise."""
@@ -116,33 +113,7 @@ def plan(observations: tuple[Observation, ...]) -> Plan:
     return Plan(images=tuple(_plan_image(seen) for seen in observations))
 
 
-def wanted_key(seen: Observation) -> str | None:
-    """What identifies the wanted image: the build key, or the base's digest in hex for a mirrored one."""
-    if seen.spec.mirrored:
-        return seen.base.hex if seen.base else None
-    return seen.inputs.key if seen.inputs else None
-
-
-def is_current(release: Released, seen: Observation) -> bool:
-    """Whether ``release`` was made from what is wanted now."""
-    if seen.spec.mirrored:
-        return release.source is not None and release.source == seen.base
-    return release.build_key is not None and release.build_key == wanted_key(seen)
-
-
-def option_changes(release: Released, wanted: ConvertOptions) -> tuple[str, ...]:
-    """Which conversion options differ from those of ``release``; ``auto`` accepts whatever was used."""
-    told = []
-    if wanted.converter not in ("auto", release.converter):
-        told.append(f"converter {release.converter} -> {wanted.converter}")
-    for name in _OPTIONS:
-        before, after = release.options.get(name), getattr(wanted, name)
-        if before is not None and before != after:
-            told.append(f"{name} {before} -> {after}")
-    return tuple(told)
-
-
-def policy_changes(release: Released, seen: Observation) -> tuple[str, ...]:
+def policy_changes(release: ReleaseFacts, seen: Observation) -> tuple[str, ...]:
     """What of the scan policy is another than when ``release`` passed it; empty when no record says."""
     if not release.scan_policy:
         return ()
@@ -159,10 +130,10 @@ def _plan_image(seen: Observation) -> ImagePlan:
     notes = _notes(seen)
     if seen.base is None:
         return ImagePlan(
-            image=seen.spec.name, version=seen.version, steps=(pin,), notes=notes, problem=seen.base_problem
+            image=seen.spec.name, version=seen.version, steps=(pin,), notes=notes, unknown=seen.base_problem
         )
     reference = seen.taken or seen.newest
-    other_image = image_changes(reference, seen)
+    other_image = image_changes(reference, seen.spec, seen.base, seen.inputs)
     convert_changes = option_changes(reference, seen.spec.convert) if reference else ()
     changes = (*other_image, *convert_changes)
     policy = policy_changes(reference, seen) if reference else ()
@@ -183,6 +154,7 @@ def _plan_image(seen: Observation) -> ImagePlan:
         changes=changes,
         notes=notes,
         problem=problem,
+        unknown=seen.registry_problem,
         target=seen.target if any(step.run for step in rest) else None,
         writes=size if runs_convert else 0,
     )
@@ -190,16 +162,16 @@ def _plan_image(seen: Observation) -> ImagePlan:
 
 def _pin(seen: Observation) -> Step:
     if seen.base is None:
-        return Step(stage="pin", run=True, reason=seen.base_problem or "the base is not known")
+        return Step(stage="pin", run=False, reason=seen.base_problem or "the base is not known")
     how = "locked at" if seen.locked else "not locked, the tag stands for"
-    return Step(stage="pin", run=False, reason=f"{how} {_short(seen.base)}")
+    return Step(stage="pin", run=False, reason=f"{how} {short(seen.base)}")
 
 
 def _notes(seen: Observation) -> tuple[str, ...]:
     notes = []
     if seen.moved_to is not None and seen.base is not None:
         notes.append(
-            f"{seen.spec.base} moved from {_short(seen.base)} to {_short(seen.moved_to)} since it was "
+            f"{seen.spec.base} moved from {short(seen.base)} to {short(seen.moved_to)} since it was "
             "locked; sqshpipe lock takes the new one"
         )
     if seen.base is not None and seen.base_problem:
@@ -207,34 +179,26 @@ def _notes(seen: Observation) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def image_changes(reference: Released | None, seen: Observation) -> tuple[str, ...]:
-    """Why the OCI image must be another one than that of ``reference``; empty when it is the same."""
-    if reference is None:
-        return ("no release yet",)
-    if is_current(reference, seen):
-        return ()
-    if seen.inputs is None:
-        old = reference.base or reference.source
-        return (f"base {_short(old) if old else 'unknown'} -> {_short(seen.base)}",)
-    told = build_inputs.explain(reference.inputs, reference.base, seen.inputs)
-    return told or (f"{reference.version} was made from inputs that its record does not name",)
-
-
-def _image_steps(seen: Observation, reference: Released | None, changes: tuple[str, ...]) -> tuple[Step, ...]:
+def _image_steps(
+    seen: Observation, reference: ReleaseFacts | None, changes: tuple[str, ...]
+) -> tuple[Step, ...]:
     stages: tuple[StageName, ...] = ("mirror",) if seen.spec.mirrored else ("build", "push")
     if not changes and reference is not None:
         reason = f"nothing changed since {reference.version}"
         return tuple(Step(stage=stage, run=False, reason=reason) for stage in stages)
     if seen.pushed is not None:
-        reason = f"already in the registry as {_short(seen.pushed)}"
+        reason = f"already in the registry as {short(seen.pushed)}"
         return tuple(Step(stage=stage, run=False, reason=reason) for stage in stages)
-    first = Step(stage=stages[0], run=True, reason="; ".join(changes))
+    reason = "; ".join(changes)
+    if seen.registry_problem:
+        reason += ", unless the registry has it"
+    first = Step(stage=stages[0], run=True, reason=reason)
     return (first, *(Step(stage=stage, run=True, reason="a new image") for stage in stages[1:]))
 
 
 def _release_steps(
     seen: Observation,
-    reference: Released | None,
+    reference: ReleaseFacts | None,
     changes: tuple[str, ...],
     *,
     image_changed: bool,
@@ -267,10 +231,6 @@ def _scan_step(seen: Observation, reasons: tuple[str, ...]) -> Step:
     return Step(stage="scan", run=True, reason="; ".join(reasons))
 
 
-def _short(digest: Digest | None) -> str:
-    return str(digest)[: len("sha256:") + 12]
-
-
 def _as_json(image: ImagePlan) -> dict[str, Any]:
     return {
         "image": image.image,
@@ -279,6 +239,7 @@ def _as_json(image: ImagePlan) -> dict[str, Any]:
         "because": list(image.changes),
         "notes": list(image.notes),
         "problem": image.problem or None,
+        "unknown": image.unknown or None,
         "publishes": str(image.target) if image.target else None,
         "writes": image.writes,
         "steps": [{"stage": step.stage, "run": step.run, "reason": step.reason} for step in image.steps],

@@ -6,19 +6,18 @@ a base that several share is asked for once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any
 
 from pipeline import inputs
 from pipeline.config.types import Config, ImageSpec
-from pipeline.errors import FormatError, SqshpipeError
+from pipeline.errors import RegistryError, SqshpipeError
 from pipeline.lock import Lock
 from pipeline.oci.digest import Digest
-from pipeline.plan import changes
-from pipeline.plan.changes import Observation, Released
+from pipeline.plan.changes import Observation
+from pipeline.plan.current import ReleaseFacts, image_key, is_same_image
 from pipeline.stages.pin import BaseImage, pin
 from pipeline.store.record import Release
 from pipeline.store.store import Store
@@ -42,8 +41,9 @@ def observe(
 ) -> tuple[Observation, ...]:
     """One observation an image, in the order of ``specs``.
 
-    A base that cannot be pinned becomes that observation's ``base_problem``. Raises RegistryError when the
-    configured registry fails, ConfigError for contexts that cannot be read, PublishError for a damaged store.
+    A base that cannot be pinned becomes that observation's ``base_problem``, a configured registry that
+    fails its ``registry_problem``. Raises ConfigError for contexts that cannot be read, PublishError for a
+    damaged store.
     """
     if not specs:
         return ()
@@ -97,12 +97,16 @@ def _observe(
         inputs=None if spec.mirrored else inputs.gather(spec, pinned.digest, now=now),
     )
     reference = taken or newest
-    if reference is not None and changes.is_current(reference, seen):
+    if reference is not None and is_same_image(reference, spec, seen.base, seen.inputs):
         return seen
-    return replace(seen, pushed=_pushed(config, seen, client_for), base_size=_size(spec, pinned, client_for))
+    seen = replace(seen, base_size=_size(spec, pinned, client_for))
+    try:
+        return replace(seen, pushed=_pushed(config, seen, client_for))
+    except RegistryError as error:
+        return replace(seen, registry_problem=str(error))
 
 
-def _newest(store: Store, spec: ImageSpec) -> Released | None:
+def _newest(store: Store, spec: ImageSpec) -> ReleaseFacts | None:
     """The last release that can still be used, for the spec's platform."""
     platform = str(spec.platform)
     for line in store.listed(spec.name):
@@ -111,53 +115,18 @@ def _newest(store: Store, spec: ImageSpec) -> Released | None:
     return None
 
 
-def released(release: Release) -> Released:
-    """What the record of ``release`` says about how it came to be."""
-    converter: Mapping[str, Any] = release.converter or {}
-    return Released(
-        version=release.version,
-        state=release.state,
-        source=_digest(release.source),
-        base=_digest(release.base),
-        build_key=release.keys.get("build") or None,
-        inputs=_mapping(release.provenance.get("inputs")),
-        converter=converter.get("name"),
-        options=_mapping(converter.get("options")),
-        scan_policy=_mapping(release.provenance.get("scan_policy")),
-        size=release.size,
-        created=_time(release.created),
-    )
-
-
-def _facts(release: Release | None) -> Released | None:
-    return None if release is None else released(release)
-
-
-def _digest(named: Mapping[str, str] | None) -> Digest | None:
-    try:
-        return Digest.parse(named["digest"]) if named and named.get("digest") else None
-    except FormatError:
-        return None
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _time(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        return datetime.fromtimestamp(0, timezone.utc)
+def _facts(release: Release | None) -> ReleaseFacts | None:
+    return None if release is None else ReleaseFacts.of(release)
 
 
 def _pushed(config: Config, seen: Observation, client_for: ClientFor) -> Digest | None:
     """What the registry has of the wanted image already; without a registry nothing is there."""
-    if config.registry.url is None and config.registry.ecr is None:
+    if not config.registry.given:
         return None
     repository = config.registry.repository(seen.spec.name)
-    wanted = str(seen.base) if seen.spec.mirrored else f"key-{changes.wanted_key(seen)}"
-    found = client_for(repository.registry).head(repository.repository, wanted)
+    key = image_key(seen.spec, seen.base, seen.inputs)
+    identifier = str(seen.base) if seen.spec.mirrored else f"key-{key}"
+    found = client_for(repository.registry).head(repository.repository, identifier)
     return found.digest if found else None
 
 

@@ -27,6 +27,8 @@ class Judged:
     finding: Finding
     decision: Decision
     waiver: Waiver | None = None
+    maybe_base: bool = False
+    """It blocks, and whether the base brought it is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,11 @@ class Verdict:
     @property
     def passed(self) -> bool:
         return not self.blocking
+
+    @property
+    def certain(self) -> bool:
+        """Whether it would be the same if more were known of the base."""
+        return self.passed or any(not one.maybe_base for one in self.blocking)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -82,7 +89,7 @@ def evaluate(
         scanner=result.scanner,
         completed_at=result.completed_at,
         judged=tuple(judged),
-        warnings=tuple(_warnings(judged, policy, base, today)),
+        warnings=tuple(_warnings(judged, today)),
     )
 
 
@@ -92,7 +99,9 @@ def _judge(
     covering = [waiver for waiver in waivers if waiver.covers(finding, image)]
     # the one that holds longest counts, so that an ended one may stand beside its renewal
     waiver = max(covering, key=lambda one: one.until, default=None)
-    return Judged(finding=finding, decision=_decide(finding, policy, waiver, base, today), waiver=waiver)
+    decision = _decide(finding, policy, waiver, base, today)
+    unknown = decision == "blocks" and policy.new_since_base and base.brought(finding) is None
+    return Judged(finding=finding, decision=decision, waiver=waiver, maybe_base=unknown)
 
 
 def _decide(finding: Finding, policy: ScanPolicy, waiver: Waiver | None, base: Base, today: date) -> Decision:
@@ -117,7 +126,7 @@ def _severe(severity: Severity, policy: ScanPolicy) -> bool:
     return severity >= threshold or (severity is Severity.UNKNOWN and threshold <= Severity.LOW)
 
 
-def _warnings(judged: Sequence[Judged], policy: ScanPolicy, base: Base, today: date) -> list[str]:
+def _warnings(judged: Sequence[Judged], today: date) -> list[str]:
     told: list[str] = []
     for one in judged:
         if one.waiver is None or one.decision not in ("waived", "blocks"):
@@ -131,10 +140,9 @@ def _warnings(judged: Sequence[Judged], policy: ScanPolicy, base: Base, today: d
     unknown = sum(one.finding.severity is Severity.UNKNOWN for one in judged)
     if unknown:
         told.append(f"{unknown} findings have no severity yet")
-    if policy.new_since_base:
-        homeless = sum(one.decision == "blocks" and base.brought(one.finding) is None for one in judged)
-        if homeless:
-            told.append(f"{homeless} blocking findings may come from the base or not: they count as new")
+    unknown = sum(one.maybe_base for one in judged)
+    if unknown:
+        told.append(f"{unknown} blocking findings may come from the base or not: they count as new")
     return list(dict.fromkeys(told))
 
 

@@ -17,8 +17,8 @@ import structlog
 
 from pipeline.errors import SqshpipeError
 from pipeline.oci.reference import Reference
+from pipeline.scan.rescan import image_of
 from pipeline.stages import provenance
-from pipeline.stages.rescan import image_of
 from pipeline.store import atomic, folders
 from pipeline.store.layout import SBOM, SIGNATURE
 from pipeline.store.record import Release

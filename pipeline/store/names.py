@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from typing import NewType
 
 from pipeline.errors import ConfigError
 
@@ -16,6 +17,9 @@ DEFAULT_PLATFORM = "linux/amd64"
 DEFAULT_CHANNEL = "latest"
 CHANNELS = ("latest", "stable")
 """Channels of every image; images.yaml may name more."""
+
+Version = NewType("Version", str)
+"""A version that `check_version` has accepted."""
 
 _IMAGE = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _VERSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -44,14 +48,14 @@ def check_image(name: str) -> str:
     return name
 
 
-def check_version(version: str, *, channels: Iterable[str] = CHANNELS) -> str:
+def check_version(version: str, *, channels: Iterable[str] = CHANNELS) -> Version:
     """Give `version` back when it can be a file name, a registry tag, and no channel. Raises ConfigError."""
     if not _VERSION.fullmatch(version):
         raise ConfigError(
             f"{version!r} is not a version",
             hint="use letters, digits and . _ -, beginning with a letter, digit or _, at most 128 in all",
         )
-    if version in channels:
+    if version in (*CHANNELS, *channels):
         raise ConfigError(
             f"{version!r} is a channel and cannot be a version",
             hint=f"publish under a version such as v1.0, then: sqshpipe promote IMAGE:v1.0 {version}",
@@ -67,7 +71,7 @@ def check_version(version: str, *, channels: Iterable[str] = CHANNELS) -> str:
             f"{version!r} cannot be a version",
             hint="'index', 'key-…' and endings like .sqsh, .json or .linux-arm64 have a meaning in the store",
         )
-    return version
+    return Version(version)
 
 
 def check_channel(channel: str) -> str:

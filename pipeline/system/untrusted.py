@@ -1,7 +1,7 @@
 """Open files below folders that an image, a node or another user controls.
 
 Every name is opened through a directory descriptor, without following a symlink that could lead outside,
-without blocking on a pipe, and the opened file is checked, never its name. Plain `os` calls: any kernel will do.
+without blocking on a pipe, and the opened file is checked, never its name. Plain `os` calls, for any kernel.
 Standard library only.
 """
 

@@ -30,6 +30,13 @@ class Checkout:
             raise ConfigError(f"{folder} is not in a git work tree", hint="run it in a checkout")
         return cls(root=Path(said.stdout.rstrip("\n")))
 
+    def known(self, revision: str) -> str | None:
+        """The commit that ``revision`` names; None when git does not know it here. Raises ConfigError."""
+        if revision.startswith("-"):
+            raise ConfigError(f"{revision!r} is not a revision")
+        found = _git(self.root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", check=False)
+        return found.stdout.strip() if found.returncode == 0 else None
+
     def branched_from(self, revision: str) -> str | None:
         """The commit where HEAD left ``revision``; None for the all-zero name that a first push reports.
 
@@ -37,15 +44,12 @@ class Checkout:
         """
         if _NOTHING_BEFORE.fullmatch(revision):
             return None
-        if revision.startswith("-"):
-            raise ConfigError(f"{revision!r} is not a revision")
-        known = _git(self.root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", check=False)
-        if known.returncode != 0:
+        commit = self.known(revision)
+        if commit is None:
             raise ConfigError(
                 f"git does not know {revision!r} here",
                 hint="a shallow clone lacks history: fetch it (in Actions: fetch-depth: 0)",
             )
-        commit = known.stdout.strip()
         base = _git(self.root, "merge-base", commit, "HEAD", check=False)
         # A branch that was pushed anew shares no history: then what it had is compared itself.
         return base.stdout.strip() if base.returncode == 0 else commit

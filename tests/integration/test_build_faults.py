@@ -219,7 +219,7 @@ def test_a_build_that_is_ended_by_a_signal_leaves_no_step_at_work(
     environment = {**os.environ, **registry.variables, "DOCKER_HOST": engine.host, "PYTHONPATH": str(ROOT)}
     if way == "classic":
         environment["PATH"] = str(tmp_path)  # without any docker
-    argv = [sys.executable, "-m", "pipeline", "build", "demo"]
+    argv = [sys.executable, "-m", "pipeline", "release", "demo", "--until", "build"]
     process = subprocess.Popen(argv, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     assert until(lambda: _at_work(mark) or process.poll() is not None)
     for number in signals:

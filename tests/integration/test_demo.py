@@ -60,7 +60,7 @@ def test_interrupted_it_stops_all_that_it_started(
 ) -> None:
     assert demo.stdout is not None
     for line in demo.stdout:
-        if line.startswith("$ sqshpipe image"):
+        if line.startswith("$ sqshpipe release"):
             break
     time.sleep(1)
     os.killpg(demo.pid, number)  # as a terminal does

@@ -1,4 +1,4 @@
-"""`sqshpipe image` as a person runs it, from a Dockerfile on nvcr.io's base through ECR to a published .sqsh.
+"""`sqshpipe release` as a person runs it, from a Dockerfile on nvcr.io's base by ECR to a published .sqsh.
 
 Repository made, pushed by a real engine, scanned, blocked by a finding, passed with a waiver, blocked again
 after its end, looked at again; under the least permissions, and with every secret searched for everywhere.
@@ -113,7 +113,7 @@ def test_from_a_dockerfile_through_the_gate_to_a_published_file_and_back(there: 
         ]
 
         # blocked by a finding: made, pushed, scanned, and nothing else
-        blocked = there.run("-v", "image", "train", "--tag", "v1.0", check=5)
+        blocked = there.run("-v", "release", "train", "--tag", "v1.0", check=5)
         assert "CVE-1 (critical) in openssl" in blocked.stderr
         repository = ecr.repository("team/train")
         assert repository is not None
@@ -125,18 +125,18 @@ def test_from_a_dockerfile_through_the_gate_to_a_published_file_and_back(there: 
         # passed with a waiver: adopted, converted, published, attested
         waive(there, "2099-12-31")
         sent = ecr.count("PATCH", "/blobs/")
-        done = there.run("-v", "--log-format", "json", "image", "train", "--tag", "v1.0", "--json")
+        done = there.run("-v", "--log-format", "json", "release", "train", "--tag", "v1.0", "--json")
         answer = json.loads(done.stdout)
         assert Path(answer["path"]) == there.folder / "store/train/v1.0.sqsh"
         published(there, answer)
         assert ecr.count("PATCH", f"/{key}") == 0
         assert ecr.count("PATCH", "/blobs/") <= sent + 6, "what was pushed is not pushed again"
         assert tags(there) == {key: tags(there)[key], "v1.0": tags(there)[key]}
-        assert "nothing changed" in there.run("image", "train", "--tag", "v1.0").stderr
+        assert "nothing changed" in there.run("release", "train", "--tag", "v1.0").stderr
 
         # blocked again after the waiver's end
         waive(there, "2026-01-01")
-        ended = there.run("image", "train", "--tag", "v1.1", check=5)
+        ended = there.run("release", "train", "--tag", "v1.1", check=5)
         assert "the waiver of CVE-1 in openssl ended on 2026-01-01" in ended.stderr
         assert "v1.1" not in tags(there)
         assert not (there.folder / "store/train/v1.1.json").exists()
@@ -200,7 +200,7 @@ def mirrored(there: World) -> None:
     there.ecr.every = [scans.complete([], completed=RECENTLY)]
     there.ecr.scans.clear()
     no_engine = "unix:///nowhere.sock"
-    done = json.loads(there.run("image", "base", "--tag", "24.01", "--json", DOCKER_HOST=no_engine).stdout)
+    done = json.loads(there.run("release", "base", "--tag", "24.01", "--json", DOCKER_HOST=no_engine).stdout)
     assert done["source"]["digest"] == done["base"]["digest"]
     assert tags(there, "team/base")["24.01"] == done["base"]["digest"]
 

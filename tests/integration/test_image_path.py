@@ -1,4 +1,4 @@
-"""The whole path as a person runs it: `sqshpipe image`, with a real engine, registry and squashfs tools."""
+"""The whole path as a person runs it: `sqshpipe release`, with a real engine, registry and squashfs tools."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _leftovers(tmp_path: Path) -> list[str]:
 
 def test_a_dockerfile_becomes_an_immutable_file_with_a_record(sqshpipe: Run, tmp_path: Path) -> None:
     sqshpipe("lock")
-    done = sqshpipe("image", "hello", "--tag", "v1.0")
+    done = sqshpipe("release", "hello", "--tag", "v1.0")
     path = Path(done.stdout.strip())
     assert path == tmp_path / "store" / "hello" / "v1.0.sqsh"
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
@@ -116,10 +116,10 @@ def test_a_dockerfile_becomes_an_immutable_file_with_a_record(sqshpipe: Run, tmp
 
 def test_a_second_run_does_nothing_and_says_so(sqshpipe: Run, tmp_path: Path) -> None:
     sqshpipe("lock")
-    sqshpipe("image", "hello", "--tag", "v1.0")
+    sqshpipe("release", "hello", "--tag", "v1.0")
     blobs = tmp_path / "store" / "blobs" / "sha256"
     before = {path.name: path.stat().st_ctime_ns for path in blobs.iterdir()}
-    again = sqshpipe("image", "hello", "--tag", "v1.0")
+    again = sqshpipe("release", "hello", "--tag", "v1.0")
     assert "nothing changed" in again.stderr
     assert again.stdout.strip() == str(tmp_path / "store" / "hello" / "v1.0.sqsh")
     assert {path.name: path.stat().st_ctime_ns for path in blobs.iterdir()} == before
@@ -130,10 +130,10 @@ def test_the_same_image_under_a_new_version_is_not_converted_again(
     sqshpipe: Run, project: Path, tmp_path: Path
 ) -> None:
     sqshpipe("lock")
-    first = Path(sqshpipe("image", "hello", "--tag", "v1.0").stdout.strip())
+    first = Path(sqshpipe("release", "hello", "--tag", "v1.0").stdout.strip())
     plan = json.loads(sqshpipe("plan", "hello", "--tag", "v1.1", "--json", check=10).stdout)
     assert [step["stage"] for step in plan["images"][0]["steps"] if step["run"]] == ["publish"]
-    again = sqshpipe("image", "hello", "--tag", "v1.1", "--json")
+    again = sqshpipe("release", "hello", "--tag", "v1.1", "--json")
     answer = json.loads(again.stdout)
     outcomes = {stage["stage"]: stage["outcome"] for stage in answer["stages"]}
     assert (outcomes["convert"], outcomes["verify"], outcomes["publish"]) == ("skipped", "skipped", "done")
@@ -145,42 +145,42 @@ def test_the_same_image_under_a_new_version_is_not_converted_again(
     assert _leftovers(tmp_path) == []
     images = project / "images.yaml"
     images.write_text(images.read_text().replace("defaults:\n", "defaults:\n  convert: {zstd_level: 5}\n"))
-    other = json.loads(sqshpipe("image", "hello", "--tag", "v1.2", "--json").stdout)
+    other = json.loads(sqshpipe("release", "hello", "--tag", "v1.2", "--json").stdout)
     assert other["keys"]["convert"] != answer["keys"]["convert"]
     assert {stage["stage"]: stage["outcome"] for stage in other["stages"]}["convert"] == "done"
     sqshpipe("yank", "hello:v1.2")
-    anew = json.loads(sqshpipe("image", "hello", "--tag", "v1.3", "--json").stdout)
+    anew = json.loads(sqshpipe("release", "hello", "--tag", "v1.3", "--json").stdout)
     assert {stage["stage"]: stage["outcome"] for stage in anew["stages"]}["convert"] == "done"
 
 
 def test_a_run_that_died_before_it_attested_is_finished_by_the_next(sqshpipe: Run, tmp_path: Path) -> None:
-    sqshpipe("image", "plain", "--tag", "24.01")
+    sqshpipe("release", "plain", "--tag", "24.01")
     attached = tmp_path / "store" / "plain" / ".meta" / "24.01"
     whole = {path.name: path.read_bytes() for path in attached.iterdir()}
     assert {"provenance.intoto.json", "signature.json"} <= whole.keys()
     for lost in (["signature.json"], list(whole)):  # killed in the middle, or before it began
         for name in lost:
             (attached / name).unlink()
-        again = sqshpipe("image", "plain", "--tag", "24.01")
+        again = sqshpipe("release", "plain", "--tag", "24.01")
         assert "nothing changed" in again.stderr
         assert "attest" in again.stderr
         assert {path.name for path in attached.iterdir()} == whole.keys()
-    assert "attest" not in sqshpipe("image", "plain", "--tag", "24.01").stderr
+    assert "attest" not in sqshpipe("release", "plain", "--tag", "24.01").stderr
 
 
 def test_other_content_under_a_published_version_is_refused(sqshpipe: Run, project: Path) -> None:
     sqshpipe("lock")
-    sqshpipe("image", "hello", "--tag", "v1.0")
+    sqshpipe("release", "hello", "--tag", "v1.0")
     (project / "dockerfiles" / "hello" / "train.py").write_text("print('step 2')\n")
-    refused = sqshpipe("image", "hello", "--tag", "v1.0", check=8)
+    refused = sqshpipe("release", "hello", "--tag", "v1.0", check=8)
     assert "train.py" in refused.stderr
     assert "v1.1" in refused.stderr
     sqshpipe("plan", "hello", check=10)
-    sqshpipe("image", "hello", "--tag", "v1.1")
+    sqshpipe("release", "hello", "--tag", "v1.1")
 
 
 def test_a_base_is_mirrored_unchanged_without_an_engine(sqshpipe: Run, tmp_path: Path) -> None:
-    done = sqshpipe("image", "plain", "--tag", "24.01", "--json", DOCKER_HOST="unix:///nowhere.sock")
+    done = sqshpipe("release", "plain", "--tag", "24.01", "--json", DOCKER_HOST="unix:///nowhere.sock")
     answer = json.loads(done.stdout)
     assert answer["source"]["digest"] == answer["base"]["digest"]
     assert [stage["stage"] for stage in answer["stages"]] == [
@@ -196,26 +196,31 @@ def test_a_base_is_mirrored_unchanged_without_an_engine(sqshpipe: Run, tmp_path:
 
 
 def test_the_image_of_a_killed_run_is_adopted_not_built_again(sqshpipe: Run) -> None:
-    pushed = sqshpipe("push", "hello", "--json")
-    done = sqshpipe("image", "hello", "--tag", "v1.0", "--json", DOCKER_HOST="unix:///nowhere.sock")
+    pushed = sqshpipe("release", "hello", "--until", "push", "--json")
+    done = sqshpipe("release", "hello", "--tag", "v1.0", "--json", DOCKER_HOST="unix:///nowhere.sock")
     assert json.loads(done.stdout)["source"]["digest"] == json.loads(pushed.stdout)["digest"]
 
 
 @pytest.mark.parametrize(
     ("words", "changed", "code", "said"),
     [
-        (["image", "helo", "--tag", "v1"], {}, 2, "hello"),
-        (["image", "hello", "--tag", "../up"], {}, 2, "../up"),
-        (["image", "hello", "--tag", "latest"], {}, 2, "latest"),
-        (["image", "hello", "--tag", "v1"], {"SQSHPIPE_REGISTRY_PASSWORD": "wrong"}, 4, "SQSHPIPE_REGISTRY"),
+        (["release", "helo", "--tag", "v1"], {}, 2, "hello"),
+        (["release", "hello", "--tag", "../up"], {}, 2, "../up"),
+        (["release", "hello", "--tag", "latest"], {}, 2, "latest"),
         (
-            ["image", "hello", "--tag", "v1", "--registry", "127.0.0.1:1/x"],
+            ["release", "hello", "--tag", "v1"],
+            {"SQSHPIPE_REGISTRY_PASSWORD": "wrong"},
+            4,
+            "SQSHPIPE_REGISTRY",
+        ),
+        (
+            ["release", "hello", "--tag", "v1", "--registry", "127.0.0.1:1/x"],
             {"DOCKER_CONFIG": "."},
             4,
             "127.0.0.1:1",
         ),
-        (["image", "hello", "--tag", "v1"], {"DOCKER_HOST": "unix:///nowhere.sock"}, 3, "nowhere.sock"),
-        (["image", "hello", "--tag", "v1", "--store", "/proc/store"], {}, 8, "/proc/store"),
+        (["release", "hello", "--tag", "v1"], {"DOCKER_HOST": "unix:///nowhere.sock"}, 3, "nowhere.sock"),
+        (["release", "hello", "--tag", "v1", "--store", "/proc/store"], {}, 8, "/proc/store"),
     ],
     ids=[
         "unknown-image",
@@ -245,7 +250,7 @@ def test_ended_by_a_signal_nothing_is_half_there(
     engine: PrivateEngine,
     registry: PrivateRegistry,
 ) -> None:
-    sqshpipe("push", "hello")
+    sqshpipe("release", "hello", "--until", "push")
     environment = {
         **os.environ,
         "DOCKER_HOST": engine.host,
@@ -256,7 +261,7 @@ def test_ended_by_a_signal_nothing_is_half_there(
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     child = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "image", "hello", "--tag", "v1.0"],
+        [sys.executable, "-m", "pipeline", "release", "hello", "--tag", "v1.0"],
         cwd=project,
         env=environment,
         stderr=subprocess.PIPE,
@@ -278,7 +283,7 @@ def test_ended_by_a_signal_nothing_is_half_there(
     assert "Traceback" not in rest
     assert _leftovers(tmp_path) == []
     assert not list((tmp_path / "store").glob("hello/*.json"))
-    sqshpipe("image", "hello", "--tag", "v1.0")
+    sqshpipe("release", "hello", "--tag", "v1.0")
 
 
 def _with_test(project: Path, expected: str) -> None:
@@ -294,17 +299,56 @@ def test_an_images_own_tests_run_inside_the_file_before_it_is_published(
     sqshpipe: Run, project: Path, tmp_path: Path
 ) -> None:
     _with_test(project, "evening")
-    failed = sqshpipe("image", "hello", "--tag", "v1.0", check=7)
+    failed = sqshpipe("release", "hello", "--tag", "v1.0", check=7)
     assert "hello:v1.0" in failed.stderr
     assert "= evening" in failed.stderr
     assert not list((tmp_path / "store").glob("hello/*.json"))
     assert _leftovers(tmp_path) == []
     _with_test(project, "morning")
-    assert "1 of 1 commands passed" in sqshpipe("image", "hello", "--tag", "v1.0").stderr
+    assert "1 of 1 commands passed" in sqshpipe("release", "hello", "--tag", "v1.0").stderr
 
 
 def test_a_yanked_version_does_not_come_back_by_itself(sqshpipe: Run) -> None:
-    sqshpipe("image", "hello", "--tag", "v1.0")
+    sqshpipe("release", "hello", "--tag", "v1.0")
     sqshpipe("yank", "hello:v1.0", "--reason", "wrong data")
-    refused = sqshpipe("image", "hello", "--tag", "v1.0", check=8)
+    refused = sqshpipe("release", "hello", "--tag", "v1.0", check=8)
     assert "yank --undo" in refused.stderr
+
+
+def test_a_check_refuses_what_a_release_refuses(sqshpipe: Run, project: Path, tmp_path: Path) -> None:
+    """Limits and the image's own test hold in `ci check`, with the exit code that the release has."""
+    file = project / "images.yaml"
+    plain = file.read_text()
+    sqshpipe("lock")
+    file.write_text(plain + "limits: {entries: 5}\n")
+    for verb in (["ci", "check"], ["release"]):
+        assert "5 members" in sqshpipe(*verb, "hello", "--tag", "v1.0", check=6).stderr
+    file.write_text(plain.replace("    build_args:", "    test: [exit 9]\n    build_args:"))
+    for verb in (["ci", "check"], ["release"]):
+        assert "a test of hello:v1.0 failed" in sqshpipe(*verb, "hello", "--tag", "v1.0", check=7).stderr
+    file.write_text(plain)
+    checked = sqshpipe("ci", "check", "hello", "--tag", "v1.0")
+    assert "@sha256:" in checked.stdout
+    assert not (tmp_path / "store").exists() or not list((tmp_path / "store" / "hello").glob("*.json"))
+    assert _leftovers(tmp_path) == []
+
+
+def test_a_version_that_cannot_be_published_is_refused_at_once(sqshpipe: Run) -> None:
+    sqshpipe("lock")
+    for version in ("latest", "my release v1", "key-1", "v1\nreference=evil"):
+        refused = sqshpipe("ci", "check", "hello", "--tag", version, check=2)
+        assert "pin" not in refused.stderr, "nothing ran"
+
+
+def test_a_second_release_leaves_stable_where_it_is(sqshpipe: Run, project: Path, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    sqshpipe("lock")
+    sqshpipe("release", "hello", "--tag", "v1.0")
+    sqshpipe("promote", "hello:v1.0", "stable", "--store", store)
+    file = project / "images.yaml"
+    file.write_text(file.read_text().replace("  hello:", "  hello:\n    channels: [latest, nightly]"))
+    (project / "dockerfiles" / "hello" / "train.py").write_text("print('step 2')\n")
+    sqshpipe("release", "hello", "--tag", "v1.1")
+    for channel, version in (("stable", "v1.0"), ("latest", "v1.1"), ("nightly", "v1.1")):
+        found = json.loads(sqshpipe("show", f"hello:{channel}", "--store", store, "--json").stdout)
+        assert found["version"] == version, channel

@@ -84,16 +84,27 @@ def test_entries_that_nothing_wants_go(client: RegistryClient, tmp_path: Path) -
     assert [key[0] for key in read_lock(tmp_path / "images.lock").bases] == [f"{client.host}/lock/old:2"]
 
 
-def test_a_tag_that_is_not_there_writes_nothing(client: RegistryClient, tmp_path: Path) -> None:
-    push_image(client, "lock/there", "1", content="x")
-    path = write_images(tmp_path, a=f"{client.host}/lock/there:1", b=f"{client.host}/lock/there:9")
-    with pytest.raises(RegistryError, match=r"lock/there:9 does not exist"):
-        lock(path)
-    assert not (tmp_path / "images.lock").exists()
-
-
 def test_a_base_for_another_platform_is_told(client: RegistryClient, tmp_path: Path) -> None:
     push_image(client, "lock/arm", "1", content="x", platform="linux/arm64")
     path = write_images(tmp_path, a=f"{client.host}/lock/arm:1")
     with pytest.raises(ConfigError, match="is not made for linux/amd64"):
         lock(path)
+
+
+def test_what_could_be_asked_is_locked_also_when_another_base_fails(
+    client: RegistryClient, tmp_path: Path
+) -> None:
+    pushed = push_image(client, "lock/partly", "1", content="one")
+    good = f"{client.host}/lock/partly:1"
+    path = write_images(tmp_path, good=good, missing=f"{client.host}/lock/partly:none")
+    assert lock(path, "--check")[0] == 10
+    with pytest.raises(RegistryError, match="lock/partly:none does not exist"):
+        lock(path)
+    held = read_lock(path.with_suffix(".lock"))
+    spec = load(path).image("good")
+    found = held.get(spec.base, spec.platform)
+    assert found is not None
+    assert found.digest == pushed
+    assert len(held.bases) == 1
+    with pytest.raises(RegistryError, match="lock/partly:none does not exist"):
+        lock(path, "--check")

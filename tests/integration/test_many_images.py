@@ -95,7 +95,7 @@ def test_all_images_side_by_side_and_a_failure_costs_only_itself(
     write(tmp_path, client, 3, more=notify)
     with (tmp_path / "images.yaml").open("a") as file:
         file.write(f"  broken: {{base: '{client.host}/many/nowhere:1.0'}}\n")
-    done = run("image", "--all", "--tag", "v1", "--jobs", "3", SQSHPIPE_METRICS=str(tmp_path / "metrics"))
+    done = run("release", "--all", "--tag", "v1", "--jobs", "3", SQSHPIPE_METRICS=str(tmp_path / "metrics"))
     assert done.returncode == 4, done.stderr
     assert published(tmp_path) == {"image0", "image1", "image2"}
     lines = done.stdout.splitlines()
@@ -103,7 +103,7 @@ def test_all_images_side_by_side_and_a_failure_costs_only_itself(
     failed = next(line for line in lines if line.startswith("failed"))
     assert failed.split()[1:4] == ["broken:v1", "exit", "4:"]
     assert "many/nowhere:1.0 does not exist" in failed
-    alone = run("image", "image0", "--tag", "v0")
+    alone = run("release", "image0", "--tag", "v0")
     assert alone.returncode == 0, alone.stderr
     events = _documents(told.read_text())
     assert events.pop()["details"] == {"path": alone.stdout.strip()}
@@ -112,7 +112,7 @@ def test_all_images_side_by_side_and_a_failure_costs_only_itself(
     plan = run("plan", "image0", "--tag", "v1")
     assert (plan.returncode, "nothing to do" in plan.stdout) == (0, True), plan.stdout
     assert run("plan", "image0", "--tag", "v2").returncode == 10
-    again = run("image", "--all", "--tag", "v1", "--json")
+    again = run("release", "--all", "--tag", "v1", "--json")
     assert [one["code"] for one in json.loads(again.stdout)] == [0, 0, 0, 4]
 
 
@@ -126,7 +126,7 @@ def test_two_machines_that_make_the_same_at_once_agree(
 
     def machine(number: int) -> subprocess.CompletedProcess[str]:
         own = {name: str(tmp_path / f"{name}{number}") for name in ("SQSHPIPE_CACHE", "SQSHPIPE_SCRATCH")}
-        return run("image", "image0", "--tag", "v1", **own)
+        return run("release", "image0", "--tag", "v1", **own)
 
     with ThreadPoolExecutor(3) as pool:
         ended = list(pool.map(machine, range(3)))
@@ -140,7 +140,7 @@ def test_refresh_rebuilds_what_moved_and_nothing_else(
 ) -> None:
     write(tmp_path, client, 2)
     assert run("lock").returncode == 0
-    assert run("image", "--all", "--tag", "v1").returncode == 0
+    assert run("release", "--all", "--tag", "v1").returncode == 0
     quiet = run("refresh", "--rebuild")
     assert (quiet.returncode, quiet.stdout) == (0, ""), quiet.stderr
     push_image(client, f"many/{tmp_path.name.replace('_', '-').lower()}/base1", "1.0", content="moved")
@@ -172,7 +172,7 @@ def test_eight_images_on_two_nodes_of_which_one_dies(
     (tools / "mksquashfs").chmod(0o755)
     with slurm.private_slurm(tmp_path / "slurm", nodes=2, cpus=2) as cluster, ThreadPoolExecutor(1) as pool:
         killer = pool.submit(_kill_when_there, cluster, "n2", converting)
-        words = ("image", "--all", "--tag", "v1", "--executor", "slurm", "--json")
+        words = ("release", "--all", "--tag", "v1", "--executor", "slurm", "--json")
         path = f"{tools}:{os.environ['PATH']}"
         done = run(*words, **cluster.env, SQSHPIPE_SHARED=str(tmp_path / "shared"), PATH=path)
         assert killer.result(), "no conversion began on n2"

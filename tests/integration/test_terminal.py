@@ -46,7 +46,7 @@ def screen(tmp_path: Path) -> Iterator[Screen]:
 
 
 @pytest.mark.parametrize(
-    "verb", ["image", "convert", "resolve", "diff", "report", "init", "prune", "refresh"]
+    "verb", ["release", "convert", "resolve", "diff", "report", "init", "prune", "refresh"]
 )
 def test_help_fits_a_screen(screen: Screen, verb: str) -> None:
     shown = screen(verb, "--help", variables="NO_COLOR=1")

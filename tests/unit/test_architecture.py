@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[2]
 # From the top down: a part may import what stands in its own row or below.
 LAYERS = [
     ["cli", "__main__"],
-    ["check", "metrics"],
-    ["release", "wanted", "batch", "batch_slurm", "refresh", "schedule", "notify", "doctor", "report"],
-    ["plan", "observe", "affected", "bases"],
-    ["stages"],
+    ["metrics"],
+    ["release", "batch", "batch_slurm", "schedule", "notify", "doctor", "report"],
+    ["plan", "bases"],
+    ["stages", "scan"],
     ["store", "cluster", "tools", "config", "lock", "inputs", "track", "scanning", "actions"],
     ["oci", "squashfs"],
     ["system"],

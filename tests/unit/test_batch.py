@@ -127,7 +127,7 @@ def test_each_task_gets_its_demands_and_what_overrides_the_file(config: Config) 
     assert (tasks["child"].slurm.cpus, tasks["child"].slurm.time.total_seconds()) == (3, 5400)
     assert (tasks["alone"].slurm.cpus, tasks["alone"].slurm.memory) == (8, "64G")
     words = " ".join(tasks["child"].argv)
-    assert "image child --tag v1 --json" in words
+    assert "release child --tag v1 --json" in words
     assert "--store /store --registry http://127.0.0.1:5000/team" in words
 
 

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.bases.clients import Clients
 from pipeline.config import load
 from pipeline.errors import VerificationError
+from pipeline.lock import Lock
 from pipeline.progress import UNTOLD
-from pipeline.release import path
+from pipeline.release import stages
+from pipeline.release.run import Run
 from pipeline.stages.try_image import try_image
 from tests.support.slurm import Slurm
 
@@ -56,5 +59,7 @@ def test_images_yaml_says_which_node_tries_it(
     )
     monkeypatch.setenv("SLURM_JOB_ID", "999999")  # as within a job of --executor slurm
     monkeypatch.setenv("SLURM_NODELIST", "n1")
-    path.tested(load(tmp_path / "images.yaml").images["demo"], image, "demo:v1.0", UNTOLD)
+    config = load(tmp_path / "images.yaml")
+    run = Run(config=config, lock=Lock(), clients=Clients(config), progress=UNTOLD)
+    stages.tested(run, config.images["demo"], image, "demo:v1.0")
     assert out.read_text() == "n2\n"

@@ -24,8 +24,9 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.scan.judge import Judge
+from pipeline.scan.rescan import Rescan, rescan
 from pipeline.stages.attest import PROVENANCE, SIGNATURE, attest
-from pipeline.stages.rescan import Look, look_again
 from pipeline.stages.scan_ecr import Waiting
 from pipeline.store.layout import SBOM
 from pipeline.store.record import Record, Release
@@ -259,12 +260,12 @@ def config(store: Store, **policy: Any) -> Config:
     )
 
 
-def look(tmp_path: Path, answer: dict[str, Any] | Exception, **policy: Any) -> tuple[Look, Store]:
+def look(tmp_path: Path, answer: dict[str, Any] | Exception, **policy: Any) -> tuple[Rescan, Store]:
     registry, _, _ = ECR.partition("/")
     store, _ = publish(tmp_path, {"repository": ECR, "digest": str(DIGEST)})
     assert registry in ECR
     settings, ecr = config(store, **policy), FixedEcr(answer)
-    looks = look_again(store, settings, ecr_for=lambda _: ecr, waiting=Time().waiting, now=NOW)
+    looks = rescan(store, settings, judge=Judge(ecr_for=lambda _: ecr, waiting=Time().waiting, now=NOW))
     assert len(looks) == 1
     return looks[0], store
 
@@ -304,12 +305,12 @@ def test_basic_scanning_looks_again_only_when_asked_and_is_asked_for_all_at_once
     publish(tmp_path, {"repository": ECR, "digest": str(Digest.of(b"other"))}, "v2.0")
     clean, found = scans.complete([]), [scans.basic_finding("CVE-9", "openssl", "CRITICAL")]
     ecr, clock = Rescanning(clean, scans.complete(found, completed=NOW)), Time()
-    looks = look_again(store, config(store), ecr_for=lambda _: ecr, waiting=clock.waiting, now=NOW)
+    looks = rescan(store, config(store), judge=Judge(ecr_for=lambda _: ecr, waiting=clock.waiting, now=NOW))
     assert [one.status for one in looks] == ["unacceptable", "unacceptable"]
     started = [number for number, (operation, _) in enumerate(ecr.calls) if operation == "start_image_scan"]
     assert started == [1, 3], "each is asked for before the first is waited for"
     stuck, clock = Rescanning(clean, scans.state("IN_PROGRESS")), Time()
-    looks = look_again(store, config(store), ecr_for=lambda _: stuck, waiting=clock.waiting, now=NOW)
+    looks = rescan(store, config(store), judge=Judge(ecr_for=lambda _: stuck, waiting=clock.waiting, now=NOW))
     assert [one.status for one in looks] == ["unknown", "unknown"]
     assert clock.now == pytest.approx(1800, abs=1), "all share one limit"
 
@@ -324,7 +325,7 @@ def test_what_has_become_unacceptable_is_told_or_yanked_by_policy(tmp_path: Path
     release = store.release("demo", "v1.0")
     assert release is not None
     assert release.state == "yanked"
-    assert look_again(store, config(store), ecr_for=lambda _: FixedEcr(BAD), now=NOW) == []
+    assert rescan(store, config(store), judge=Judge(ecr_for=lambda _: FixedEcr(BAD), now=NOW)) == []
 
 
 @pytest.mark.parametrize(
@@ -363,11 +364,13 @@ def test_what_ecr_no_longer_knows_is_asked_of_the_sbom_and_never_yanked(
     ecr = FixedEcr(scans.state(state))
     policy = config(store, published="yank")
 
-    def again() -> Look:
+    def again() -> Rescan:
         logged: list[dict[str, Any]] = []
         structlog.configure(processors=[lambda _l, _n, event: logged.append(dict(event)) or repr(event)])
         try:
-            (found,) = look_again(store, policy, ecr_for=lambda _: ecr, waiting=Time().waiting, now=NOW)
+            (found,) = rescan(
+                store, policy, judge=Judge(ecr_for=lambda _: ecr, waiting=Time().waiting, now=NOW)
+            )
         finally:
             structlog.reset_defaults()
         assert any(state in str(event.get("why")) for event in logged), "it is a warning"
@@ -392,7 +395,7 @@ def test_a_policy_that_scans_nothing_scans_no_sbom_either(tmp_path: Path, trivy:
     settings = config(store, published="yank")
     spec = dataclasses.replace(settings.images["demo"], scan=ScanPolicy(scanner="none"))
     report(trivy, "CVE-7")
-    (found,) = look_again(store, dataclasses.replace(settings, images={"demo": spec}), now=NOW)
+    (found,) = rescan(store, dataclasses.replace(settings, images={"demo": spec}), judge=Judge(now=NOW))
     assert (found.status, found.verdict) == ("unknown", None)
     assert not (trivy / "log").exists()
 

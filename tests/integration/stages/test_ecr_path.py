@@ -18,11 +18,12 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.scan.gate import Blocked, scan
+from pipeline.scan.judge import Judge
 from pipeline.stages.mirror import mirror
 from pipeline.stages.pin import BaseImage, pin
 from pipeline.stages.push import PushedImage, tag_version
 from pipeline.stages.repository import prepare
-from pipeline.stages.scan import Blocked, scan
 from pipeline.stages.scan_ecr import Waiting
 from pipeline.tools.credentials import Credentials, KnownCredentials
 from pipeline.tools.ecr import tokens
@@ -98,7 +99,8 @@ def judge(pushed: PushedImage, waivers: Path | None = None, now: datetime = NOW)
     quick = Waiting(first=0.001, longest=0.001)
     times = {"timeout": timedelta(seconds=5), "max_age": timedelta(days=999)}
     policy = ScanPolicy(scanner="auto", waivers=waivers, **times)
-    return scan(pushed, policy, image="demo", waiting=quick, now=now).status
+    judge = Judge(waiting=quick, now=now)
+    return scan(pushed, policy, image="demo", config=None, judge=judge).status
 
 
 def test_from_a_missing_repository_to_a_version_past_the_gate(

@@ -24,7 +24,7 @@ from tests.support.registry import TokenRegistry
 
 pytestmark = pytest.mark.needs("docker-registry")
 
-IMAGE = ("image", "base", "--tag", "v1")
+IMAGE = ("release", "base", "--tag", "v1")
 # The action that is taken away, the verb that needs it.
 REFUSED = {
     "DescribeRepositories": IMAGE,
@@ -135,7 +135,14 @@ def make_drift(front: EcrFront, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [IMAGE, ("push", "base"), ("mirror", "base"), ("ecr", "apply"), ("ecr", "apply", "--dry-run")]
+    "words",
+    [
+        IMAGE,
+        ("release", "base", "--until", "push"),
+        ("mirror", "base"),
+        ("ecr", "apply"),
+        ("ecr", "apply", "--dry-run"),
+    ],
 )
 def test_without_credentials_the_call_that_needs_them_is_named(
     project: EcrFront, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]

@@ -22,10 +22,11 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.scan.gate import Blocked, scan
+from pipeline.scan.judge import Judge
+from pipeline.scan.rescan import rescan
 from pipeline.stages.pin import BaseImage
 from pipeline.stages.push import PushedImage
-from pipeline.stages.rescan import look_again
-from pipeline.stages.scan import Blocked, scan
 from pipeline.store.layout import SBOM
 from pipeline.store.record import Record
 from pipeline.store.store import Store
@@ -130,8 +131,8 @@ def test_real_findings_block_are_told_from_the_bases_and_end_with_a_waiver(
                     pushed,
                     dataclasses.replace(ScanPolicy(scanner="auto", timeout=timedelta(seconds=60)), **policy),  # type: ignore[arg-type]
                     image="ours",
-                    client_for=lambda _: client,
-                    credentials=lambda _: held,
+                    config=None,
+                    judge=Judge(client_for=lambda _: client, credentials=lambda _: held),
                 )
             except Blocked as error:
                 return [one.finding.package for one in error.verdict.blocking]
@@ -201,7 +202,7 @@ def test_what_ecr_no_longer_looks_at_is_looked_up_in_its_sbom(
     (folder / SBOM).write_bytes(sbom)
 
     def again() -> tuple[str, list[str]]:
-        (look,) = look_again(store, None, ecr_for=lambda _: Expired())
+        (look,) = rescan(store, None, judge=Judge(ecr_for=lambda _: Expired()))
         assert look.by_sbom, look.why
         assert look.verdict is not None
         assert not look.yanked

@@ -19,7 +19,14 @@ def run(name: str, payload: dict[str, Any], ref: str) -> Wanted:
     made = Run(
         name=name, payload=payload, ref=ref, sha=SHA, committed=datetime(2026, 1, 31, tzinfo=timezone.utc)
     )
-    return decide(made, IMAGES, {BEFORE: ["b"], "0" * 40: list(IMAGES)}.__getitem__)
+    asked = {BEFORE: ["b"], "0" * 40: list(IMAGES)}
+    exact = name == "push"  # a push is compared with the commit that it replaced, not with a common ancestor
+
+    def affected(commit: str, itself: bool) -> list[str]:
+        assert itself is exact
+        return asked[commit]
+
+    return decide(made, IMAGES, affected)
 
 
 def pull_request(head: object) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_a_story_is_told_without_rich(tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_published_loads_neither_engine_nor_converter(released: Path) -> None:
-    words = ["image", "demo", "--tag", "v1", "--config", str(released / "images.yaml")]
+    words = ["release", "demo", "--tag", "v1", "--config", str(released / "images.yaml")]
     done, loaded = started(words, released)
     assert (done.returncode, "demo:v1 is published and nothing changed" in done.stderr) == (0, True)
     assert done.stdout == f"{released / 'store' / 'demo' / 'v1.sqsh'}\n"

@@ -47,7 +47,7 @@ def test_minimal_file_has_all_defaults(write: Write) -> None:
     assert demo.mirrored
     assert demo.convert == ConvertOptions()
     assert (demo.scan.fail_on, demo.scan.scanner) == ("high", "auto")
-    assert demo.channels == ("latest", "stable")
+    assert demo.channels == ("latest",)
     assert (demo.keep, demo.max_age, demo.test, demo.track) == (5, None, (), None)
     assert config.lock_path.name == "images.lock"
 

@@ -274,3 +274,23 @@ def test_outside_of_a_checkout(tmp_path: Path) -> None:
     (tmp_path / "images.yaml").write_text("version: 1\nimages: {a: {base: 'debian:12'}}\n")
     with pytest.raises(ConfigError, match="not in a git work tree"):
         affected_since(load(tmp_path / "images.yaml", environment={}), "HEAD")
+
+
+def test_a_push_is_compared_with_the_commit_that_it_replaced(repository: Repository) -> None:
+    """A force push drops a commit: against the common ancestor nothing would have changed."""
+    repository.replace("dockerfiles/alone/train.py", "1", "2")
+    dropped = repository.commit()
+    repository.git("reset", "-q", "--hard", "HEAD~1")
+    repository.write("README.md", "# 2\n")
+    repository.commit()
+    config = load(repository.root / "images.yaml", environment={})
+    assert repository.affected(dropped) == {}
+    assert [one.image for one in affected_since(config, dropped, exact=True)] == ["alone"]
+
+
+@pytest.mark.parametrize("before", ["f" * 40, "0" * 40], ids=["gone by a force push", "first push"])
+def test_a_push_whose_earlier_commit_is_not_known_touches_all_images(
+    repository: Repository, before: str
+) -> None:
+    config = load(repository.root / "images.yaml", environment={})
+    assert [one.image for one in affected_since(config, before, exact=True)] == list(config.images)

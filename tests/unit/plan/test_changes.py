@@ -15,7 +15,8 @@ from pipeline.inputs import BuildInputs
 from pipeline.oci.digest import Digest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.plan.changes import Observation, Released, plan
+from pipeline.plan.changes import Observation, plan
+from pipeline.plan.current import ReleaseFacts
 
 OLD, NEW, IMAGE, OTHER = (Digest.of(text) for text in (b"old", b"new", b"image", b"other"))
 SPEC = ImageSpec(
@@ -36,8 +37,8 @@ INPUTS = BuildInputs(
 )
 
 
-def released(version: str = "v1.0", **changes: Any) -> Released:
-    whole = Released(
+def released(version: str = "v1.0", **changes: Any) -> ReleaseFacts:
+    whole = ReleaseFacts(
         version=version,
         state="published",
         source=IMAGE,
@@ -143,9 +144,9 @@ CASES: dict[str, tuple[Observation, list[str], tuple[str, ...], str]] = {
     ),
     "base unknown": (
         observed(base=None, inputs=None, base_problem="nvcr.io does not answer"),
-        ["pin"],
+        [],
         (),
-        "nvcr.io does not answer",
+        "",
     ),
 }
 
@@ -158,7 +159,7 @@ def test_what_runs_and_why(case: str) -> None:
     assert [step.stage for step in image.steps if step.run] == runs
     assert image.changes == changes
     assert image.problem == problem
-    assert result.has_changes is bool(runs or problem)
+    assert result.has_changes is (None if seen.base is None else bool(runs or problem))
     assert all(step.reason for step in image.steps)
     assert image.writes == (0 if "convert" not in runs else None if seen.newest is None else 1000)
     json.dumps(result.as_json())
@@ -214,3 +215,28 @@ def test_without_a_scanner_no_scan_is_promised() -> None:
     bare = dataclasses.replace(SPEC, scan=ScanPolicy(scanner="none"))
     image = plan((observed(version="v1.1", taken=None, spec=bare),)).images[0]
     assert not any(step.run for step in image.steps if step.stage == "scan")
+
+
+def test_what_is_not_known_is_neither_a_change_nor_none() -> None:
+    unknown = observed(base=None, inputs=None, base_problem="nvcr.io does not answer")
+    made = plan((unknown,))
+    assert (made.has_changes, made.unknown) == (None, "nvcr.io does not answer")
+    assert made.as_json()["changes"] is None
+    assert made.as_json()["images"][0]["changes"] is None
+
+
+def test_a_registry_of_ours_that_is_down_hides_no_known_change() -> None:
+    made = plan(
+        (
+            observed(
+                version="v1.1",
+                taken=None,
+                base=NEW,
+                inputs=REBUILD,
+                registry_problem="registry.example does not answer",
+            ),
+        )
+    )
+    assert (made.has_changes, made.unknown) == (True, "registry.example does not answer")
+    build = next(step for step in made.images[0].steps if step.stage == "build")
+    assert build.reason.endswith("unless the registry has it")

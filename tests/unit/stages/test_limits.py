@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import pipeline.release.path
 from pipeline.config import ConvertOptions
 from pipeline.errors import FormatError
-from pipeline.oci.entry import DEFAULT_LIMITS, Limits
+from pipeline.oci.entry import Limits
 from pipeline.stages.convert import convert
 from tests.support.images import image
 from tests.support.layers import LayerBuilder
@@ -57,35 +54,3 @@ def test_what_a_container_never_sees_is_allowed(converter: str, tmp_path: Path) 
     lower = LayerBuilder().device("dev/sda", 8, 0, block=True).file("su", mode=0o4755)
     upper = LayerBuilder().whiteout("su")
     converted(tmp_path, converter, [ORDINARY, lower, upper], Limits(devices=False, setuid=False))
-
-
-def test_the_path_from_a_dockerfile_to_a_release_heeds_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Seen(Exception):
-        pass
-
-    def watched(*_: object, limits: Limits, **_more: Any) -> None:
-        raise Seen(limits)
-
-    class Anything:
-        def __getattr__(self, _name: str) -> Any:
-            return self
-
-        def __call__(self, *_: object, **_more: object) -> Any:
-            return self
-
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(pipeline.release.path, "convert", watched)
-    monkeypatch.setattr(pipeline.release.path, "source_of", lambda *_: None)
-    limits = dataclasses.replace(DEFAULT_LIMITS, max_ratio=7)
-    config: Any = Anything()
-    config.limits = limits
-    with pytest.raises(Seen) as caught:
-        pipeline.release.path.verified_file(
-            config, config, output=Path("x"), name="x", config=config, clients=config, story=config
-        )
-    assert caught.value.args == (limits,)

@@ -1,0 +1,216 @@
+"""``sqshpipe release``: the path, whole or up to a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import completion, many, options, output
+from pipeline.errors import ConfigError, SqshpipeError
+from pipeline.release.run import Run, Stage
+from pipeline.store.names import check_version
+
+if TYPE_CHECKING:
+    from pipeline.cli.progress import Teller
+    from pipeline.config import Config, ImageSpec
+
+MaybeName = Annotated[
+    str | None,
+    typer.Argument(help="An image of images.yaml.", show_default=False, autocompletion=completion.configured),
+]
+
+
+def release(
+    name: MaybeName = None,
+    tag: Annotated[
+        str | None, typer.Option("--tag", "-t", help="The version to publish, such as v1.0.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All images of images.yaml.")] = False,
+    until: Annotated[
+        Stage, typer.Option("--until", help="The last stage to run; the store is touched by publish alone.")
+    ] = Stage.PUBLISH,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    store: options.Store = None,
+    registry: options.Registry = None,
+    jobs: many.Jobs = 1,
+    executor: many.ExecutorOption = many.ExecutorName.local,
+    shared: many.Shared = None,
+    notify: Annotated[bool, typer.Option(help="Notify those whom images.yaml names.")] = True,
+    as_json: options.Json = False,
+) -> None:
+    """Take an image through all stages and print the path of its .sqsh.
+
+    A second run with nothing changed does nothing. With --until the path ends earlier: build prints the
+    engine's image id, the stages after it repository@digest. Example:
+    sqshpipe release megatron-training --tag v1.0
+    """
+    if until is Stage.PUBLISH and tag is None:
+        raise ConfigError("no version is given", hint="name it, for example --tag v1.0")
+    if everything or executor is not many.ExecutorName.local:
+        if until is not Stage.PUBLISH:
+            raise ConfigError("--until is for one image on this machine", hint="leave out --all, --executor")
+        names = [name] if name and not everything else []
+        many.release_all(
+            names,
+            tag or "",
+            config=config,
+            store=store,
+            registry=registry,
+            executor=executor,
+            jobs=jobs,
+            shared=shared,
+            as_json=as_json,
+        )
+        return
+    if name is None:
+        raise ConfigError("which image?", hint="give a name, or --all for each of images.yaml")
+    if until is Stage.PUBLISH:
+        _published(name, tag or "", config, store, registry, notify=notify, as_json=as_json)
+    else:
+        _until(name, tag or "dev", until, config, registry, as_json=as_json)
+
+
+def _published(
+    name: str,
+    tag: str,
+    config: Path,
+    store: Path | None,
+    registry: str | None,
+    *,
+    notify: bool,
+    as_json: bool,
+) -> None:
+    from pipeline.release.path import release as run_path
+
+    with (
+        opened(name, config, store=store, registry=registry) as opening,
+        notifying(opening, tag, notify=notify) as message,
+    ):
+        version = check_version(tag, channels=opening.spec.channels)
+        made = run_path(opening.run, opening.spec, version).release
+        if made is None:
+            raise AssertionError("the whole path ends with a release")
+        message.path = str(made.public_path)
+    opening.teller.summary()
+    if as_json:
+        output.data_json(
+            {"path": str(made.public_path), **made.as_json(), "stages": opening.teller.as_json()}
+        )
+    else:
+        output.data(str(made.public_path))
+
+
+def _until(name: str, tag: str, until: Stage, config: Path, registry: str | None, *, as_json: bool) -> None:
+    from pipeline.release.path import release as run_path
+
+    with opened(name, config, registry=registry) as opening:
+        version = check_version(tag, channels=opening.spec.channels)
+        reached = run_path(opening.run, opening.spec, version, until=until)
+    opening.teller.summary()
+    if reached.built is not None:
+        built = reached.built
+        facts: dict[str, object] = {"image": built.image, "id": built.local_id, "key": built.key}
+        line = built.local_id
+    elif reached.pushed is not None:
+        pushed = reached.pushed
+        line = str(pushed.reference)
+        facts = {
+            "image": name,
+            "reference": line,
+            "digest": str(pushed.digest),
+            "bytes": pushed.size,
+            "adopted": pushed.adopted,
+        }
+    else:
+        line = str(reached.pinned.base.pinned)
+        facts = {"image": name, "base": line}
+    if as_json:
+        output.data_json({**facts, "stages": opening.teller.as_json()})
+    else:
+        output.data(line)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What one call of a verb works with."""
+
+    run: Run
+    spec: ImageSpec
+    teller: Teller
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+
+@contextmanager
+def opened(
+    name: str, config: Path, *, store: Path | None = None, registry: str | None = None
+) -> Iterator[Opened]:
+    import secrets
+
+    import structlog
+
+    from pipeline.bases.clients import Clients
+    from pipeline.cli.progress import Teller
+    from pipeline.config import load
+    from pipeline.lock import read_lock
+
+    settings = load(config, store=store, registry=registry)
+    spec = settings.image(name)
+    run_id = secrets.token_hex(4)
+    with structlog.contextvars.bound_contextvars(run=run_id, image=name), Clients(settings) as clients:
+        teller = Teller()
+        run = Run(
+            config=settings,
+            lock=read_lock(settings.lock_path),
+            clients=clients,
+            progress=teller,
+            revision=revision_of(config),
+        )
+        yield Opened(run=run, spec=spec, teller=teller)
+
+
+@dataclass(slots=True)
+class Message:
+    """What the notification about a release says beside its name: the path, once it is known."""
+
+    path: str = ""
+
+
+@contextmanager
+def notifying(opening: Opened, version: str, *, notify: bool = True) -> Iterator[Message]:
+    """Around a release: those whom images.yaml names are notified how it ended; metrics are written."""
+    from pipeline import metrics
+    from pipeline.notify import Notifier, ended
+
+    message, code, error = Message(), 0, ""
+    try:
+        yield message
+    except SqshpipeError as failure:
+        code, error = failure.exit_code, str(failure)
+        raise
+    except Exception as failure:
+        code, error = 1, f"unexpected: {type(failure).__name__}"
+        raise
+    except BaseException:
+        code = 1
+        raise
+    finally:
+        stages = [(one.name, one.outcome, one.seconds, one.bytes_done) for one in opening.teller.stages]
+        metrics.report(metrics.facts_of(opening.spec.name, version, code, stages))
+        if notify and (code == 0 or error):
+            with Notifier(opening.config.notify, opening.config.cache / "told") as notifier:
+                notifier.tell(ended(opening.spec.name, version, code, error, path=message.path))
+
+
+def revision_of(config: Path) -> str | None:
+    """The commit that images.yaml is checked out at, for the record; None outside of git."""
+    from pipeline.tools.git import revision
+
+    return revision(config.absolute().parent)

@@ -1,0 +1,241 @@
+"""The stages of the path with their progress: each calls the code of its topic and reports its result."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.config.types import ImageSpec
+from pipeline.errors import ConfigError, PublishError
+from pipeline.inputs import scan_policy
+from pipeline.oci.manifest import Manifest
+from pipeline.release.pinned import Pinned
+from pipeline.release.run import Run, Stage
+from pipeline.scan.gate import ScanReport, scan
+from pipeline.scan.judge import Judge, chosen
+from pipeline.stages.attest import attest
+from pipeline.stages.build import BuiltImage, build
+from pipeline.stages.convert import CONVERTER_VERSIONS, SquashfsFile, convert, convert_key
+from pipeline.stages.mirror import mirror
+from pipeline.stages.publish import publish, publish_again
+from pipeline.stages.push import PushedImage, adopt, push, tag_version
+from pipeline.stages.repository import prepare
+from pipeline.stages.try_image import try_image
+from pipeline.stages.verify import VerifiedSquashfs, verify
+from pipeline.store.names import Version
+from pipeline.store.record import Release
+from pipeline.store.store import Store
+from pipeline.tools.docker import Engine
+from pipeline.tools.registry import RegistrySource
+
+
+def require_scanner(run: Run, spec: ImageSpec) -> None:
+    """Raise ConfigError when nothing can scan the image: better before a build of minutes than after it."""
+    chosen(spec.scan, run.config.registry.repository(spec.name))
+
+
+def build_only(run: Run, spec: ImageSpec, version: Version, pinned: Pinned) -> BuiltImage:
+    """The image in the engine, not pushed. Raises ConfigError for an entry without a Dockerfile."""
+    with Engine.connect() as engine:
+        return _built(run, spec, version, pinned, engine)
+
+
+def in_registry(run: Run, spec: ImageSpec, version: Version, pinned: Pinned) -> PushedImage:
+    """The image in our registry by digest: mirrored, found under its build key, or built and pushed now."""
+    repository = run.config.registry.repository(spec.name)
+    client = run.clients(repository.registry)
+    prepare(run.config.registry, repository)
+    if pinned.inputs is None:
+        with run.progress.stage("mirror") as meter:
+            mirrored = mirror(pinned.base, repository, run.clients(spec.base.registry), client, meter=meter)
+            run.progress.result(f"{mirrored.reference}")
+        return mirrored
+    key = pinned.inputs.key
+    adopted = adopt(repository, key, pinned.base, client)
+    if adopted is not None:
+        run.progress.skip("build", f"{repository} has key-{key[:12]}")
+        return adopted
+    with Engine.connect() as engine:
+        built = _built(run, spec, version, pinned, engine)
+        with run.progress.stage("push") as meter:
+            credentials = run.clients.credentials
+            pushed = push(built, repository, engine, client, credentials=credentials, meter=meter)
+            run.progress.result(str(pushed.reference))
+    return pushed
+
+
+def _built(run: Run, spec: ImageSpec, version: Version, pinned: Pinned, engine: Engine) -> BuiltImage:
+    if pinned.inputs is None:
+        raise ConfigError(f"{spec.name} has no dockerfile: its base is mirrored, there is nothing to build")
+    key = pinned.inputs.key
+    with run.progress.stage("build") as meter:
+        built = build(
+            spec,
+            pinned.base,
+            key=key,
+            version=version,
+            revision=run.revision,
+            engine=engine,
+            # A new period of max_age exists for what a Dockerfile fetches: no step from the engine's cache.
+            fresh=pinned.inputs.period is not None,
+            credentials=run.clients.credentials,
+            scratch=run.config.scratch,
+            meter=meter,
+        )
+        run.progress.result(f"key-{key[:12]}")
+    return built
+
+
+def scanned(run: Run, spec: ImageSpec, pushed: PushedImage) -> ScanReport:
+    """The verdict on the pushed digest; ScanRejected when the gate does not pass."""
+    with run.progress.stage("scan"):
+        judge = Judge(client_for=run.clients, credentials=run.clients.credentials)
+        report = scan(pushed, spec.scan, image=spec.name, config=run.config, judge=judge)
+        run.progress.result(report.sentence)
+    return report
+
+
+def try_file(
+    run: Run, spec: ImageSpec, version: Version, report: ScanReport, until: Stage
+) -> VerifiedSquashfs | None:
+    """Convert, verify and test in scratch, up to `until`; the file is removed again."""
+    run.config.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="sqshpipe-check-", dir=run.config.scratch) as folder:
+        output = Path(folder, f"{spec.name}.sqsh")
+        file = _converted(run, spec, report, output)
+        verified = _verified(run, file) if until.reaches(Stage.VERIFY) else None
+        if until.reaches(Stage.TEST):
+            tested(run, spec, output, f"{spec.name}:{version}")
+    return verified
+
+
+def same_file(spec: ImageSpec, report: ScanReport, store: Store) -> Release | None:
+    """A release whose file was made from this very image with these options: converting gives nothing new.
+
+    `auto` accepts whatever converter made it, as it does for a version that is published already.
+    """
+    digest, converter = report.image.digest, spec.convert.converter
+    names = CONVERTER_VERSIONS if converter == "auto" else (converter,)
+    keys = [convert_key(digest, spec.convert, name) for name in names]
+    return store.made_from(str(digest), keys, str(spec.platform))
+
+
+def publish_new(
+    run: Run, spec: ImageSpec, version: Version, pinned: Pinned, report: ScanReport, store: Store
+) -> Release:
+    """Convert, verify and test in the store's staging folder, then publish."""
+    store.make_room(report.image.size)  # a .sqsh is about as large as the compressed layers
+    with store.staging() as staged:
+        verified = _verified(run, _converted(run, spec, report, staged))
+        tested(run, spec, staged, f"{spec.name}:{version}")
+        with run.progress.stage("publish") as meter:
+            _tag_version(run, version, report)
+            made = publish(
+                verified,
+                store=store,
+                image=spec.name,
+                version=version,
+                platform=str(spec.platform),
+                source=report.image,
+                scan=report.record(),
+                provenance=provenance(run, spec, pinned),
+                channels=spec.channels,
+                meter=meter,
+            )
+            run.progress.result(f"{made.name}, {made.public_path}")
+    return made
+
+
+def publish_same(
+    run: Run,
+    spec: ImageSpec,
+    version: Version,
+    pinned: Pinned,
+    report: ScanReport,
+    store: Store,
+    same: Release,
+) -> Release:
+    """Publish the file of another release, made from the same image with the same options."""
+    run.progress.skip("convert", f"{same.name} is the same image with the same options: its file is taken")
+    run.progress.skip("verify", "its bytes are compared with their digest while they are published")
+    tested(run, spec, same.path, f"{spec.name}:{version}")
+    with run.progress.stage("publish") as meter:
+        _tag_version(run, version, report)
+        made = publish_again(
+            same,
+            store=store,
+            image=spec.name,
+            version=version,
+            source=report.image,
+            scan=report.record(),
+            provenance=provenance(run, spec, pinned),
+            channels=spec.channels,
+            meter=meter,
+        )
+        run.progress.result(f"{made.name}, {made.public_path}")
+    return made
+
+
+def attested(run: Run, made: Release, store: Store) -> None:
+    """Put provenance, SBOM and signature beside the release."""
+    with run.progress.stage("attest"):
+        found = attest(made, store, client_for=run.clients, credentials=run.clients.credentials)
+        run.progress.result(found.sentence)
+
+
+def _converted(run: Run, spec: ImageSpec, report: ScanReport, output: Path) -> SquashfsFile:
+    with run.progress.stage("convert") as meter:
+        file = convert(
+            _source(run, report),
+            spec.convert,
+            output=output,
+            scratch=run.config.scratch,
+            cache=run.config.cache,
+            limits=run.config.limits,
+            meter=meter,
+        )
+        run.progress.result(f"{file.converter.name}, sha256:{file.sha256[:12]}")
+    return file
+
+
+def _verified(run: Run, file: SquashfsFile) -> VerifiedSquashfs:
+    with run.progress.stage("verify") as meter:
+        verified = verify(file, meter=meter)
+        run.progress.result(f"{len(file.tree)} entries read back, as in the image")
+    return verified
+
+
+def tested(run: Run, spec: ImageSpec, file: Path, name: str) -> None:
+    """Run the image's own tests, if it has any, inside a .sqsh. Raises VerificationError when one fails."""
+    if spec.test:
+        with run.progress.stage("test") as meter:
+            passed = try_image(file, spec.test, name=name, slurm_options=spec.test_on, meter=meter)
+            run.progress.result(f"{len(passed)} of {len(spec.test)} commands passed")
+
+
+def _source(run: Run, report: ScanReport) -> RegistrySource:
+    """Where the converter reads the layers: the registry, by the digest that was scanned."""
+    image = report.image
+    client = run.clients(image.repository.registry)
+    manifest = client.get_manifest(image.repository.repository, str(image.digest))
+    if not isinstance(manifest, Manifest):
+        raise PublishError(f"{image.reference} is an index, not the image of one platform")
+    return RegistrySource(client, image.repository.repository, manifest)
+
+
+def _tag_version(run: Run, version: Version, report: ScanReport) -> None:
+    tag_version(report.image, version, run.clients(report.image.repository.registry))
+
+
+def provenance(run: Run, spec: ImageSpec, pinned: Pinned) -> dict[str, Any]:
+    """The part of the record about how the release was made."""
+    built: Mapping[str, Any] = pinned.inputs.record() if pinned.inputs else {}
+    return {
+        "sqshpipe": __version__,
+        "revision": run.revision,
+        "inputs": dict(built),
+        "scan_policy": scan_policy(spec.scan),
+    }
