@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import options, output, streams
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError, ToolError
 
@@ -72,7 +72,8 @@ def main() -> NoReturn:
         signal.signal(signal.SIGTERM, _on_sigterm)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else our caller has it ignored
             signal.signal(signal.SIGINT, _on_sigint)
-        code = _run()
+        streams.prepare()
+        code = streams.finish(_run())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and told: a late Ctrl-C changes nothing
     except _Interrupted:  # while an end was told
         code = EXIT_SIGINT
@@ -98,23 +99,20 @@ def _run() -> int:
     except _Terminated:
         output.interrupted("terminated")
         return EXIT_SIGTERM
-    except BrokenPipeError:
-        return _unread()
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        return EXIT_DONE
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # typer met it first
-            return _unread()
+            return EXIT_DONE
         raise
     except OSError as error:
+        if streams.is_from_stdout(error):
+            output.failure(output.unwritable(error))
+            return ToolError.exit_code
         return _refused_by_system(error)
     except Exception as error:  # noqa: BLE001 - the last resort, with exit code 1
         output.unexpected(error)
         return SqshpipeError.exit_code
-
-
-def _unread() -> int:
-    """The reader of our output has left, as `head` does."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return EXIT_DONE
 
 
 _FULL = "df tells which is; TMPDIR, SQSHPIPE_SCRATCH and SQSHPIPE_CACHE can name folders on others"

@@ -148,7 +148,7 @@ def publish(
             _summary(checked_markdown(name, reference=reference, stages=stages, verdict=None, error=error))
     run.teller.summary()
     _outputs({"path": str(made.public_path)})
-    output.data(str(made.public_path))
+    output.data_path(made.public_path)
 
 
 @ci.command()
@@ -203,6 +203,9 @@ def _run_from_environment(config: Path) -> Run:
 def _outputs(values: dict[str, str]) -> None:
     """For later steps and jobs; each value is one line."""
     path = os.environ.get("GITHUB_OUTPUT")
+    for name, value in values.items():
+        if not value.isprintable():  # a line break would begin another output
+            raise ConfigError(f"the output {name} would be {value!r}, which is not plain text of one line")
     if path:
         with Path(path).open("a", encoding="utf-8") as file:
             file.writelines(f"{name}={value}\n" for name, value in values.items())

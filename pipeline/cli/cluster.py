@@ -117,12 +117,12 @@ def hooks(
 
     for name, text in rendering.hooks(need_store(store), command).items():
         _give(text, folder / name, executable=True)
-        output.data(str(folder / name))
+        output.data_path(folder / name)
 
 
 def _give(text: str, output_file: Path | None, *, executable: bool = False) -> None:
     if output_file is None:
-        output.data(text.rstrip("\n"))
+        output.document(text)
         return
     output_file.parent.mkdir(parents=True, exist_ok=True)
     output_file.write_text(text, encoding="utf-8")

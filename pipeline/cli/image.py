@@ -83,7 +83,7 @@ def image(
     if as_json:
         output.data_json({"path": str(made.public_path), **made.as_json(), "stages": run.teller.as_json()})
     else:
-        output.data(str(made.public_path))
+        output.data_path(made.public_path)
 
 
 def build(

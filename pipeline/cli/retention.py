@@ -57,10 +57,10 @@ def lease(
     if drop is not None:
         path = opened.layout.leases / drop.name
         leases.drop(path)
-        output.data(str(path))
+        output.data_path(path)
     elif name is not None:
         release = opened.resolve(name, platform or host_platform())
-        output.data(str(leases.take(opened.layout, release, seconds=hours * 3600)))
+        output.data_path(leases.take(opened.layout, release, seconds=hours * 3600))
     else:
         present = leases.read_all(opened.layout)
         if json:
@@ -184,4 +184,4 @@ def rebuild(
     opened = open_store(store, config)
     for message in opened.rebuild():
         structlog.get_logger().warning(message)
-    output.data(str(opened.layout.manifest))
+    output.data_path(opened.layout.manifest)

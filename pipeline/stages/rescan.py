@@ -157,7 +157,7 @@ class _Asker:
         try:
             return self._judged(release, policy, sbom)
         except SqshpipeError as error:
-            return Look(release=release, status="unknown", why=error.message)
+            return Look(release=release, status="unknown", why=error.headline)
 
     def _judged(self, release: Release, policy: ScanPolicy, sbom: Path | None) -> Look:
         result, why = self._from_scanner(release, policy)
@@ -169,7 +169,7 @@ class _Asker:
         try:
             look = self._verdict(release, policy, Trivy.find().scan_sbom(sbom))
         except SqshpipeError as error:
-            told = f"{why}; its SBOM could not be scanned: {error.message}"
+            told = f"{why}; its SBOM could not be scanned: {error.headline}"
             return Look(release=release, status="unknown", why=told)
         told = "; ".join(part for part in (look.why, f"told by its SBOM, since {why}") if part)
         return replace(look, why=told, by_sbom=True)
@@ -208,7 +208,7 @@ class _Asker:
                 now=self._now,
             )
         except SqshpipeError as error:
-            return None, error.message
+            return None, error.headline
         return found, ""
 
     def _base(self, release: Release) -> Base:

@@ -200,7 +200,7 @@ def layers_of_base(image: Reference, base: Reference, client_for: ClientFor) -> 
             below = manifest_of(client_for, base)
             below_ids = client_for(base.registry).get_config(base.repository, below).diff_ids
     except RegistryError as error:
-        log.warning("what the base brought cannot be told", reason=error.message)
+        log.warning("what the base brought cannot be told", reason=error.headline)
         return Base()
     if whole_ids[: len(below_ids)] != below_ids:
         return Base()
