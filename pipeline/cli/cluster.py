@@ -117,7 +117,7 @@ def hooks(
 
     for name, text in rendering.hooks(need_store(store), command).items():
         _give(text, folder / name, executable=True)
-        output.data_path(folder / name)
+        output.data(str(folder / name))
 
 
 def _give(text: str, output_file: Path | None, *, executable: bool = False) -> None:

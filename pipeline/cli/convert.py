@@ -120,7 +120,7 @@ def convert(
             }
         )
     else:
-        output.data_path(made.path)
+        output.data(str(made.path))
 
 
 def verify(
@@ -171,7 +171,7 @@ def verify(
             }
         )
     else:
-        output.data_path(file)
+        output.data(str(file))
 
 
 def _limits(max_unpacked: str, max_ratio: int) -> Limits:

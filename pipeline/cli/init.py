@@ -68,7 +68,7 @@ def init(
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ToolError(f"cannot write {path}: {error.strerror}") from error
-        output.data_path(path)
+        output.data(str(path))
     if not output.is_quiet():
         if not origin:
             output.tell("put into the workflow where your sqshpipe comes from: `pip install` stands there")

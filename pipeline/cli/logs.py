@@ -61,7 +61,8 @@ def _plain_line(_logger: Any, method: str, event: Any) -> str:
     stage = event.pop("stage", "")
     for key in _FOR_MACHINES_ONLY:
         event.pop(key, None)
-    text = event.pop("event")
+    tool, text = event.pop("tool", ""), event.pop("event")
+    text = f"{tool}: {text}" if tool else text  # so that no tool's line looks like one of ours
     details = "  ".join(f"{key}={value}" for key, value in event.items())
     mark = {"warning": "warning: ", "error": "error: ", "critical": "error: "}.get(method, "")
     return f"{stage:<8} {mark}{text}{'  ' + details if details else ''}".rstrip()

@@ -7,6 +7,7 @@ runner. Only `data_bytes` writes bytes as they are.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -162,12 +163,21 @@ def _is_text_or_bytes(text: str) -> bool:
 
 def document(text: str) -> None:
     """A file that we made, such as a script: its lines and tabs stay, the rest is escaped."""
-    for line in text.rstrip("\n").split("\n"):
-        _to_stdout(_inert("\t".join(map(escaped, line.split("\t")))) + "\n")
+    for line in _escaped_lines(text.rstrip("\n")).split("\n"):
+        _to_stdout(_inert(line) + "\n")
+
+
+def _escaped_lines(text: str) -> str:
+    return "\n".join("\t".join(map(escaped, line.split("\t"))) for line in text.split("\n"))
 
 
 def data_bytes(pieces: Iterable[bytes]) -> None:
-    """A file's own bytes, as they are."""
+    """A file's own bytes: as they are for a script, on a terminal escaped but for line breaks and tabs."""
+    if sys.stdout.isatty():
+        decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
+        for piece in pieces:
+            _to_stdout(_escaped_lines(decode(piece)))
+        return
     try:
         for piece in pieces:
             sys.stdout.buffer.write(piece)

@@ -64,7 +64,7 @@ def report(
             meter=meter,
         )
         _write(file, page(gathered))
-    output.data_path(file)
+    output.data(str(file))
 
 
 def _write(file: Path, content: str) -> None:

@@ -57,10 +57,10 @@ def lease(
     if drop is not None:
         path = opened.layout.leases / drop.name
         leases.drop(path)
-        output.data_path(path)
+        _print_lease(path, json=json)
     elif name is not None:
         release = opened.resolve(name, platform or host_platform())
-        output.data_path(leases.take(opened.layout, release, seconds=hours * 3600))
+        _print_lease(leases.take(opened.layout, release, seconds=hours * 3600), json=json)
     else:
         present = leases.read_all(opened.layout)
         if json:
@@ -68,6 +68,13 @@ def lease(
             return
         for one in present:
             output.data(f"{one.name}  {one.image}:{one.version}  {one.sha256[:12]}  {one.holder()}")
+
+
+def _print_lease(path: Path, *, json: bool) -> None:
+    if json:
+        output.data_json({"lease": str(path)})
+    else:
+        output.data(str(path))
 
 
 def prune(
