@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import options, output, streams
+from pipeline.cli import options, output, streams, variables
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError, ToolError
 
@@ -44,6 +44,7 @@ def _global_options(
     log_format: options.LogFormatOption = options.LogFormat.text,
 ) -> None:
     output.configure(quiet=quiet, verbose=verbose, json_log=log_format is options.LogFormat.json)
+    variables.warn_of_misspelt(os.environ)
     if context.invoked_subcommand not in _SILENT_VERBS:
         from pipeline.cli import logs
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -124,7 +125,7 @@ def _verbs() -> dict[str, bool]:
     made = typer.main.get_command(app)
     assert isinstance(made, Verbs)
     made.load_all()
-    found: dict[str, typer.core.TyperCommand] = {}
+    found: dict[str, Any] = {}
     for name, command in made.commands.items():
         below = getattr(command, "commands", None)
         found |= {f"{name} {one}": each for one, each in below.items()} if below else {name: command}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import streams
 from pipeline.store.store import Store
 from tests.support.releases import publish
 
@@ -112,3 +113,22 @@ def test_a_path_that_is_no_text_reaches_a_script_as_it_is(locale: str, tmp_path:
     assert listed.returncode == 2
     assert b"\\xe9\\x9b" in listed.stderr
     assert b"\x9b" not in listed.stderr
+
+
+def test_one_module_prints() -> None:
+    """Who writes around `output` prints what others wrote as it is."""
+    package = Path(streams.__file__).parents[1]
+    doors = {"cli/output.py", "cli/streams.py", "cli/progress.py", "cli/help_page.py", "cli/verbs.py"}
+    children = {
+        "cluster/running.py",
+        "cluster/enter.py",
+        "cluster/pyxis_importer.py",
+    }  # programs of their own
+    writes = re.compile(
+        r"\bprint\(|sys\.std(out|err)\.(write|buffer)|typer\.s?echo\(|\bConsole\(|os\.write\([12],"
+    )
+    code = {
+        str(path.relative_to(package)): path.read_text(encoding="utf-8") for path in package.rglob("*.py")
+    }
+    found = {name for name, text in code.items() if writes.search(re.sub(r'"""(.|\n)*?"""', "", text))}
+    assert found - doors - children == set()
