@@ -18,7 +18,9 @@ def test_every_variable_that_is_read_is_known() -> None:
     assert found - variables.KNOWN == {"SQSHPIPE_UNSET"}  # what enroot expands in its credentials
 
 
-@pytest.mark.parametrize("name", ["SQSHPIPE_STOER", "SQSHPIPE_STOR", "SQSHPIPE_REGISTY", "SQSHPIPE_CONIFG", "SQSHPIPE_STORES"])
+@pytest.mark.parametrize(
+    "name", ["SQSHPIPE_STOER", "SQSHPIPE_STOR", "SQSHPIPE_REGISTY", "SQSHPIPE_CONIFG", "SQSHPIPE_STORES"]
+)
 def test_a_misspelt_variable_is_warned_about(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     variables.warn_of_misspelt({name: "/fsx", "SQSHPIPE_STORE": "/fsx"})
     told = capsys.readouterr().err
