@@ -125,6 +125,11 @@ _WHAT_TO_DO = {
     errno.EDQUOT: "the quota is used up: free space there, or ask for more",
     errno.EIO: "the disk or the file system fails: the kernel's log says more",
     errno.ESTALE: "the file server has lost it: mount it anew",
+    errno.EEXIST: "a file or folder of that name is in the way: choose another name",
+    errno.ENOTDIR: "a part of that path is a file, not a folder: choose another path",
+    errno.EISDIR: "it is a folder, not a file: choose another path",
+    errno.ELOOP: "its symlinks lead back to themselves: choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import SqshpipeError, ToolError
+from pipeline.errors import ConfigError, SqshpipeError, ToolError
 from pipeline.report.text import cells
 from pipeline.words import escaped
 
@@ -162,8 +162,16 @@ def _is_text_or_bytes(text: str) -> bool:
 
 
 def document(text: str) -> None:
-    """A file that we made, such as a script: its lines and tabs stay, the rest is escaped."""
-    for line in _escaped_lines(text.rstrip("\n")).split("\n"):
+    """A file that we made, such as a script, as it is.
+
+    Raises ConfigError for control characters beside line breaks and tabs: escaped it would be another.
+    """
+    if _escaped_lines(text) != text:
+        raise ConfigError(
+            "what would be printed holds control characters, from an argument or a setting",
+            hint="leave them out, or write it to a file with --output",
+        )
+    for line in text.rstrip("\n").split("\n"):
         _to_stdout(_inert(line) + "\n")
 
 

@@ -204,7 +204,7 @@ class Place:
             capture_output=True,
             cwd=self.folder / "made",
             env=self.environment | variables,
-            timeout=120,
+            timeout=60,
             stdin=subprocess.DEVNULL,
         )
 
@@ -231,7 +231,7 @@ def check(printed: bytes, what: str) -> None:
     lines = text.split("\n")
     for line in lines:
         assert line.isprintable(), f"{what} prints {line[:300]!r}"
-        assert not line.lstrip(" |").startswith((FAKE, "::")), f"{what} prints {line[:300]!r}"
+        assert not line.lstrip().startswith((FAKE, "::")), f"{what} prints {line[:300]!r}"
 
 
 def check_run(done: subprocess.CompletedProcess[bytes], what: str, mode: str) -> None:
@@ -303,7 +303,7 @@ def test_a_terminal_gets_text(words: str, place: Place) -> None:
             printed += piece
     os.close(ours)
     assert process.returncode in (0, 2, 6), printed
-    if words != "cat Q X":  # a whole file, whose lines are its own
+    if words.startswith(("list", "lease")):  # cat prints a file's own lines, show breaks long ones at words
         check(printed.replace(b"\r\n", b"\n"), words)
     assert b"\x1b" not in printed
     assert printed.replace(b"\r\n", b"").decode().replace("\t", "").isprintable()
