@@ -63,7 +63,11 @@ def _python() -> Check:
 
 def _configuration(config: Config | None, problem: SqshpipeError | None) -> Check:
     if config is None:
-        found, advice = (problem.message, problem.hint) if problem else ("none", "write an images.yaml")
+        found, advice = (
+            ("; ".join((problem.headline, *problem.details)), problem.hint)
+            if problem
+            else ("none", "write an images.yaml")
+        )
         return Check(name="images.yaml", status="fail", found=found, advice=advice)
     count = len(config.images)
     return Check(name="images.yaml", status="ok", found=f"{config.path}, {count} image{'s' * (count != 1)}")
@@ -80,7 +84,7 @@ def _docker(config: Config | None) -> Check:
             found = f"{engine.version} at {engine.host}, {'BuildKit' if buildkit else 'classic builder'}"
     except SqshpipeError as error:
         status: Status = "fail" if needed else "warn"
-        return Check(name="docker", status=status, found=error.message, advice=error.hint)
+        return Check(name="docker", status=status, found=error.headline, advice=error.hint)
     if secrets and not buildkit:
         advice = "secrets: need BuildKit: install the docker-buildx plugin or a newer engine"
         return Check(name="docker", status="fail", found=found, advice=advice)
@@ -95,7 +99,7 @@ def _mksquashfs(config: Config | None) -> Check:
         found = Mksquashfs.find().version_text
     except SqshpipeError as error:
         status: Status = "fail" if needed else "warn"
-        return Check(name="mksquashfs", status=status, found=error.message, advice=error.hint)
+        return Check(name="mksquashfs", status=status, found=error.headline, advice=error.hint)
     return Check(name="mksquashfs", status="ok", found=found)
 
 
@@ -109,7 +113,7 @@ def _enroot(config: Config | None) -> Check:
         found = Enroot.find().version_text
     except SqshpipeError as error:
         status: Status = "fail" if needed else "warn"
-        return Check(name="enroot", status=status, found=error.message, advice=error.hint)
+        return Check(name="enroot", status=status, found=error.headline, advice=error.hint)
     return Check(name="enroot", status="ok", found=found)
 
 
@@ -186,7 +190,7 @@ def _registry(config: Config) -> Check:
         with Clients(config) as clients:
             clients(config.registry.host).ping()
     except SqshpipeError as error:
-        return Check(name="registry", status="fail", found=error.message, advice=error.hint)
+        return Check(name="registry", status="fail", found=error.headline, advice=error.hint)
     return Check(name="registry", status="ok", found=f"{config.registry.base} answers and lets us in")
 
 

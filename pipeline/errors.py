@@ -12,13 +12,16 @@
 
 `ForAnotherConverter` is no branch: it marks those that another converter would not have met.
 
-``message`` says what happened with which file or reference; ``hint`` says what to do about it. Neither may
-hold a secret: both are printed.
+``message`` says what happened with which file or reference; ``details`` are the lines below it, such as what
+a tool printed last; ``hint`` says what to do about it. None may hold a secret: all are printed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
+
+from pipeline.words import escaped
 
 EXIT_DONE = 0
 EXIT_PLAN_HAS_CHANGES = 10
@@ -27,14 +30,20 @@ EXIT_SIGTERM = 143
 
 
 class SqshpipeError(Exception):
-    """A foreseeable end of a command, told in one sentence and never as a traceback."""
+    """A foreseeable end of a command, printed as one sentence and never as a traceback.
+
+    Sentence, hint and each of the details are one line, and text of others in them is escaped: nothing but
+    `details` makes further lines. `headline` is the sentence alone, `message` the sentence and the details.
+    """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", details: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.headline = escaped(message)
+        self.details = tuple(escaped(line.expandtabs()) for line in details)
+        self.message = "\n".join((self.headline, *self.details))
+        self.hint = escaped(hint)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -89,4 +98,4 @@ class PublishError(SqshpipeError):
 class ForAnotherConverter(Exception):
     """Marks the end of one converter that another would not have met with the same image."""
 
-    message: str
+    headline: str

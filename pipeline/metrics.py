@@ -17,6 +17,7 @@ import structlog
 
 from pipeline.errors import SqshpipeError
 from pipeline.store.atomic import replace
+from pipeline.words import escaped
 
 log = structlog.get_logger()
 
@@ -84,7 +85,7 @@ def prometheus(facts: RunFacts) -> str:
 
 
 def _label(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return escaped(text).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _trace(facts: RunFacts) -> None:

@@ -159,7 +159,7 @@ def _to_webhook(address: str, variable: str, event: Event) -> None:
 
     if not address:
         raise SqshpipeError(f"{variable} is not set")
-    lines = [f"{_SIGNS[event.kind]} *{_plain(event.title)}*", _plain(event.text)]
+    lines = [f"{_SIGNS[event.kind]} *{_plain(event.title)}*", *map(_plain, event.text.split("\n"))]
     lines += [f"• {name}: `{_plain(value)}`" for name, value in event.details.items()]
     httpx.post(address, json={"text": "\n".join(lines)}, timeout=_SEND_SECONDS).raise_for_status()
 

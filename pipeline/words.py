@@ -1,24 +1,52 @@
-"""Words of others, made fit for people: text that can neither move, hide nor reorder its surroundings."""
+"""Text that others wrote, as one line that can neither move, hide nor reorder its surroundings.
+
+Others are everybody but this program: registries, scanners, tools, Slurm, other users' leases and records,
+file names, a fork's images.yaml. Whatever they wrote is one line here, whatever line breaks it holds.
+"""
 
 from __future__ import annotations
 
 import re
 
 _LONGEST = 400
+_TAB = 8
 _MARKUP = re.compile(r"[\\`*_\[\]<>|~!#&]")
+_TERMINAL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours and cursor movements (ECMA-48, CSI)
+_UNDECODED = range(0xDC80, 0xDD00)  # bytes of a file name that are no text (PEP 383)
 
 
 def escaped(text: str) -> str:
-    """`text` with control and direction characters escaped: it can move no cursor and fake no line."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    """`text` with control, direction and invisible characters escaped: it moves no cursor and starts no line.
+
+    The result can always be encoded as UTF-8, and to escape it again changes nothing.
+    """
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(char: str) -> str:
+    if char.isprintable():
+        return char
+    if ord(char) in _UNDECODED:
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 def shown(value: object, *, longest: int = _LONGEST) -> str:
-    """`value` as one line: control and direction characters escaped, cut at `longest` characters."""
+    """`value` as one line: escaped as by `escaped`, cut at `longest` characters."""
     text = value if isinstance(value, str) else str(value)
     return escaped(text[:longest]) + ("…" if len(text) > longest else "")
+
+
+def said(line: str) -> str:
+    """A line that a program printed: without its terminal's colours, tabs as spaces, the rest escaped."""
+    return escaped(_TERMINAL.sub("", line).rstrip().expandtabs(_TAB))
 
 
 def markdown(value: object, *, longest: int = _LONGEST) -> str:
     """`value` as one line of Markdown that is text alone: no link, picture, tag, table or mention."""
     return _MARKUP.sub(r"\\\g<0>", shown(value, longest=longest)).replace("@", "@\u200b")
+
+
+def code(value: object, *, longest: int = _LONGEST) -> str:
+    """`value` as a code span of Markdown, which nothing in it can end; also within a table."""
+    return "`" + shown(value, longest=longest).replace("`", "'").replace("|", "\\|") + "`"

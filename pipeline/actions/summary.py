@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.actions.event import Wanted
-from pipeline.words import markdown
+from pipeline.words import code, markdown
 
 _MOST = 20
 _LONGEST = 4000  # characters of an error that are shown
@@ -18,13 +18,13 @@ def wanted_markdown(wanted: Wanted, reasons: Mapping[str, Sequence[str]]) -> str
     if not wanted.images:
         return f"### Images\n\nNo image is affected by {markdown(wanted.reason)}.\n"
     lines = [
-        f"### Images\n\nThis run ({markdown(wanted.reason)}) {does} `{wanted.version}` of:\n",
+        f"### Images\n\nThis run ({markdown(wanted.reason)}) {does} {code(wanted.version)} of:\n",
         "| image | because |",
     ]
     lines.append("|---|---|")
     for image in wanted.images:
         why = "; ".join(reasons.get(image, ())) or wanted.reason
-        lines.append(f"| {image} | {markdown(why)} |")
+        lines.append(f"| {markdown(image)} | {markdown(why)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -38,11 +38,11 @@ def checked_markdown(
 ) -> str:
     """How one image fared: its stages, and what the scanner found."""
     mark = "❌" if error else "✅"
-    lines = [f"### {mark} {image}", ""]
+    lines = [f"### {mark} {markdown(image)}", ""]
     if error:
-        lines += [*(f"> {markdown(line)}" for line in error[:_LONGEST].splitlines()), ""]
+        lines += [*(f"> {markdown(line)}" for line in error[:_LONGEST].split("\n")), ""]
     if reference:
-        lines += [f"`{reference}`", ""]
+        lines += [code(reference), ""]
     lines += ["| stage | outcome | seconds | |", "|---|---|---|---|"]
     lines += [
         f"| {stage['stage']} | {stage['outcome']} | {stage['seconds']:.1f} | {markdown(stage['text'])} |"
@@ -55,7 +55,7 @@ def checked_markdown(
 
 def _findings(verdict: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{number} {markdown(severity)}" for severity, number in verdict["counts"].items())
-    lines = [f"Findings ({verdict['scanner']}): {counts or 'none'}"]
+    lines = [f"Findings ({markdown(verdict['scanner'])}): {counts or 'none'}"]
     blocking = [finding for finding in verdict["findings"] if finding["decision"] == "blocks"]
     if blocking:
         lines += ["", "| blocks | severity | package |", "|---|---|---|"]

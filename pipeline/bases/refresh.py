@@ -175,7 +175,7 @@ def pull_request(found: Refreshed) -> tuple[str, str]:
         for change in taken
     ]
     told = [change.reason for change in found.changes if change.kind == "announced"]
-    told += [f"not looked at: {problem.base}: {problem.error.message}" for problem in found.problems]
+    told += [f"not looked at: {problem.base}: {problem.error.headline}" for problem in found.problems]
     if told:
         lines += ["", "Also:", "", *(f"- {markdown(line)}" for line in told)]
     return title, "\n".join(lines) + "\n"

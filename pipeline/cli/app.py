@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import options, output, streams, variables
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError, ToolError
 
@@ -44,6 +44,7 @@ def _global_options(
     log_format: options.LogFormatOption = options.LogFormat.text,
 ) -> None:
     output.configure(quiet=quiet, verbose=verbose, json_log=log_format is options.LogFormat.json)
+    variables.warn_of_misspelt(os.environ)
     if context.invoked_subcommand not in _SILENT_VERBS:
         from pipeline.cli import logs
 
@@ -72,7 +73,8 @@ def main() -> NoReturn:
         signal.signal(signal.SIGTERM, _on_sigterm)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else our caller has it ignored
             signal.signal(signal.SIGINT, _on_sigint)
-        code = _run()
+        streams.prepare()
+        code = streams.finish(_run())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and told: a late Ctrl-C changes nothing
     except _Interrupted:  # while an end was told
         code = EXIT_SIGINT
@@ -98,23 +100,20 @@ def _run() -> int:
     except _Terminated:
         output.interrupted("terminated")
         return EXIT_SIGTERM
-    except BrokenPipeError:
-        return _unread()
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        return EXIT_DONE
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # typer met it first
-            return _unread()
+            return EXIT_DONE
         raise
     except OSError as error:
+        if streams.is_from_stdout(error):
+            output.failure(output.unwritable(error))
+            return ToolError.exit_code
         return _refused_by_system(error)
     except Exception as error:  # noqa: BLE001 - the last resort, with exit code 1
         output.unexpected(error)
         return SqshpipeError.exit_code
-
-
-def _unread() -> int:
-    """The reader of our output has left, as `head` does."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return EXIT_DONE
 
 
 _FULL = "df tells which is; TMPDIR, SQSHPIPE_SCRATCH and SQSHPIPE_CACHE can name folders on others"
@@ -126,6 +125,11 @@ _WHAT_TO_DO = {
     errno.EDQUOT: "the quota is used up: free space there, or ask for more",
     errno.EIO: "the disk or the file system fails: the kernel's log says more",
     errno.ESTALE: "the file server has lost it: mount it anew",
+    errno.EEXIST: "a file or folder of that name is in the way: choose another name",
+    errno.ENOTDIR: "a part of that path is a file, not a folder: choose another path",
+    errno.EISDIR: "it is a folder, not a file: choose another path",
+    errno.ELOOP: "its symlinks lead back to themselves: choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 

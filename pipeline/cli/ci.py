@@ -120,7 +120,7 @@ def publish(
     from pipeline.release.pinned import verify_handoff
     from pipeline.store.names import check_version
 
-    error, path = "", ""
+    error, path = "", Path()
     with (
         opened(name, config, store=store, registry=registry) as opening,
         notifying(opening, tag) as message,
@@ -129,7 +129,8 @@ def publish(
             version = check_version(tag, channels=opening.spec.channels)
             verify_handoff(opening.run, opening.spec, reference)
             made = release(opening.run, opening.spec, version).release
-            path = message.path = str(made.public_path) if made else ""
+            path = made.public_path if made else path
+            message.path = str(path)
         except SqshpipeError as failure:
             error = str(failure)
             raise
@@ -137,8 +138,8 @@ def publish(
             stages = opening.teller.as_json()
             _summary(checked_markdown(name, reference=reference, stages=stages, verdict=None, error=error))
     opening.teller.summary()
-    _outputs({"path": path})
-    output.data(path)
+    _outputs({"path": str(path)})
+    output.data_path(path)
 
 
 @ci.command()
@@ -193,6 +194,9 @@ def _run_from_environment(config: Path) -> Run:
 def _outputs(values: dict[str, str]) -> None:
     """For later steps and jobs; each value is one line."""
     path = os.environ.get("GITHUB_OUTPUT")
+    for name, value in values.items():
+        if not value.isprintable():  # a line break would begin another output
+            raise ConfigError(f"the output {name} would be {value!r}, which is not plain text of one line")
     if path:
         with Path(path).open("a", encoding="utf-8") as file:
             file.writelines(f"{name}={value}\n" for name, value in values.items())

@@ -122,7 +122,7 @@ def hooks(
 
 def _give(text: str, output_file: Path | None, *, executable: bool = False) -> None:
     if output_file is None:
-        output.data(text.rstrip("\n"))
+        output.document(text)
         return
     output_file.parent.mkdir(parents=True, exist_ok=True)
     output_file.write_text(text, encoding="utf-8")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import typer
 
 _IMAGE_LINE = re.compile(r"^  ([a-z0-9][a-z0-9._-]*):", re.MULTILINE)
+_NAME = re.compile(r"[A-Za-z0-9._:/@-]+")
 _ROOT_LINE = re.compile(r"^\s*(?:store:\s*\{)?\s*root:\s*[\"']?([^\"'}\s]+)", re.MULTILINE)
 
 
@@ -23,7 +24,7 @@ def releases(context: typer.Context, incomplete: str) -> list[str]:
     found: list[str] = []
     with contextlib.suppress(Exception):  # a half-typed line must never end in a traceback
         found = list(_releases(_root(context), incomplete))
-    return [name for name in found if name.startswith(incomplete)]
+    return _offered(found, incomplete)
 
 
 def images(context: typer.Context, incomplete: str) -> list[str]:
@@ -33,7 +34,7 @@ def images(context: typer.Context, incomplete: str) -> list[str]:
         from pipeline.store.layout import Layout
 
         found = Layout(_root(context)).images()
-    return [name for name in found if name.startswith(incomplete)]
+    return _offered(found, incomplete)
 
 
 def configured(context: typer.Context, incomplete: str) -> list[str]:
@@ -42,7 +43,7 @@ def configured(context: typer.Context, incomplete: str) -> list[str]:
     with contextlib.suppress(Exception):
         text = _config(context).read_text(encoding="utf-8")
         found = _IMAGE_LINE.findall(text.partition("\nimages:")[2])
-    return [name for name in found if name.startswith(incomplete)]
+    return _offered(found, incomplete)
 
 
 def channels(context: typer.Context, incomplete: str) -> list[str]:
@@ -53,7 +54,12 @@ def channels(context: typer.Context, incomplete: str) -> list[str]:
 
         store = Store(_root(context))
         found |= {channel for image in store.layout.images() for channel in store.state(image).channels}
-    return sorted(name for name in found if name.startswith(incomplete))
+    return _offered(sorted(found), incomplete)
+
+
+def _offered(found: Iterable[str], incomplete: str) -> list[str]:
+    """Those that go on from what is typed; a shell gets no other characters from a store than names have."""
+    return [name for name in found if name.startswith(incomplete) and _NAME.fullmatch(name)]
 
 
 def _releases(root: Path, incomplete: str) -> Iterator[str]:

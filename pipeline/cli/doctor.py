@@ -6,7 +6,6 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.errors import ConfigError, ToolError
-from pipeline.words import escaped
 
 _INDENT = 19
 
@@ -37,9 +36,8 @@ def doctor(
         )
     else:
         for check in checks:
-            found = escaped(check.found.replace("\n", "; "))
-            output.data(f"{check.status:<4}  {check.name:<13}{found}")
+            output.data(f"{check.status:<4}  {check.name:<13}{check.found}")
             if check.advice and check.status != "ok":
-                output.data(" " * _INDENT + escaped(check.advice))
+                output.data(" " * _INDENT + check.advice)
     if any(check.status == "fail" for check in checks):
         raise typer.Exit(ToolError.exit_code)

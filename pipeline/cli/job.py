@@ -86,7 +86,7 @@ def render(
     if submit or test_only:
         _hand_over(spec, text, test_only=test_only)
     elif output_file is None:
-        output.data(text.rstrip("\n"))
+        output.document(text)
 
 
 def _hand_over(spec: JobSpec, text: str, *, test_only: bool) -> None:

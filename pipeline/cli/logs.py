@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.cli import output
-from pipeline.words import escaped
 
 
 @contextmanager
@@ -62,7 +61,8 @@ def _plain_line(_logger: Any, method: str, event: Any) -> str:
     stage = event.pop("stage", "")
     for key in _FOR_MACHINES_ONLY:
         event.pop(key, None)
-    text = escaped(str(event.pop("event")))
-    details = "  ".join(f"{key}={escaped(str(value))}" for key, value in event.items())
+    tool, text = event.pop("tool", ""), event.pop("event")
+    text = f"{tool}: {text}" if tool else text  # so that no tool's line looks like one of ours
+    details = "  ".join(f"{key}={value}" for key, value in event.items())
     mark = {"warning": "warning: ", "error": "error: ", "critical": "error: "}.get(method, "")
     return f"{stage:<8} {mark}{text}{'  ' + details if details else ''}".rstrip()

@@ -88,7 +88,9 @@ def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple
                     "done", name=outcome.task.image, version=outcome.task.version, where=outcome.where
                 )
             else:
-                output.log().error("failed", name=outcome.task.image, code=outcome.code, why=outcome.error)
+                output.log().error(
+                    "failed", name=outcome.task.image, code=outcome.code, why=outcome.error.partition("\n")[0]
+                )
             task = outcome.task
             path = outcome.path or ""
             notifier.tell(ended(task.image, task.version, outcome.code, outcome.error, path=path))
@@ -101,7 +103,7 @@ def outcome_line(outcome: Outcome) -> str:
     name = f"{outcome.task.image}:{outcome.task.version}"
     if outcome.code == 0:
         return f"published  {name}  {outcome.path}"
-    last = outcome.error.splitlines()[0] if outcome.error else ""
+    last = outcome.error.partition("\n")[0]
     return f"failed     {name}  exit {outcome.code}: {last}"
 
 

@@ -76,7 +76,7 @@ def mount(
             {"folder": str(shared.root), "file": str(found.path), "by": shared.kind, "device": shared.device}
         )
     else:
-        output.data(str(shared.root))
+        output.data_path(shared.root)
 
 
 def unmount(

@@ -1,7 +1,14 @@
-"""What people and machines see: data on stdout, the story on stderr."""
+"""What people and machines see: results on stdout, progress and errors on stderr.
+
+This is the one door to both. Whatever goes through it is escaped here, one line each, so that nothing that a
+registry, a tool, a record or another user wrote moves the cursor, fakes a line or gives orders to GitHub's
+runner. Only `data_bytes` writes bytes as they are.
+"""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import json
 import os
 import re
@@ -11,16 +18,15 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pipeline.errors import SqshpipeError
+from pipeline.errors import ConfigError, SqshpipeError, ToolError
 from pipeline.report.text import cells
 from pipeline.words import escaped
 
 _NO_ORDER = "#\\u0023["  # the same to whoever reads JSON
 _ORDER = re.compile(r"^(\s*)::")
-# what moves, hides or reorders text and is left as it is by JSON: C1 controls, separators, marks of direction
-_UNSEEN = re.compile(r"[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
 @dataclass(slots=True)
@@ -38,9 +44,26 @@ _style = _Style()
 _STAGE, _FAILURE = " " * 9, " " * 10  # what stands before the text of a stage's line and of an error's
 
 
-def _to_stderr(text: str) -> None:
-    sys.stderr.write("".join(_inert(fitted(line)) + "\n" for line in text.split("\n")))
-    sys.stderr.flush()
+def _to_stderr(line: str) -> None:
+    """Print a line, escaped. A stderr that is full, closed or no longer read does not end the work."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write("".join(_inert(part) + "\n" for part in fitted(escaped(line)).split("\n")))
+        sys.stderr.flush()
+
+
+def _to_stdout(text: str) -> None:
+    """Print text that is escaped already. Raises ToolError where stdout takes nothing, as a full disk."""
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise unwritable(error) from error
+
+
+def unwritable(error: OSError) -> ToolError:
+    """That the result could not be written to stdout."""
+    return ToolError(f"the result cannot be written to stdout: {error.strerror}")
 
 
 def fitted(text: str) -> str:
@@ -81,8 +104,8 @@ def configure(*, quiet: bool, verbose: bool, json_log: bool) -> None:
 
 
 def tell(text: str) -> None:
-    """One line of the story, through whatever is drawn on stderr at the moment."""
-    _writers[-1](text)
+    """One line of progress, escaped, through whatever is drawn on stderr at the moment."""
+    _writers[-1](escaped(text))
 
 
 def log() -> Any:
@@ -119,23 +142,65 @@ def _inert(line: str) -> str:
 
 
 def data(text: str) -> None:
-    """One line of result for scripts."""
-    sys.stdout.write(_inert(text) + "\n")
+    """One line of result, escaped."""
+    _to_stdout(_inert(escaped(text)) + "\n")
+
+
+def data_path(path: Path) -> None:
+    """The path of a result. A script gets also those bytes that are no text; a terminal has them escaped."""
+    text = str(path)
+    if sys.stdout.isatty() or escaped(text) == text or not _is_text_or_bytes(text):
+        data(text)
+        return
+    sys.stdout.flush()
+    data_bytes([os.fsencode(text) + b"\n"])
+
+
+def _is_text_or_bytes(text: str) -> bool:
+    """Whether nothing in `text` has to be escaped but bytes that are no text in this locale."""
+    return all(char.isprintable() or "\udc80" <= char <= "\udcff" for char in text)
+
+
+def document(text: str) -> None:
+    """A file that we made, such as a script, as it is.
+
+    Raises ConfigError for control characters beside line breaks and tabs: escaped it would be another.
+    """
+    if _escaped_lines(text) != text:
+        raise ConfigError(
+            "what would be printed holds control characters, from an argument or a setting",
+            hint="leave them out, or write it to a file with --output",
+        )
+    for line in text.rstrip("\n").split("\n"):
+        _to_stdout(_inert(line) + "\n")
+
+
+def _escaped_lines(text: str) -> str:
+    return "\n".join("\t".join(map(escaped, line.split("\t"))) for line in text.split("\n"))
 
 
 def data_bytes(pieces: Iterable[bytes]) -> None:
-    """A file's own bytes, as they are."""
-    for piece in pieces:
-        sys.stdout.buffer.write(piece)
+    """A file's own bytes: as they are for a script, on a terminal escaped but for line breaks and tabs."""
+    if sys.stdout.isatty():
+        decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
+        for piece in pieces:
+            _to_stdout(_escaped_lines(decode(piece)))
+        return
+    try:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise unwritable(error) from error
 
 
 def data_json(value: object) -> None:
-    """A result for machines."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    text = _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # a terminal may heed them
+    """A result for machines: ASCII alone, so that every terminal and every locale can hold it."""
+    text = json.dumps(value, indent=2)
     if "GITHUB_ACTIONS" in os.environ:
         text = text.replace("##[", _NO_ORDER)
-    sys.stdout.write(text + "\n")
+    _to_stdout(text + "\n")
 
 
 def failure(error: SqshpipeError) -> None:
@@ -144,20 +209,17 @@ def failure(error: SqshpipeError) -> None:
         event = {"event": error.message, "level": "error", "hint": error.hint, "exit_code": error.exit_code}
         _to_stderr(json.dumps({**event, "kind": type(error).__name__}))
         return
-    _to_stderr(f"sqshpipe: {_safe_lines(error.message)}")
-    if error.hint:
-        _to_stderr(_FAILURE + _safe_lines(error.hint))
-
-
-def _safe_lines(text: str) -> str:
-    return f"\n{_FAILURE}".join(escaped(line) for line in text.splitlines())
+    _to_stderr(f"sqshpipe: {error.headline}")
+    for line in (*error.details, *([error.hint] if error.hint else [])):
+        _to_stderr(_FAILURE + line)
 
 
 def unexpected(error: Exception) -> None:
     """Tell an end that nobody foresaw; the traceback only for those who ask for it."""
-    _to_stderr(f"sqshpipe: unexpected {type(error).__name__}: {_safe_lines(str(error))}")
+    _to_stderr(f"sqshpipe: unexpected {type(error).__name__}: {error}")
     if _style.verbose:
-        traceback.print_exception(error)
+        for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
+            _to_stderr(line)
     else:
         _to_stderr("          this is a defect of sqshpipe: run it again with -v and report what it prints")
 

@@ -81,7 +81,7 @@ def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[Di
     except RegistryError as error:
         output.log().warning(
             "whether the repositories are as images.yaml wants them is not known",
-            reason=error.message,
+            reason=error.headline,
             hint=error.hint,
         )
         return None

@@ -13,6 +13,7 @@ import structlog
 
 from pipeline.cli import output
 from pipeline.progress import Meter, Story
+from pipeline.words import said
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -53,7 +54,7 @@ class _CountingMeter:
                 self.bar[0].update(self.bar[1], advance=amount)
 
     def line(self, text: str) -> None:
-        log.info(text)
+        log.info(said(text))
 
 
 @dataclass(slots=True)

@@ -47,7 +47,7 @@ def refresh(
 ) -> None:
     """Ask whether bases moved or have newer tags, write images.lock, and rebuild what is affected."""
     if render is not None:
-        output.data(_rendered(render, config).rstrip("\n"))
+        output.document(_rendered(render, config))
         return
     if branch is not None and rebuild:
         raise ConfigError(
@@ -88,7 +88,7 @@ def _tell(found: Refreshed) -> None:
     for change in found.changes:
         output.log().info(change.reason, images=", ".join(change.images))
     for problem in found.problems:
-        output.log().warning("could not be looked at", base=str(problem.base), why=problem.error.message)
+        output.log().warning("could not be looked at", base=str(problem.base), why=problem.error.headline)
     if not found.changes and not found.problems:
         output.log().info("nothing changed")
 
@@ -175,7 +175,7 @@ def _print(found: Refreshed, address: str, outcomes: tuple[Outcome, ...], *, as_
                     for change in found.changes
                 ],
                 "problems": [
-                    {"base": str(problem.base), "images": list(problem.images), "why": problem.error.message}
+                    {"base": str(problem.base), "images": list(problem.images), "why": problem.error.headline}
                     for problem in found.problems
                 ],
                 "pull_request": address or None,

@@ -102,7 +102,7 @@ def _published(
             {"path": str(made.public_path), **made.as_json(), "stages": opening.teller.as_json()}
         )
     else:
-        output.data(str(made.public_path))
+        output.data_path(made.public_path)
 
 
 def _until(name: str, tag: str, until: Stage, config: Path, registry: str | None, *, as_json: bool) -> None:

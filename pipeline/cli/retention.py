@@ -57,10 +57,10 @@ def lease(
     if drop is not None:
         path = opened.layout.leases / drop.name
         leases.drop(path)
-        output.data(str(path))
+        _print_lease(path, json=json)
     elif name is not None:
         release = opened.resolve(name, platform or host_platform())
-        output.data(str(leases.take(opened.layout, release, seconds=hours * 3600)))
+        _print_lease(leases.take(opened.layout, release, seconds=hours * 3600), json=json)
     else:
         present = leases.read_all(opened.layout)
         if json:
@@ -68,6 +68,13 @@ def lease(
             return
         for one in present:
             output.data(f"{one.name}  {one.image}:{one.version}  {one.sha256[:12]}  {one.holder()}")
+
+
+def _print_lease(path: Path, *, json: bool) -> None:
+    if json:
+        output.data_json({"lease": str(path)})
+    else:
+        output.data(str(path))
 
 
 def prune(
@@ -184,4 +191,4 @@ def rebuild(
     opened = open_store(store, config)
     for message in opened.rebuild():
         structlog.get_logger().warning(message)
-    output.data(str(opened.layout.manifest))
+    output.data_path(opened.layout.manifest)

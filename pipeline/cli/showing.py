@@ -47,7 +47,7 @@ def _terminal() -> int:
 
 
 def _row(line: Listed) -> tuple[str, ...]:
-    return (
+    row = (
         f"{line.image}:{line.version}",
         line.platform,
         f"{line.size / (1 << 20):,.1f} MiB",
@@ -56,6 +56,7 @@ def _row(line: Listed) -> tuple[str, ...]:
         ",".join(line.channels) or "-",
         line.state + (" kept" if line.kept else ""),
     )
+    return tuple(shown(cell) for cell in row)
 
 
 def _widths(table: Sequence[Sequence[str]]) -> list[int]:

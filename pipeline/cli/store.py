@@ -153,7 +153,7 @@ def _print_release(release: Release, *, json: bool) -> None:
     if json:
         output.data_json({**release.as_json(), "state": release.state, "path": str(release.public_path)})
     else:
-        output.data(str(release.public_path))
+        output.data_path(release.public_path)
 
 
 def publish(

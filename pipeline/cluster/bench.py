@@ -51,7 +51,7 @@ def _attempt(name: str, measure: Callable[[], Timing]) -> Timing:
     try:
         return measure()
     except SqshpipeError as error:
-        return Timing(way=name, first_rank=None, work=None, note=error.message.splitlines()[0])
+        return Timing(way=name, first_rank=None, work=None, note=error.headline)
     except OSError as error:
         return Timing(way=name, first_rank=None, work=None, note=str(error))
 

@@ -137,11 +137,11 @@ class ClusterSettings(_Part):
 def load(path: Path) -> ClusterSettings:
     """Read cluster.yaml. Raises ConfigError that names the file and the key."""
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", hint="give --values FILE") from error
     try:
-        return parse(yaml.safe_load(text) or {})
+        return parse(yaml.safe_load(raw) or {})
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:

@@ -92,7 +92,7 @@ def _validate(source: yamlfile.Document) -> document.ImagesFile:
         told = list(dict.fromkeys(_tell(source, error) for error in errors))
         if len(told) > _MAX_ERRORS:
             told[_MAX_ERRORS:] = [f"and {len(told) - _MAX_ERRORS} more"]
-        raise ConfigError("\n".join(told)) from None
+        raise ConfigError(told[0], details=told[1:]) from None
 
 
 def _tell(source: yamlfile.Document, error: ErrorDetails) -> str:

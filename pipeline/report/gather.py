@@ -109,7 +109,7 @@ def _image(
         events = tuple(read_events(store.layout, name, 0))[::-1]
     except PublishError as error:
         return ReportedImage(
-            name=name, releases=(), channels={}, events=(), bytes_on_disk=0, broken=error.message
+            name=name, releases=(), channels={}, events=(), bytes_on_disk=0, broken=error.headline
         )
     releases = [(line, _record(store, line)) for line in lines[: limit + 1]]
     told = [

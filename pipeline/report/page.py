@@ -31,6 +31,9 @@ def page(report: Report) -> str:
         loader=jinja2.PackageLoader("pipeline.report", "templates"),
         undefined=jinja2.StrictUndefined,
         autoescape=True,
+        finalize=lambda value: (
+            words.escaped(value) if type(value) is str else value
+        ),  # not Markup, which is ours
         trim_blocks=True,
         lstrip_blocks=True,
     )

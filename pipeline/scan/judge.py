@@ -179,7 +179,7 @@ class Judge:
         try:
             outcome = scan_ecr.ask(self.ecr_for(subject.base_in), subject.base_in.repository, base.digest)
         except RegistryError as error:
-            log.warning("the findings of the base cannot be read", base=str(base), reason=error.message)
+            log.warning("the findings of the base cannot be read", base=str(base), reason=error.headline)
             return None
         if not isinstance(outcome, ScanResult):
             return None
@@ -201,7 +201,7 @@ def layers_of_base(image: Reference, base: Reference, client_for: ClientFor) -> 
             below = manifest_of(client_for, base)
             below_ids = client_for(base.registry).get_config(base.repository, below).diff_ids
     except RegistryError as error:
-        log.warning("the layers of the base cannot be read", base=str(base), reason=error.message)
+        log.warning("the layers of the base cannot be read", base=str(base), reason=error.headline)
         return None
     if whole_ids[: len(below_ids)] != below_ids:
         return None

@@ -119,7 +119,7 @@ def _rescan(
     try:
         verdict = judge.judge(subject, policy, timeout=timeout)
     except SqshpipeError as error:
-        return _by_sbom(release, subject, policy, judge, sbom, error.message)
+        return _by_sbom(release, subject, policy, judge, sbom, error.headline)
     if verdict is None:
         why = "the policy says that nothing is scanned"
         return Rescan(release=release, status="unknown", why=why)
@@ -146,7 +146,7 @@ def _by_sbom(
     try:
         verdict = judge.evaluate(subject, policy, Trivy.find().scan_sbom(sbom))
     except SqshpipeError as error:
-        both = f"{why}; its SBOM could not be scanned: {error.message}"
+        both = f"{why}; its SBOM could not be scanned: {error.headline}"
         return Rescan(release=release, status="unknown", why=both)
     result = _judged(release, verdict)
     both = "; ".join(part for part in (result.why, f"found by its SBOM, since {why}") if part)

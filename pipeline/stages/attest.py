@@ -74,7 +74,7 @@ def attest(
             else:
                 files[SBOM] = made[1]
         except SqshpipeError as error:
-            missing.append(f"no SBOM: {error.message}")
+            missing.append(f"no SBOM: {error.headline}")
     with atomic.told(f"writing what belongs to {release.name}"):
         folders.make(folder)
         for name, content in files.items():
@@ -127,7 +127,7 @@ def _attach(
             )
             attached.append(str(artifact))
     except SqshpipeError as error:
-        missing.append(f"not attached in the registry: {error.message}")
+        missing.append(f"not attached in the registry: {error.headline}")
     return attached
 
 
@@ -145,7 +145,7 @@ def _signed(
             there = referrers(client_for(image.registry), image.repository, image.digest)
         except SqshpipeError as error:
             return Signature(
-                status="unsigned", tool="", why=f"the registry could not be asked: {error.message}"
+                status="unsigned", tool="", why=f"the registry could not be asked: {error.headline}"
             )
         found = image_signing.found_among(there)
         if found is not None:
@@ -155,5 +155,5 @@ def _signed(
     try:
         held = credentials(image.registry)
     except SqshpipeError as error:
-        return Signature(status="failed", tool="", why=f"no credentials to sign with: {error.message}"[:300])
+        return Signature(status="failed", tool="", why=f"no credentials to sign with: {error.headline}"[:300])
     return image_signing.sign(image, held)

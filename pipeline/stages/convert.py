@@ -129,7 +129,7 @@ def convert(
         except ForAnotherConverter as error:
             if options.converter != "auto":
                 raise
-            log.warning("enroot does not do for this image, native does", why=error.message)
+            log.warning("enroot does not do for this image, native does", why=error.headline)
             partial.unlink(missing_ok=True)
             name = "native"
             done = made(name)

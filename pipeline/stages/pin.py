@@ -83,7 +83,7 @@ def _moved(reference: Reference, held: LockedBase, client: RegistryClient) -> Di
     try:
         now = client.head(reference.repository, reference.identifier)
     except RegistryError as error:
-        log.warning("cannot look whether the base has moved, using the locked digest", reason=error.message)
+        log.warning("cannot look whether the base has moved, using the locked digest", reason=error.headline)
         return None
     if now is None:
         log.warning("the base's tag is gone, using the locked digest", base=str(reference))

@@ -54,7 +54,8 @@ def statement(record: Record, *, builder: str = "") -> dict[str, Any]:
 
 def as_bytes(value: Mapping[str, Any]) -> bytes:
     """The same bytes for the same statement."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # in JSON the escape of a lone surrogate
 
 
 def _dependencies(record: Record, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:

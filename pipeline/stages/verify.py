@@ -95,7 +95,7 @@ def described(
         with SquashfsImage.open(path) as image:
             superblock = image.superblock
     except FormatError as error:
-        raise VerificationError(error.message, hint=error.hint) from error
+        raise VerificationError(error.headline, hint=error.hint) from error
     if isinstance(source, RegistrySource):
         source = CachedSource(source, cache)
         source.fetch(meter)
@@ -282,7 +282,8 @@ def _failure(file: SquashfsFile, differences: list[Difference]) -> VerificationE
         told.append(f"  and {more} more" + (" at least" if len(differences) >= _MOST else ""))
     count = f"{len(differences)} places" if len(differences) > 1 else "one place"
     return VerificationError(
-        "\n".join([f"{file.path} differs from its image in {count}:", *told]),
+        f"{file.path} differs from its image in {count}:",
+        details=told,
         hint=(
             "use --converter native or mksquashfs"
             if file.converter.name == "enroot"

@@ -59,7 +59,7 @@ def _writing(layout: Layout) -> Iterator[Finding]:
         with atomic.told("trying to write"):
             probe.write_bytes(b"probe")
     except SqshpipeError as error:
-        yield Finding(level="fail", found=error.message, advice=error.hint)
+        yield Finding(level="fail", found=error.headline, advice=error.hint)
         return
     try:
         owner = probe.stat().st_uid
@@ -148,7 +148,7 @@ def _caches(layout: Layout) -> Iterator[Finding]:
         try:
             loaded = load(layout, image)
         except SqshpipeError as error:
-            yield Finding(level="fail", found=error.message, advice=error.hint)
+            yield Finding(level="fail", found=error.headline, advice=error.hint)
             continue
         for message in loaded.broken:
             yield Finding(level="fail", found=message, advice="restore it from a backup or another copy")
@@ -173,7 +173,7 @@ def _group(layout: Layout, group: str | None) -> Iterator[Finding]:
     try:
         preflight.check_group(layout, group)
     except SqshpipeError as error:
-        yield Finding(level="fail", found=error.message, advice=error.hint)
+        yield Finding(level="fail", found=error.headline, advice=error.hint)
         return
     if group is None:
         return

@@ -148,4 +148,5 @@ def _as_bytes(image: str, event: Event) -> bytes:
     }
     data.update({key: value for key, value in optional.items() if value})
     data.update({"by": event.by, "at": event.at})
-    return (json.dumps(data, ensure_ascii=False) + "\n").encode()
+    # in JSON the escape of a lone surrogate, which a reason given as bytes that are no text can hold
+    return (json.dumps(data, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

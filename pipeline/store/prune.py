@@ -67,7 +67,7 @@ def prune(layout: Layout, policy: Policy, ask_jobs: AskJobs, *, dry_run: bool = 
     try:
         jobs = ask_jobs()
     except ToolError as error:
-        report.unreachable = error.message
+        report.unreachable = error.headline
     with atomic.told(f"pruning {layout.root}"):
         used = retention.in_use(leases.read_all(layout), jobs, now)
         states = _states(layout, report)
@@ -202,7 +202,7 @@ def _delete_unused(layout: Layout, policy: Policy, ask_jobs: AskJobs, report: Re
                 report.files.append((_told_path(layout, digest), _why(digest, pruned)))
                 _delete(aside.pop(digest), digest, report)
     except ToolError as error:
-        report.unreachable = error.message
+        report.unreachable = error.headline
     finally:
         for digest, away in aside.items():
             _give_back(layout, digest, away)

@@ -86,7 +86,7 @@ def load(layout: Layout, image: str, *, rebuild: bool = False) -> Loaded:
         try:
             state.add(_own(parse_record(raw, path), image, name, path))
         except PublishError as error:
-            loaded.broken.append(error.message)
+            loaded.broken.append(error.headline)
     return loaded
 
 

@@ -73,7 +73,8 @@ class Record:
         }
 
     def as_bytes(self) -> bytes:
-        return (json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n").encode()
+        text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
+        return text.encode("utf-8", "backslashreplace")  # in JSON the escape of a lone surrogate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,11 @@ from pipeline.progress import Meter
 from pipeline.tools.disk import says_full
 from pipeline.tools.docker_errors import full_hint
 from pipeline.tools.ecr.actions import hint as ecr_hint
+from pipeline.words import said
 
 LAST_LINES = 15
 _DIGEST_STATUS = re.compile(r": digest: (sha256:[0-9a-f]{64}) size: \d+")
 STEP = re.compile(r"Step \d+/\d+ : ")
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 # What may pass by itself. Everything else (denied, tag invalid, name unknown, connection refused …) is an
 # answer.
@@ -43,10 +43,12 @@ def build_failure(path: Path, reason: str, step: Sequence[str], *, root: str) ->
 
     ``root`` is the folder where the engine keeps its data, told when it is full.
     """
-    lines = [f"  | {line}" for line in step if line.strip()][-LAST_LINES:]
+    lines = [f"  | {said(line)}" for line in step if line.strip()][-LAST_LINES:]
+    first, *more = [line for line in reason.strip().split("\n") if line.strip()] or ["no reason is given"]
     hint = "the lines above are what the step said last" if lines else ""
     return ToolError(
-        "\n".join([f"building {path} failed: {reason.strip()}", *lines]),
+        f"building {path} failed: {said(first)}",
+        details=[*(f"  {said(line)}" for line in more), *lines],
         hint=full_hint(root) if says_full(" ".join([reason, *lines])) else hint,
     )
 
@@ -103,5 +105,4 @@ def lines(event: Mapping[str, Any]) -> Iterator[str]:
     text = event.get("stream")
     if text is None and event.get("status") and not event.get("progressDetail"):
         text = " ".join(str(event[key]) for key in ("id", "status") if event.get(key))
-    plain = _ESCAPES.sub("", str(text or ""))
-    yield from (line.rstrip() for line in plain.splitlines() if line.strip())
+    yield from (shown for line in re.split(r"[\r\n]+", str(text or "")) if (shown := said(line)).strip())

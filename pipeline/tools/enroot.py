@@ -172,7 +172,7 @@ class Enroot:
         except ToolError as error:
             hint = meaning(error.message)
             kind = CannotImport if hint.endswith(OTHER_CONVERTER) else ToolError
-            raise kind(error.message, hint=hint or error.hint) from error
+            raise kind(error.headline, hint=hint or error.hint, details=error.details) from error
 
 
 def refuse_config(config: ImageConfig) -> None:

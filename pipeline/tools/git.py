@@ -127,5 +127,5 @@ def _git(
     except ToolError as error:
         if "dubious ownership" in error.message:
             hint = f"git config --global --add safe.directory {folder.resolve()}"
-            raise ToolError(error.message, hint=hint) from error
+            raise ToolError(error.headline, hint=hint, details=error.details) from error
         raise

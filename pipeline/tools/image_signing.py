@@ -63,7 +63,7 @@ def sign(image: Reference, credentials: Credentials | None = None) -> Signature:
             with _access(tool, image, credentials) as environment:
                 process.run([program, *words], extra_env=environment, timeout=_TIMEOUT)
         except ToolError as error:
-            return Signature(status="failed", tool=tool, why=error.message.splitlines()[0][:300])
+            return Signature(status="failed", tool=tool, why=error.headline[:300])
         return Signature(status="signed", tool=tool, why=f"{tool} signed {image.digest}")
     why = "neither notation nor cosign with COSIGN_KEY is set up here, and ECR has made no signature"
     return Signature(status="unsigned", tool="", why=why)

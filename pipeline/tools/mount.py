@@ -52,7 +52,7 @@ def mount(file: Path, folder: Path, *, kind: Kind | None = None) -> Kind:
         except ToolError as error:
             if kind == "kernel":
                 raise
-            log.debug("the kernel would not mount it, squashfuse does", why=error.message)
+            log.debug("the kernel would not mount it, squashfuse does", why=error.headline)
         else:
             return "kernel"
     _fuse_mount(file, folder)

@@ -28,6 +28,7 @@ from typing import IO
 import structlog
 
 from pipeline.errors import ToolError
+from pipeline.words import said
 
 log = structlog.get_logger()
 
@@ -37,7 +38,6 @@ LAST_LINES = 12
 _READ_SIZE = 1 << 16
 _TICK = 0.2
 _LINE_END = re.compile(rb"[\r\n]+")
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MORE_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 
@@ -96,7 +96,9 @@ def run(
     if not finished:
         _end_group(process)
         raise ToolError(
-            _told(f"{_name(words)} did not finish within {timeout:g} s", words, talk.last), hint=hint
+            f"{_name(words)} did not finish within {timeout:g} s:",
+            hint=hint,
+            details=_details(words, talk.last),
         )
     completed = Completed(
         argv=words,
@@ -241,7 +243,7 @@ class _Conversation:
         if self._on_line is not None:
             self._on_line(line)
         elif pipe is self._process.stderr:  # stdout may be a value, and a value may be secret
-            log.debug(_ESCAPES.sub("", line), tool=Path(str(self._process.args[0])).name)  # type: ignore[index]
+            log.debug(said(line), tool=Path(str(self._process.args[0])).name)  # type: ignore[index]
 
     def _wait(self) -> bool:
         """The end of a program that has closed its output."""
@@ -286,22 +288,22 @@ def _signal_group(group: int, number: int) -> bool:
 
 def _failure(completed: Completed, last: Sequence[str], hint: str) -> ToolError:
     name, code = _name(completed.argv), completed.returncode
+    details = _details(completed.argv, last)
     if code >= 0:
-        return ToolError(_told(f"{name} failed with exit code {code}", completed.argv, last), hint=hint)
+        return ToolError(f"{name} failed with exit code {code}:", hint=hint, details=details)
     try:
         signal_name = signal.Signals(-code).name
     except ValueError:
         signal_name = f"signal {-code}"
     if code == -signal.SIGKILL and not hint:
         hint = "SIGKILL that nobody sent is the kernel out of memory: see dmesg, or give the job more memory"
-    return ToolError(_told(f"{name} was ended by {signal_name}", completed.argv, last), hint=hint)
+    return ToolError(f"{name} was ended by {signal_name}:", hint=hint, details=details)
 
 
 def _name(words: Sequence[str]) -> str:
     return Path(words[0]).name
 
 
-def _told(what: str, words: Sequence[str], last: Sequence[str]) -> str:
-    """``what``, then the line to paste, then what the program said last, without its terminal colours."""
-    said = [f"  | {_ESCAPES.sub('', line).rstrip()}" for line in last]
-    return "\n".join([f"{what}:", f"  $ {shlex.join(words)}", *said])
+def _details(words: Sequence[str], last: Sequence[str]) -> list[str]:
+    """The line to paste, then what the program printed last, without its terminal colours."""
+    return [f"  $ {shlex.join(words)}", *(f"  | {said(line)}" for line in last)]

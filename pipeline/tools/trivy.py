@@ -85,7 +85,7 @@ class Trivy:
         except ToolError as error:
             if not says_full(error.message):
                 raise
-            raise ToolError(error.message, hint=_FULL) from error
+            raise ToolError(error.headline, hint=_FULL, details=error.details) from error
 
 
 def _access(reference: Reference, credentials: Credentials | None) -> dict[str, str]:

@@ -144,7 +144,7 @@ class Checkout:
             path.write_text(f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}' {words}\n")
             path.chmod(0o755)
         pip = self.folder / ".venv" / "bin" / "pip"
-        pip.write_text("#!/bin/sh\necho \"$@\" > pip-was-asked\n")
+        pip.write_text('#!/bin/sh\necho "$@" > pip-was-asked\n')
         pip.chmod(0o755)
         (self.folder / ".venv" / ".installed").touch()
 

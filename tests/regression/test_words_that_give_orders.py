@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import httpx
 import pytest
 
+from pipeline import words
 from pipeline.actions.event import Wanted
 from pipeline.actions.summary import checked_markdown, wanted_markdown
 from pipeline.bases.refresh import Problem, Refreshed, pull_request
-from pipeline.cli import output
+from pipeline.cli import ci, output
 from pipeline.config.types import Notify
-from pipeline.errors import RegistryError, ToolError
+from pipeline.errors import ConfigError, RegistryError, ToolError
 from pipeline.notify import Event, deliver
 from pipeline.oci.reference import Reference
+from pipeline.tools import process
 
 ORDERS = ("::error file=x::owned", "  ::add-mask::a", "done ##[set-output name=reference]evil", "##[group]x")
 EVIL = "![p](https://evil.example/p) [docs](https://evil.example) <img src=x> | @everyone `x` **b**\u202e"
@@ -34,7 +37,8 @@ def test_no_line_is_an_order_to_githubs_runner(
     order: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    output.failure(ToolError(f"enroot failed with exit code 1\n{order}", hint=order))
+    output.failure(ToolError(f"enroot failed with exit code 1\n{order}", hint=order, details=[order]))
+    output.document(f"#!/bin/sh\n{order}\n")
     output.tell(order)
     output.data(order)
     output.data_json({"text": order})
@@ -56,8 +60,8 @@ def test_json_for_a_terminal_moves_and_hides_nothing(capsys: pytest.CaptureFixtu
     value = {"한국어": "\x9b2J\x7f\x85\u202eabc\u2066\u200b\u2028\ufeff\x1b[31m"}
     output.data_json(value)
     printed = capsys.readouterr().out
+    assert printed.isascii()
     assert printed.replace("\n", "").isprintable()
-    assert "한국어" in printed
     assert json.loads(printed) == value
 
 
@@ -97,3 +101,45 @@ def test_a_message_calls_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "<" not in sent[0]
     assert "\u202e" not in sent[0]
     assert "the registry says" in sent[0]
+
+
+def test_only_details_of_an_error_make_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ToolError("a\nb\r\u2028c", hint="d\ne", details=["  $ tool", "f\ng\th"])
+    assert error.headline == "a\\nb\\r\\u2028c"
+    assert error.message.count("\n") == 2
+    output.failure(error)
+    printed = capsys.readouterr().err
+    assert printed == (
+        "sqshpipe: a\\nb\\r\\u2028c\n            $ tool\n          f\\ng       h\n          d\\ne\n"
+    )
+
+
+def test_an_error_that_is_raised_anew_keeps_its_lines(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\nprintf 'one\\n\\033[31mtwo\\tand\\n'\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(ToolError) as caught:
+        process.run([broken])
+    assert caught.value.details[1:] == ("  | one", "  | two     and")
+    assert "\\n" not in caught.value.message
+    assert "\\t" not in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["v1\nreference=evil", "v1\rx", "v1\x85x"])
+def test_an_output_of_a_step_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "outputs"))
+    with pytest.raises(ConfigError, match="the output version"):
+        ci._outputs({"version": text})
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_code_in_markdown_ends_where_we_end_it() -> None:
+    page = checked_markdown("de`mo", reference="a`\n# b | c", stages=[], verdict=None, error="")
+    assert "`a'\\n# b \\| c`" in page
+    assert "### ✅ de\\`mo" in page
+
+
+def test_bytes_of_a_file_name_are_escaped_as_bytes() -> None:
+    assert words.escaped("a\udcff\udc9bé한\ud800") == "a\\xff\\x9bé한\\ud800"
+    assert words.escaped(words.escaped("\x1b\n")) == "\\x1b\\n"
+    assert words.said("\x1b[1;31mred\x1b[0m\tx\x07\r") == "red     x\\x07"

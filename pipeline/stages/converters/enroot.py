@@ -16,6 +16,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
 
+import structlog
 from zstandard import ZstdCompressor
 
 from pipeline.config import ConvertOptions
@@ -42,7 +43,9 @@ from pipeline.tools.enroot import (
 )
 from pipeline.tools.mksquashfs import Mksquashfs
 from pipeline.tools.registry import Refused, RegistrySource
+from pipeline.words import said
 
+log = structlog.get_logger()
 _UNPACKED = 2  # layers unpacked are at least this many times as large as stored
 _MOST_TAGS = 200  # looked at for one that stands for a digest
 
@@ -90,7 +93,7 @@ def convert_enroot(
         compressor=options.compressor,
         zstd_level=options.zstd_level,
         block_size=options.block_size,
-        on_line=meter.line,
+        on_line=lambda line: log.debug(said(line), tool="enroot"),
     )
     places.credentials.unlink(missing_ok=True)
     meter.advance(manifest.size)
@@ -108,7 +111,7 @@ def _packer() -> Mksquashfs:
     try:
         return Mksquashfs.find()
     except ToolError as error:
-        raise CannotImport(error.message, hint=error.hint) from error
+        raise CannotImport(error.headline, hint=error.hint, details=error.details) from error
 
 
 def _checked(handed: _Handed, limits: Limits, meter: Meter) -> Tree:

@@ -60,7 +60,7 @@ def pack_cache(cache: Path) -> PackCache:
 
 
 def _tell(error: PackDamaged) -> None:
-    log.warning("a layer pack is damaged and will be made again", why=error.message)
+    log.warning("a layer pack is damaged and will be made again", why=error.headline)
 
 
 def convert_native(

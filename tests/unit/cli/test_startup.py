@@ -11,7 +11,7 @@ import pytest
 
 HEAVY = {"structlog", "pydantic", "httpx", "docker", "boto3", "botocore", "rich", "asyncio", "jinja2", "yaml"}
 # What every start loads, and the module of the verb itself.
-START = {"app", "completion", "help_page", "options", "output", "verbs"}
+START = {"app", "completion", "help_page", "options", "output", "streams", "variables", "verbs"}
 # Configuration, registry and words are needed to see that nothing has to be done.
 IDLE = HEAVY - {"docker", "boto3", "botocore", "jinja2"}
 

@@ -135,7 +135,7 @@ def test_failure_holds_a_line_to_paste_the_last_lines_and_the_hint() -> None:
 def test_failure_shows_no_terminal_escapes() -> None:
     with pytest.raises(ToolError) as caught:
         run(python("print('\\x1b[31mred\\x1b[0m \\x07bell \\x1b]0;title'); raise SystemExit(1)"))
-    assert "red bell" in caught.value.message
+    assert "  | red \\x07bell \\x1b]0;title" in caught.value.details
     assert "\x1b" not in caught.value.message
     assert "\x07" not in caught.value.message
 
