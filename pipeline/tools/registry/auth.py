@@ -1,8 +1,7 @@
 """What a registry wants to be shown: nothing, a password (Basic), or a token bought with one (Bearer).
 
 The token flow is https://distribution.github.io/distribution/spec/auth/token/, as nvcr.io, Docker Hub and
-GHCR speak it;
-the challenge syntax is RFC 9110 section 11.
+GHCR speak it; `headers` reads the challenges.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -20,9 +19,7 @@ import httpx
 from pipeline.errors import RegistryError
 from pipeline.tools.credentials import Credentials, CredentialsProvider, RenewableProvider
 from pipeline.tools.http import plain_http_allowed
-
-_SCHEME = re.compile(r"\s*,?\s*([A-Za-z][A-Za-z0-9._~+-]*)(?:\s+|$)")
-_PARAMETER = re.compile(r'\s*,?\s*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+from pipeline.tools.registry.headers import Challenge, parse_challenges
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")  # what a header takes
 
@@ -33,33 +30,6 @@ _RENEW_BEFORE = 10.0
 _JUST_BOUGHT = 5.0
 
 _Query = list[tuple[str, str | int | float | bool | None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Challenge:
-    """One ``WWW-Authenticate``: the scheme in lower case, and its parameters."""
-
-    scheme: str
-    parameters: tuple[tuple[str, str], ...]
-
-    def get(self, name: str) -> str:
-        return next((value for key, value in self.parameters if key == name), "")
-
-
-def parse_challenges(header: str) -> tuple[Challenge, ...]:
-    """Every challenge in a ``WWW-Authenticate`` header; what cannot be read ends the list."""
-    found: list[Challenge] = []
-    position = 0
-    while match := _SCHEME.match(header, position):
-        position = match.end()
-        parameters: list[tuple[str, str]] = []
-        while parameter := _PARAMETER.match(header, position):
-            name, quoted, plain = parameter.groups()
-            value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain
-            parameters.append((name.lower(), value))
-            position = parameter.end()
-        found.append(Challenge(scheme=match.group(1).lower(), parameters=tuple(parameters)))
-    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +73,11 @@ class Authenticator:
         return f"Authenticator({self._host!r})"
 
     @property
+    def was_challenged(self) -> bool:
+        """Whether the registry has said how to sign in."""
+        return self._challenge is not None
+
+    @property
     def has_credentials(self) -> bool:
         """Whether there was anything to show; tells "wrong password" from "no password"."""
         return self._credentials is not None
@@ -123,16 +98,20 @@ class Authenticator:
         with buying:
             return "Bearer " + self._token(challenge, scopes)
 
-    def challenged(self, header: str, scopes: tuple[Scope, ...], *, sent: str | None) -> bool:
-        """Take in a 401 (or an expired 403). True: worth asking again with `header`; False: it was
-        refused."""
+    def challenged(self, lines: Sequence[str], scopes: tuple[Scope, ...], *, sent: str | None) -> bool:
+        """Take in a 401 (or an expired 403) with its ``WWW-Authenticate`` lines.
+
+        True: worth asking again with `header`; False: it was refused. Raises RegistryError when only other
+        ways of signing in are offered.
+        """
         with self._lock:
-            challenges = {challenge.scheme: challenge for challenge in parse_challenges(header)}
-            chosen = challenges.get("bearer") or challenges.get("basic") or self._challenge
+            chosen = _choose([each for line in lines for each in parse_challenges(line)]) or self._challenge
+            if chosen is None and not lines:
+                return False  # refused, and no way to sign in is named
             if chosen is None:
                 raise RegistryError(
                     f"{self._host} wants an authentication that is neither Basic nor Bearer",
-                    hint=f"it said: {header[:100]!r}",
+                    hint=f"it said: {', '.join(lines)[:100]!r}",
                 )
             self._challenge = chosen
             if chosen.scheme == "bearer":
@@ -200,7 +179,14 @@ class Authenticator:
             form |= {"scope": " ".join(map(str, scopes)), "refresh_token": credentials.identity_token}
             return httpx.Request("POST", url, data=form)
         headers = {"Authorization": credentials.basic()} if credentials is not None else {}
-        return httpx.Request("GET", url, params=query, headers=headers)
+        try:
+            return httpx.Request("GET", url, params=query, headers=headers)
+        except httpx.InvalidURL as error:
+            raise RegistryError(
+                f"{self._host} sends us to the token server {url.host}, for a service that no address can"
+                f" carry: {service[:60]!r}, {len(service)} characters",
+                hint="the registry's token service is not configured as it should be",
+            ) from error
 
     def _refused(self, request: httpx.Request, status: int) -> RegistryError:
         where = f"the token server {request.url.host} of {self._host}"
@@ -214,6 +200,14 @@ class Authenticator:
                 f"{self._host} refuses the password of {user} (status {status})", hint=login_hint(self._host)
             )
         return RegistryError(f"{where} answers with status {status}", hint="try again later")
+
+
+def _choose(challenges: Sequence[Challenge]) -> Challenge | None:
+    """Bearer before Basic; a Bearer challenge that names no token server is the last choice."""
+    by_token = [challenge for challenge in challenges if challenge.scheme == "bearer"]
+    by_password = [challenge for challenge in challenges if challenge.scheme == "basic"]
+    usable = [challenge for challenge in by_token if challenge.get("realm")]
+    return next(iter((*usable, *by_password, *by_token)), None)
 
 
 def _scope_query(scopes: Iterable[Scope]) -> _Query:
