@@ -22,6 +22,7 @@ from pipeline.stages.pin import BaseImage
 from pipeline.tools.credentials import CredentialsProvider, RenewableProvider, credentials_for
 from pipeline.tools.docker import Engine
 from pipeline.tools.docker_events import Denied
+from pipeline.tools.login import place_of
 from pipeline.tools.registry import RegistryClient
 
 log = structlog.get_logger()
@@ -104,11 +105,12 @@ def _send(target: Reference, engine: Engine, credentials: CredentialsProvider, m
 
     The engine gets a password when it begins, and does not say whether a refusal means its end.
     """
-    given = credentials(target.registry)
+    place = place_of(credentials, target.name)
+    given = credentials(place)
     try:
         return engine.push(target, given, meter)
     except Denied:
-        fresh = credentials.renew(target.registry) if isinstance(credentials, RenewableProvider) else None
+        fresh = credentials.renew(place) if isinstance(credentials, RenewableProvider) else None
         if fresh is None or fresh == given:
             raise
         log.warning("the registry no longer takes the password, going on with a fresh one", image=str(target))

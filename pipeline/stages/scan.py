@@ -24,7 +24,8 @@ from pipeline.stages import scan_ecr
 from pipeline.stages.push import PushedImage
 from pipeline.stages.scan_ecr import Waiting
 from pipeline.tools.credentials import CredentialsProvider, credentials_for
-from pipeline.tools.ecr.client import Ecr, parse_host
+from pipeline.tools.ecr.client import Ecr
+from pipeline.tools.ecr.hosts import parse_host
 from pipeline.tools.registry import RegistryClient
 from pipeline.tools.trivy import Trivy
 

@@ -17,8 +17,14 @@ from urllib.parse import urlsplit
 import httpx
 
 from pipeline.errors import RegistryError
-from pipeline.tools.credentials import Credentials, CredentialsProvider, RenewableProvider
 from pipeline.tools.http import plain_http_allowed
+from pipeline.tools.login import (
+    Credentials,
+    CredentialsProvider,
+    RenewableProvider,
+    login_hint,
+    place_of,
+)
 from pipeline.tools.registry.headers import Challenge, parse_challenges
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")  # what a header takes
@@ -64,8 +70,8 @@ class Authenticator:
         self._fetch = fetch
         self._lock = threading.Lock()
         self._challenge: Challenge | None = None
-        self._credentials: Credentials | None = None
-        self._asked = False
+        self._credentials: dict[str, Credentials | None] = {}  # by the place that they are for
+        self._places: dict[str, str] = {}  # by repository
         self._tokens: dict[tuple[Scope, ...], _Token] = {}
         self._buying: dict[tuple[Scope, ...], threading.Lock] = {}
 
@@ -80,7 +86,7 @@ class Authenticator:
     @property
     def has_credentials(self) -> bool:
         """Whether there was anything to show; tells "wrong password" from "no password"."""
-        return self._credentials is not None
+        return any(found is not None for found in self._credentials.values())
 
     def header(self, scopes: tuple[Scope, ...]) -> str | None:
         """What to send with a request, as far as it is known before the first challenge.
@@ -92,7 +98,7 @@ class Authenticator:
             if challenge is None:
                 return None
             if challenge.scheme == "basic":
-                credentials = self._current()
+                credentials = self._current(self._place(scopes))
                 return credentials.basic() if credentials else None
             buying = self._buying.setdefault(scopes, threading.Lock())
         with buying:
@@ -118,28 +124,41 @@ class Authenticator:
                 refused = self._tokens.pop(scopes, None)
                 # a token that was refused as soon as it was bought: another one would be, too
                 return sent is None or refused is None or time.monotonic() > refused.bought + _JUST_BOUGHT
-            before = self._credentials
+            place = self._place(scopes)
+            before = self._credentials.get(place)
             if sent is None:
-                return self._current() is not None
+                return self._current(place) is not None
             if isinstance(self._provider, RenewableProvider):
-                self._credentials = self._provider.renew(self._host)
-            return self._credentials is not None and self._credentials != before
+                self._credentials[place] = self._provider.renew(place)
+            fresh = self._credentials.get(place)
+            return fresh is not None and fresh != before
 
-    def _current(self) -> Credentials | None:
-        if not self._asked or (self._credentials is not None and self._credentials.stale()):
-            self._credentials = self._provider(self._host)
-            self._asked = True
-        return self._credentials
+    def _place(self, scopes: tuple[Scope, ...]) -> str:
+        """The host, or the part of it whose credentials count for the first of ``scopes``."""
+        if not scopes:
+            return self._host
+        repository = scopes[0].repository
+        if repository not in self._places:
+            self._places[repository] = place_of(self._provider, f"{self._host}/{repository}")
+        return self._places[repository]
+
+    def _current(self, place: str) -> Credentials | None:
+        held = self._credentials.get(place)
+        if place not in self._credentials or (held is not None and held.stale()):
+            self._credentials[place] = self._provider(place)
+        return self._credentials[place]
 
     def _token(self, challenge: Challenge, scopes: tuple[Scope, ...]) -> str:
         held = self._tokens.get(scopes)
         if held is not None and time.monotonic() < held.until:
             return held.value
-        request = self._token_request(challenge, scopes)
+        with self._lock:
+            credentials = self._current(self._place(scopes))
+        request = self._token_request(challenge, scopes, credentials)
         asked_at = time.monotonic()
         status, body = self._fetch(request)
         if status != httpx.codes.OK:
-            raise self._refused(request, status)
+            raise self._refused(request, status, credentials)
         try:
             answer = json.loads(body)
             value = _TOKEN.fullmatch(answer.get("token") or answer["access_token"])[0]  # type: ignore[index]
@@ -154,7 +173,9 @@ class Authenticator:
         )
         return value
 
-    def _token_request(self, challenge: Challenge, scopes: tuple[Scope, ...]) -> httpx.Request:
+    def _token_request(
+        self, challenge: Challenge, scopes: tuple[Scope, ...], credentials: Credentials | None
+    ) -> httpx.Request:
         realm = challenge.get("realm")
         try:
             parts, url = urlsplit(realm), httpx.URL(realm)
@@ -172,8 +193,6 @@ class Authenticator:
         service = challenge.get("service")
         query: _Query = [("service", service)] if service else []
         query += _scope_query(scopes)
-        with self._lock:
-            credentials = self._current()
         if credentials is not None and credentials.identity_token:
             form = {"grant_type": "refresh_token", "client_id": "sqshpipe", "service": service}
             form |= {"scope": " ".join(map(str, scopes)), "refresh_token": credentials.identity_token}
@@ -188,14 +207,14 @@ class Authenticator:
                 hint="the registry's token service is not configured as it should be",
             ) from error
 
-    def _refused(self, request: httpx.Request, status: int) -> RegistryError:
+    def _refused(self, request: httpx.Request, status: int, credentials: Credentials | None) -> RegistryError:
         where = f"the token server {request.url.host} of {self._host}"
         if status in (401, 403):
-            if self._credentials is None:
+            if credentials is None:
                 return RegistryError(
                     f"{self._host} gives no token without a password", hint=login_hint(self._host)
                 )
-            user = self._credentials.username or "the identity token"
+            user = credentials.username or "the identity token"
             return RegistryError(
                 f"{self._host} refuses the password of {user} (status {status})", hint=login_hint(self._host)
             )
@@ -212,12 +231,3 @@ def _choose(challenges: Sequence[Challenge]) -> Challenge | None:
 
 def _scope_query(scopes: Iterable[Scope]) -> _Query:
     return [("scope", str(scope)) for scope in scopes]
-
-
-def login_hint(host: str) -> str:
-    """What to do for credentials at ``host``."""
-    if host == "nvcr.io" or host.endswith(".nvcr.io"):
-        return "set NGC_API_KEY to a key from ngc.nvidia.com (Setup, Generate API Key)"
-    if ".dkr.ecr." in host:
-        return "check the AWS credentials: aws sts get-caller-identity"
-    return f"docker login {host}, or set SQSHPIPE_REGISTRY_USER and SQSHPIPE_REGISTRY_PASSWORD"
