@@ -138,3 +138,25 @@ def test_the_verbs(ecr: Ecr, tmp_path: Path) -> None:
         assert not any(
             action.startswith("ecr:Delete") or "BatchDelete" in action for action in statements[0]["Action"]
         )
+
+
+@pytest.mark.parametrize("rule", ["IMMUTABLE_WITH_EXCLUSION", "MUTABLE_WITH_EXCLUSION"])
+def test_exceptions_for_our_tags_are_told_and_removed(ecr: Ecr, tmp_path: Path, rule: str) -> None:
+    filters = [{"filterType": "WILDCARD", "filter": text} for text in ("key-*", "v*")]
+    repository.apply(ecr, "team/demo", settings())
+    ecr.call(
+        "put_image_tag_mutability",
+        repositoryName="team/demo",
+        imageTagMutability=rule,
+        imageTagMutabilityExclusionFilters=filters,
+    )
+    config = tmp_path / "images.yaml"
+    config.write_text(
+        f"version: 1\nregistry: {{ecr: {{account: '{aws.ACCOUNT}', region: {aws.REGION}, prefix: team}}}}\n"
+        "store: {root: /nowhere}\nimages:\n  demo: {base: 'nvcr.io/nvidia/pytorch:24.01-py3'}\n"
+    )
+    dry = CliRunner().invoke(app, ["ecr", "apply", "-c", str(config), "--dry-run"])
+    assert dry.exit_code == 10, dry
+    assert f"tags is {rule} (key-*, v*), not IMMUTABLE" in dry.stdout
+    assert named(repository.apply(ecr, "team/demo", settings())) == ["tags"]
+    assert repository.compare(repository.look(ecr, "team/demo"), "team/demo", settings()) == ()
