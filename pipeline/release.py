@@ -14,9 +14,8 @@ from typing import Any
 from pipeline import __version__
 from pipeline.bases import Clients
 from pipeline.config.types import Config, ImageSpec
-from pipeline.errors import ConfigError, PublishError
+from pipeline.errors import ConfigError
 from pipeline.inputs import scan_policy
-from pipeline.oci.manifest import Manifest
 from pipeline.progress import Story
 from pipeline.stages.attest import attest
 from pipeline.stages.build import BuiltImage, build
@@ -31,7 +30,7 @@ from pipeline.stages.verify import VerifiedSquashfs, verify
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.tools.docker import Engine
-from pipeline.tools.registry import RegistrySource
+from pipeline.tools.registry import RegistrySource, image_manifest
 from pipeline.wanted import Pinned
 
 
@@ -269,9 +268,7 @@ def source_of(report: ScanReport, clients: Clients) -> RegistrySource:
     """Where the converter reads the layers: the registry, by the digest that was scanned."""
     image = report.image
     client = clients(image.repository.registry)
-    manifest = client.get_manifest(image.repository.repository, str(image.digest))
-    if not isinstance(manifest, Manifest):
-        raise PublishError(f"{image.reference} is an index, not the image of one platform")
+    manifest = image_manifest(client, image.reference, None)
     return RegistrySource(client, image.repository.repository, manifest)
 
 

@@ -15,7 +15,7 @@ import structlog
 
 from pipeline.config.types import Config, ImageSpec, ScanPolicy
 from pipeline.errors import ConfigError, RegistryError, ScanRejected, ToolError
-from pipeline.oci.manifest import Manifest
+from pipeline.oci.manifest import NotOneImage
 from pipeline.oci.reference import Reference
 from pipeline.scanning.findings import Base, ScanResult
 from pipeline.scanning.policy import Verdict, evaluate
@@ -26,7 +26,7 @@ from pipeline.stages.scan_ecr import Waiting
 from pipeline.tools.credentials import CredentialsProvider, credentials_for
 from pipeline.tools.ecr.client import Ecr
 from pipeline.tools.ecr.hosts import parse_host
-from pipeline.tools.registry import RegistryClient
+from pipeline.tools.registry import RegistryClient, image_manifest
 from pipeline.tools.trivy import Trivy
 
 log = structlog.get_logger()
@@ -193,28 +193,20 @@ def layers_of_base(image: Reference, base: Reference, client_for: ClientFor) -> 
     warning, when the base cannot be read.
     """
     try:
-        whole = manifest_of(client_for, image)
+        whole = image_manifest(client_for(image.registry), image, None)
         whole_ids = client_for(image.registry).get_config(image.repository, whole).diff_ids
         if image.digest == base.digest:
             below, below_ids = whole, whole_ids
         else:
-            below = manifest_of(client_for, base)
+            below = image_manifest(client_for(base.registry), base, None)
             below_ids = client_for(base.registry).get_config(base.repository, below).diff_ids
-    except RegistryError as error:
+    except (RegistryError, NotOneImage) as error:
         log.warning("what the base brought cannot be told", reason=error.message)
         return Base()
     if whole_ids[: len(below_ids)] != below_ids:
         return Base()
     blobs = (layer.digest for layer in (*whole.layers[: len(below_ids)], *below.layers))
     return Base(layers=frozenset({*below_ids, *blobs}))
-
-
-def manifest_of(client_for: ClientFor, image: Reference) -> Manifest:
-    """The manifest of ``image``, which has a digest. RegistryError when it is an index."""
-    found = client_for(image.registry).get_manifest(image.repository, str(image.digest))
-    if not isinstance(found, Manifest):
-        raise RegistryError(f"{image} is an index, not one image")
-    return found
 
 
 def _base_findings(

@@ -23,7 +23,8 @@ from pipeline.errors import ConfigError, FormatError, RegistryError, ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import Limits
-from pipeline.oci.manifest import Index, Manifest
+from pipeline.oci.manifest import Manifest, NotOneImage
+from pipeline.oci.reference import Reference
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
@@ -41,7 +42,7 @@ from pipeline.tools.enroot import (
     write_credentials,
 )
 from pipeline.tools.mksquashfs import Mksquashfs
-from pipeline.tools.registry import Refused, RegistrySource
+from pipeline.tools.registry import Refused, RegistrySource, image_manifest
 
 _UNPACKED = 2  # layers unpacked are at least this many times as large as stored
 _MOST_TAGS = 200  # looked at for one that stands for a digest
@@ -238,6 +239,8 @@ def _stands_for(source: RegistrySource, tag: str, digest: Digest) -> bool:
         return False
     if not head.is_index:
         return head.digest == digest
-    index = source.client.get_manifest(source.repository, tag)
-    platform = source.config().platform
-    return isinstance(index, Index) and index.select(platform).digest == digest
+    image = Reference(registry=source.client.host, repository=source.repository, tag=tag)
+    try:
+        return image_manifest(source.client, image, source.config().platform).digest == digest
+    except NotOneImage:
+        return False
