@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +206,14 @@ def _told_rules(policy: Mapping[str, Any]) -> str:
     if any(rule.get("tagStatus") != "untagged" for rule in rules):
         return "a policy that can delete published images"
     return f"{len(rules)} other rule" + ("s" if len(rules) != 1 else "")
+
+
+def drift(ecr: Ecr, registry: RegistrySettings, images: Iterable[str]) -> list[Difference]:
+    """How the repositories of ``images`` differ from images.yaml. Raises RegistryError as `look` does."""
+    if registry.ecr is None:
+        return []
+    names = [registry.repository(image).repository for image in images]
+    return [one for name in names for one in compare(look(ecr, name), name, registry.ecr)]
 
 
 def look(ecr: Ecr, name: str) -> Repository | None:

@@ -30,6 +30,7 @@ from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.tools.credentials import CredentialsProvider, credentials_for
 from pipeline.tools.ecr.client import Ecr
+from pipeline.tools.login import place_of
 from pipeline.tools.trivy import Trivy
 
 log = structlog.get_logger()
@@ -195,7 +196,7 @@ class _Asker:
             if scanner == "none":
                 return None, "the policy says that nothing is scanned"
             if scanner == "trivy":
-                known = self._credentials(image.registry)
+                known = self._credentials(place_of(self._credentials, image.name))
                 return Trivy.find().scan_image(image, known, platform=release.platform), ""
             left = timedelta(seconds=max(0.0, self._until - self._waiting.clock()))
             found = wait(

@@ -26,6 +26,7 @@ from pipeline.stages.scan_ecr import Waiting
 from pipeline.tools.credentials import CredentialsProvider, credentials_for
 from pipeline.tools.ecr.client import Ecr
 from pipeline.tools.ecr.hosts import parse_host
+from pipeline.tools.login import place_of
 from pipeline.tools.registry import RegistryClient, image_manifest
 from pipeline.tools.trivy import Trivy
 
@@ -162,7 +163,7 @@ def _result(
     now: datetime,
 ) -> ScanResult:
     if scanner == "trivy":
-        known = credentials(pushed.repository.registry)
+        known = credentials(place_of(credentials, pushed.repository.name))
         return Trivy.find().scan_image(pushed.reference, known, platform=str(pushed.base.platform))
     return scan_ecr.wait(
         ecr or ecr_of(pushed.repository),

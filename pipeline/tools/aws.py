@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 from pipeline.errors import ConfigError, RegistryError, SqshpipeError
 from pipeline.tools.login import NoCredentials
@@ -20,6 +21,17 @@ _SOURCES = "aws sso login, AWS_PROFILE, an instance role, or OIDC in Actions; wh
 
 class NoAwsCredentials(NoCredentials):
     """boto3's chain found nothing to sign with; the message says why."""
+
+
+def client(service: str) -> Any:
+    """boto3's client for ``service``, such as ``s3``. Raises what `trouble` gives."""
+    import boto3
+    from botocore import exceptions as aws
+
+    try:
+        return boto3.client(service)  # type: ignore[call-overload]  # the name is not a constant
+    except (aws.BotoCoreError, OSError, ValueError, LookupError) as error:
+        raise trouble(error, asked=service) from None
 
 
 def profile() -> str:

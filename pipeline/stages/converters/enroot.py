@@ -41,6 +41,7 @@ from pipeline.tools.enroot import (
     refuse_config,
     write_credentials,
 )
+from pipeline.tools.login import place_of
 from pipeline.tools.mksquashfs import Mksquashfs
 from pipeline.tools.registry import Refused, RegistrySource, image_manifest
 
@@ -203,7 +204,8 @@ def _require_space(manifest: Manifest, scratch: Path, layers: Path, output: Path
 
 def _lend_credentials(source: RegistrySource, places: Places) -> None:
     """A netrc file for this import alone; without credentials enroot asks anonymously."""
-    found = source.client.credentials(source.client.host)
+    known = source.client.credentials
+    found = known(place_of(known, f"{source.client.host}/{source.repository}"))
     if found is None:
         return
     if found.identity_token:

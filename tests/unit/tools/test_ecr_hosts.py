@@ -10,6 +10,8 @@ from pipeline.cluster import bootstrap
 from pipeline.cluster.settings import parse
 from pipeline.config.reading import parse_registry
 from pipeline.config.types import EcrSettings
+from pipeline.oci.reference import Reference
+from pipeline.tools.docker_events import push_failure
 from pipeline.tools.ecr.hosts import EcrHost, parse_host, partition_of
 from pipeline.tools.ecr.policies import policy
 from pipeline.tools.login import login_hint
@@ -84,6 +86,10 @@ def test_every_part_knows_the_host(
     assert "aws sts" in login_hint(host)
     denied = refused(host, "x", 403, b"", had_credentials=True, action="ecr:PutImage")
     assert "ecr:PutImage" in denied.hint
+    said = "denied: Your authorization token has expired. Reauthenticate and try again."
+    ended = push_failure(said, Reference.parse(f"{host}/team/x:v1"), root="/")
+    assert "docker login" not in ended.hint
+    assert "aws sts" in ended.hint
     document = policy("node", account=ACCOUNT, region=region)
     assert document["Statement"][0]["Resource"].startswith(f"arn:{partition}:ecr:{region}:")
 
