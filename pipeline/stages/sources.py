@@ -56,7 +56,7 @@ def opened_source(
         with _saved(rest, platform, scratch, meter) as archive:
             yield _checked(archive, platform)
     else:
-        raise ConfigError(f"{text[:200]!r} is not a source of an image", hint=_what_to_write(text))
+        raise ConfigError(f"{text[:200]!r} is not a source of an image", hint=what_to_write(text))
 
 
 def _registry_name(text: str) -> Reference | None:
@@ -66,7 +66,7 @@ def _registry_name(text: str) -> Reference | None:
     return Reference.parse(text.removeprefix("docker://"))
 
 
-def _what_to_write(text: str) -> str:
+def what_to_write(text: str) -> str:
     """The right way to write what ``text`` seems to mean: enroot's words, a path, a name alone."""
     kind, _, rest = text.partition(":")
     path = rest.removeprefix("//")
