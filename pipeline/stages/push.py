@@ -85,24 +85,24 @@ def push(
     target = repository.with_tag(key_tag(built.key))
     engine.tag(built.local_id, target)
     try:
-        told = _send(target, engine, credentials, meter)
+        digest = _send(target, engine, credentials, meter)
     except RegistryError:
         winner = _winner(built, repository, client)
         if winner is None:
             raise
         return winner
     found = client.head(repository.repository, key_tag(built.key))
-    if found is not None and found.digest != told:
+    if found is not None and found.digest != digest:
         winner = adopt(repository, built.key, built.base, client)
         if winner is not None:
             return winner
         found = None
     if found is None:
         raise RegistryError(
-            f"{target} was pushed as {told}, but the registry has nothing there",
+            f"{target} was pushed as {digest}, but the registry has nothing there",
             hint="somebody deletes from this repository, or the registry is not consistent; run it again",
         )
-    manifest = image_manifest(client, repository.with_digest(told), built.base.platform)
+    manifest = image_manifest(client, repository.with_digest(digest), built.base.platform)
     if built.config_digest is not None and manifest.config.digest != built.config_digest:
         raise ToolError(
             f"{target} has the config {manifest.config.digest}, but {built.config_digest} was built",
@@ -123,7 +123,7 @@ def _winner(built: BuiltImage, repository: Reference, client: RegistryClient) ->
 
 
 def _send(target: Reference, engine: Engine, credentials: CredentialsProvider, meter: Meter) -> Digest:
-    """The engine's push, gone on with once when the password has ended on the way: ECR's last 12 hours.
+    """The engine's push, repeated once when the password has ended on the way: ECR's last 12 hours.
 
     The engine gets a password when it begins, and does not say whether a refusal means its end.
     """

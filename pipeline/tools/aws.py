@@ -29,7 +29,8 @@ def client(service: str) -> Any:
     from botocore import exceptions as aws
 
     try:
-        return boto3.client(service)  # type: ignore[call-overload]  # the name is not a constant
+        # a session of its own: the one that boto3 shares is not safe in threads, and remembers
+        return boto3.Session().client(service)  # type: ignore[call-overload]  # not a constant name
     except (aws.BotoCoreError, OSError, ValueError, LookupError) as error:
         raise trouble(error, asked=service) from None
 

@@ -142,7 +142,7 @@ def test_the_verbs(ecr: Ecr, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", ["IMMUTABLE_WITH_EXCLUSION", "MUTABLE_WITH_EXCLUSION"])
-def test_exceptions_for_our_tags_are_told_and_removed(ecr: Ecr, tmp_path: Path, rule: str) -> None:
+def test_exceptions_for_our_tags_are_reported_and_removed(ecr: Ecr, tmp_path: Path, rule: str) -> None:
     filters = [{"filterType": "WILDCARD", "filter": text} for text in ("key-*", "v*")]
     repository.apply(ecr, "team/demo", settings())
     ecr.call(

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError
         ("docker-archive:/a/file.tar", "write docker-archive:/a/file.tar"),
     ],
 )
-def test_an_image_of_elsewhere_is_told_with_what_to_write(text: str, advice: str, tmp_path: Path) -> None:
+def test_an_image_of_elsewhere_is_refused_with_what_to_write(text: str, advice: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"neither IMAGE\[:VERSION\]") as caught:
         wanted(text, tmp_path)
     assert caught.value.hint.endswith(advice)

@@ -77,7 +77,7 @@ def test_tag_and_digest_can_be_exchanged() -> None:
         ("https://quay.io/team/x", "quay.io/team/x"),
     ],
 )
-def test_names_in_other_words_are_told_as_ours(text: str, better: str) -> None:
+def test_names_in_another_form_get_ours_as_advice(text: str, better: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Reference.parse(text)
     assert caught.value.hint.endswith(f"write {better}")

@@ -44,7 +44,7 @@ def tags(found: Repository, *, immutable: bool = True) -> list[str]:
         ("key-ab",),
     ],
 )
-def test_exceptions_that_let_our_tags_move_are_told(filters: tuple[str, ...]) -> None:
+def test_exceptions_that_let_our_tags_move_are_reported(filters: tuple[str, ...]) -> None:
     assert tags(repository("IMMUTABLE_WITH_EXCLUSION", *filters)) == [
         f"IMMUTABLE_WITH_EXCLUSION ({', '.join(filters)})"
     ]
@@ -56,7 +56,7 @@ def test_exceptions_that_cannot_be_ours_are_as_wanted(filters: tuple[str, ...]) 
 
 
 @pytest.mark.parametrize("filters", [("key-*",), ("key-*", "v*"), ("latest",), ()])
-def test_mutable_tags_with_exceptions_are_told(filters: tuple[str, ...]) -> None:
+def test_mutable_tags_with_exceptions_are_reported(filters: tuple[str, ...]) -> None:
     assert len(tags(repository("MUTABLE_WITH_EXCLUSION", *filters))) == 1
 
 

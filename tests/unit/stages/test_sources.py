@@ -86,13 +86,13 @@ def test_an_image_for_another_platform_is_refused(tmp_path: Path) -> None:
         ("x" * 5000, "docker://HOST/NAME:TAG"),
     ],
 )
-def test_a_source_in_other_words_is_told_as_ours(text: str, hint: str, tmp_path: Path) -> None:
+def test_a_source_in_another_form_gets_ours_as_advice(text: str, hint: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         name_and_layers(text, tmp_path)
     assert hint in caught.value.hint
 
 
-def test_a_path_alone_is_told_with_its_kind(tmp_path: Path) -> None:
+def test_a_path_alone_gets_its_kind_as_advice(tmp_path: Path) -> None:
     write_layout(tmp_path / "layout", [LAYER])
     with pytest.raises(ConfigError, match=f"write oci:{tmp_path}/layout"):
         name_and_layers(str(tmp_path / "layout"), tmp_path)

@@ -15,6 +15,8 @@ from pipeline.tools.credentials import KnownCredentials, credentials_for
 from pipeline.tools.ecr import tokens
 from pipeline.tools.ecr.client import Ecr
 from pipeline.tools.registry import RegistryClient
+from pipeline.tools.s3 import S3Bucket
+from pipeline.tools.signing import open_signer
 from tests.support.fake_registry import Streamed
 
 HOST = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
@@ -151,3 +153,18 @@ def test_a_login_of_docker_serves_where_aws_has_nothing(home: Path) -> None:
     assert found is not None
     assert found.username == "AWS"
     assert docker_login.find(HOST) == found
+
+
+@pytest.mark.parametrize("case", ["source_profile", "unparsable", "endpoint", "credential_process fails"])
+@pytest.mark.parametrize("service", ["s3", "kms"])
+def test_other_services_say_the_same(
+    home: Path, monkeypatch: pytest.MonkeyPatch, case: str, service: str
+) -> None:
+    text, variables, kind, part = BROKEN[case]
+    (home / "config").write_text(text)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(kind) as caught:
+        _ = S3Bucket("s3://bucket/x") if service == "s3" else open_signer("awskms:key")
+    assert part in str(caught.value)
