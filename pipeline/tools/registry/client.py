@@ -97,26 +97,32 @@ class RegistryClient:
         answer HEAD with 404, 405 or 403 for what GET gives, or without a digest; then the bytes are fetched,
         at most 4 MiB, and the digest is computed from them.
         """
-        answer = self._manifest("HEAD", repository, reference)
-        described = _described(answer) if answer is not None else None
+        described = self._head(repository, reference)
         if described is not None:
             if ":" in reference and str(described.digest) != reference:
                 raise self._lie(repository, reference, described.digest)
             return described
-        answer = self._manifest("GET", repository, reference)
-        if answer is None:
-            return None
-        manifest = self._read(repository, reference, answer)
+        try:
+            manifest = self.get_manifest(repository, reference)
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise
         return Descriptor(media_type=manifest.media_type, digest=manifest.digest, size=len(manifest.raw))
+
+    def _head(self, repository: str, reference: str) -> Descriptor | None:
+        """What HEAD says of a manifest; None where it does not say all of it."""
+        try:
+            return _described(self._manifest("HEAD", repository, reference))
+        except Refused as error:
+            unasked = error.status == 401 and not self._session.was_challenged  # GET may say how to sign in
+            if unasked or error.status in _NO_HEAD:
+                return None
+            raise
 
     def get_manifest(self, repository: str, reference: str) -> Manifest | Index:
         """A manifest by tag or digest; its bytes are compared with every digest that was named for them."""
         answer = self._manifest("GET", repository, reference)
-        if answer is None:
-            raise _not_found(self.host, repository, reference)
-        return self._read(repository, reference, answer)
-
-    def _read(self, repository: str, reference: str, answer: Answer) -> Manifest | Index:
         said = _said_digest(answer)
         if said is not None:
             self._same(repository, reference, said, answer.body)
@@ -124,22 +130,15 @@ class RegistryClient:
             self._same(repository, reference, Digest.parse(reference), answer.body)
         return parse_manifest(answer.body, answer.headers.get("content-type"))
 
-    def _manifest(self, method: str, repository: str, reference: str) -> Answer | None:
-        """The answer; None when the manifest is not there, and when HEAD is not answered."""
+    def _manifest(self, method: str, repository: str, reference: str) -> Answer:
         joint = "@" if ":" in reference else ":"
-        try:
-            return self._session.ask(
-                method,
-                f"/v2/{repository}/manifests/{reference}",
-                scopes=(Scope(repository, "pull"),),
-                what=f"{self.host}/{repository}{joint}{reference}",
-                headers=_ACCEPT,
-            )
-        except Refused as error:
-            unasked = error.status == 401 and not self._session.was_challenged  # GET may say how to sign in
-            if error.status == 404 or (method == "HEAD" and (unasked or error.status in _NO_HEAD)):
-                return None
-            raise
+        return self._session.ask(
+            method,
+            f"/v2/{repository}/manifests/{reference}",
+            scopes=(Scope(repository, "pull"),),
+            what=f"{self.host}/{repository}{joint}{reference}",
+            headers=_ACCEPT,
+        )
 
     def _same(self, repository: str, reference: str, wanted: Digest, body: bytes) -> None:
         hasher = wanted.hasher()
@@ -293,10 +292,6 @@ def _described(answer: Answer) -> Descriptor | None:
 def _said_digest(answer: Answer) -> Digest | None:
     said = answer.headers.get("docker-content-digest", "")
     return Digest.parse(said) if said else None
-
-
-def _not_found(host: str, repository: str, reference: str) -> RegistryError:
-    return RegistryError(f"{host}/{repository} has no {reference}", hint="check name and tag")
 
 
 def tags_in(answer: Answer, name: str) -> list[str]:
