@@ -28,6 +28,7 @@ _SCRATCH_GIB = 60
 _CACHE_GIB = 30
 _NETWORK_KINDS = frozenset({"nfs", "nfs4", "lustre", "cifs", "ceph", "gpfs", "beegfs", "fuse.sshfs", "9p"})
 _TIMEOUT = 20.0
+_NAMED = 3  # differences of repositories that the line names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,8 @@ def examine(config: Config | None, problem: SqshpipeError | None = None) -> tupl
             lambda: _space("cache", config.cache, _CACHE_GIB, "SQSHPIPE_CACHE", local=False),
             lambda: _registry(config),
         ]
+    if config is not None and config.registry.ecr is not None:
+        checks.append(lambda: _repositories(config))
     with ThreadPoolExecutor(max_workers=len(checks)) as pool:
         found = tuple(pool.map(lambda check: check(), checks))
     return found if config is None else (*found, *_store(config))
@@ -192,6 +195,27 @@ def _registry(config: Config) -> Check:
     except SqshpipeError as error:
         return Check(name="registry", status="fail", found=error.headline, advice=error.hint)
     return Check(name="registry", status="ok", found=f"{config.registry.base} answers and lets us in")
+
+
+def _repositories(config: Config) -> Check:
+    """Whether the repositories in ECR are as images.yaml wants them; a push makes missing ones."""
+    from pipeline.stages import repository
+    from pipeline.tools.ecr.client import Ecr
+
+    assert config.registry.ecr is not None  # noqa: S101 - asked for such a registry alone
+    asked = Ecr(config.registry.ecr.account, config.registry.ecr.region)
+    try:
+        found = [
+            one for one in repository.drift(asked, config.registry, config.images) if one.found != "missing"
+        ]
+    except SqshpipeError as error:
+        return Check(name="repositories", status="warn", found=error.message, advice=error.hint)
+    if found:
+        said = "; ".join(f"{one.repository}: {one.setting} is {one.found}" for one in found[:_NAMED])
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        advice = "sqshpipe ecr apply --dry-run lists all of them, sqshpipe ecr apply changes them"
+        return Check(name="repositories", status="warn", found=said + more, advice=advice)
+    return Check(name="repositories", status="ok", found="as images.yaml wants them")
 
 
 def _store(config: Config) -> list[Check]:

@@ -38,12 +38,26 @@ def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFil
     """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names."""
     from pipeline.cluster.running import ImageFile, image_file
 
-    if "/" in name:
+    first, slash, _ = name.partition("/")
+    if "#" in name or (slash and ":" in first):
+        _refuse_reference(name)
+    if slash:
         return image_file(Path(name), digest)
     from pipeline.cli.store import host_platform, open_store
 
     release = open_store(store).resolve(name, host_platform())
     return ImageFile(path=release.path, sha256=release.sha256)
+
+
+def _refuse_reference(name: str) -> None:
+    """Raise ConfigError for a registry's or an engine's image, unless a file has that path."""
+    from pipeline.stages.sources import what_to_write
+
+    if not Path(name).exists():
+        raise ConfigError(
+            f"{name[:200]!r} is neither IMAGE[:VERSION] of the store nor the path of a .sqsh",
+            hint=f"make a .sqsh of it with sqshpipe convert; as its source: {what_to_write(name)}",
+        )
 
 
 def _kind(text: str | None) -> Kind | None:

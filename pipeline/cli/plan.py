@@ -74,10 +74,10 @@ def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[Di
     from pipeline.stages import repository
     from pipeline.tools.ecr.client import Ecr
 
-    names = [settings.registry.repository(spec.name).repository for spec in specs]
     try:
-        asked = Ecr(ecr.account, ecr.region)
-        return [one for name in names for one in repository.compare(repository.look(asked, name), name, ecr)]
+        return repository.drift(
+            Ecr(ecr.account, ecr.region), settings.registry, [spec.name for spec in specs]
+        )
     except RegistryError as error:
         output.log().warning(
             "whether the repositories are as images.yaml wants them is not known",

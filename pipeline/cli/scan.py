@@ -121,9 +121,9 @@ def _in_registry(settings: Config, spec: ImageSpec, clients: Clients, tag: str |
     """What is in the registry for the image as images.yaml means it now, or under ``tag``."""
     from pipeline import inputs
     from pipeline.lock import read_lock
-    from pipeline.scan.judge import manifest_of
     from pipeline.stages.pin import pin
     from pipeline.stages.push import PushedImage, adopt
+    from pipeline.tools.registry import image_manifest
 
     repository = settings.registry.repository(spec.name)
     client = clients(repository.registry)
@@ -137,10 +137,7 @@ def _in_registry(settings: Config, spec: ImageSpec, clients: Clients, tag: str |
                 hint=f"sqshpipe release {spec.name} builds and pushes it; --tag scans what has that tag",
             )
         return found
-    head = client.head(repository.repository, tag)
-    if head is None:
-        raise RegistryError(f"{repository.with_tag(tag)} does not exist", hint="check the tag")
-    manifest = manifest_of(clients, repository.with_digest(head.digest))
+    manifest = image_manifest(client, repository.with_tag(tag), spec.platform)
     return PushedImage(
         repository=repository,
         digest=manifest.digest,

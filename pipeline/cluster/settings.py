@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import ConfigError
+from pipeline.tools.ecr.hosts import REGION_PATTERN, EcrHost, parse_host
 
 # A word that a shell, YAML and slurm.conf all take as it is.
 Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:@%+=,\[\]-]+$")]
@@ -101,7 +102,7 @@ class ClusterSettings(_Part):
     """All of cluster.yaml."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,59}$")] = "gpu-cluster"
-    region: Annotated[str, Field(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$")] = "us-east-1"
+    region: Annotated[str, Field(pattern=REGION_PATTERN)] = "us-east-1"
     os: Literal["ubuntu2204", "ubuntu2404", "alinux2023"] = "ubuntu2204"
     store: Absolute = "/fsx/containers"
     registries: tuple[Plain, ...] = ()  # HOST/PREFIX whose repositories are images of the store
@@ -128,10 +129,10 @@ class ClusterSettings(_Part):
         return names
 
     @property
-    def ecr_hosts(self) -> tuple[str, ...]:
-        """Registries of ECR among the declared ones."""
-        hosts = (name.partition("/")[0] for name in self.registries)
-        return tuple(dict.fromkeys(host for host in hosts if ".dkr.ecr." in host))
+    def ecr_hosts(self) -> tuple[EcrHost, ...]:
+        """Registries of ECR among the declared ones; ``str()`` of one is its host name."""
+        hosts = (parse_host(name.partition("/")[0]) for name in self.registries)
+        return tuple(dict.fromkeys(host for host in hosts if host is not None))
 
 
 def load(path: Path) -> ClusterSettings:

@@ -27,6 +27,7 @@ from pipeline.errors import SqshpipeError
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.store import names
+from pipeline.tools.ecr.hosts import REGION_PATTERN
 from pipeline.track import Pattern
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -115,7 +116,7 @@ class EcrModel(Model):
     """An AWS account's registry."""
 
     account: str = Field(pattern=r"^[0-9]{12}$", description="AWS account, 12 digits in quotes.")
-    region: str = Field(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]$", examples=["us-east-1"])
+    region: str = Field(pattern=REGION_PATTERN, examples=["us-east-1"])
     prefix: str = Field(default="", description="Put before each repository.", examples=["team/training"])
     immutable: bool = Field(default=True, description="Whether a tag, once put, stays on its image.")
     scanning: Literal["basic", "enhanced", "off"] = Field(

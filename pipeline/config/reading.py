@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,9 +31,9 @@ from pipeline.errors import ConfigError
 from pipeline.oci.entry import Limits
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.tools.ecr.hosts import parse_host
 
 _MAX_ERRORS = 8
-_ECR_URL = re.compile(r"([0-9]{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?(?:/(.*))?")
 _MISSING = "write one (sqshpipe schema describes it), or name another with --config"
 
 
@@ -159,9 +159,10 @@ def parse_registry(text: str, where: str, *, plain_http: bool = False) -> Regist
         raise ConfigError(f"{where}: no user or password in the registry's address", hint="use docker login")
     if scheme not in ("http", "https") or not rest:
         raise ConfigError(f"{where}: {text!r} is not a registry", hint="write HOST[:PORT][/PATH]")
-    match = _ECR_URL.fullmatch(rest)
-    if match:
-        ecr = EcrSettings(account=match[1], region=match[2], prefix=match[3] or "")
+    name, _, path = rest.partition("/")
+    host = parse_host(name)
+    if host is not None:
+        ecr = EcrSettings(**dataclasses.asdict(host), prefix=path)
         settings = RegistrySettings(ecr=ecr)
     else:
         settings = RegistrySettings(url=rest, plain_http=plain_http or scheme == "http")

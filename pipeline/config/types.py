@@ -13,6 +13,7 @@ from pipeline.oci.entry import DEFAULT_LIMITS, Limits
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.store.names import DEFAULT_CHANNEL, nearest
+from pipeline.tools.ecr.hosts import EcrHost
 
 ConverterName = Literal["auto", "enroot", "mksquashfs", "native"]
 CompressorName = Literal["zstd", "gzip", "lz4"]
@@ -34,11 +35,14 @@ class EcrSettings:
     scanning: Literal["basic", "enhanced", "off"] = "basic"
     kms_key: str | None = None
     untagged_days: int = 14
+    fips: bool = False  # as the host name in `url` says
+    dual_stack: bool = False
 
     @property
     def host(self) -> str:
-        domain = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
-        return f"{self.account}.dkr.ecr.{self.region}.{domain}"
+        return str(
+            EcrHost(account=self.account, region=self.region, fips=self.fips, dual_stack=self.dual_stack)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,6 @@ from pipeline.oci.source import check_layer_count
 
 REF_NAME = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME = "io.containerd.image.name"
-_MAX_NESTED = 4  # an index in an index is allowed, and of no use beyond a few
 
 
 class Files(Protocol):
@@ -100,14 +99,12 @@ class LayoutSource:
 
     @cached_property
     def _manifest(self) -> Manifest:
-        descriptor = self._choose(self._index())
-        for _ in range(_MAX_NESTED):
-            raw = self._read(descriptor, manifests.MAX_SIZE, "manifest")
-            found = parse_manifest(raw, descriptor.media_type)
-            if isinstance(found, Manifest):
-                return found
-            descriptor = self._select(found)
-        raise FormatError(f"{self.name} has indexes nested more than {_MAX_NESTED} deep")
+        top = self._parsed(self._choose(self._index()))
+        return manifests.descend(top, self._platform, self._parsed, self.name)
+
+    def _parsed(self, descriptor: Descriptor) -> Manifest | Index:
+        raw = self._read(descriptor, manifests.MAX_SIZE, "manifest")
+        return parse_manifest(raw, descriptor.media_type)
 
     @cached_property
     def _config(self) -> ImageConfig:
@@ -154,12 +151,6 @@ class LayoutSource:
         raise ConfigError(
             f"{self.name} holds {len(images)} images", hint=f"name one of them by its tag: {known}"
         )
-
-    def _select(self, index: Index) -> Descriptor:
-        try:
-            return index.select(self._platform)
-        except ConfigError as error:
-            raise ConfigError(f"{self.name}: {error.message}", hint=error.hint) from None
 
     def _open(self, descriptor: Descriptor, what: str) -> BinaryIO:
         file = self._files.open(f"blobs/{descriptor.digest.algorithm}/{descriptor.digest.hex}")

@@ -7,7 +7,7 @@ content) is refused, since digest-checking tools downstream might read the other
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -34,6 +34,7 @@ ACCEPT = (OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST)
 MAX_SIZE = 4 << 20  # distribution-spec: registries should enforce some limit, 4 MiB is the one that it names
 MAX_LAYERS = 1024
 MAX_MANIFESTS = 4096
+MAX_NESTED = 3  # indexes, one in another: more than two are of no use
 
 _LAYER_TYPES = {
     base + suffix: compression
@@ -130,7 +131,7 @@ class Index:
         """The entry for `platform`: an exact variant before another one, else the first that matches.
 
         An index with one sole entry that names no platform gives that entry (its config tells). The result
-        may be an index again. Raises ConfigError naming the platforms that there are.
+        may be an index again. Raises NotOneImage naming the platforms that there are.
         """
         images = [entry for entry in self.manifests if not entry.is_attestation]
         matching = [m for m in images if m.platform is not None and platform.matches(m.platform)]
@@ -141,10 +142,47 @@ class Index:
             return matching[0]
         if len(images) == 1 and images[0].platform is None:
             return images[0]
-        offered = ", ".join(sorted({str(known) for known in self.platforms})) or "no platform at all"
-        raise ConfigError(
-            f"image index {self.digest} has nothing for {platform}", hint=f"it offers {offered}"
+        raise NotOneImage(
+            f"image index {self.digest} has nothing for {platform}", hint=f"it offers {self.offered}"
         )
+
+    @property
+    def offered(self) -> str:
+        """The platforms, for people."""
+        return ", ".join(sorted({str(known) for known in self.platforms})) or "no platform at all"
+
+
+class NotOneImage(ConfigError):
+    """A reference does not name the image of one platform that is asked for; its bytes are sound."""
+
+
+def descend(
+    top: Manifest | Index,
+    platform: Platform | None,
+    read: Callable[[Descriptor], Manifest | Index],
+    name: str,
+) -> Manifest:
+    """The image for `platform` below `top`, which people call `name`; `read` gives what an entry names.
+
+    With None `top` has to be an image itself. Raises NotOneImage when there is none for the platform,
+    FormatError for indexes nested deeper than `MAX_NESTED`, and what `read` raises.
+    """
+    found = top
+    for _ in range(MAX_NESTED + 1):
+        if isinstance(found, Manifest):
+            return found
+        if platform is None:
+            raise NotOneImage(
+                f"{name} is an index, not the image of one platform", hint=f"it offers {found.offered}"
+            )
+        try:
+            entry = found.select(platform)
+        except NotOneImage as error:
+            raise NotOneImage(
+                f"{name} is not made for {platform}: {error.message}", hint=error.hint
+            ) from None
+        found = read(entry)
+    raise FormatError(f"{name} has indexes nested more than {MAX_NESTED} deep", hint="push it again, flat")
 
 
 def parse_manifest(raw: bytes, media_type: str | None) -> Manifest | Index:

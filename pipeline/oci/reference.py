@@ -65,14 +65,13 @@ class Reference:
     def parse(cls, text: str) -> Reference:
         """Read a name as people write it. Raises ConfigError with what is wrong and how to write it."""
         if "://" in text:
-            raise ConfigError(f"{text[:200]!r} is not an image name", hint="leave out what stands before ://")
+            better = plain_name(text)
+            hint = "leave out what stands before ://" + (f": write {better[:200]}" if better else "")
+            raise ConfigError(f"{text[:200]!r} is not an image name", hint=hint)
         if "#" in text:
-            better = (
-                text.rpartition("@")[2].replace("#", "/") if "@sha" not in text else text.replace("#", "/")
-            )
             raise ConfigError(
                 f"{text[:200]!r} is written in enroot's way, with '#' after the registry",
-                hint=f"write {better[:200]}",
+                hint=f"write {plain_name(text)[:200] or 'HOST/NAME:TAG'}",
             )
         if _ONLY_HEX.fullmatch(text):
             raise ConfigError(f"{text!r} is 64 hex digits, not a name", hint="write NAME@sha256:<hex>")
@@ -117,6 +116,25 @@ class Reference:
         tag = f":{self.tag}" if self.tag else ""
         digest = f"@{self.digest}" if self.digest else ""
         return f"{self.name}{tag}{digest}"
+
+
+def plain_name(text: str) -> str:
+    """An image's name without scheme, user and enroot's ``#``: what people should write; empty if unclear.
+
+    ``dockerd://x`` gives ``x``, ``docker://USER@HOST:5000#/team/x:v1`` gives ``HOST:5000/team/x:v1``.
+    """
+    rest = text.rpartition("://")[2]
+    if "#" in rest:
+        host, _, path = rest.partition("#")
+        rest = f"{host.rpartition('@')[2]}/{path.lstrip('/')}"
+    rest = rest.strip("/")
+    if "#" in rest:
+        return ""
+    try:
+        Reference.parse(rest)
+    except ConfigError:
+        return ""
+    return rest
 
 
 def _split_registry(name: str) -> tuple[str, str]:

@@ -9,9 +9,8 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.config.types import ImageSpec
-from pipeline.errors import ConfigError, PublishError
+from pipeline.errors import ConfigError
 from pipeline.inputs import scan_policy
-from pipeline.oci.manifest import Manifest
 from pipeline.release.pinned import Pinned
 from pipeline.release.run import Run, Stage
 from pipeline.scan.gate import ScanReport, scan
@@ -29,7 +28,7 @@ from pipeline.store.names import Version
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.tools.docker import Engine
-from pipeline.tools.registry import RegistrySource
+from pipeline.tools.registry import RegistrySource, image_manifest
 
 
 def require_scanner(run: Run, spec: ImageSpec) -> None:
@@ -220,9 +219,7 @@ def _source(run: Run, report: ScanReport) -> RegistrySource:
     """Where the converter reads the layers: the registry, by the digest that was scanned."""
     image = report.image
     client = run.clients(image.repository.registry)
-    manifest = client.get_manifest(image.repository.repository, str(image.digest))
-    if not isinstance(manifest, Manifest):
-        raise PublishError(f"{image.reference} is an index, not the image of one platform")
+    manifest = image_manifest(client, image.reference, None)
     return RegistrySource(client, image.repository.repository, manifest)
 
 

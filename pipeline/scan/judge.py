@@ -12,7 +12,7 @@ import structlog
 from pipeline.config.types import Config, ScanPolicy
 from pipeline.errors import ConfigError, RegistryError, ToolError
 from pipeline.oci.digest import Digest
-from pipeline.oci.manifest import Manifest
+from pipeline.oci.manifest import NotOneImage
 from pipeline.oci.reference import Reference
 from pipeline.scanning.findings import Base, ScanResult
 from pipeline.scanning.policy import Verdict, evaluate
@@ -20,8 +20,10 @@ from pipeline.scanning.waivers import read_waivers
 from pipeline.stages import scan_ecr
 from pipeline.stages.scan_ecr import Waiting
 from pipeline.tools.credentials import CredentialsProvider, credentials_for
-from pipeline.tools.ecr.client import Ecr, parse_host
-from pipeline.tools.registry import RegistryClient
+from pipeline.tools.ecr.client import Ecr
+from pipeline.tools.ecr.hosts import parse_host
+from pipeline.tools.login import place_of
+from pipeline.tools.registry import RegistryClient, image_manifest
 from pipeline.tools.trivy import Trivy
 
 log = structlog.get_logger()
@@ -131,7 +133,7 @@ class Judge:
         if scanner == "none":
             return None
         if scanner == "trivy":
-            known = self.credentials(subject.image.registry)
+            known = self.credentials(place_of(self.credentials, subject.image.name))
             result = Trivy.find().scan_image(subject.image, known, platform=subject.platform)
         else:
             result = scan_ecr.wait(
@@ -193,25 +195,17 @@ def layers_of_base(image: Reference, base: Reference, client_for: ClientFor) -> 
     the base cannot be read; None when the image was not built on it.
     """
     try:
-        whole = manifest_of(client_for, image)
+        whole = image_manifest(client_for(image.registry), image, None)
         whole_ids = client_for(image.registry).get_config(image.repository, whole).diff_ids
         if image.digest == base.digest:
             below, below_ids = whole, whole_ids
         else:
-            below = manifest_of(client_for, base)
+            below = image_manifest(client_for(base.registry), base, None)
             below_ids = client_for(base.registry).get_config(base.repository, below).diff_ids
-    except RegistryError as error:
+    except (RegistryError, NotOneImage) as error:
         log.warning("the layers of the base cannot be read", base=str(base), reason=error.headline)
         return None
     if whole_ids[: len(below_ids)] != below_ids:
         return None
     blobs = (layer.digest for layer in (*whole.layers[: len(below_ids)], *below.layers))
     return frozenset({*below_ids, *blobs})
-
-
-def manifest_of(client_for: ClientFor, image: Reference) -> Manifest:
-    """The manifest of `image`, which has a digest. RegistryError when it is an index."""
-    found = client_for(image.registry).get_manifest(image.repository, str(image.digest))
-    if not isinstance(found, Manifest):
-        raise RegistryError(f"{image} is an index, not one image")
-    return found

@@ -26,6 +26,7 @@ from pipeline.store.store import Store
 from pipeline.tools import image_signing
 from pipeline.tools.credentials import CredentialsProvider, credentials_for
 from pipeline.tools.image_signing import Signature
+from pipeline.tools.login import place_of
 from pipeline.tools.registry import RegistryClient
 from pipeline.tools.registry.referrers import attach, referrers
 from pipeline.tools.sbom import MEDIA_TYPE as SBOM_TYPE
@@ -68,7 +69,7 @@ def attest(
         files[SBOM] = (folder / SBOM).read_bytes()
     elif image is not None:
         try:
-            made = make_sbom(image, credentials(image.registry), platform=release.platform)
+            made = make_sbom(image, credentials(place_of(credentials, image.name)), platform=release.platform)
             if made is None:
                 missing.append("no SBOM: neither syft nor trivy is installed")
             else:
@@ -153,7 +154,7 @@ def _signed(
     if not sign:
         return Signature(status="unsigned", tool="", why="signing was not asked for")
     try:
-        held = credentials(image.registry)
+        held = credentials(place_of(credentials, image.name))
     except SqshpipeError as error:
         return Signature(status="failed", tool="", why=f"no credentials to sign with: {error.headline}"[:300])
     return image_signing.sign(image, held)

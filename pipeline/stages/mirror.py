@@ -6,13 +6,11 @@ platforms the index keeps its own.
 
 from __future__ import annotations
 
-from pipeline.errors import FormatError
-from pipeline.oci.manifest import Manifest
 from pipeline.oci.reference import Reference
 from pipeline.progress import SILENT, Meter
 from pipeline.stages.pin import BaseImage
 from pipeline.stages.push import PushedImage, key_tag
-from pipeline.tools.registry import RegistryClient
+from pipeline.tools.registry import RegistryClient, image_manifest
 from pipeline.tools.registry.transfer import copy
 
 
@@ -45,9 +43,7 @@ def mirror(
             tags={wanted: key_tag(wanted.hex), base.digest: key_tag(base.digest.hex)},
             meter=meter,
         )
-    manifest = target_client.get_manifest(repository.repository, str(base.digest))
-    if not isinstance(manifest, Manifest):
-        raise FormatError(f"{base.pinned} is an index, not the image of one platform")
+    manifest = image_manifest(target_client, repository.with_digest(base.digest), None)
     return PushedImage(
         repository=repository,
         digest=manifest.digest,

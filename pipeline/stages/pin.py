@@ -11,17 +11,15 @@ from dataclasses import dataclass
 
 import structlog
 
-from pipeline.errors import ConfigError, FormatError, RegistryError
+from pipeline.errors import RegistryError
 from pipeline.lock import Lock, LockedBase
 from pipeline.oci.digest import Digest
-from pipeline.oci.manifest import Descriptor, Index, Manifest
+from pipeline.oci.manifest import Manifest, NotOneImage
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.tools.registry import RegistryClient
+from pipeline.tools.registry import RegistryClient, image_manifest
 
 log = structlog.get_logger()
-
-_MAX_NESTING = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,21 +106,9 @@ def find(reference: Reference, platform: Platform, client: RegistryClient) -> tu
     top = client.head(reference.repository, reference.identifier)
     if top is None:
         raise RegistryError(f"{reference} does not exist", hint="check the name and the tag")
-    current: Descriptor = top
-    for _ in range(_MAX_NESTING):
-        found = client.get_manifest(reference.repository, str(current.digest))
-        if isinstance(found, Manifest):
-            _check_platform(reference, platform, found, client)
-            return found.digest, None if found.digest == top.digest else top.digest
-        current = _select(reference, platform, found)
-    raise FormatError(f"{reference} is an index within an index within an index", hint="push it again, flat")
-
-
-def _select(reference: Reference, platform: Platform, index: Index) -> Descriptor:
-    try:
-        return index.select(platform)
-    except ConfigError as error:
-        raise ConfigError(f"{reference} is not made for {platform}", hint=error.hint) from error
+    found = image_manifest(client, reference.with_digest(top.digest), platform)
+    _check_platform(reference, platform, found, client)
+    return found.digest, None if found.digest == top.digest else top.digest
 
 
 def _check_platform(
@@ -130,6 +116,6 @@ def _check_platform(
 ) -> None:
     config = client.get_config(reference.repository, manifest)
     if not platform.matches(config.platform):
-        raise ConfigError(
+        raise NotOneImage(
             f"{reference} is not made for {platform}", hint=f"it is made for {config.platform} alone"
         )

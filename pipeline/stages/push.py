@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from pipeline.errors import RegistryError, ToolError
+from pipeline.errors import RegistryError, SqshpipeError, ToolError
 from pipeline.oci.digest import Digest
-from pipeline.oci.manifest import Index, Manifest
+from pipeline.oci.manifest import Manifest
 from pipeline.oci.reference import Reference
 from pipeline.progress import SILENT, Meter
 from pipeline.stages.build import BuiltImage
@@ -22,7 +22,8 @@ from pipeline.stages.pin import BaseImage
 from pipeline.tools.credentials import CredentialsProvider, RenewableProvider, credentials_for
 from pipeline.tools.docker import Engine
 from pipeline.tools.docker_events import Denied
-from pipeline.tools.registry import RegistryClient
+from pipeline.tools.login import place_of
+from pipeline.tools.registry import RegistryClient, image_manifest
 
 log = structlog.get_logger()
 
@@ -62,7 +63,7 @@ def adopt(repository: Reference, key: str, base: BaseImage, client: RegistryClie
     found = client.head(repository.repository, key_tag(key))
     if found is None:
         return None
-    manifest = _manifest(repository, found.digest, base, client)
+    manifest = image_manifest(client, repository.with_digest(found.digest), base.platform)
     return _pushed(repository, manifest, base, key, adopted=True)
 
 
@@ -75,22 +76,33 @@ def push(
     credentials: CredentialsProvider = credentials_for,
     meter: Meter = SILENT,
 ) -> PushedImage:
-    """Push `built` as ``repository:key-<key>``.
+    """Push `built` as ``repository:key-<key>``, or adopt what another run has pushed there meanwhile.
 
-    The digest is the one that the engine tells, and the registry has to confirm it under the tag. Raises
-    RegistryError when the registry refuses, cannot be reached, or has something else than was pushed.
+    Two runs with the same key build at the same time; the registry keeps the tag of one of them, and the
+    other one takes that image. The digest is the one that the engine gives, and the registry has to confirm
+    it under the tag. Raises RegistryError when the registry refuses, cannot be reached, or has nothing there.
     """
     target = repository.with_tag(key_tag(built.key))
     engine.tag(built.local_id, target)
-    told = _send(target, engine, credentials, meter)
+    try:
+        digest = _send(target, engine, credentials, meter)
+    except RegistryError:
+        winner = _winner(built, repository, client)
+        if winner is None:
+            raise
+        return winner
     found = client.head(repository.repository, key_tag(built.key))
-    if found is None or found.digest != told:
-        has = "nothing" if found is None else str(found.digest)
+    if found is not None and found.digest != digest:
+        winner = adopt(repository, built.key, built.base, client)
+        if winner is not None:
+            return winner
+        found = None
+    if found is None:
         raise RegistryError(
-            f"{target} was pushed as {told}, but the registry has {has} there",
-            hint="somebody else pushes to this repository, or the registry is not consistent; run it again",
+            f"{target} was pushed as {digest}, but the registry has nothing there",
+            hint="somebody deletes from this repository, or the registry is not consistent; run it again",
         )
-    manifest = _manifest(repository, told, built.base, client)
+    manifest = image_manifest(client, repository.with_digest(digest), built.base.platform)
     if built.config_digest is not None and manifest.config.digest != built.config_digest:
         raise ToolError(
             f"{target} has the config {manifest.config.digest}, but {built.config_digest} was built",
@@ -99,16 +111,28 @@ def push(
     return _pushed(repository, manifest, built.base, built.key, adopted=False)
 
 
+def _winner(built: BuiltImage, repository: Reference, client: RegistryClient) -> PushedImage | None:
+    """The image that another run has pushed under the key of `built`; None when it cannot be seen."""
+    try:
+        found = adopt(repository, built.key, built.base, client)
+    except SqshpipeError:  # the push's own error says more
+        return None
+    if found is not None:
+        log.info("another run has pushed this build, adopting its image", image=str(found.reference))
+    return found
+
+
 def _send(target: Reference, engine: Engine, credentials: CredentialsProvider, meter: Meter) -> Digest:
-    """The engine's push, gone on with once when the password has ended on the way: ECR's last 12 hours.
+    """The engine's push, repeated once when the password has ended on the way: ECR's last 12 hours.
 
     The engine gets a password when it begins, and does not say whether a refusal means its end.
     """
-    given = credentials(target.registry)
+    place = place_of(credentials, target.name)
+    given = credentials(place)
     try:
         return engine.push(target, given, meter)
     except Denied:
-        fresh = credentials.renew(target.registry) if isinstance(credentials, RenewableProvider) else None
+        fresh = credentials.renew(place) if isinstance(credentials, RenewableProvider) else None
         if fresh is None or fresh == given:
             raise
         log.warning("the registry no longer takes the password, going on with a fresh one", image=str(target))
@@ -132,16 +156,6 @@ def tag_version(pushed: PushedImage, version: str, client: RegistryClient) -> No
         )
     manifest = client.get_manifest(name, str(pushed.digest))
     client.put_manifest(name, version, manifest.raw, manifest.media_type)
-
-
-def _manifest(repository: Reference, digest: Digest, base: BaseImage, client: RegistryClient) -> Manifest:
-    """The manifest of the base's platform: attestations turn one image into an index of several manifests."""
-    found = client.get_manifest(repository.repository, str(digest))
-    if isinstance(found, Index):
-        found = client.get_manifest(repository.repository, str(found.select(base.platform).digest))
-    if isinstance(found, Index):
-        raise RegistryError(f"{repository.with_digest(digest)} is an index of indexes, not an image")
-    return found
 
 
 def _pushed(

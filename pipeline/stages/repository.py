@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ import structlog
 from pipeline.config.types import EcrSettings, RegistrySettings
 from pipeline.errors import ConfigError
 from pipeline.oci.reference import Reference
+from pipeline.store.names import check_version
 from pipeline.tools.ecr.client import AwsRefused, Ecr
 
 log = structlog.get_logger()
 
-_IMMUTABLE = ("IMMUTABLE", "IMMUTABLE_WITH_EXCLUSION")
+# What ECR calls a repository where other rules hold for the tags that match its filters.
+_WITH_EXCLUSION = "_WITH_EXCLUSION"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,7 @@ class Repository:
     name: str
     arn: str
     mutability: str
+    exclusions: tuple[str, ...]  # filters of tags for which the opposite of ``mutability`` holds
     scan_on_push: bool
     encryption: str
     kms_key: str | None
@@ -114,10 +117,32 @@ def compare(found: Repository | None, name: str, settings: EcrSettings) -> tuple
 
 
 def _mutability(found: Repository, settings: EcrSettings) -> list[Difference]:
-    if settings.immutable == (found.mutability in _IMMUTABLE):
-        return []
     wanted = "IMMUTABLE" if settings.immutable else "MUTABLE"
-    return [Difference(repository=found.name, setting="tags", found=found.mutability, wanted=wanted)]
+    rule, with_exclusion = found.mutability.removesuffix(_WITH_EXCLUSION), found.exclusions
+    if not found.mutability.endswith(_WITH_EXCLUSION):
+        with_exclusion = ()
+    ours = [each for each in with_exclusion if _may_be_ours(each)]
+    if "*" in (each.replace("**", "*") for each in ours):
+        rule = "MUTABLE" if rule == "IMMUTABLE" else "IMMUTABLE"  # the filter takes every tag
+        ours = []
+    if rule == wanted and not ours:
+        return []
+    said = found.mutability + (f" ({', '.join(with_exclusion)})" if with_exclusion else "")
+    return [Difference(repository=found.name, setting="tags", found=said, wanted=wanted)]
+
+
+def _may_be_ours(pattern: str) -> bool:
+    """Whether a filter can match a tag that sqshpipe puts: ``key-…``, or a version, which is any free name.
+
+    Only a filter without a wildcard can be sure not to: one that is a channel's name, as ``latest``.
+    """
+    if "*" in pattern:
+        return True
+    try:
+        check_version(pattern)
+    except ConfigError:
+        return pattern.startswith("key-")
+    return True
 
 
 def _scanning(found: Repository, settings: EcrSettings) -> list[Difference]:
@@ -183,6 +208,14 @@ def _told_rules(policy: Mapping[str, Any]) -> str:
     return f"{len(rules)} other rule" + ("s" if len(rules) != 1 else "")
 
 
+def drift(ecr: Ecr, registry: RegistrySettings, images: Iterable[str]) -> list[Difference]:
+    """How the repositories of ``images`` differ from images.yaml. Raises RegistryError as `look` does."""
+    if registry.ecr is None:
+        return []
+    names = [registry.repository(image).repository for image in images]
+    return [one for name in names for one in compare(look(ecr, name), name, registry.ecr)]
+
+
 def look(ecr: Ecr, name: str) -> Repository | None:
     """The repository as it is; None when there is none. Raises RegistryError with the permission that
     lacks."""
@@ -199,6 +232,9 @@ def look(ecr: Ecr, name: str) -> Repository | None:
         name=name,
         arn=str(one.get("repositoryArn", "")),
         mutability=str(one.get("imageTagMutability", "MUTABLE")),
+        exclusions=tuple(
+            str(each.get("filter", "")) for each in one.get("imageTagMutabilityExclusionFilters", ())
+        ),
         scan_on_push=bool(one.get("imageScanningConfiguration", {}).get("scanOnPush")),
         encryption=str(encryption.get("encryptionType", "AES256")),
         kms_key=encryption.get("kmsKey"),

@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.oci.manifest import Index, Manifest
 from pipeline.oci.platform import Platform
-from pipeline.oci.reference import Reference
+from pipeline.oci.reference import Reference, plain_name
 from pipeline.oci.source import ImageSource
 from pipeline.progress import SILENT, Meter
 from pipeline.stages.scratch import scratch_folder
-from pipeline.tools.registry import RegistryClient, RegistrySource
+from pipeline.tools.registry import RegistryClient, RegistrySource, image_manifest
 
+_KINDS = ("docker", "docker-daemon", "dockerd", "podman", "containers-storage")
 HINT = "write docker://HOST/NAME:TAG, oci:FOLDER[:TAG], docker-archive:FILE or docker-daemon:NAME"
-_MAX_NESTING = 3  # an index in an index in an index
 
 
 @contextlib.contextmanager
@@ -39,30 +38,61 @@ def opened_source(
     An image of a daemon is saved into a folder in ``scratch`` first. Raises ConfigError for what is no source
     or is made for another platform, RegistryError, ToolError, FormatError.
     """
-    kind, colon, rest = text.partition(":")
-    if not colon or not rest:
-        raise ConfigError(f"{text[:200]!r} is not a source of an image", hint=HINT)
-    if kind == "docker":
-        if not rest.startswith("//"):
-            raise ConfigError(
-                f"{text[:200]!r} is not a source of an image", hint="write docker://HOST/NAME:TAG"
-            )
-        yield _checked(open_registry(Reference.parse(rest[2:]), platform, client_for), platform)
-    elif kind == "oci":
+    kind, _, rest = text.partition(":")
+    reference = _registry_name(text)
+    if reference is not None:
+        yield _checked(open_registry(reference, platform, client_for), platform)
+    elif kind == "oci" and rest and not rest.startswith("//"):
         from pipeline.oci.layout import open_layout, parse_location
 
         folder, tag = parse_location(rest)
         yield _checked(open_layout(folder, tag, platform=platform), platform)
-    elif kind == "docker-archive":
+    elif kind == "docker-archive" and rest and not rest.startswith("//"):
         from pipeline.oci.archive import open_archive
 
         file, name = _file_and_name(rest)
         yield _checked(open_archive(file, name, platform=platform), platform)
-    elif kind == "docker-daemon":
+    elif kind == "docker-daemon" and rest and not rest.startswith("//"):
         with _saved(rest, platform, scratch, meter) as archive:
             yield _checked(archive, platform)
     else:
-        raise ConfigError(f"{kind[:40]!r} is not a kind of source", hint=HINT)
+        raise ConfigError(f"{text[:200]!r} is not a source of an image", hint=what_to_write(text))
+
+
+def _registry_name(text: str) -> Reference | None:
+    """The reference after ``docker://``; None for another kind of source."""
+    if not text.startswith("docker://") or "#" in text:
+        return None
+    return Reference.parse(text.removeprefix("docker://"))
+
+
+def what_to_write(text: str) -> str:
+    """The right way to write what ``text`` seems to mean: enroot's words, a path, a name alone."""
+    kind, _, rest = text.partition(":")
+    path = rest.removeprefix("//")
+    there = _there(text)
+    if there == "folder" or (kind == "oci" and path):
+        return f"write oci:{text if there else path}"
+    if there == "file" or (kind == "docker-archive" and path):
+        return f"write docker-archive:{text if there else path}"
+    name = plain_name(text if "://" in text or kind not in _KINDS else rest)
+    if not name or text.startswith(("/", ".")):
+        return HINT
+    if kind in ("dockerd", "docker-daemon"):
+        return f"write docker-daemon:{name}"
+    if kind in ("podman", "containers-storage"):
+        return f"podman save -o FILE {name}, then write docker-archive:FILE"
+    if kind == "docker" or "://" in text or "#" in text:
+        return f"write docker://{name}"
+    return f"for an image in a registry write docker://{name}"
+
+
+def _there(text: str) -> str:
+    """``folder`` or ``file``, whatever has this path; empty for nothing and for what is not a path."""
+    try:
+        return "folder" if Path(text).is_dir() else "file" if Path(text).is_file() else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def open_registry(
@@ -70,12 +100,7 @@ def open_registry(
 ) -> RegistrySource:
     """The image of ``reference`` for ``platform``, out of an index if there is one."""
     client = client_for(reference.registry)
-    found: Manifest | Index = client.get_manifest(reference.repository, reference.identifier)
-    for _ in range(_MAX_NESTING):
-        if isinstance(found, Manifest):
-            return RegistrySource(client, reference.repository, found)
-        found = client.get_manifest(reference.repository, str(found.select(platform).digest))
-    raise ConfigError(f"{reference} is an index of indexes, nested too deep")
+    return RegistrySource(client, reference.repository, image_manifest(client, reference, platform))
 
 
 def _file_and_name(text: str) -> tuple[Path, str | None]:

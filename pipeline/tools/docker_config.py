@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.tools.credentials import Credentials, docker_config_path
 from pipeline.tools.disk import write_text
+from pipeline.tools.docker_login import docker_config_path
+from pipeline.tools.login import Credentials
 
 _DOCKER_HUB = "docker.io"
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"

@@ -13,6 +13,7 @@ from pipeline.progress import Meter
 from pipeline.tools.disk import says_full
 from pipeline.tools.docker_errors import full_hint
 from pipeline.tools.ecr.actions import hint as ecr_hint
+from pipeline.tools.login import login_hint
 from pipeline.words import said
 
 LAST_LINES = 15
@@ -62,7 +63,7 @@ def push_failure(message: str, reference: Reference, *, root: str) -> SqshpipeEr
     if says_full(message) and root in message:
         return ToolError(text, hint=full_hint(root))
     if _REFUSED.search(message):
-        hint = f"check the user and password for {reference.registry}: docker login {reference.registry}"
+        hint = login_hint(reference.registry)
         return Denied(text, hint=ecr_hint("", message) if "ecr:" in message else hint)
     if _WORTH_RETRYING.search(message):
         return Passing(

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import boto3
 import botocore.exceptions
 
 from pipeline.errors import ConfigError, ToolError, VerificationError
 from pipeline.progress import SILENT, Meter
+from pipeline.tools import aws
 
 PART_BYTES = 64 << 20
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
@@ -37,7 +37,7 @@ class S3Bucket:
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._part_bytes = part_bytes
-        self._client = client or boto3.client("s3")
+        self._client = client or aws.client("s3")
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(key, size in bytes) of every object under `prefix`."""

@@ -18,6 +18,7 @@ from securesystemslib.exceptions import Error as SecureSystemsError
 from securesystemslib.signer import CryptoSigner, Key, Signature, Signer, SSlibKey
 
 from pipeline.errors import ConfigError, ToolError
+from pipeline.tools import aws
 
 PASSPHRASE = "SQSHPIPE_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 _KMS = "awskms:"
@@ -71,10 +72,8 @@ class _KmsSigner(Signer):
     ALGORITHM = "ECDSA_SHA_256"
 
     def __init__(self, name: str) -> None:
-        import boto3
-
         self._name = name
-        self._client = boto3.client("kms")
+        self._client = aws.client("kms")
         with _kms_told(name):
             answer = self._client.get_public_key(KeyId=name)
         if self.ALGORITHM not in answer.get("SigningAlgorithms", []):

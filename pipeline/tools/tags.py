@@ -10,10 +10,10 @@ import contextlib
 import json
 from pathlib import Path
 
-from pipeline.errors import RegistryError
 from pipeline.store.atomic import replace
 from pipeline.tools.registry import RegistryClient
 from pipeline.tools.registry.auth import Scope
+from pipeline.tools.registry.client import next_page, tags_in
 
 _PAGE = 1000
 
@@ -35,9 +35,9 @@ def known_tags(client: RegistryClient, repository: str, cache: Path) -> list[str
     )
     if answer.status == 304:
         return held
-    if "link" in answer.headers:  # more than one page: an ETag of the first says nothing of the rest
+    if next_page(answer) is not None:  # an ETag of the first page says nothing of the rest
         return client.tags(repository)
-    tags = _tags(answer.body, f"{client.host}/{repository}")
+    tags = sorted(set(tags_in(answer, f"{client.host}/{repository}")))
     fresh = answer.headers.get("etag", "")
     if fresh and fresh.isascii() and fresh.isprintable():  # what a header takes back
         with contextlib.suppress(OSError):
@@ -52,10 +52,3 @@ def _held(path: Path) -> tuple[str, list[str]]:
         return str(data["etag"]), [str(tag) for tag in data["tags"]]
     except (OSError, ValueError, LookupError, TypeError):
         return "", []
-
-
-def _tags(body: bytes, name: str) -> list[str]:
-    try:
-        return sorted(str(tag) for tag in json.loads(body)["tags"] or ())
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise RegistryError(f"{name} gives a list of tags that is none") from None

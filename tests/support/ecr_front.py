@@ -17,6 +17,7 @@ import re
 import secrets
 import socket
 import tempfile
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -64,6 +65,7 @@ class EcrFront(FaultyProxy):
         self.calls: list[str] = []
         self.clock = 0.0
         self.passwords: dict[str, float] = {}
+        self.putting = threading.Lock()
 
     def __enter__(self) -> EcrFront:  # noqa: PYI034 - Self is not in Python 3.10
         front = self
@@ -268,6 +270,10 @@ class _EcrHandler(_Forwarder):
                 fault.status, fault.body, **{k.replace("-", "_"): v for k, v in fault.headers.items()}
             )
             return
+        with self.owner.putting:  # of two that put one immutable tag at once, one is refused
+            self._take_manifest(name, reference, repository, body)
+
+    def _take_manifest(self, name: str, reference: str, repository: dict[str, Any], body: bytes) -> None:
         known = self._head(name, reference)
         if ":" not in reference and known and repository["imageTagMutability"].startswith("IMMUTABLE"):
             said = f"The image tag '{reference}' already exists in '{name}' and cannot be overwritten"

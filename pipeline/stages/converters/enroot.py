@@ -24,7 +24,8 @@ from pipeline.errors import ConfigError, FormatError, RegistryError, ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import Limits
-from pipeline.oci.manifest import Index, Manifest
+from pipeline.oci.manifest import Manifest, NotOneImage
+from pipeline.oci.reference import Reference
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
@@ -41,8 +42,9 @@ from pipeline.tools.enroot import (
     refuse_config,
     write_credentials,
 )
+from pipeline.tools.login import place_of
 from pipeline.tools.mksquashfs import Mksquashfs
-from pipeline.tools.registry import Refused, RegistrySource
+from pipeline.tools.registry import Refused, RegistrySource, image_manifest
 from pipeline.words import said
 
 log = structlog.get_logger()
@@ -205,7 +207,8 @@ def _require_space(manifest: Manifest, scratch: Path, layers: Path, output: Path
 
 def _lend_credentials(source: RegistrySource, places: Places) -> None:
     """A netrc file for this import alone; without credentials enroot asks anonymously."""
-    found = source.client.credentials(source.client.host)
+    known = source.client.credentials
+    found = known(place_of(known, f"{source.client.host}/{source.repository}"))
     if found is None:
         return
     if found.identity_token:
@@ -241,6 +244,8 @@ def _stands_for(source: RegistrySource, tag: str, digest: Digest) -> bool:
         return False
     if not head.is_index:
         return head.digest == digest
-    index = source.client.get_manifest(source.repository, tag)
-    platform = source.config().platform
-    return isinstance(index, Index) and index.select(platform).digest == digest
+    image = Reference(registry=source.client.host, repository=source.repository, tag=tag)
+    try:
+        return image_manifest(source.client, image, source.config().platform).digest == digest
+    except NotOneImage:
+        return False

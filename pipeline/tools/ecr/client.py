@@ -3,19 +3,17 @@ it."""
 
 from __future__ import annotations
 
-import os
 import re
 import threading
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RegistryError
+from pipeline.tools.aws import profile, trouble
 
 if TYPE_CHECKING:
     from mypy_boto3_ecr.client import ECRClient
 
-_HOST = re.compile(r"(\d{12})\.dkr[.-]ecr(?:-fips)?\.([a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|on\.aws)")
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
 _BAD_KEYS = frozenset(
     {
@@ -34,20 +32,6 @@ _MORE_PERMISSIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EcrHost:
-    """An account's registry in one region."""
-
-    account: str
-    region: str
-
-
-def parse_host(host: str) -> EcrHost | None:
-    """Account and region of ``123456789012.dkr.ecr.us-east-1.amazonaws.com``; None for other hosts."""
-    match = _HOST.fullmatch(host)
-    return EcrHost(account=match.group(1), region=match.group(2)) if match else None
-
-
 class AwsRefused(RegistryError):
     """AWS answered with an error; ``code`` is its word, ``operation`` the call."""
 
@@ -55,10 +39,6 @@ class AwsRefused(RegistryError):
         super().__init__(message, hint=hint)
         self.code = code
         self.operation = operation
-
-
-class NoAwsCredentials(RegistryError):
-    """boto3's chain found nothing to sign with."""
 
 
 class Ecr:
@@ -76,40 +56,39 @@ class Ecr:
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """Call ``operation`` (boto3's name, such as ``describe_images``) and give its answer.
 
-        Throttling and 5xx are waited out by botocore. Raises AwsRefused, NoAwsCredentials, RegistryError.
+        Throttling and 5xx are waited out by botocore. Raises AwsRefused, NoAwsCredentials, RegistryError, and
+        ConfigError for a configuration of AWS that cannot be used.
         """
         from botocore import exceptions as aws
 
-        method = getattr(self._connected(), operation)
         name = "".join(word.capitalize() for word in operation.split("_"))
         try:
-            answer: dict[str, Any] = method(**parameters)
+            # making the client reads the configuration, so it fails in the same ways as the call
+            answer: dict[str, Any] = getattr(self._connected(), operation)(**parameters)
         except aws.ClientError as error:
             raise self._refused(name, error, parameters) from None
-        except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError) as error:
-            raise self._no_credentials(name, error) from None
-        except (aws.TokenRetrievalError, aws.SSOError) as error:
-            raise NoAwsCredentials(
-                f"the AWS sign-in is over, asked for ecr:{name}",
-                hint=f"aws sso login ({_profile()}): {error}",
+        except (aws.InvalidRegionError, aws.UnknownRegionError, aws.NoRegionError):
+            raise RegistryError(
+                f"{self.region!r} is not an AWS region", hint="check registry.ecr.region"
             ) from None
-        except (aws.EndpointConnectionError, aws.ConnectTimeoutError, aws.ConnectionError) as error:
-            tls = isinstance(error, aws.SSLError)
-            why = (
-                f"{self.region} shows a TLS certificate that is not trusted"
-                if tls
-                else f"{self.region} cannot be reached"
-            )
-            network = "check the network and the region; a private subnet needs the ecr.api VPC endpoint"
-            raise RegistryError(
-                f"ECR in {why}, asked for ecr:{name}",
-                hint="AWS_CA_BUNDLE can name the authority of a proxy in between" if tls else network,
-            ) from error
-        except aws.BotoCoreError as error:
-            raise RegistryError(
-                f"AWS failed on ecr:{name}: {type(error).__name__}", hint="try again"
-            ) from error
+        except (aws.ConnectionError, aws.HTTPClientError) as error:
+            raise self._unreachable(name, error) from error
+        except (aws.BotoCoreError, OSError, ValueError, LookupError) as error:
+            raise trouble(error, asked=f"ecr:{name}") from None
         return answer
+
+    def _unreachable(self, name: str, error: Exception) -> RegistryError:
+        from botocore import exceptions as aws
+
+        if isinstance(error, aws.SSLError):
+            return RegistryError(
+                f"ECR in {self.region} shows a TLS certificate that is not trusted, asked for ecr:{name}",
+                hint="AWS_CA_BUNDLE can name the authority of a proxy in between",
+            )
+        return RegistryError(
+            f"ECR in {self.region} cannot be reached, asked for ecr:{name}",
+            hint="check the network and the region; a private subnet needs the ecr.api VPC endpoint",
+        )
 
     def _connected(self) -> ECRClient:
         with self._lock:
@@ -119,7 +98,6 @@ class Ecr:
 
     def _connect(self) -> ECRClient:
         import boto3
-        from botocore import exceptions as aws
         from botocore.config import Config
 
         settings = Config(
@@ -128,17 +106,7 @@ class Ecr:
             read_timeout=60,
             user_agent_extra="sqshpipe",
         )
-        try:
-            return boto3.Session(region_name=self.region).client("ecr", config=settings)
-        except aws.ProfileNotFound:
-            raise NoAwsCredentials(
-                f"the AWS profile {os.environ.get('AWS_PROFILE', '')!r} does not exist",
-                hint="aws configure list-profiles; set or unset AWS_PROFILE",
-            ) from None
-        except (aws.InvalidRegionError, aws.UnknownRegionError, aws.NoRegionError):
-            raise RegistryError(
-                f"{self.region!r} is not an AWS region", hint="check registry.ecr.region"
-            ) from None
+        return boto3.Session(region_name=self.region).client("ecr", config=settings)
 
     def _refused(self, name: str, error: Any, parameters: dict[str, Any]) -> AwsRefused:
         code = str(error.response.get("Error", {}).get("Code", ""))
@@ -152,7 +120,7 @@ class Ecr:
             hint = f"allow the action ecr:{name}{_MORE_PERMISSIONS.get(name, '')}; see sqshpipe ecr policy"
         elif code in _BAD_KEYS:
             message = f"AWS does not know the access key, asked for ecr:{name}"
-            hint = f"check the credentials: aws sts get-caller-identity ({_profile()})"
+            hint = f"check the credentials: aws sts get-caller-identity ({profile()})"
             hint += f"; a region that the account has not enabled says the same, is {self.region} one?"
         elif code in _EXPIRED:
             message = f"the AWS credentials have expired, asked for ecr:{name}"
@@ -171,13 +139,3 @@ class Ecr:
             message = f"AWS answers ecr:{name}{where} with status {status} ({code}): {said}"
             hint = "AWS is in trouble: try again later"
         return AwsRefused(message, hint=hint, code=code, operation=name)
-
-    def _no_credentials(self, name: str, error: Exception) -> NoAwsCredentials:
-        return NoAwsCredentials(
-            f"no AWS credentials were found, asked for ecr:{name} ({type(error).__name__})",
-            hint="aws sso login, AWS_PROFILE, an instance role, or OIDC in Actions; whatever boto3 takes",
-        )
-
-
-def _profile() -> str:
-    return f"profile {os.environ.get('AWS_PROFILE', 'default')}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pipeline.tools.ecr.hosts import partition_of
+
 Role = Literal["builder", "node", "scanner", "owner"]
 ROLES: tuple[Role, ...] = ("builder", "node", "scanner", "owner")
 
@@ -42,9 +44,7 @@ def policy(
     and pulls for trivy. owner: what ``ecr apply`` changes beyond that. Who makes repositories that
     ``kms_key`` encrypts has to be able to grant ECR its use.
     """
-    partition = (
-        "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
-    )
+    partition = partition_of(region).name
     repositories = f"{prefix}/*" if prefix else "*"
     arn = f"arn:{partition}:ecr:{region}:{account}:repository/{repositories}"
     on_repositories: dict[Role, tuple[str, ...]] = {

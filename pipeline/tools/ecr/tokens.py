@@ -8,8 +8,9 @@ import threading
 import time
 
 from pipeline.errors import RegistryError
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.ecr.client import Ecr, NoAwsCredentials, parse_host
+from pipeline.tools.ecr.client import Ecr
+from pipeline.tools.ecr.hosts import parse_host
+from pipeline.tools.login import Credentials
 
 # A push that begins with a password asks for it again with each request; an hour is ample for one of them.
 _RENEW_BEFORE = 3600.0
@@ -27,9 +28,9 @@ class EcrTokens:
         return "EcrTokens()"
 
     def __call__(self, host: str) -> Credentials | None:
-        """The password for ``host``; None when it is no ECR host, or when AWS knows nobody here.
+        """The password for ``host``; None when it is not an ECR host.
 
-        Raises RegistryError when AWS refuses.
+        Raises RegistryError when AWS refuses, NoAwsCredentials when there is nothing to sign with.
         """
         with self._lock:
             held = self._held.get(host)
@@ -47,10 +48,7 @@ class EcrTokens:
         if where is None:
             return None
         self._held.pop(host, None)
-        try:
-            answer = Ecr(where.account, where.region).call("get_authorization_token")
-        except NoAwsCredentials:
-            return None  # docker's own configuration may have a helper for it
+        answer = Ecr(where.account, where.region).call("get_authorization_token")
         given = _decode(answer, host)
         self._held[host] = given
         return given

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +22,13 @@ from pipeline.tools.credentials import Credentials, credentials_for
 from pipeline.tools.registry import download, upload
 from pipeline.tools.registry.auth import Scope
 from pipeline.tools.registry.errors import Refused
+from pipeline.tools.registry.headers import next_address
 from pipeline.tools.registry.session import Answer, Patience, Session
 
 _ACCEPT = {"Accept": ", ".join(ACCEPT)}
-_NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
+# What a registry that answers GET may say to HEAD. 5xx and 429 are left out: they were waited for already.
+_NO_HEAD = frozenset({400, 403, 404, 405, 406, 410, 501})
+_GUESSED = frozenset({"", "application/json", "application/octet-stream", "text/plain", "text/html"})
 _PAGE = 1000
 _MAX_PAGES = 1000
 
@@ -88,27 +91,38 @@ class RegistryClient:
     # manifests
 
     def head(self, repository: str, reference: str) -> Descriptor | None:
-        """Digest, size and media type of a manifest by tag or digest, without fetching it. None: not
-        there."""
-        answer = self._manifest("HEAD", repository, reference)
-        if answer is None:
-            return None
-        digest = _said_digest(answer)
-        media_type = answer.headers.get("content-type", "").partition(";")[0].strip()
-        length = answer.headers.get("content-length", "")
-        if digest is None or not media_type or not length.isdigit():
-            # the specification lets a registry be this brief: the bytes tell
+        """Digest, size and media type of a manifest by tag or digest. None: not there.
+
+        HEAD is asked first, and believed only when it gives all three. Registries and proxies exist that
+        answer HEAD with 404, 405 or 403 for what GET gives, or without a digest; then the bytes are fetched,
+        at most 4 MiB, and the digest is computed from them.
+        """
+        described = self._head(repository, reference)
+        if described is not None:
+            if ":" in reference and str(described.digest) != reference:
+                raise self._lie(repository, reference, described.digest)
+            return described
+        try:
             manifest = self.get_manifest(repository, reference)
-            return Descriptor(media_type=manifest.media_type, digest=manifest.digest, size=len(manifest.raw))
-        if ":" in reference and str(digest) != reference:
-            raise self._lie(repository, reference, digest)
-        return Descriptor(media_type=media_type, digest=digest, size=int(length))
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise
+        return Descriptor(media_type=manifest.media_type, digest=manifest.digest, size=len(manifest.raw))
+
+    def _head(self, repository: str, reference: str) -> Descriptor | None:
+        """What HEAD says of a manifest; None where it does not say all of it."""
+        try:
+            return _described(self._manifest("HEAD", repository, reference))
+        except Refused as error:
+            unasked = error.status == 401 and not self._session.was_challenged  # GET may say how to sign in
+            if unasked or error.status in _NO_HEAD:
+                return None
+            raise
 
     def get_manifest(self, repository: str, reference: str) -> Manifest | Index:
         """A manifest by tag or digest; its bytes are compared with every digest that was named for them."""
         answer = self._manifest("GET", repository, reference)
-        if answer is None:
-            raise _not_found(self.host, repository, reference)
         said = _said_digest(answer)
         if said is not None:
             self._same(repository, reference, said, answer.body)
@@ -116,17 +130,15 @@ class RegistryClient:
             self._same(repository, reference, Digest.parse(reference), answer.body)
         return parse_manifest(answer.body, answer.headers.get("content-type"))
 
-    def _manifest(self, method: str, repository: str, reference: str) -> Answer | None:
+    def _manifest(self, method: str, repository: str, reference: str) -> Answer:
         joint = "@" if ":" in reference else ":"
-        answer = self._session.ask(
+        return self._session.ask(
             method,
             f"/v2/{repository}/manifests/{reference}",
             scopes=(Scope(repository, "pull"),),
             what=f"{self.host}/{repository}{joint}{reference}",
-            expected=(200, 404) if method == "HEAD" else (200,),
             headers=_ACCEPT,
         )
-        return None if answer.status == 404 else answer
 
     def _same(self, repository: str, reference: str, wanted: Digest, body: bytes) -> None:
         hasher = wanted.hasher()
@@ -178,21 +190,41 @@ class RegistryClient:
 
     def tags(self, repository: str) -> list[str]:
         """All tags, sorted. An empty list for a repository without any."""
-        target = f"/v2/{repository}/tags/list?n={_PAGE}"
+        name = f"{self.host}/{repository}"
         found: set[str] = set()
-        for _ in range(_MAX_PAGES):
+        for answer in self.pages(
+            f"/v2/{repository}/tags/list?n={_PAGE}", repository, what=f"the tags of {name}"
+        ):
+            found.update(tags_in(answer, name))
+        return sorted(found)
+
+    def pages(
+        self,
+        target: str,
+        repository: str,
+        *,
+        what: str,
+        expected: Collection[int] = (200,),
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[Answer]:
+        """Every page of the list at ``target``, as `next_page` says. RegistryError for one without an end."""
+        asked: set[str] = set()
+        while target not in asked and len(asked) < _MAX_PAGES:
+            asked.add(target)
             answer = self._session.ask(
                 "GET",
                 target,
                 scopes=(Scope(repository, "pull"),),
-                what=f"the tags of {self.host}/{repository}",
+                what=what,
+                expected=expected,
+                headers=headers,
             )
-            found.update(_tags_in(answer, self.host, repository))
+            yield answer
             following = next_page(answer)
             if following is None:
-                return sorted(found)
+                return
             target = following
-        raise RegistryError(f"{self.host}/{repository} lists its tags without end")
+        raise RegistryError(f"{self.host} lists {what} without an end", hint="is a proxy in between?")
 
     # blobs
 
@@ -233,16 +265,28 @@ class RegistryClient:
 
 
 def next_page(answer: Answer) -> str | None:
-    """Where a list goes on, as its ``Link`` says (RFC 5988); None at its end."""
-    match = _NEXT.search(answer.headers.get("link", ""))
-    if match is None:
-        return None
+    """Where a list continues, as its ``Link`` lines say; None at its end."""
+    lines = answer.headers.get_list("link")
     try:
-        return str(httpx.URL(answer.url).join(match.group(1)))
-    except (ValueError, httpx.InvalidURL):
+        return next_address(lines, answer.url)
+    except ValueError:
         raise RegistryError(
-            f"a list of {httpx.URL(answer.url).host} goes on at {match.group(1)[:100]!r}, which is no address"
+            f"a list of {httpx.URL(answer.url).host} continues at what is not an address:"
+            f" {', '.join(lines)[:100]!r}"
         ) from None
+
+
+def _described(answer: Answer) -> Descriptor | None:
+    """The manifest that an answer to HEAD describes; None where it does not say all of it."""
+    media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    length = answer.headers.get("content-length", "")
+    try:
+        digest = _said_digest(answer)
+    except FormatError:
+        return None
+    if digest is None or media_type in _GUESSED or not re.fullmatch(r"[1-9][0-9]{0,8}", length):
+        return None
+    return Descriptor(media_type=media_type, digest=digest, size=int(length))
 
 
 def _said_digest(answer: Answer) -> Digest | None:
@@ -250,13 +294,10 @@ def _said_digest(answer: Answer) -> Digest | None:
     return Digest.parse(said) if said else None
 
 
-def _not_found(host: str, repository: str, reference: str) -> RegistryError:
-    return RegistryError(f"{host}/{repository} has no {reference}", hint="check name and tag")
-
-
-def _tags_in(answer: Answer, host: str, repository: str) -> list[str]:
+def tags_in(answer: Answer, name: str) -> list[str]:
+    """The tags of one page of the repository ``name``. Raises RegistryError for what is not a list."""
     try:
         tags = json.loads(answer.body)["tags"]
         return [str(tag) for tag in tags or ()]
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise RegistryError(f"{host}/{repository} gives a list of tags that is none") from None
+        raise RegistryError(f"{name} gives something else than a list of tags") from None

@@ -24,7 +24,7 @@ from pipeline.tools.registry.auth import Scope
 from pipeline.tools.registry.body import pieces
 from pipeline.tools.registry.errors import Refused
 from pipeline.tools.registry.pace import steadily
-from pipeline.tools.registry.session import Session
+from pipeline.tools.registry.session import WORTH_AGAIN, Session
 
 log = structlog.get_logger()
 
@@ -82,10 +82,51 @@ def chunks(
 def _open_at(
     session: Session, repository: str, blob: Descriptor, position: int, what: str
 ) -> tuple[httpx.Response, int]:
-    """An answer that brings the blob from ``position``, after as many bytes to skip as are returned with
-    it."""
+    """An answer that brings the blob from ``position``, after as many bytes to skip as are returned with it.
+
+    A registry, or a proxy in between, that does not continue where it was asked to is asked for the whole
+    blob from byte 0. What came before is skipped, so the blob's digest decides about all of it.
+    """
+    if position:
+        response = _resumed(session, repository, blob, position, what)
+        if response is not None:
+            return response, 0 if response.status_code == httpx.codes.PARTIAL_CONTENT else position
+        log.warning("the download cannot be resumed, starting anew", what=what, at=position)
+    response = _asked(session, repository, blob, 0, what)
+    if response.status_code == httpx.codes.PARTIAL_CONTENT and not _begins_at(response, blob, 0):
+        response.close()
+        raise RegistryError(
+            f"{what}: asked from byte {position}, and for all of it, the answer is a part:"
+            f" {response.headers.get('content-range', '')[:60]!r}",
+            hint="a proxy in between does not understand Range",
+        )
+    return response, position
+
+
+def _resumed(
+    session: Session, repository: str, blob: Descriptor, position: int, what: str
+) -> httpx.Response | None:
+    """An answer that begins at ``position``, or the whole blob; None for any other answer to a Range."""
+    try:
+        response = _asked(session, repository, blob, position, what)
+    except Refused as error:
+        if error.status in WORTH_AGAIN:  # it was waited for; the whole blob would be refused too
+            raise
+        return None
+    if response.status_code == httpx.codes.PARTIAL_CONTENT and not _begins_at(response, blob, position):
+        response.close()
+        return None
+    return response
+
+
+def _begins_at(response: httpx.Response, blob: Descriptor, position: int) -> bool:
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+    return match is not None and int(match[1]) == position and match[3] in ("*", str(blob.size))
+
+
+def _asked(session: Session, repository: str, blob: Descriptor, position: int, what: str) -> httpx.Response:
     headers = {"Range": f"bytes={position}-"} if position else {}
-    response = session.patiently(
+    return session.patiently(
         lambda: session.once(
             "GET",
             f"/v2/{repository}/blobs/{blob.digest}",
@@ -95,16 +136,6 @@ def _open_at(
             headers=headers,
         )
     )
-    if response.status_code == httpx.codes.OK:
-        return response, position
-    match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-    if match is None or int(match.group(1)) != position:
-        response.close()
-        raise RegistryError(
-            f"{what}: asked from byte {position}, it answers {response.headers.get('content-range')!r}",
-            hint="a proxy in between does not understand Range",
-        )
-    return response, 0
 
 
 def _before_next(session: Session, what: str, position: int, failures: int, reason: Exception | None) -> None:
@@ -200,9 +231,7 @@ def fetch_blob(
                 return destination
             try:
                 _fill(session, repository, blob, file, meter, stop)
-            except (_BadPartial, Refused) as error:
-                if isinstance(error, Refused) and error.status != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-                    raise
+            except _BadPartial:
                 log.warning("a partial download was not right, starting anew", blob=str(blob.digest))
                 file.truncate(0)
                 _fill(session, repository, blob, file, meter, stop)

@@ -11,7 +11,8 @@ import httpx
 
 from pipeline.errors import RegistryError
 from pipeline.tools.ecr import actions
-from pipeline.tools.registry.auth import login_hint
+from pipeline.tools.ecr.hosts import parse_host
+from pipeline.tools.login import login_hint
 from pipeline.tools.registry.pace import FLOOR, Dripping
 
 _NOT_TAKEN = ("TAG_INVALID", "MANIFEST_INVALID", "DIGEST_INVALID", "BLOB_UPLOAD_INVALID", "SIZE_INVALID")
@@ -71,7 +72,7 @@ def refused(
     message, hint = _sentence(
         host, what, status, code, had_credentials=had_credentials, retry_after=retry_after
     )
-    if had_credentials and ".dkr.ecr." in host and (status == 403 or code == "DENIED"):
+    if had_credentials and parse_host(host) and (status == 403 or code == "DENIED"):
         hint = actions.hint(action, said)
     return Refused(f"{message}{f': {said}' if said else ''}", hint=hint, status=status, code=code)
 
@@ -85,8 +86,7 @@ def _sentence(
     if status == 403 or code == "DENIED":
         return f"{host} denies {what}", _denied_hint(host, had_credentials)
     if code == "NAME_UNKNOWN":
-        ecr = ".dkr.ecr." in host
-        hint = "make it with: sqshpipe ecr apply" if ecr else "check the repository's name"
+        hint = "make it with: sqshpipe ecr apply" if parse_host(host) else "check the repository's name"
         return f"{host} has no such repository, asked for {what}", hint
     if status == 404:
         return f"{what} does not exist", "check name and tag"
@@ -127,7 +127,7 @@ def unreachable(host: str, what: str, error: Exception) -> Unreachable:
         if isinstance(cause, socket.gaierror):
             return Unreachable(
                 f"{host} is not a name that can be looked up, asked for {what}",
-                hint=f"check {'account, region' if '.dkr.ecr.' in host else 'the name'} and the network",
+                hint=f"check {'account, region' if parse_host(host) else 'the name'} and the network",
                 attempts=3,
             )
         if isinstance(cause, ConnectionRefusedError):

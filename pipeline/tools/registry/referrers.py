@@ -17,10 +17,8 @@ from pipeline.errors import FormatError
 from pipeline.oci import strict_json
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import MAX_SIZE, OCI_INDEX, OCI_MANIFEST, Descriptor
-from pipeline.tools.registry.auth import Scope
-from pipeline.tools.registry.client import RegistryClient, next_page
+from pipeline.tools.registry.client import RegistryClient
 
-_MAX_PAGES = 1000
 _EMPTY = b"{}"
 _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 
@@ -84,27 +82,21 @@ def _tag(digest: Digest) -> str:
 def _listed(client: RegistryClient, repository: str, target: str) -> list[dict[str, Any]] | None:
     """The entries of the index at ``target``, over all its pages; None when there is none."""
     found: list[dict[str, Any]] = []
-    for _ in range(_MAX_PAGES):
-        answer = client.session.ask(
-            "GET",
-            target,
-            scopes=(Scope(repository, "pull"),),
-            what=f"what belongs to an image of {client.host}/{repository}",
-            expected=(200, 404),
-            headers={"Accept": OCI_INDEX},
-        )
+    for answer in client.pages(
+        target,
+        repository,
+        what=f"what belongs to an image of {client.host}/{repository}",
+        expected=(200, 404),
+        headers={"Accept": OCI_INDEX},
+    ):
         if answer.status == 404:
             return None
         what = f"list of referrers at {target}"
         entries = strict_json.parse_object(answer.body, max_size=MAX_SIZE, what=what).get("manifests")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise FormatError(f"{client.host}/{repository} gives a list of referrers that is none")
+            raise FormatError(f"{client.host}/{repository} gives something else than a list of referrers")
         found += entries
-        following = next_page(answer)
-        if following is None:
-            return found
-        target = following
-    raise FormatError(f"{client.host}/{repository} lists what belongs to an image without end")
+    return found
 
 
 def _referrer(entry: Mapping[str, Any]) -> Referrer:

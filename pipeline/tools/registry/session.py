@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 import structlog
@@ -24,6 +24,7 @@ from pipeline.tools.credentials import CredentialsProvider
 from pipeline.tools.ecr.actions import needed
 from pipeline.tools.registry.auth import Authenticator, Scope
 from pipeline.tools.registry.errors import refused, unreachable
+from pipeline.tools.registry.headers import resolve
 from pipeline.tools.registry.pace import steadily
 
 log = structlog.get_logger()
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 MAX_BODY = 4 << 20
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_WORTH_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+WORTH_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 _T = TypeVar("_T")
@@ -168,8 +169,11 @@ class Session:
             if response.status_code in expected:
                 return response
             body = self._error_body(response)
-            if _wants_credentials(method, response.status_code, body) and not last:
-                again = self._auth.challenged(response.headers.get("www-authenticate", ""), scopes, sent=sent)
+            # a challenge of a host that we were redirected to must not choose where our password is sent
+            ours = _origin(str(response.request.url)) == _origin(self._base)
+            if ours and _wants_credentials(method, response.status_code, body) and not last:
+                lines = response.headers.get_list("www-authenticate")
+                again = self._auth.challenged(lines, scopes, sent=sent)
                 if again and isinstance(content, Iterator):
                     # what was sent of a stream is gone: the caller starts it anew
                     raise TryAgain(self._refused(what, response, body), most=3)
@@ -178,9 +182,17 @@ class Session:
             raise self._classified(what, response, body)
         raise AssertionError("the loop above returns or raises")
 
-    def absolute(self, target: str) -> str:
-        """``target`` as an address, seen from the registry's own. RegistryError when it would leave TLS."""
-        return self._allowed(self._base + "/", target, "a request")
+    def absolute(self, target: str, *, seen_from: str = "") -> str:
+        """``target`` as an address, seen from the request ``seen_from`` or from the registry's own address.
+
+        Raises RegistryError for what is not an address, or would leave TLS.
+        """
+        return self._allowed(seen_from or self._base + "/", target, "a request")
+
+    @property
+    def was_challenged(self) -> bool:
+        """Whether the registry has said how to sign in."""
+        return self._auth.was_challenged
 
     def cut(self, what: str, error: httpx.TransportError) -> TryAgain:
         """A request that broke off, as something to try again."""
@@ -222,7 +234,7 @@ class Session:
         """``location`` seen from ``base``, unless it is no address or gives up TLS."""
         nowhere = RegistryError(f"{self.host} sends us to {location[:100]!r} for {what}, which is no address")
         try:
-            target = urljoin(base, location)
+            target = resolve(base, location)
             parts = urlsplit(target)
             _origin(target)
         except ValueError:  # half an IPv6 address, a port that is none
@@ -250,7 +262,7 @@ class Session:
                     response.close()
             except httpx.TransportError as error:
                 raise self.cut(what, error) from error
-            if response.status_code in _WORTH_AGAIN:
+            if response.status_code in WORTH_AGAIN:
                 raise self._classified(what, response, body)
             return response.status_code, body
 
@@ -279,7 +291,7 @@ class Session:
 
     def _classified(self, what: str, response: httpx.Response, body: bytes) -> Exception:
         error = self._refused(what, response, body)
-        if response.status_code in _WORTH_AGAIN:
+        if response.status_code in WORTH_AGAIN:
             return TryAgain(error, retry_after=_retry_after(response))
         return error
 

@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 import structlog
 
 from pipeline.errors import RegistryError
@@ -43,13 +44,13 @@ class _Upload:
 
 
 def has_blob(session: Session, repository: str, digest: Digest) -> bool:
-    """Whether the repository has the blob."""
+    """Whether the repository has the blob; False also where the registry does not answer HEAD."""
     answer = session.ask(
         "HEAD",
         f"/v2/{repository}/blobs/{digest}",
         scopes=(Scope(repository, "pull"),),
         what=f"blob {digest} of {session.host}/{repository}",
-        expected=(200, 404),
+        expected=(200, 404, 405, 501),
     )
     return answer.status == 200
 
@@ -72,8 +73,10 @@ def mount_blob(session: Session, repository: str, digest: Digest, from_repositor
         if error.status in (401, 403, 404, 405):
             return False
         raise
-    if answer.status == 202:
-        _give_up(session, repository, answer.headers.get("location", ""))
+    location = answer.headers.get("location", "")
+    if answer.status == 202 and location:
+        with contextlib.suppress(RegistryError):
+            _give_up(session, repository, session.absolute(location, seen_from=answer.url))
     return answer.status == 201
 
 
@@ -166,7 +169,7 @@ class _Push:
             expected=(202,),
             content=b"",
         )
-        return _Upload(location=self._location(answer.headers.get("location", "")), offset=0)
+        return _Upload(location=self._location(answer.headers, answer.url), offset=0)
 
     def _send(self, upload: _Upload) -> _Upload:
         rest = self._blob.size - upload.offset
@@ -185,7 +188,7 @@ class _Push:
         )
         response.close()
         offset = _offset(response.headers.get("range", ""), default=self._blob.size)
-        return _Upload(location=self._location(response.headers.get("location", "")), offset=offset)
+        return _Upload(location=self._location(response.headers, str(response.request.url)), offset=offset)
 
     def _pieces(self, offset: int) -> Iterator[bytes]:
         position = offset
@@ -203,10 +206,11 @@ class _Push:
             )
 
     def _finish(self, upload: _Upload) -> None:
-        joint = "&" if urlsplit(upload.location).query else "?"
+        parts = urlsplit(upload.location)
+        query = "&".join(filter(None, (parts.query, f"digest={self._blob.digest}")))
         response = self._session.once(
             "PUT",
-            f"{upload.location}{joint}digest={self._blob.digest}",
+            urlunsplit(parts._replace(query=query)),
             scopes=self._scopes,
             what=self._what,
             expected=(201, 204),
@@ -228,14 +232,16 @@ class _Push:
         if not 0 <= offset <= self._blob.size:
             return None
         log.warning("upload broke off, going on", what=self._what, at=offset)
-        return _Upload(
-            location=self._location(answer.headers.get("location", upload.location)), offset=offset
-        )
+        location = upload.location
+        if "location" in answer.headers:
+            location = self._location(answer.headers, answer.url)
+        return _Upload(location=location, offset=offset)
 
-    def _location(self, location: str) -> str:
+    def _location(self, headers: httpx.Headers, seen_from: str) -> str:
+        location = headers.get("location", "")
         if not location:
             raise RegistryError(f"{self._session.host} names no place to send {self._what}")
-        return self._session.absolute(location)
+        return self._session.absolute(location, seen_from=seen_from)
 
     def _pause(self, error: TryAgain, failures: int) -> None:
         patience = self._session.patience

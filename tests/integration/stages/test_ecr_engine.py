@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import docker
@@ -19,7 +22,7 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.stages.build import BuiltImage
 from pipeline.stages.pin import BaseImage
-from pipeline.stages.push import push
+from pipeline.stages.push import PushedImage, push
 from pipeline.stages.repository import prepare
 from pipeline.tools.credentials import Credentials
 from pipeline.tools.docker import Engine
@@ -131,3 +134,49 @@ def test_a_password_that_ends_in_the_middle_of_an_engines_push_is_renewed(
         assert str(pushed.digest) in front.images("team/long")
         assert len(given) >= 2
         connected.untag(local.with_tag(f"key-{'a' * 64}"))
+
+
+@pytest.mark.parametrize("mutability", ["IMMUTABLE", "MUTABLE"])
+def test_two_runs_that_push_one_key_at_once_end_with_one_image(
+    front: EcrFront, engine: PrivateEngine, mutability: str
+) -> None:
+    """Both have built and found nothing there; each pushes other bytes under the same key."""
+    repository = SETTINGS.repository("race")
+    prepare(SETTINGS, repository)
+    if mutability == "MUTABLE":
+        body = {"repositoryName": "team/race", "imageTagMutability": mutability}
+        front.ask_moto("PutImageTagMutability", json.dumps(body).encode())
+    local = Reference.parse(f"{front.address}/team/race")
+    key = "b" * 64
+    password = Credentials(username="AWS", password=front.new_password()[0])
+    together = threading.Barrier(2)
+    take = front.take
+
+    def wait_for_both(method: str, path: str, headers: dict[str, str]) -> Fault | None:
+        if method == "PUT" and "/manifests/" in path:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(20)
+        return take(method, path, headers)
+
+    front.take = wait_for_both  # type: ignore[method-assign]
+
+    def one_run(host: str, text: str) -> PushedImage:
+        raw = docker.APIClient(base_url=host)
+        image = json.loads(raw.import_image_from_data(a_layer(text)))["status"]
+        raw.close()
+        built = BuiltImage(image="race", local_id=image, config_digest=None, key=key, base=BASE)
+        with (
+            Engine.connect(host) as connected,
+            RegistryClient(front.address, credentials=lambda _: password) as client,
+        ):
+            return push(built, local, connected, client, credentials=lambda _: password)
+
+    with PrivateEngine() as other, ThreadPoolExecutor(2) as pool:
+        pushed = list(pool.map(one_run, (engine.host, other.host), ("one", "another")))
+    with RegistryClient(front.address, credentials=lambda _: password) as client:
+        head = client.head("team/race", f"key-{key}")
+    assert head is not None
+    assert head.digest in {one.digest for one in pushed}
+    if mutability == "IMMUTABLE":
+        assert {one.digest for one in pushed} == {head.digest}
+        assert sorted(one.adopted for one in pushed) == [False, True]

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.config import EcrSettings, RegistrySettings
+from pipeline.config import EcrSettings, RegistrySettings, load
+from pipeline.doctor import _repositories
 from pipeline.errors import ConfigError
 from pipeline.stages import repository
 from pipeline.tools.ecr.client import Ecr
@@ -138,3 +139,46 @@ def test_the_verbs(ecr: Ecr, tmp_path: Path) -> None:
         assert not any(
             action.startswith("ecr:Delete") or "BatchDelete" in action for action in statements[0]["Action"]
         )
+
+
+@pytest.mark.parametrize("rule", ["IMMUTABLE_WITH_EXCLUSION", "MUTABLE_WITH_EXCLUSION"])
+def test_exceptions_for_our_tags_are_reported_and_removed(ecr: Ecr, tmp_path: Path, rule: str) -> None:
+    filters = [{"filterType": "WILDCARD", "filter": text} for text in ("key-*", "v*")]
+    repository.apply(ecr, "team/demo", settings())
+    ecr.call(
+        "put_image_tag_mutability",
+        repositoryName="team/demo",
+        imageTagMutability=rule,
+        imageTagMutabilityExclusionFilters=filters,
+    )
+    config = tmp_path / "images.yaml"
+    config.write_text(
+        f"version: 1\nregistry: {{ecr: {{account: '{aws.ACCOUNT}', region: {aws.REGION}, prefix: team}}}}\n"
+        "store: {root: /nowhere}\nimages:\n  demo: {base: 'nvcr.io/nvidia/pytorch:24.01-py3'}\n"
+    )
+    dry = CliRunner().invoke(app, ["ecr", "apply", "-c", str(config), "--dry-run"])
+    assert dry.exit_code == 10, dry
+    assert f"tags is {rule} (key-*, v*), not IMMUTABLE" in dry.stdout
+    assert named(repository.apply(ecr, "team/demo", settings())) == ["tags"]
+    assert repository.compare(repository.look(ecr, "team/demo"), "team/demo", settings()) == ()
+
+
+def test_the_doctor_says_how_repositories_differ(ecr: Ecr, tmp_path: Path) -> None:
+    config = tmp_path / "images.yaml"
+    config.write_text(
+        f"version: 1\nregistry: {{ecr: {{account: '{aws.ACCOUNT}', region: {aws.REGION}, prefix: team}}}}\n"
+        "store: {root: /nowhere}\nimages:\n  demo: {base: 'nvcr.io/nvidia/pytorch:24.01-py3'}\n"
+    )
+    read = load(config)
+    assert _repositories(read).status == "ok", "a push makes a missing repository"
+    repository.apply(ecr, "team/demo", settings())
+    assert _repositories(read).status == "ok"
+    ecr.call(
+        "put_image_tag_mutability",
+        repositoryName="team/demo",
+        imageTagMutability="IMMUTABLE_WITH_EXCLUSION",
+        imageTagMutabilityExclusionFilters=[{"filterType": "WILDCARD", "filter": "v*"}],
+    )
+    found = _repositories(read)
+    assert found.status == "warn"
+    assert "team/demo: tags is IMMUTABLE_WITH_EXCLUSION (v*)" in found.found

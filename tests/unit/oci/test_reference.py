@@ -66,3 +66,24 @@ def test_tag_and_digest_can_be_exchanged() -> None:
     assert reference.with_tag(None).identifier == "latest"
     assert reference.with_digest(digest).identifier == str(digest)
     assert reference.with_digest(digest).with_tag("v2") == Reference.parse("host.example/a/b:v2")
+
+
+@pytest.mark.parametrize(
+    ("text", "better"),
+    [
+        ("docker://nvcr.io#nvidia/pytorch:24.01-py3", "nvcr.io/nvidia/pytorch:24.01-py3"),
+        ("HOST:5000#/team/x:v1", "HOST:5000/team/x:v1"),
+        ("user@HOST:5000#team/x@sha256:" + "a" * 64, "HOST:5000/team/x@sha256:" + "a" * 64),
+        ("https://quay.io/team/x", "quay.io/team/x"),
+    ],
+)
+def test_names_in_another_form_get_ours_as_advice(text: str, better: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Reference.parse(text)
+    assert caught.value.hint.endswith(f"write {better}")
+
+
+@pytest.mark.parametrize("text", ["#" * 10_000, "a#" * 10_000, "://" * 10_000, "docker://#", "#x", "a#b#c"])
+def test_signs_without_a_name_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        Reference.parse(text)

@@ -57,3 +57,45 @@ def test_an_image_for_another_platform_is_refused(tmp_path: Path) -> None:
         name_and_layers(f"oci:{tmp_path}/layout", tmp_path)
     arm = Platform.parse("linux/arm64")
     assert name_and_layers(f"oci:{tmp_path}/layout", tmp_path, arm)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("dockerd://x", "write docker-daemon:x"),
+        ("dockerd://team/x:v1", "write docker-daemon:team/x:v1"),
+        ("docker-daemon://x:v1", "write docker-daemon:x:v1"),
+        ("podman://x", "podman save -o FILE x, then write docker-archive:FILE"),
+        ("containers-storage:x", "podman save -o FILE x, then write docker-archive:FILE"),
+        ("HOST:5000#/team/x:v1", "write docker://HOST:5000/team/x:v1"),
+        ("HOST:5000#team/x:v1", "write docker://HOST:5000/team/x:v1"),
+        ("docker://HOST:5000#/team/x:v1", "write docker://HOST:5000/team/x:v1"),
+        (
+            "docker://$oauthtoken@nvcr.io#nvidia/pytorch:24.01-py3",
+            "docker://nvcr.io/nvidia/pytorch:24.01-py3",
+        ),
+        ("nvcr.io#nvidia/pytorch:24.01-py3", "write docker://nvcr.io/nvidia/pytorch:24.01-py3"),
+        ("docker:ubuntu:22.04", "write docker://ubuntu:22.04"),
+        ("https://nvcr.io/nvidia/pytorch:24.01-py3", "write docker://nvcr.io/nvidia/pytorch:24.01-py3"),
+        ("nvcr.io/nvidia/pytorch:24.01-py3", "write docker://nvcr.io/nvidia/pytorch:24.01-py3"),
+        ("HOST:5000/team/x:v1", "write docker://HOST:5000/team/x:v1"),
+        ("ubuntu", "write docker://ubuntu"),
+        ("oci://folder", "write oci:folder"),
+        ("docker-archive:///a/file.tar", "write docker-archive:/a/file.tar"),
+        ("#" * 5000, "docker://HOST/NAME:TAG"),
+        ("x" * 5000, "docker://HOST/NAME:TAG"),
+    ],
+)
+def test_a_source_in_another_form_gets_ours_as_advice(text: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        name_and_layers(text, tmp_path)
+    assert hint in caught.value.hint
+
+
+def test_a_path_alone_gets_its_kind_as_advice(tmp_path: Path) -> None:
+    write_layout(tmp_path / "layout", [LAYER])
+    with pytest.raises(ConfigError, match=f"write oci:{tmp_path}/layout"):
+        name_and_layers(str(tmp_path / "layout"), tmp_path)
+    write_docker_archive(tmp_path / "image.tar", [LAYER], tags=["demo:v1"])
+    with pytest.raises(ConfigError, match=f"write docker-archive:{tmp_path}/image.tar"):
+        name_and_layers(str(tmp_path / "image.tar"), tmp_path)

@@ -10,9 +10,11 @@ import pytest
 from botocore import exceptions as aws
 
 from pipeline.errors import RegistryError
+from pipeline.tools.aws import NoAwsCredentials
 from pipeline.tools.credentials import KnownCredentials, RenewableProvider
 from pipeline.tools.ecr import tokens
-from pipeline.tools.ecr.client import AwsRefused, Ecr, NoAwsCredentials, parse_host
+from pipeline.tools.ecr.client import AwsRefused, Ecr
+from pipeline.tools.ecr.hosts import parse_host
 
 HOST = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
 

@@ -16,8 +16,9 @@ from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.scanning.ecr_result import Pending
 from pipeline.stages.scan_ecr import Waiting, ask, wait
+from pipeline.tools.aws import NoAwsCredentials
 from pipeline.tools.ecr import tokens
-from pipeline.tools.ecr.client import AwsRefused, Ecr, NoAwsCredentials
+from pipeline.tools.ecr.client import AwsRefused, Ecr
 
 IMAGE = {"imageDigest": str(Digest.of(b"image"))}
 REPOSITORY = {"repositoryName": "team/demo"}

@@ -15,7 +15,7 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_MANIFEST
 from pipeline.tools.credentials import Credentials
 from pipeline.tools.registry import Patience, Refused, RegistryClient
-from pipeline.tools.registry.auth import parse_challenges
+from pipeline.tools.registry.headers import parse_challenges
 from tests.support.fake_registry import Handler, Streamed
 
 QUICK = Patience(attempts=3, first=0.0, longest=1.0, sleep=lambda _: None)
