@@ -14,8 +14,8 @@ from pathlib import Path
 from pipeline.config import Config, ImageSpec, yamlfile
 from pipeline.config.reading import build
 from pipeline.errors import ConfigError
-from pipeline.inputs import Ignore
 from pipeline.lock import Lock, parse_lock, read_lock
+from pipeline.tools.dockerignore import Ignore
 from pipeline.tools.git import Checkout
 
 _COMPARED = (
