@@ -44,7 +44,8 @@ _CLASSES = {
     "word": "0-9A-Za-z_",
     "xdigit": "0-9A-Fa-f",
 }
-_SAME_IN_PYTHON = frozenset("AbBdDsSwWafnrtv")
+_CLASSES_AND_CONTROLS = frozenset("dDsSwWafnrtv")
+_SAME_IN_PYTHON = _CLASSES_AND_CONTROLS | frozenset("AbB")
 
 State = tuple[bool, ...]
 """For a folder: which patterns match it or a folder above it."""
@@ -221,7 +222,7 @@ def _as_python(expression: str) -> Iterator[str]:
         character = expression[at]
         at += 1
         if character == "\\":
-            yield _escape(expression[at])
+            yield _escape(expression[at], in_class=in_class)
             at += 1
         elif in_class and (named := _CLASS_NAME.match(expression, at - 1)):
             if named[1] or named[2] not in _CLASSES:
@@ -242,10 +243,13 @@ def _as_python(expression: str) -> Iterator[str]:
             yield r"\Z" if character == "$" else character
 
 
-def _escape(character: str) -> str:
-    if character == "z":
+def _escape(character: str, *, in_class: bool) -> str:
+    invalid = character.isalnum() and character not in (
+        _CLASSES_AND_CONTROLS if in_class else _SAME_IN_PYTHON
+    )
+    if character == "z" and not in_class:
         return r"\Z"
-    if character.isalnum() and character not in _SAME_IN_PYTHON:
+    if invalid:
         raise BadPatternError(f"\\{shown(character)} is not a valid escape")
     return f"\\{character}"
 
