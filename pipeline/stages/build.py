@@ -178,7 +178,15 @@ def _order(
 ) -> BuildOrder:
     dockerfile, _ = _paths(spec)
     pinned_base = base.reference.with_digest(base.digest)
-    pinned = pin_base(copy.dockerfile, pinned_base, spec.build_args, name=str(dockerfile))
+    pinned = pin_base(
+        copy.dockerfile,
+        pinned_base,
+        spec.build_args,
+        name=str(dockerfile),
+        platform=spec.platform,
+        build_platform=engine.platform,
+        target=spec.target,
+    )
     for other in pinned.others:
         log.warning("not pinned, since it is not the base in images.yaml", image=other, file=str(dockerfile))
     arguments = dict(spec.build_args)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.oci.digest import Digest
+from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages.dockerfile import pin_base
+from pipeline.stages.dockerfile import PinnedDockerfile, pin_base
 
 DIGEST = Digest.of(b"base")
 BASE = Reference.parse("nvcr.io/nvidia/pytorch:24.01-py3").with_digest(DIGEST)
@@ -15,7 +18,13 @@ AT = f"nvcr.io/nvidia/pytorch@{DIGEST}"
 
 
 def pin(text: str, base: Reference = BASE, **build_args: str) -> str:
-    return pin_base(text, base, build_args, name="Dockerfile").text
+    return pinned_with(text, base, build_args).text
+
+
+def pinned_with(
+    text: str, base: Reference = BASE, build_args: Mapping[str, str] | None = None
+) -> PinnedDockerfile:
+    return pin_base(text, base, build_args or {}, name="Dockerfile", platform=Platform.parse("linux/arm64"))
 
 
 @pytest.mark.parametrize(
@@ -32,8 +41,11 @@ def pin(text: str, base: Reference = BASE, **build_args: str) -> str:
             f"# FROM x\n\nFROM {AT}\r\nRUN x\r\n",
         ),
         (f"FROM nvcr.io/nvidia/pytorch:24.01-py3@{DIGEST}\n", f"FROM {AT}\n"),
-        ("FROM \\\n# why\n  nvcr.io/nvidia/pytorch:24.01-py3 \\\n AS a\n", f"FROM   {AT}  AS a\n\n\n\n"),
-        ("# escape=`\nFROM `\nnvcr.io/nvidia/pytorch:24.01-py3\n", f"# escape=`\nFROM {AT}\n\n"),
+        (
+            "FROM \\\n# why\n  nvcr.io/nvidia/pytorch:24.01-py3 \\\n AS a\n",
+            f"FROM \\\n# why\n  {AT} \\\n AS a\n",
+        ),
+        ("# escape=`\nFROM `\nnvcr.io/nvidia/pytorch:24.01-py3\n", f"# escape=`\nFROM `\n{AT}\n"),
     ],
 )
 def test_the_base_is_put_in_by_digest(text: str, expected: str) -> None:
@@ -49,7 +61,7 @@ def test_arguments_before_from_count_with_the_values_of_build_args() -> None:
 
 @pytest.mark.parametrize("image", ["$BASE_IMAGE", "${BASE_IMAGE}", "${BASE_IMAGE:-busybox}"])
 def test_base_image_is_given_by_images_yaml(image: str) -> None:
-    pinned = pin_base(f"ARG BASE_IMAGE\nFROM {image}\n", BASE, {}, name="Dockerfile")
+    pinned = pinned_with(f"ARG BASE_IMAGE\nFROM {image}\n")
     assert pinned.text == f"ARG BASE_IMAGE\nFROM {AT}\n"
     assert pinned.takes_base
 
@@ -66,7 +78,7 @@ def test_stages_are_no_images_and_other_images_are_reported() -> None:
         "FROM base\nCOPY --from=tools /x /x\nCOPY --from=0 /y /y\nCOPY --from=busybox:1 /bin/sh /z\n"
         "COPY --chown=1:1 --from=nvcr.io/nvidia/pytorch:24.01-py3 /opt /opt\n"
     )
-    pinned = pin_base(text, BASE, {}, name="Dockerfile")
+    pinned = pinned_with(text)
     assert pinned.others == ("golang:1.22", "busybox:1")
     assert pinned.registries == ("docker.io",)
     assert pinned.text.splitlines()[3] == "FROM base"
@@ -82,7 +94,7 @@ def test_images_that_flags_name_are_seen_on_every_line() -> None:
         " --mount=from=no.example/x\n"
         "COPY \\\n  --from=nvcr.io/nvidia/pytorch:24.01-py3 /a /a\n"
     )
-    pinned = pin_base(text, BASE, {}, name="Dockerfile")
+    pinned = pinned_with(text)
     assert pinned.text.splitlines()[3] == f"  --mount=from={AT},target=/m \\"
     assert pinned.text.splitlines()[7] == f"  --from={AT} /a /a"
     assert pinned.others == ("tools.example.com/uv:1",)
