@@ -112,8 +112,9 @@ class _Reading:
         """A FROM."""
         self.seen_from = True
         words = instruction.words
-        if not words:
-            raise BadWordError("FROM without an image")
+        named = len(words) == 3 and words[1][0].upper() == "AS"
+        if len(words) != 1 and not named:
+            raise BadWordError("FROM takes an image alone, or an image, AS and a name")
         word, start = words[0]
         image = substituted(word, self.arguments, escape=self.escape)
         if not image:
@@ -124,7 +125,7 @@ class _Reading:
                 self.edit(instruction, start, start + len(word), _spelled(self.base))
             else:
                 self.others.append(image)
-        if len(words) == 3 and words[1][0].upper() == "AS":
+        if named:
             self.stages.add(words[2][0].lower())
 
     def take_from(self, instruction: Instruction) -> None:
