@@ -21,6 +21,7 @@ from pipeline.oci.digest import Digest
 from pipeline.system.untrusted import read_regular
 from pipeline.tools.build_context import fingerprints
 from pipeline.tools.dockerignore import Ignore
+from pipeline.words import shown
 
 KEY_VERSION = 1
 _RECORDED_FILES = 400
@@ -185,11 +186,11 @@ def _differences(word: str, old: Mapping[str, str], new: Mapping[str, str], *, v
         if before == after:
             continue
         if before is None:
-            told.append(f"{word} {name} is new")
+            told.append(f"{word} {shown(name)} is new")
         elif after is None:
-            told.append(f"{word} {name} is gone")
+            told.append(f"{word} {shown(name)} is gone")
         else:
-            told.append(f"{word} {name} {f'{before} -> {after}' if values else 'changed'}")
+            told.append(f"{word} {shown(name)} {shown(f'{before} -> {after}') if values else 'changed'}")
     return told
 
 

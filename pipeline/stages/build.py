@@ -25,7 +25,7 @@ from pipeline.stages.dockerfile import BASE_ARGUMENT, pin_base
 from pipeline.stages.pin import BaseImage
 from pipeline.stages.scratch import Need, default_scratch, require_space, scratch_folder
 from pipeline.tools import buildkit
-from pipeline.tools.build_context import size_of
+from pipeline.tools.build_context import members, size_of
 from pipeline.tools.credentials import CredentialsProvider, credentials_for
 from pipeline.tools.disk import cannot_write
 from pipeline.tools.docker import BuildOrder, Engine
@@ -246,9 +246,9 @@ def _classic_context(order: BuildOrder, folder: Path) -> Iterator[IO[bytes]]:
     file = folder / "context.tar"
     try:
         with tarfile.open(file, "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
-            for name in sorted(os.listdir(order.context)):  # noqa: PTH208
-                if name not in (_CLASSIC_DOCKERFILE, _USER_IGNORE):
-                    tar.add(order.context / name, name, filter=_without_owner)
+            for path, source in members(order.context, Ignore(patterns=())):
+                if path not in (_CLASSIC_DOCKERFILE, _USER_IGNORE):
+                    tar.add(source, path, recursive=False, filter=_without_owner)
             for name, text in ((_CLASSIC_DOCKERFILE, order.dockerfile), (_USER_IGNORE, _CLASSIC_IGNORE)):
                 member = tarfile.TarInfo(name)
                 content = text.encode()

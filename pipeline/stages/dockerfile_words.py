@@ -21,7 +21,10 @@ class BadWordError(ValueError):
 
 def substituted(word: str, values: Mapping[str, str], *, escape: str = "\\") -> str:
     """``word`` with the values of its variables, without quotes and escapes. Raises BadWordError."""
-    return _Lexer(word, values, escape=escape).process(None, raw_escapes=False)[0]
+    try:
+        return _Lexer(word, values, escape=escape).process(None, raw_escapes=False)[0]
+    except RecursionError as error:
+        raise BadWordError("${…} is nested too deep") from error
 
 
 def shell_words(line: str, *, raw: bool) -> list[str]:
@@ -29,7 +32,10 @@ def shell_words(line: str, *, raw: bool) -> list[str]:
 
     Raises BadWordError.
     """
-    return _Lexer(line, None, escape="\\", raw=raw).process(None, raw_escapes=raw)[1]
+    try:
+        return _Lexer(line, None, escape="\\", raw=raw).process(None, raw_escapes=raw)[1]
+    except RecursionError as error:
+        raise BadWordError("${…} is nested too deep") from error
 
 
 def split_at_spaces(text: str) -> list[str]:

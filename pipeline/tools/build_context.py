@@ -7,6 +7,7 @@ only. Owners, extended attributes and hard links are neither fingerprinted nor c
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -95,7 +96,7 @@ def fingerprints(context: Path, ignore: Ignore, *, copy_to: Path | None = None) 
         try:
             status = os.lstat(source)
             if stat.S_ISLNK(status.st_mode):
-                found[path] = _symlink(source, target, status)
+                found[path] = _symlink(source, target)
             elif stat.S_ISDIR(status.st_mode):
                 found[path] = FOLDER
                 if target is not None:
@@ -124,12 +125,11 @@ def size_of(context: Path, ignore: Ignore) -> tuple[int, int]:
     return size, names
 
 
-def _symlink(source: str, target: str | None, status: os.stat_result) -> str:
+def _symlink(source: str, target: str | None) -> str:
     leads_to = os.readlink(source)  # noqa: PTH115 - plans ask for many thousands
     if target is not None:
         try:
             os.symlink(leads_to, target)  # noqa: PTH211
-            os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
         except OSError as error:
             raise cannot_write(error, Path(target)) from error
     return f"l:{leads_to}"
@@ -187,9 +187,10 @@ def _set_status(target: str, status: os.stat_result) -> None:
     """Mode and time as in the context: a builder puts both into the image."""
     try:
         os.chmod(target, stat.S_IMODE(status.st_mode))  # noqa: PTH101
-        os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
     except OSError as error:
         raise cannot_write(error, Path(target)) from error
+    with contextlib.suppress(OSError):  # a file system that cannot store it: no build depends on a time
+        os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
 
 def _refuse(path: str, error: OSError) -> NoReturn:

@@ -288,6 +288,12 @@ def test_mirrored_images_have_no_inputs(context: Path) -> None:
         gather(spec(context, dockerfile=None, context=None), BASE)
 
 
+def test_a_name_cannot_fake_a_line(context: Path) -> None:
+    recorded = gather(spec(context), BASE).record()
+    (context / "\n::error::x\x1b[2J").write_text("x")
+    assert explain(recorded, BASE, gather(spec(context), BASE)) == ("context \\n::error::x\\x1b[2J is new",)
+
+
 def test_names_that_are_no_utf8_count(context: Path) -> None:
     (context / os.fsdecode(b"\xff.bin")).write_text("x")
     inputs = gather(spec(context), BASE)

@@ -176,6 +176,7 @@ def test_build_arguments_win_over_automatic_ones() -> None:
         ("FROM ${V\n", "line 1: "),
         ("FROM ${V:#x}\n", "line 1: .*is not a substitution"),
         ("FROM\n", "line 1: FROM takes an image"),
+        (f"FROM {'${A:-' * 3000}{'}' * 3000}\n", "line 1: .*nested too deep"),
         ("FROM a b\n", "line 1: FROM takes an image"),
         ("FROM a IS b\n", "line 1: FROM takes an image"),
     ],
