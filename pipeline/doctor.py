@@ -11,13 +11,13 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pipeline.config.types import Config
 from pipeline.errors import SqshpipeError
+from pipeline.system.workers import each
 from pipeline.tools import process
 
 Status = Literal["ok", "warn", "fail"]
@@ -55,8 +55,7 @@ def examine(config: Config | None, problem: SqshpipeError | None = None) -> tupl
         ]
     if config is not None and config.registry.ecr is not None:
         checks.append(lambda: _repositories(config))
-    with ThreadPoolExecutor(max_workers=len(checks)) as pool:
-        found = tuple(pool.map(lambda check: check(), checks))
+    found = tuple(each(lambda check: check(), checks, workers=len(checks)))
     return found if config is None else (*found, *_store(config))
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -20,11 +18,15 @@ from typing import Any
 from pipeline.config.types import ImageSpec, ScanPolicy
 from pipeline.errors import ConfigError
 from pipeline.oci.digest import Digest
+from pipeline.system.untrusted import read_regular
+from pipeline.tools.build_context import fingerprints
+from pipeline.tools.dockerignore import Ignore
+from pipeline.words import shown
 
 KEY_VERSION = 1
 _RECORDED_FILES = 400
 _RECORDED_HEX = 16
-_BLOCK = 1 << 20
+_LIMIT = 4 << 20  # bytes of a Dockerfile or a file of waivers
 _MAX_TOLD = 5
 
 
@@ -34,8 +36,10 @@ class BuildInputs:
 
     ``dockerfile`` is a sha256 in hex. ``context`` maps each path that the builder is sent (relative,
     with /) to its fingerprint: ``x:`` or ``-:`` and sha256 for a file, ``l:`` and target for a link,
-    ``d`` for a folder. ``period`` counts the spec's ``max_age`` since 1970, None without one: a new period is
-    another build of the same files, so that package updates arrive, and one on all machines.
+    ``d`` for a folder. The Dockerfile itself is in it only where ``dockerfile`` does not say all: ``!`` when
+    it is not sent, ``x`` when it is executable. ``period`` counts the spec's ``max_age`` since 1970, None
+    without one: a new period is another build of the same files, so that package updates arrive, and one on
+    all machines.
     """
 
     base: Digest
@@ -80,28 +84,52 @@ class BuildInputs:
         }
 
 
-def gather(spec: ImageSpec, base: Digest, *, now: datetime | None = None) -> BuildInputs:
+def gather(
+    spec: ImageSpec, base: Digest, *, now: datetime | None = None, copy_to: Path | None = None
+) -> BuildInputs:
     """Fingerprint the Dockerfile and the context of ``spec``, built on ``base`` (the platform's manifest).
 
-    ``now`` matters to images with a ``max_age`` only. Raises ConfigError for a spec without a Dockerfile
-    and for a file that cannot be read.
+    ``now`` matters to images with a ``max_age`` only. With ``copy_to``, a folder that is not there yet, the
+    bytes of the context that are fingerprinted are also written there, for the builder. Raises ConfigError
+    for a spec without a Dockerfile and for a file that cannot be read; ToolError for a disk that is full.
     """
     if spec.dockerfile is None or spec.context is None:
         raise ConfigError(f"{spec.name} has no dockerfile: there is nothing to build")
+    dockerfile = hashlib.sha256(read_dockerfile(spec.dockerfile)).hexdigest()
+    context = fingerprints(spec.context, Ignore.of(spec.dockerfile, spec.context), copy_to=copy_to)
     own = _inside(spec.dockerfile, spec.context)
+    if own is not None:
+        _take_out(context, own, dockerfile, spec.dockerfile)
     return BuildInputs(
         base=base,
-        dockerfile=_file_sha256(spec.dockerfile),
-        context={
-            path: _fingerprint(f"{spec.context}/{path}")
-            for path in context_paths(spec.dockerfile, spec.context)
-            if path != own
-        },
+        dockerfile=dockerfile,
+        context=context,
         args=dict(spec.build_args),
         target=spec.target,
         platform=str(spec.platform),
         period=_period(spec.max_age, now or datetime.now(timezone.utc)),
     )
+
+
+def read_dockerfile(path: Path) -> bytes:
+    """The bytes of a Dockerfile, which may be a symlink. Raises ConfigError, also for a pipe or a device."""
+    try:
+        return read_regular(os.path.realpath(path), limit=_LIMIT)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}", hint="images.yaml names it") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _take_out(context: dict[str, str], own: str, sha256: str, path: Path) -> None:
+    """Leave in ``context`` what the Dockerfile's fingerprint does not say: ``!`` where it is not sent."""
+    found = context.pop(own, None)
+    if found is None:
+        context[own] = "!"
+    elif found[2:] != sha256:
+        raise ConfigError(f"{path} changed while it was read", hint="run the same command again")
+    elif found.startswith("x:"):
+        context[own] = "x"
 
 
 def scan_policy(policy: ScanPolicy) -> dict[str, Any]:
@@ -116,84 +144,8 @@ def scan_policy(policy: ScanPolicy) -> dict[str, Any]:
         "new_since_base": policy.new_since_base,
         "fixable_only": policy.fixable_only,
         "ignore_packages": sorted(policy.ignore_packages),
-        "waivers": _file_sha256(waivers)[:_RECORDED_HEX]
-        if waivers is not None and waivers.is_file()
-        else None,
+        "waivers": _waivers(waivers),
     }
-
-
-def context_paths(dockerfile: Path, context: Path) -> list[str]:
-    """What the builder is sent: sorted paths in ``context``, folders included, after .dockerignore."""
-    ignore = Ignore.of(dockerfile, context)
-    if ignore.patterns:
-        return sorted(ignore.walk(context))
-    root = len(str(context))
-    return sorted(
-        f"{folder}/{name}"[root:].lstrip("/")
-        for folder, folders, files in os.walk(context, onerror=_refuse)
-        for name in (*folders, *files)
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ignore:
-    """What .dockerignore leaves out of a context, by the rules of the docker package.
-
-    ``<Dockerfile>.dockerignore`` beside the Dockerfile wins over ``.dockerignore`` in the context, as in
-    BuildKit. The Dockerfile itself is always sent.
-    """
-
-    patterns: tuple[str, ...]
-    always: tuple[str, ...]
-
-    @classmethod
-    def of(cls, dockerfile: Path, context: Path) -> Ignore:
-        """What applies to this build. ConfigError for a file of patterns that cannot be read or are none."""
-        own = _inside(dockerfile, context)
-        always = (f"!{own}",) if own is not None else ()
-        for path in cls.files(dockerfile, context):
-            try:
-                lines = path.read_text(encoding="utf-8-sig").splitlines()
-            except FileNotFoundError:
-                continue
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{path} cannot be read: {error}") from error
-            patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-            found = cls(patterns=tuple(patterns), always=always)
-            try:
-                found.matches("any")
-            except re.error as error:
-                raise ConfigError(
-                    f"{path} has a pattern that is none: {error}",
-                    hint="in [a-z] the first character comes before the last",
-                ) from error
-            return found
-        return cls(patterns=(), always=always)
-
-    @staticmethod
-    def files(dockerfile: Path, context: Path) -> tuple[Path, Path]:
-        """Where the patterns may stand, the one that wins first; neither need exist."""
-        return dockerfile.with_name(dockerfile.name + ".dockerignore"), context / ".dockerignore"
-
-    def matches(self, path: str) -> bool:
-        """Whether ``path``, relative to the context, is left out, or a folder that it is in."""
-        if not self.patterns:
-            return False
-        return bool(self._matcher().matches(path))
-
-    def walk(self, context: Path) -> Iterator[str]:
-        """The paths of ``context`` that are sent. ConfigError for a folder that cannot be read."""
-        try:
-            for path in self._matcher().walk(str(context)):
-                yield Path(path).as_posix()
-        except OSError as error:
-            _refuse(error)
-
-    def _matcher(self) -> Any:  # the stubs want path objects, on which it fails
-        # Imported here: it costs more than all the rest, and most contexts have no such file.
-        from docker.utils.build import PatternMatcher
-
-        return PatternMatcher([*self.patterns, *self.always])
 
 
 def explain(recorded: Mapping[str, Any], base: Digest | None, now: BuildInputs) -> tuple[str, ...]:
@@ -234,11 +186,11 @@ def _differences(word: str, old: Mapping[str, str], new: Mapping[str, str], *, v
         if before == after:
             continue
         if before is None:
-            told.append(f"{word} {name} is new")
+            told.append(f"{word} {shown(name)} is new")
         elif after is None:
-            told.append(f"{word} {name} is gone")
+            told.append(f"{word} {shown(name)} is gone")
         else:
-            told.append(f"{word} {name} {f'{before} -> {after}' if values else 'changed'}")
+            told.append(f"{word} {shown(name)} {shown(f'{before} -> {after}') if values else 'changed'}")
     return told
 
 
@@ -284,38 +236,13 @@ def _inside(dockerfile: Path, context: Path) -> str | None:
         return None
 
 
-def _fingerprint(path: str) -> str:
-    """Of one member of the context. Only the executable bit of the mode counts, since that is all that git
-    keeps: two checkouts with another umask are one input.
-
-    Plans ask for many thousands, which path objects would make take twice as long.
-    """
+def _waivers(path: Path | None) -> str | None:
+    if path is None:
+        return None
     try:
-        status = os.lstat(path)
-        if stat.S_ISLNK(status.st_mode):
-            return "l:" + os.readlink(path)  # noqa: PTH115
+        content = read_regular(os.path.realpath(path), limit=_LIMIT)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    if stat.S_ISDIR(status.st_mode):
-        return "d"
-    if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(
-            f"{path} is a socket, pipe or device: no part of a build",
-            hint="name it in .dockerignore",
-        )
-    return ("x:" if status.st_mode & 0o100 else "-:") + _file_sha256(path)
-
-
-def _file_sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb", buffering=0) as stream:  # noqa: PTH123
-            while block := stream.read(_BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
-
-
-def _refuse(error: OSError) -> None:
-    raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
+    return hashlib.sha256(content).hexdigest()[:_RECORDED_HEX]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from types import TracebackType
@@ -18,6 +17,7 @@ from pipeline.lock import Lock, LockedBase
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.stages.pin import find
+from pipeline.system.workers import each
 from pipeline.tools.credentials import CredentialsProvider, credentials_provider
 from pipeline.tools.registry import RegistryClient
 
@@ -115,8 +115,7 @@ def ask(
             problem=problem,
         )
 
-    with ThreadPoolExecutor(max_workers=min(_WORKERS, len(users))) as pool:
-        return tuple(pool.map(one, sorted(users)))
+    return tuple(each(one, sorted(users), workers=_WORKERS))
 
 
 def relocked(lock: Lock, answers: Iterable[BaseAnswer]) -> Lock:

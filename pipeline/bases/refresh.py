@@ -7,7 +7,6 @@ before anything is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.errors import ConfigError, PublishError, SqshpipeError
 from pipeline.lock import Lock, render_lock
 from pipeline.oci.reference import Reference
 from pipeline.store.atomic import replace as replace_file
+from pipeline.system.workers import each
 from pipeline.tools.registry import RegistryClient
 from pipeline.tools.tags import known_tags
 from pipeline.track import Pattern
@@ -210,8 +210,7 @@ def _newer(
         except SqshpipeError as error:
             return error
 
-    with ThreadPoolExecutor(max_workers=min(_WORKERS, len(repositories))) as pool:
-        found = dict(zip(repositories, pool.map(listed, repositories), strict=True))
+    found = dict(zip(repositories, each(listed, repositories, workers=_WORKERS), strict=True))
     newer: dict[str, str] = {}
     problems: dict[Reference, Problem] = {}
     for spec in tracked:

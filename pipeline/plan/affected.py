@@ -14,9 +14,10 @@ from pathlib import Path
 from pipeline.config import Config, ImageSpec, yamlfile
 from pipeline.config.reading import build
 from pipeline.errors import ConfigError
-from pipeline.inputs import Ignore
 from pipeline.lock import Lock, parse_lock, read_lock
+from pipeline.tools.dockerignore import Ignore
 from pipeline.tools.git import Checkout
+from pipeline.words import shown
 
 _COMPARED = (
     "base",
@@ -136,7 +137,7 @@ def _files(spec: ImageSpec, changed: frozenset[Path]) -> Iterator[str]:
     told = [path.name for path in sorted(own & changed)]
     inside = (path.relative_to(context) for path in sorted(changed - own) if path.is_relative_to(context))
     told += [path.as_posix() for path in inside if not ignore.matches(path.as_posix())]
-    yield from (f"{name} changed" for name in told[:_MAX_FILES])
+    yield from (f"{shown(name)} changed" for name in told[:_MAX_FILES])
     if len(told) > _MAX_FILES:
         yield f"{len(told) - _MAX_FILES} more files changed"
 

@@ -7,7 +7,6 @@ a base that several share is asked for once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
 
@@ -21,6 +20,7 @@ from pipeline.plan.current import ReleaseFacts, image_key, is_same_image
 from pipeline.stages.pin import BaseImage, pin
 from pipeline.store.record import Release
 from pipeline.store.store import Store
+from pipeline.system.workers import each
 from pipeline.tools.registry import RegistryClient
 
 _WORKERS = 16
@@ -48,16 +48,15 @@ def observe(
     if not specs:
         return ()
     moment = now or datetime.now(timezone.utc)
-    with ThreadPoolExecutor(max_workers=min(_WORKERS, len(specs))) as pool:
-        keys = {(str(spec.base), str(spec.platform)): spec for spec in specs}
-        found = pool.map(lambda spec: _pin(spec, lock, client_for), keys.values())
-        pinned = dict(zip(keys, found, strict=True))
+    keys = {(str(spec.base), str(spec.platform)): spec for spec in specs}
+    found = each(lambda spec: _pin(spec, lock, client_for), keys.values(), workers=_WORKERS)
+    pinned = dict(zip(keys, found, strict=True))
 
-        def one(spec: ImageSpec) -> Observation:
-            base = pinned[str(spec.base), str(spec.platform)]
-            return _observe(config, spec, base, client_for, version, moment)
+    def one(spec: ImageSpec) -> Observation:
+        base = pinned[str(spec.base), str(spec.platform)]
+        return _observe(config, spec, base, client_for, version, moment)
 
-        return tuple(pool.map(one, specs))
+    return tuple(each(one, specs, workers=_WORKERS))
 
 
 def _pin(spec: ImageSpec, lock: Lock, client_for: ClientFor) -> _Pinned:

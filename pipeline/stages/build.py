@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
-import stat
+import tarfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
 import structlog
-from docker.utils.build import create_archive
 
 from pipeline.config.types import ImageSpec
 from pipeline.errors import ConfigError, ToolError
-from pipeline.inputs import context_paths, gather
+from pipeline.inputs import BuildInputs, gather, read_dockerfile
 from pipeline.oci.digest import Digest
 from pipeline.progress import SILENT, Meter
 from pipeline.stages.dockerfile import BASE_ARGUMENT, pin_base
 from pipeline.stages.pin import BaseImage
 from pipeline.stages.scratch import Need, default_scratch, require_space, scratch_folder
 from pipeline.tools import buildkit
+from pipeline.tools.build_context import members, size_of
 from pipeline.tools.credentials import CredentialsProvider, credentials_for
-from pipeline.tools.disk import FULL, cannot_write
+from pipeline.tools.disk import cannot_write
 from pipeline.tools.docker import BuildOrder, Engine
 from pipeline.tools.docker_config import docker_config
+from pipeline.tools.dockerignore import Ignore
 
 log = structlog.get_logger()
 
 _CLASSIC_DOCKERFILE = ".sqshpipe.Dockerfile"
-_BLOCK = 512  # bytes, of a tar
+_CLASSIC_IGNORE = f"{_CLASSIC_DOCKERFILE}\n.dockerignore\n"
+_USER_IGNORE = ".dockerignore"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,29 +80,29 @@ def build(
     does not build on the base, or wants secrets that cannot be given; ToolError when a step fails, with its
     last lines, and for a full disk, ours or the engine's.
     """
-    order = _order(spec, base, key, version=version, revision=revision, engine=engine, fresh=fresh)
+    dockerfile, context = _paths(spec)
     frontend = buildkit.find_frontend(engine)
-    if frontend is None and order.secrets:
+    if frontend is None and spec.secrets:
         raise ConfigError(
             f"{spec.name} has build secrets, and only BuildKit can give them to a build",
             hint="install buildx (Debian and Ubuntu: docker-buildx; else https://github.com/docker/buildx)",
         )
-    config_digest: Digest | None = None
-    with (
-        docker_config({host: credentials(host) for host in order.registries}) as config,
-        scratch_folder(scratch or default_scratch()) as folder,
-    ):
-        if frontend is not None:
-            log.debug("building with BuildKit", frontend=frontend.version)
-            work = folder / "build"
-            work.mkdir()
-            config_digest = buildkit.build(
-                frontend, order, engine, docker_config=config, folder=work, meter=meter
-            )
-        else:
-            log.debug("building with the engine's classic builder")
-            with _classic_context(order, folder) as tar:
-                engine.build(tar, _CLASSIC_DOCKERFILE, order, docker_config=config, meter=meter)
+    with scratch_folder(scratch or default_scratch()) as folder:
+        copy = _copied(spec, base, key, dockerfile, context, folder, classic=frontend is None)
+        order = _order(spec, base, key, copy, version=version, revision=revision, engine=engine, fresh=fresh)
+        config_digest: Digest | None = None
+        with docker_config({host: credentials(host) for host in order.registries}) as config:
+            if frontend is not None:
+                log.debug("building with BuildKit", frontend=frontend.version)
+                work = folder / "build"
+                work.mkdir()
+                config_digest = buildkit.build(
+                    frontend, order, engine, docker_config=config, folder=work, meter=meter
+                )
+            else:
+                log.debug("building with the engine's classic builder")
+                with _classic_context(order, folder) as tar:
+                    engine.build(tar, _CLASSIC_DOCKERFILE, order, docker_config=config, meter=meter)
     found = engine.image(order.tag)
     if found is None:
         raise ToolError(f"{spec.name} was built, but the Docker Engine does not have {order.tag}")
@@ -110,32 +115,89 @@ def build(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Copy:
+    """What is built: a copy of the context that no one else changes, and the Dockerfile's text."""
+
+    context: Path
+    dockerfile: str
+
+
+def _copied(
+    spec: ImageSpec,
+    base: BaseImage,
+    key: str,
+    dockerfile: Path,
+    context: Path,
+    folder: Path,
+    *,
+    classic: bool,
+) -> _Copy:
+    """Copy the context into `folder`, and see that it is what `key` was computed from.
+
+    Raises ConfigError when a file has changed since.
+    """
+    size, names = size_of(context, Ignore.of(dockerfile, context))
+    copies = 2 if classic else 1  # the classic builder takes a tar of it
+    require_space(
+        [Need(folder=folder, size=size * copies, files=names, purpose="a copy of the build's context")]
+    )
+    # BuildKit compares a context with the last one from a folder of this name, and believes that a file of
+    # the same size and time has the same content. A new name leaves it nothing to compare with.
+    copy = folder / f"context-{uuid.uuid4().hex}"
+    inputs = gather(replace(spec, context=context), base.digest, copy_to=copy)
+    raw = read_dockerfile(dockerfile)
+    if not _is_key(key, inputs) or hashlib.sha256(raw).hexdigest() != inputs.dockerfile:
+        raise ConfigError(
+            f"{spec.name}: {dockerfile} or files in {context} changed after the build was planned",
+            hint="run the same command again",
+        )
+    try:
+        return _Copy(context=copy, dockerfile=raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{dockerfile} cannot be read: {error}") from error
+
+
+def _is_key(key: str, inputs: BuildInputs) -> bool:
+    """Whether `key` is of these inputs; a period of max_age may have ended since it was computed."""
+    if inputs.key == key:
+        return True
+    return inputs.period is not None and replace(inputs, period=inputs.period - 1).key == key
+
+
 def _order(
     spec: ImageSpec,
     base: BaseImage,
     key: str,
+    copy: _Copy,
     *,
     version: str,
     revision: str | None,
     engine: Engine,
     fresh: bool,
 ) -> BuildOrder:
-    dockerfile, context = _paths(spec)
+    dockerfile, _ = _paths(spec)
     pinned_base = base.reference.with_digest(base.digest)
-    pinned = pin_base(_read(dockerfile), pinned_base, spec.build_args, name=str(dockerfile))
+    pinned = pin_base(
+        copy.dockerfile,
+        pinned_base,
+        spec.build_args,
+        name=str(dockerfile),
+        platform=spec.platform,
+        build_platform=engine.platform,
+        target=spec.target,
+    )
     for other in pinned.others:
         log.warning("not pinned, since it is not the base in images.yaml", image=other, file=str(dockerfile))
     arguments = dict(spec.build_args)
     if pinned.takes_base:
         arguments.setdefault(BASE_ARGUMENT, str(base.pinned))
-    own_ignores = dockerfile.with_name(f"{dockerfile.name}.dockerignore")
     return BuildOrder(
         tag=f"sqshpipe/{spec.name}:{key[:16]}",
-        context=context,
+        context=copy.context,
         path=dockerfile,
         registries=tuple(dict.fromkeys((base.reference.registry, *pinned.registries))),
         dockerfile=pinned.text,
-        dockerignore=_read(own_ignores) if own_ignores.is_file() else None,
         build_args=arguments,
         labels=labels(spec, base, version=version, revision=revision),
         secrets={
@@ -177,34 +239,31 @@ def _now(epoch: str) -> datetime:
 
 @contextmanager
 def _classic_context(order: BuildOrder, folder: Path) -> Iterator[IO[bytes]]:
-    """The context as a tar in `folder`, with the pinned Dockerfile under a name that no COPY sees."""
-    ignored = f"{_CLASSIC_DOCKERFILE}\n.dockerignore\n"
+    """The context as a tar in `folder`, with the pinned Dockerfile under a name that no COPY sees.
+
+    The builder takes both names that are ours out of the context. A .dockerignore of the user goes with them.
+    """
     file = folder / "context.tar"
     try:
-        paths = context_paths(order.path, order.context)
-        size = sum(_in_tar(order.context / path) for path in paths) + len(order.dockerfile.encode())
-        require_space([Need(folder=folder, size=size, purpose="the build's context")])
-        with file.open("w+b") as tar:
-            create_archive(
-                str(order.context),
-                files=[path for path in paths if path != ".dockerignore"],
-                fileobj=tar,
-                extra_files=[(_CLASSIC_DOCKERFILE, order.dockerfile), (".dockerignore", ignored)],
-            )
-            tar.flush()
+        with tarfile.open(file, "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
+            for path, source in members(order.context, Ignore(patterns=())):
+                if path not in (_CLASSIC_DOCKERFILE, _USER_IGNORE):
+                    tar.add(source, path, recursive=False, filter=_without_owner)
+            for name, text in ((_CLASSIC_DOCKERFILE, order.dockerfile), (_USER_IGNORE, _CLASSIC_IGNORE)):
+                member = tarfile.TarInfo(name)
+                content = text.encode()
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
     except OSError as error:
-        full = error if error.errno in FULL else error.__cause__  # docker-py raises its own for a file
-        if isinstance(full, OSError) and full.errno in FULL:
-            raise cannot_write(full, file) from error
-        raise ConfigError(f"the build's folder {order.context} cannot be read: {error}") from error
-    with file.open("rb") as tar:
-        yield tar
+        raise cannot_write(error, file) from error
+    with file.open("rb") as stream:
+        yield stream
 
 
-def _in_tar(path: Path) -> int:
-    """Bytes that a member of the context takes in a tar: a header and whole blocks of content."""
-    found = path.lstat()
-    return _BLOCK + (-(-found.st_size // _BLOCK) * _BLOCK if stat.S_ISREG(found.st_mode) else 0)
+def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
 
 
 def _paths(spec: ImageSpec) -> tuple[Path, Path]:
@@ -217,12 +276,3 @@ def _paths(spec: ImageSpec) -> tuple[Path, Path]:
     if not context.is_dir():
         raise ConfigError(f"{spec.name}: the build's folder {context} is not there")
     return spec.dockerfile, context
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no file {path}", hint="images.yaml names it") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error

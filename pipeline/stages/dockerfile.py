@@ -13,36 +13,31 @@ How a Dockerfile says that it means the base:
 - or ``ARG BASE_IMAGE`` and ``FROM ${BASE_IMAGE}``: that argument is given by us, so that images.yaml alone
   names the base.
 
-Grammar: Dockerfile reference, https://docs.docker.com/reference/dockerfile/ (parser directives, ARG before
-FROM, here-documents).
+Variables are substituted as BuildKit does it, with the automatic arguments (TARGETARCH …) too. Only the
+characters of an image's name change: comments, line continuations and here-documents stay as they are.
+
+Grammar: Dockerfile reference, https://docs.docker.com/reference/dockerfile/ (ARG before FROM).
 """
 
 from __future__ import annotations
 
-import re
+import csv
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
+from pipeline.oci.platform import Platform
 from pipeline.oci.reference import DEFAULT_TAG, Reference
+from pipeline.stages.dockerfile_parts import Instruction, directives, instructions, syntax
+from pipeline.stages.dockerfile_words import BadWordError, Flag, argument_words, substituted
+from pipeline.words import shown
 
 BASE_ARGUMENT = "BASE_IMAGE"
 
-_DIRECTIVE = re.compile(r"#\s*([a-zA-Z]+)\s*=\s*(\S+)\s*")
-_HEREDOC = re.compile(r"<<-?\s*([\"']?)([A-Za-z_][A-Za-z0-9_]*)\1")
-_TAKES_HEREDOC = ("RUN", "COPY", "ADD")
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?:(:?[-+])([^}]*))?\})")
-_FROM = re.compile(
-    r"(?P<head>\s*FROM\s+(?:--\S+\s+)*)(?P<image>\S+)(?P<tail>(?:\s+AS\s+(?P<stage>\S+))?\s*)", re.IGNORECASE
-)
-_ARG = re.compile(r"\s*ARG\s+(.*)", re.IGNORECASE | re.DOTALL)
-_ARG_WORD = re.compile(r"([A-Za-z_]\w*)(?:=(\"[^\"]*\"|'[^']*'|\S*))?")
-_TAKEN_FROM = {
-    "COPY": re.compile(r"--from=(\S+)"),
-    "ADD": re.compile(r"--from=(\S+)"),
-    "RUN": re.compile(r"--mount=(?:\S*,)?from=([^,\s]+)\S*"),
-}
+_SYNTAX_ARGUMENT = "BUILDKIT_SYNTAX"
+_NEEDS_NO_QUOTES = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./:@=,+-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,89 +63,180 @@ class PinnedDockerfile:
         return tuple(dict.fromkeys(hosts))
 
 
-@dataclass(slots=True)
-class _Instruction:
-    """One instruction with its continuation lines as they stand in the file; without here-documents."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Edit:
+    """New text for the characters of an instruction from ``start`` to before ``end``."""
 
-    first_line: int
-    lines: list[str]
-
-    def joined(self, escape: str) -> str:
-        """The instruction on one line, without the comments between its lines."""
-        kept = [line for i, line in enumerate(self.lines) if i == 0 or not line.lstrip().startswith("#")]
-        return "".join(re.sub(rf"{re.escape(escape)}[ \t]*$", "", line.rstrip("\r\n")) for line in kept)
+    instruction: Instruction
+    start: int
+    end: int
+    text: str
 
 
-def pin_base(text: str, base: Reference, build_args: Mapping[str, str], *, name: str) -> PinnedDockerfile:
+@dataclass(slots=True, kw_only=True)
+class _Reading:
+    """What is known of a Dockerfile while it is read from the top down."""
+
+    base: Reference
+    escape: str
+    given: Mapping[str, str]
+    arguments: dict[str, str]
+    stages: set[str] = field(default_factory=set)
+    others: list[str] = field(default_factory=list)
+    edits: list[_Edit] = field(default_factory=list)
+    takes_base: bool = False
+    found: bool = False
+    seen_from: bool = False
+
+    def take(self, instruction: Instruction, name: str) -> None:
+        """FROM, and ARG before the first one. Raises ConfigError."""
+        try:
+            if instruction.name == "FROM":
+                self.stage(instruction)
+            elif instruction.name == "ARG" and not self.seen_from:
+                self.declare(instruction)
+        except BadWordError as error:
+            raise ConfigError(f"{name}, line {instruction.line}: {error}") from error
+
+    def declare(self, instruction: Instruction) -> None:
+        """An ARG before the first FROM."""
+        for word in argument_words(instruction.text[instruction.rest :], escape=self.escape):
+            name, has_default, default = word.partition("=")
+            self.takes_base = self.takes_base or name == BASE_ARGUMENT
+            if name in self.given:
+                self.arguments[name] = self.given[name]
+            elif has_default:
+                self.arguments[name] = substituted(default, self.arguments, escape=self.escape)
+
+    def stage(self, instruction: Instruction) -> None:
+        """A FROM."""
+        self.seen_from = True
+        words = instruction.words
+        named = len(words) == 3 and words[1][0].upper() == "AS"
+        if len(words) != 1 and not named:
+            raise BadWordError("FROM takes an image alone, or an image, AS and a name")
+        word, start = words[0]
+        image = substituted(word, self.arguments, escape=self.escape)
+        if not image:
+            raise BadWordError(f"{shown(word)} has no value: write ARG and a value before the first FROM")
+        if image.lower() not in self.stages and image != "scratch":
+            if _same(image, self.base):
+                self.found = True
+                self.edit(instruction, start, start + len(word), _spelled(self.base))
+            else:
+                self.others.append(image)
+        if named:
+            self.stages.add(words[2][0].lower())
+
+    def take_from(self, instruction: Instruction) -> None:
+        """The flags of COPY and RUN that name an image; a stage's name wins."""
+        for flag in instruction.flags:
+            for image, first in _sources(instruction.name, flag):
+                if not image or image.lower() in self.stages or image.isdecimal():
+                    continue
+                if _same(image, self.base):
+                    self._replace_in_flag(instruction, flag, first, image)
+                else:
+                    self.others.append(image)
+
+    def _replace_in_flag(self, instruction: Instruction, flag: Flag, first: int, image: str) -> None:
+        places = flag.places[first : first + len(image)]
+        if places[-1] - places[0] == len(image) - 1:
+            self.edit(instruction, places[0], places[-1] + 1, _spelled(self.base))
+            return
+        text = flag.text[2:first] + _spelled(self.base) + flag.text[first + len(image) :]
+        if not _NEEDS_NO_QUOTES.issuperset(text):
+            escaped = text.replace(self.escape, self.escape * 2).replace('"', f'{self.escape}"')
+            text = f'"{escaped}"'
+        self.edit(instruction, flag.start, flag.end, f"--{text}")  # quotes stood within the name
+
+    def edit(self, instruction: Instruction, start: int, end: int, text: str) -> None:
+        self.edits.append(_Edit(instruction=instruction, start=start, end=end, text=text))
+
+
+def pin_base(
+    text: str,
+    base: Reference,
+    build_args: Mapping[str, str],
+    *,
+    name: str,
+    platform: Platform,
+    build_platform: Platform | None = None,
+    target: str | None = None,
+) -> PinnedDockerfile:
     """Put `base`, which has a digest, at each place of a Dockerfile that means it.
 
-    `name` is the file's, for errors. Raises ConfigError when no FROM means the base: the lock would then hold
-    something that is not used.
+    `name` is the file's, for errors. `platform` is the image's, `build_platform` the engine's, None for the
+    same. Raises ConfigError when no FROM means the base: the lock would then hold something that is not used;
+    and for a FROM or ARG that no builder takes, with the number of its line.
     """
-    lines = text.splitlines(keepends=True)
-    directives = _directives(lines)
-    escape = directives.get("escape", "\\")
-    arguments: dict[str, str] = {}
-    given = {BASE_ARGUMENT: str(base.with_digest(None)), **build_args}
-    stages: set[str] = set()
-    others: list[str] = []
-    takes_base = found = seen_from = False
-    for instruction in _instructions(lines, escape):
-        joined = instruction.joined(escape)
-        declared = _ARG.fullmatch(joined)
-        if declared and not seen_from:
-            takes_base = takes_base or any(m[1] == BASE_ARGUMENT for m in _ARG_WORD.finditer(declared[1]))
-            _declare(arguments, declared[1], given)
-            continue
-        match = _FROM.fullmatch(joined)
-        image = _expand(match["image"], arguments) if match else None
-        if match and image is not None:
-            seen_from = True
-            if image.lower() not in stages and image != "scratch":
-                if _same(image, base):
-                    found = True
-                    _replace(lines, instruction, f"{match['head']}{_spelled(base)}{match['tail']}")
-                else:
-                    others.append(image)
-            stages.add((match["stage"] or "").lower())
-            continue
-        for offset, start, end in reversed(list(_taken_from(instruction, escape))):
-            number = instruction.first_line + offset
-            source = lines[number][start:end]
-            if source.lower() in stages or source.isdigit():
-                continue
-            if _same(source, base):
-                lines[number] = f"{lines[number][:start]}{_spelled(base)}{lines[number][end:]}"
-            else:
-                others.append(source)
-    if not found:
-        uses = ", ".join(dict.fromkeys(others)) or "no image at all"
+    lines = text.split("\n")
+    lines = [f"{line}\n" for line in lines[:-1]] + lines[-1:]
+    escape = directives(lines).get("escape", "\\")
+    escape = escape if escape in ("\\", "`") else "\\"  # the builder says what is wrong with another one
+    found = list(instructions(lines, escape))
+    reading = _Reading(
+        base=base,
+        escape=escape,
+        given={BASE_ARGUMENT: str(base.with_digest(None)), **build_args},
+        arguments=_platform_arguments(platform, build_platform or platform, build_args)
+        | {"TARGETSTAGE": build_args.get("TARGETSTAGE", target or _last_stage(found))},
+    )
+    for instruction in found:
+        reading.take(instruction, name)
+    for instruction in found:  # a stage may also be named before it begins
+        reading.take_from(instruction)
+    if not reading.found:
+        uses = ", ".join(dict.fromkeys(map(shown, reading.others))) or "no image at all"
         raise ConfigError(
             f"{name} builds on {uses}, but its base in images.yaml is {base.with_digest(None)}",
             hint=f"name one image in both, or write: ARG {BASE_ARGUMENT}, then FROM ${{{BASE_ARGUMENT}}}",
         )
     return PinnedDockerfile(
-        text="".join(lines),
-        others=tuple(dict.fromkeys(others)),
-        syntax=directives.get("syntax"),
-        takes_base=takes_base,
+        text=_edited(lines, reading.edits),
+        others=tuple(dict.fromkeys(reading.others)),
+        syntax=build_args.get(_SYNTAX_ARGUMENT) or syntax(lines),
+        takes_base=reading.takes_base,
     )
 
 
-def _taken_from(instruction: _Instruction, escape: str) -> Iterator[tuple[int, int, int]]:
-    """Where flags of COPY and RUN name an image: the line in the instruction, and where in it from and to."""
-    kind: re.Pattern[str] | None = None
-    for offset, line in enumerate(instruction.lines):
-        if offset and line.lstrip().startswith("#"):
-            continue
-        for word in re.finditer(r"\S+", line):
-            if offset == 0 and not line[: word.start()].strip():
-                kind = _TAKEN_FROM.get(word[0].upper())
-            elif word[0].startswith("--") and kind is not None:
-                if named := kind.fullmatch(word[0]):
-                    yield offset, word.start() + named.start(1), word.start() + named.end(1)
-            elif word[0] != escape:
-                return
+def _edited(lines: list[str], edits: list[_Edit]) -> str:
+    cells: dict[int, list[str]] = {}
+    for edit in edits:
+        text = edit.text
+        for number, column in edit.instruction.places[edit.start : edit.end]:
+            cells.setdefault(number, list(lines[number]))[column] = text
+            text = ""
+    return "".join("".join(cells.get(number, [line])) for number, line in enumerate(lines))
+
+
+def _last_stage(found: list[Instruction]) -> str:
+    named = [instruction.words for instruction in found if instruction.name == "FROM"]
+    return named[-1][2][0].lower() if named and len(named[-1]) == 3 else "default"
+
+
+def _platform_arguments(target: Platform, build: Platform, build_args: Mapping[str, str]) -> dict[str, str]:
+    """The arguments that BuildKit declares by itself before the first FROM."""
+    found: dict[str, str] = {}
+    for prefix, platform in (("BUILD", build), ("TARGET", target)):
+        found[f"{prefix}PLATFORM"] = str(platform)
+        found[f"{prefix}OS"] = platform.os
+        found[f"{prefix}OSVERSION"] = ""
+        found[f"{prefix}ARCH"] = platform.architecture
+        found[f"{prefix}VARIANT"] = platform.variant
+    return {name: build_args.get(name, value) for name, value in found.items()}
+
+
+def _sources(name: str, flag: Flag) -> Iterator[tuple[str, int]]:
+    """The images or stages that a flag of the instruction `name` names, and where each begins in its text."""
+    if name in ("COPY", "ADD") and flag.text.startswith("--from="):
+        yield flag.text.removeprefix("--from="), len("--from=")
+    elif name == "RUN" and flag.text.startswith("--mount="):
+        for part in next(csv.reader(io.StringIO(flag.text.removeprefix("--mount="), newline="")), []):
+            key, _, value = part.partition("=")
+            begin = flag.text.find(part)
+            if key.lower() == "from" and begin >= 0:
+                yield value, begin + len("from=")
 
 
 def _spelled(base: Reference) -> str:
@@ -166,77 +252,3 @@ def _same(image: str, base: Reference) -> bool:
     if named.digest is not None:
         return named.name == base.name and named.digest == base.digest
     return (named.name, named.tag or DEFAULT_TAG) == (base.name, base.tag or DEFAULT_TAG)
-
-
-def _directives(lines: list[str]) -> dict[str, str]:
-    """The parser directives at the top: ``escape``, the line continuation character, and ``syntax``."""
-    found: dict[str, str] = {}
-    for line in lines:
-        match = _DIRECTIVE.fullmatch(line.strip())
-        if match is None:
-            break
-        found.setdefault(match[1].lower(), match[2])
-    return found
-
-
-def _instructions(lines: list[str], escape: str) -> Iterator[_Instruction]:
-    number = 0
-    while number < len(lines):
-        first = number
-        stripped = lines[number].strip()
-        number += 1
-        if not stripped or stripped.startswith("#"):
-            continue
-        while _goes_on(lines, first, number, escape):
-            number += 1
-        instruction = _Instruction(first_line=first, lines=lines[first:number])
-        if stripped.split(maxsplit=1)[0].upper() in _TAKES_HEREDOC:
-            for match in _HEREDOC.finditer(instruction.joined(escape)):
-                number = _end_of_heredoc(lines, number, match[2])
-        yield instruction
-
-
-def _goes_on(lines: list[str], first: int, number: int, escape: str) -> bool:
-    """Whether line `number` belongs to the instruction that began at `first`; empty and comment lines do."""
-    if number >= len(lines):
-        return False
-    previous = number - 1
-    while previous > first and (not lines[previous].strip() or lines[previous].lstrip().startswith("#")):
-        previous -= 1
-    return lines[previous].rstrip().endswith(escape)
-
-
-def _end_of_heredoc(lines: list[str], number: int, word: str) -> int:
-    """The first line after the here-document `word` that begins at line `number`; no end: nothing was one."""
-    for later in range(number, len(lines)):
-        if lines[later].strip() == word:
-            return later + 1
-    return number
-
-
-def _declare(arguments: dict[str, str], words: str, given: Mapping[str, str]) -> None:
-    for match in _ARG_WORD.finditer(words):
-        default = (match[2] or "").strip("\"'")
-        arguments[match[1]] = given.get(match[1], _expand(default, arguments))
-
-
-def _expand(text: str, arguments: Mapping[str, str]) -> str:
-    """Put in the values of $NAME, ${NAME}, ${NAME:-default} and ${NAME:+other}, as builders do in FROM."""
-
-    def value(match: re.Match[str]) -> str:
-        found = arguments.get(match[1] or match[2], "")
-        operator, word = match[3] or "", match[4] or ""
-        if operator.endswith("-"):
-            return found or _expand(word, arguments)
-        if operator.endswith("+"):
-            return _expand(word, arguments) if found else ""
-        return found
-
-    return _VARIABLE.sub(value, text.strip("\"'"))
-
-
-def _replace(lines: list[str], instruction: _Instruction, text: str) -> None:
-    """Put `text` in the place of an instruction; its further lines become empty, so line numbers stay."""
-    for offset, line in enumerate(instruction.lines):
-        ending = line[len(line.rstrip("\r\n")) :]
-        lines[instruction.first_line + offset] = (text if offset == 0 else "") + ending

@@ -81,8 +81,9 @@ def build(
     """
     dockerfile = folder / order.path.name
     write_text(dockerfile, order.dockerfile)
-    if order.dockerignore is not None:
-        write_text(folder / f"{order.path.name}.dockerignore", order.dockerignore)
+    # The context is a copy without what is left out, so its .dockerignore must not be applied once more: this
+    # file wins over it.
+    write_text(folder / f"{order.path.name}.dockerignore", "# nothing\n")
     argv = [*frontend.argv, *_options(frontend, order, dockerfile), str(order.context)]
     told: deque[str] = deque(maxlen=_KEPT_LINES)
     internal: set[str] = set()

@@ -75,12 +75,9 @@ class BuildOrder:
     """
 
     tag: str  # the local name that the image gets
-    context: Path
+    context: Path  # all of it is sent
     path: Path  # of the Dockerfile on disk
     dockerfile: str  # the text to build, in which the base is pinned
-    dockerignore: str | None = (
-        None  # the text of NAME.dockerignore; None: the context's own .dockerignore counts
-    )
     build_args: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)

@@ -47,7 +47,7 @@ def test_a_name_that_is_not_utf8_can_be_recorded(spec: ImageSpec, tmp_path: Path
 
 def test_a_pattern_that_is_none_is_told_with_its_file(spec: ImageSpec, tmp_path: Path) -> None:
     (tmp_path / ".dockerignore").write_text("data\na[z-a]\n")
-    with pytest.raises(ConfigError, match="dockerignore has a pattern that is none"):
+    with pytest.raises(ConfigError, match=r"dockerignore: a\[z-a\] is not a valid pattern"):
         gather(spec, BASE)
 
 

@@ -131,7 +131,7 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
     return [
         ("any request", "registry drips", CLEAR, f"{drips}::test_it_is_given_up_after_the_usual_attempts"),
         ("build", "disk full", f"{CLEAR}; {OVER}", f"{builds}::test_our_disk_is_full_when_a_build_begins"),
-        ("build", "disk full meanwhile", CLEAR, f"{builds}::test_our_disk_fills_while_the_context_is_packed"),
+        ("build", "disk full meanwhile", CLEAR, f"{builds}::test_our_disk_fills_while_the_context_is_copied"),
         ("build", "no inode left", f"{CLEAR}; {OVER}", f"{builds}::test_our_disk_has_no_inode_left"),
         ("build", "engine's disk full", f"{CLEAR}; {OVER}", f"{builds}::test_the_engines_disk_fills_while_it_builds"),
         ("build", "SIGINT once and twice, SIGTERM", CLEAR, f"{builds}::test_a_build_that_is_ended_by_a_signal_leaves_no_step_at_work"),

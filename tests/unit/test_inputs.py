@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import socket
+import stat
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 
 from pipeline.config import ImageSpec
 from pipeline.errors import ConfigError
-from pipeline.inputs import BuildInputs, context_paths, explain, gather
+from pipeline.inputs import BuildInputs, explain, gather
 from pipeline.oci.digest import Digest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
@@ -131,7 +134,11 @@ def test_ignore_file_beside_the_dockerfile_wins(context: Path, tmp_path: Path) -
     outside.write_text("FROM base\n")
     (tmp_path / "other.Dockerfile.dockerignore").write_text("src\nlink\n")
     (context / ".dockerignore").write_text("train.py\n")
-    assert context_paths(outside, context) == [".dockerignore", "Dockerfile", "train.py"]
+    assert set(gather(spec(context, dockerfile=outside), BASE).context) == {
+        ".dockerignore",
+        "Dockerfile",
+        "train.py",
+    }
 
 
 def test_large_contexts_are_recorded_by_folder_and_still_explained(context: Path) -> None:
@@ -159,9 +166,110 @@ def test_records_that_say_nothing_explain_nothing(context: Path) -> None:
     assert explain({}, OTHER_BASE, gather(spec(context), BASE))[0].startswith("base ")
 
 
-def test_a_pipe_in_the_context_is_refused(context: Path) -> None:
+def test_a_pipe_or_a_socket_in_the_context_is_not_part_of_a_build(context: Path) -> None:
+    before = gather(spec(context), BASE)
     os.mkfifo(context / "pipe")
-    with pytest.raises(ConfigError, match="pipe is a socket, pipe or device"):
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(context / "socket"))
+    assert gather(spec(context), BASE) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
+def test_a_device_in_the_context_is_refused(context: Path) -> None:
+    os.mknod(context / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    with pytest.raises(ConfigError, match="null is a device"):
+        gather(spec(context), BASE)
+    (context / ".dockerignore").write_text("null\n")
+    assert "null" not in gather(spec(context), BASE).context
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", ".dockerignore", "Dockerfile.dockerignore"])
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_files_that_say_what_is_built_are_regular_files(context: Path, name: str, kind: str) -> None:
+    (context / name).unlink(missing_ok=True)
+    (os.mkfifo if kind == "pipe" else os.mkdir)(context / name)
+    with pytest.raises(ConfigError, match=f"{name} cannot be read: not a regular file"):
+        gather(spec(context), BASE)
+
+
+def test_case_counts_in_dockerignore(context: Path) -> None:
+    """BuildKit sends data/ where .dockerignore says Data."""
+    (context / ".dockerignore").write_text("Data\n")
+    (context / "data").mkdir()
+    (context / "data" / "train.yaml").write_text("lr: 1\n")
+    before = gather(spec(context), BASE)
+    (context / "data" / "train.yaml").write_text("lr: 2\n")
+    after = gather(spec(context), BASE)
+    assert after.key != before.key
+    assert explain(before.record(), BASE, after) == ("context data/train.yaml changed",)
+
+
+def test_an_exception_with_a_wildcard_brings_files_back(context: Path) -> None:
+    (context / ".dockerignore").write_text("*\n!**/*.py\n")
+    before = gather(spec(context), BASE)
+    assert set(before.context) == {"train.py", "src", "src/model.py", "Dockerfile"}
+    (context / "src" / "model.py").write_text("x = 2\n")
+    assert gather(spec(context), BASE).key != before.key
+
+
+def test_whether_the_dockerfile_itself_is_sent_counts(context: Path) -> None:
+    (context / ".dockerignore").write_text("*\n!train.py\n")
+    left_out = gather(spec(context), BASE)
+    (context / ".dockerignore").write_text("*\n!train.py\n!Dockerfile\n")
+    sent = gather(spec(context), BASE)
+    (context / "Dockerfile").chmod(0o755)
+    executable = gather(spec(context), BASE)
+    assert len({left_out.key, sent.key, executable.key}) == 3
+
+
+def test_what_is_copied_is_what_is_fingerprinted(context: Path, tmp_path: Path) -> None:
+    (context / "run.sh").write_text("#!/bin/sh\n")
+    (context / "run.sh").chmod(0o751)
+    (context / "empty").mkdir(mode=0o750)
+    (context / "new\nline").write_text("1")
+    (context / os.fsdecode(b"caf\xe9")).write_text("1")
+    (context / "large").write_bytes(os.urandom(3 << 20))
+    os.utime(context / "train.py", ns=(1, 1_000_000_007))
+    os.mkfifo(context / "pipe")
+    (context / ".dockerignore").write_text("src/*\n!src/keep\n")
+    (context / "src" / "keep").write_text("1")
+    copy = tmp_path / "copy"
+    inputs = gather(spec(context), BASE, copy_to=copy)
+    assert inputs == gather(spec(context), BASE)
+    again = gather(spec(copy), BASE)
+    assert again == inputs
+    assert stat.S_IMODE((copy / "run.sh").stat().st_mode) == 0o751
+    assert stat.S_IMODE((copy / "empty").stat().st_mode) == 0o750
+    assert (copy / "train.py").stat().st_mtime_ns == 1_000_000_007
+    assert {path.name for path in (copy / "src").iterdir()} == {"keep"}
+    assert not (copy / "pipe").exists()
+
+
+def test_deep_contexts_are_walked(context: Path) -> None:
+    deep = context
+    for _ in range(300):
+        deep = deep / "dd"
+    deep.mkdir(parents=True)
+    (deep / "f").write_text("1")
+    assert len(gather(spec(context), BASE).context) == 301 + 4
+
+
+def test_a_folder_that_is_left_out_need_not_be_readable(
+    context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (context / "private").mkdir()
+    (context / ".dockerignore").write_text("private\n!private/[x]\n")
+    scan = os.scandir
+
+    def denied(path: str) -> object:
+        if path.endswith("/private"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "private" not in gather(spec(context), BASE).context
+    (context / ".dockerignore").write_text("!private\n")
+    with pytest.raises(ConfigError, match="private cannot be read: Permission denied"):
         gather(spec(context), BASE)
 
 
@@ -178,6 +286,12 @@ def test_max_age_gives_one_build_a_period(context: Path) -> None:
 def test_mirrored_images_have_no_inputs(context: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to build"):
         gather(spec(context, dockerfile=None, context=None), BASE)
+
+
+def test_a_name_cannot_fake_a_line(context: Path) -> None:
+    recorded = gather(spec(context), BASE).record()
+    (context / "\n::error::x\x1b[2J").write_text("x")
+    assert explain(recorded, BASE, gather(spec(context), BASE)) == ("context \\n::error::x\\x1b[2J is new",)
 
 
 def test_names_that_are_no_utf8_count(context: Path) -> None:

@@ -116,7 +116,6 @@ def order(tmp_path: Path) -> BuildOrder:
         context=tmp_path,
         path=tmp_path / "Dockerfile",
         dockerfile="FROM x\n",
-        dockerignore="*.txt\n",
         build_args={"B": "2", "A": "1 and more"},
         labels={"l": "v"},
         secrets={"hub": "env=HUB_TOKEN", "file": "src=/a,b/c"},
@@ -147,7 +146,7 @@ def test_what_buildx_is_asked_for_and_what_it_tells(install: Install, tmp_path: 
     found = buildkit.find_frontend(engine())
     assert found is not None
     assert built(found, order(tmp_path), tmp_path) == CONFIG
-    assert (tmp_path / "seen").read_text(encoding="utf-8") == "FROM x\n*.txt\n"
+    assert (tmp_path / "seen").read_text(encoding="utf-8") == "FROM x\n# nothing\n"
     call = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()[-1]
     for word in (
         "unix:///fake.sock 1 buildx build --builder=default --progress=plain --file=",
