@@ -6,6 +6,7 @@ files and libraries of the image (what `import torch` does to a file system), or
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from pipeline.cluster import page_cache, running, shared_mount
 from pipeline.errors import SqshpipeError
+from pipeline.system import untrusted
 from pipeline.tools import process
 from pipeline.tools.mount import Kind
 
@@ -62,7 +64,7 @@ def _mounted(
     if cold:
         page_cache.forget(image.path)
     else:
-        _read(image.path)
+        _read(untrusted.open_regular(image.path, follow=True))
     with _own_node_folder():
         began = time.monotonic()
         with running.held(image, kind=kind) as mounted:
@@ -107,20 +109,22 @@ def _read_python(root: Path) -> float:
     """Seconds to read the Python files and libraries of a tree, as an import does."""
     began = time.monotonic()
     read = 0
-    for folder, names, files in os.walk(root):
+    # The image's author chose the names: what is no regular file (a symlink, a pipe, a device) is not read.
+    for _, names, files, folder in os.fwalk(root):
         names.sort()
         for name in sorted(files):
-            path = Path(folder) / name
-            if name.endswith((".py", ".pyc", ".so")) and not path.is_symlink():
-                _read(path)
-                read += 1
+            if name.endswith((".py", ".pyc", ".so")):
+                with contextlib.suppress(OSError):
+                    _read(untrusted.open_regular(name, dir_fd=folder))
+                    read += 1
                 if read >= MAX_FILES:
                     return time.monotonic() - began
     return time.monotonic() - began
 
 
-def _read(path: Path) -> None:
-    with path.open("rb", buffering=0) as file:
+def _read(descriptor: int) -> None:
+    """Read an open file to its end, and close it."""
+    with open(descriptor, "rb", buffering=0) as file:
         while file.read(4 << 20):
             pass
 
