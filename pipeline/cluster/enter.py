@@ -36,6 +36,7 @@ _HOST_FILES = ("etc/resolv.conf", "etc/hosts", "etc/hostname")
 _NO_ENTRYPOINT = b'exec "$@"\n'  # what the image's /etc/rc runs instead of the entrypoint, as pyxis does
 _HOST_ONLY = (b"LD_PRELOAD", b"LD_LIBRARY_PATH", b"PYTHONHOME", b"PYTHONPATH")
 _PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NO_COMMAND = "the image names no command and has no shell"
 _LONGEST = 8 << 20  # bytes of a file of the image that is read here: as long as an image's config may be
 _DRIVER = re.compile(
     r"^\s*(lib(?:cuda|nvidia-[\w-]+|nvcuvid|nvoptix|cudadebugger)\.so\.[\w.]+) \((.*)\) => (\S+)$",
@@ -171,9 +172,7 @@ def _argv(entering: Entering, root: NewRoot) -> tuple[tuple[str, ...], str | Non
     shell = root.has_file("bin/sh")
     if rc is None:
         if not entering.command and not shell:
-            raise ConfigError(
-                "the image has neither /etc/rc nor /bin/sh", hint="give the command to run after --"
-            )
+            raise ConfigError(_NO_COMMAND, hint="give the command to run after --")
         return entering.command or ("/bin/sh",), None
     if not shell:
         return _without_shell(entering, rc, "it has no /bin/sh")
@@ -195,6 +194,8 @@ def _without_shell(entering: Entering, rc: bytes, why: str) -> tuple[tuple[str, 
             hint="convert the image again, or add what is missing to it",
         )
     if not entering.command:
+        if start.command == ("/bin/sh",):  # what stands for no command
+            raise ConfigError(_NO_COMMAND, hint="give the command to run after --")
         return start.command, start.working_dir
     return (*(start.entrypoint if entering.entrypoint else ()), *entering.command), start.working_dir
 

@@ -20,11 +20,10 @@ STATIC = """\
 extern char **environ;
 int main(int argc, char **argv) {
     char folder[4096];
-    printf("%s\\n", getcwd(folder, sizeof folder));
-    for (int i = 0; i < argc; i++) printf("[%s]", argv[i]);
-    printf("\\n");
-    for (char **each = environ; *each; each++)
-        if ((*each)[0] == 'T' && (*each)[1] == '_') printf("%s\\n", *each);
+    printf("%s%c", getcwd(folder, sizeof folder), 0);
+    for (int i = 1; i < argc; i++) printf("%s%c", argv[i], 0);
+    printf("--%c", 0);
+    for (char **each = environ; *each; each++) printf("%s%c", *each, 0);
     return 0;
 }
 """
@@ -67,11 +66,19 @@ def image(folder: Path, change: Callable[[Path], object], *pseudo: str, **config
 
 
 def static_program(folder: Path) -> Path:
-    """A program that loads nothing: prints its folder, its words and the variables that begin with T_."""
+    """A program that loads nothing: it prints its folder, its words, "--", its variables, each with a NUL."""
     source, program = folder / "static.c", folder / "static"
     source.write_text(STATIC)
     subprocess.run(["gcc", "-static", "-O0", "-o", program, source], check=True, timeout=120)
     return program
+
+
+def printed(output: bytes) -> tuple[bytes, list[bytes], dict[bytes, bytes]]:
+    """What the static program printed: its folder, its words, its variables."""
+    folder, *rest = output.split(b"\0")[:-1]
+    end = rest.index(b"--")
+    pairs = [item.partition(b"=") for item in rest[end + 1 :]]
+    return folder, rest[:end], {name: value for name, _, value in pairs}
 
 
 @functools.cache
