@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -74,7 +75,9 @@ def _mounted(
 
 
 def _unpacked(image: running.ImageFile, scratch: Path, command: Sequence[str]) -> Timing:
-    folder = scratch / f"sqshpipe-bench-{os.getpid()}"
+    # A name that nobody foresees, and a folder of ours alone: /tmp is everybody's.
+    own = Path(tempfile.mkdtemp(prefix="sqshpipe-bench-", dir=scratch))
+    folder = own / "root"
     page_cache.forget(image.path)
     began = time.monotonic()
     try:
@@ -86,7 +89,7 @@ def _unpacked(image: running.ImageFile, scratch: Path, command: Sequence[str]) -
             first = time.monotonic() - began
             return Timing(way="unpacked", first_rank=first, work=_work(folder, command))
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _run(root: Path, command: Sequence[str]) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import enter, running
-from pipeline.errors import ConfigError
+from pipeline.cluster import enter, page_cache, running, shared_mount
+from pipeline.errors import ConfigError, FormatError, ToolError
+from pipeline.squashfs.reader import SquashfsImage
 from pipeline.tools import mount as mounts
 from tests.support import people, small_root
 
@@ -275,6 +276,46 @@ def test_a_sqsh_that_is_no_regular_file_is_not_waited_for(how: str, tmp_path: Pa
         _made("image.sqsh", how)(tmp_path, "")
     with pytest.raises(ConfigError, match="cannot read"):
         running.image_file(path)
+    with pytest.raises(FormatError, match="cannot open"):
+        SquashfsImage.open(path)
+    if path.exists():
+        with pytest.raises(OSError, match="regular"):
+            page_cache.forget(path)
+
+
+@pytest.mark.needs("unsquashfs")
+def test_a_benchmark_reads_no_trap(host: Host, tmp_path: Path) -> None:
+    def change(tree: Path) -> None:
+        os.mkfifo(tree / "work" / "pipe.py")
+        (tree / "work" / "link.py").symlink_to(host.folder / "pipe")
+        (tree / "work" / "folder.so").mkdir()
+        (tree / "work" / "module.py").write_text("pass\n")
+
+    os.mkfifo(host.folder / "pipe")
+    made = small_root.image(tmp_path, change, "work/zero.so c 666 0 0 1 5")
+    command = [sys.executable, "-m", "pipeline", "node", "bench", str(made), "--scratch", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    ways = [line.split("  ")[0] for line in done.stdout.splitlines() if "0." in line]
+    assert {"unpacked", "kernel mount"} <= set(ways), done.stdout
+    assert not list(tmp_path.glob("sqshpipe-bench-*"))
+
+
+@pytest.mark.parametrize("how", ["everybody may write", "a symlink", "a file"])
+def test_a_node_folder_in_which_others_could_plant_names_is_refused(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = tmp_path / "node"
+    if how == "everybody may write":
+        node.mkdir()
+        node.chmod(0o777)
+    elif how == "a symlink":
+        node.symlink_to(tmp_path)
+    else:
+        node.touch()
+    monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(node))
+    with pytest.raises(ToolError, match=str(node)):
+        shared_mount.node_folder()
 
 
 def test_a_mount_is_never_seen_writable_unless_it_is_asked_for(host: Host, tmp_path: Path) -> None:
