@@ -14,6 +14,7 @@ from pipeline.cluster import running
 from pipeline.errors import VerificationError
 from pipeline.progress import SILENT, Meter
 from pipeline.tools import process, slurm
+from pipeline.words import shown
 
 log = structlog.get_logger()
 
@@ -74,8 +75,8 @@ def _on_a_node(path: Path, command: str, options: Sequence[str], timeout: float)
 
 def _failed(name: str, command: str, done: process.Completed) -> VerificationError:
     lines = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()][-_LAST_LINES:]
-    said = "".join(f"\n  | {line}" for line in lines)
+    said = "".join(f"\n  | {shown(line)}" for line in lines)
     return VerificationError(
         f"a test of {name} failed with exit code {done.returncode}: {command}{said}",
-        hint="nothing is published; mend the image or its test: in images.yaml",
+        hint="nothing is published; fix the image or its test: in images.yaml",
     )
