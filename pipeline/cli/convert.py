@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import uuid
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -90,26 +93,27 @@ def convert(
     )
     limits = _limits(max_unpacked, max_ratio)
     scratch, teller = default_scratch(), Teller()
-    with teller.stage("convert") as meter:
-        with opened_source(source, Platform.parse(platform), scratch=scratch, meter=meter) as image:
-            made = stage.convert(
-                image,
-                chosen,
-                output=file,
-                scratch=scratch,
-                cache=default_cache(),
-                limits=limits,
-                meter=meter,
-            )
-        teller.result(f"{made.converter.name}, sha256:{made.sha256[:12]}")
-    with teller.stage("verify") as meter:
-        verified = verify_file(made, meter)
-        teller.result(f"{len(made.tree)} entries read back, as in the image")
+    with _unverified(file) as unverified:
+        with teller.stage("convert") as meter:
+            with opened_source(source, Platform.parse(platform), scratch=scratch, meter=meter) as image:
+                made = stage.convert(
+                    image,
+                    chosen,
+                    output=unverified,
+                    scratch=scratch,
+                    cache=default_cache(),
+                    limits=limits,
+                    meter=meter,
+                )
+            teller.result(f"{made.converter.name}, sha256:{made.sha256[:12]}")
+        with teller.stage("verify") as meter:
+            verified = verify_file(made, meter)
+            teller.result(f"{len(made.tree)} entries read back, as in the image")
     teller.summary()
     if as_json:
         output.data_json(
             {
-                "path": str(made.path),
+                "path": str(file.absolute()),
                 "sha256": made.sha256,
                 "size": made.size,
                 "source": str(made.source),
@@ -120,7 +124,23 @@ def convert(
             }
         )
     else:
-        output.data(str(made.path))
+        output.data(str(file.absolute()))
+
+
+@contextlib.contextmanager
+def _unverified(file: Path) -> Iterator[Path]:
+    """A name beside `file` for the new .sqsh, which takes its place only when it has passed verification."""
+    from pipeline.errors import VerificationError
+
+    unverified = file.absolute().with_name(f"{file.name}.{uuid.uuid4().hex[:12]}.unverified")
+    try:
+        yield unverified
+        unverified.replace(file)
+    except VerificationError as error:
+        message = error.message.replace(str(unverified), str(file))
+        raise VerificationError(message, hint=error.hint) from error
+    finally:
+        unverified.unlink(missing_ok=True)
 
 
 def verify(

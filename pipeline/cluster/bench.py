@@ -6,8 +6,10 @@ files and libraries of the image (what `import torch` does to a file system), or
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from pipeline.cluster import page_cache, running, shared_mount
 from pipeline.errors import SqshpipeError
+from pipeline.system import untrusted
 from pipeline.tools import process
 from pipeline.tools.mount import Kind
 
@@ -62,7 +65,7 @@ def _mounted(
     if cold:
         page_cache.forget(image.path)
     else:
-        _read(image.path)
+        _read(untrusted.open_regular(image.path, follow=True))
     with _own_node_folder():
         began = time.monotonic()
         with running.held(image, kind=kind) as mounted:
@@ -72,7 +75,9 @@ def _mounted(
 
 
 def _unpacked(image: running.ImageFile, scratch: Path, command: Sequence[str]) -> Timing:
-    folder = scratch / f"sqshpipe-bench-{os.getpid()}"
+    # A name that nobody foresees, and a folder of ours alone: /tmp is everybody's.
+    own = Path(tempfile.mkdtemp(prefix="sqshpipe-bench-", dir=scratch))
+    folder = own / "root"
     page_cache.forget(image.path)
     began = time.monotonic()
     try:
@@ -84,7 +89,7 @@ def _unpacked(image: running.ImageFile, scratch: Path, command: Sequence[str]) -
             first = time.monotonic() - began
             return Timing(way="unpacked", first_rank=first, work=_work(folder, command))
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _run(root: Path, command: Sequence[str]) -> None:
@@ -107,20 +112,22 @@ def _read_python(root: Path) -> float:
     """Seconds to read the Python files and libraries of a tree, as an import does."""
     began = time.monotonic()
     read = 0
-    for folder, names, files in os.walk(root):
+    # The image's author chose the names: what is no regular file (a symlink, a pipe, a device) is not read.
+    for _, names, files, folder in os.fwalk(root):
         names.sort()
         for name in sorted(files):
-            path = Path(folder) / name
-            if name.endswith((".py", ".pyc", ".so")) and not path.is_symlink():
-                _read(path)
-                read += 1
+            if name.endswith((".py", ".pyc", ".so")):
+                with contextlib.suppress(OSError):
+                    _read(untrusted.open_regular(name, dir_fd=folder))
+                    read += 1
                 if read >= MAX_FILES:
                     return time.monotonic() - began
     return time.monotonic() - began
 
 
-def _read(path: Path) -> None:
-    with path.open("rb", buffering=0) as file:
+def _read(descriptor: int) -> None:
+    """Read an open file to its end, and close it."""
+    with open(descriptor, "rb", buffering=0) as file:
         while file.read(4 << 20):
             pass
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import ToolError
-from pipeline.squashfs.inode import Inode
+from pipeline.oci import environment as image_environment
+from pipeline.squashfs.inode import Inode, Kind
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.tools import process
 
@@ -31,6 +32,7 @@ _PROBES = (
 _LIBFABRIC = re.compile(rb"(^|/)libfabric\.so(\.|$)")
 _NCCL_NET = re.compile(rb"(^|/)libnccl-net(-ofi)?\.so(\.|$)")
 _ELF_HEAD = 20
+_LONGEST = 8 << 20  # bytes of /etc/environment: as long as an image's config may be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +130,10 @@ def _shell(image: SquashfsImage) -> Finding:
 
 def _environment(image: SquashfsImage) -> dict[str, str]:
     inode = _find(image, b"etc/environment")
-    text = "" if inode is None else image.read(inode).decode("utf-8", "replace")
-    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if inode is None or inode.kind is not Kind.FILE:
+        return {}
+    found = image_environment.read(image.read(inode, limit=_LONGEST), {})
+    return {name.decode(): value.decode("utf-8", "replace") for name, value in found.items()}
 
 
 def _machine_of(image: SquashfsImage, path: bytes) -> str:

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from pipeline.errors import ToolError
+from pipeline.system import untrusted
 
 _WINDOW = 1 << 30  # bytes that are mapped at a time: a vector of 256 KiB
 
@@ -21,7 +22,7 @@ def resident(path: Path) -> int:
     library = ctypes.CDLL(None, use_errno=True)
     page = mmap.PAGESIZE
     total = 0
-    with path.open("rb") as file:
+    with os.fdopen(untrusted.open_regular(path, follow=True), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         for start in range(0, size, _WINDOW):
             length = min(_WINDOW, size - start)
@@ -42,6 +43,6 @@ def resident(path: Path) -> int:
 
 def forget(path: Path) -> None:
     """Ask the kernel to drop a file from the page cache, so that a measurement starts cold."""
-    with path.open("rb") as file:
+    with os.fdopen(untrusted.open_regular(path, follow=True), "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.cluster import enter, shared_mount
-from pipeline.errors import ConfigError, FormatError, SqshpipeError, ToolError
+from pipeline.errors import ConfigError, FormatError, ToolError
+from pipeline.system import untrusted
 from pipeline.tools import process
 from pipeline.tools.mount import Kind
 
@@ -39,7 +40,8 @@ def image_file(path: Path, digest: str | None = None) -> ImageFile:
     Raises ConfigError when there is no such file, FormatError when it is no squashfs.
     """
     try:
-        with path.open("rb") as file:
+        # A symlink is followed: releases and channels are symlinks. A pipe or a device is not waited for.
+        with os.fdopen(untrusted.open_regular(path, follow=True), "rb") as file:
             magic, found = file.read(4), os.fstat(file.fileno())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
@@ -155,10 +157,7 @@ def _follow(entering: enter.Entering) -> int:
         try:
             for number in _PASSED_ON:
                 signal.signal(number, signal.SIG_DFL)
-            enter.become(entering)
-        except SqshpipeError as error:
-            sys.stderr.write(f"sqshpipe: {error}\n")
-            code = error.exit_code
+            code = enter.attempt(entering)
         finally:
             sys.stderr.flush()
             os._exit(code)

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,15 @@ def node_folder() -> Path:
             f"cannot make {folder}, where mounts lie: {error.strerror}",
             hint="set SQSHPIPE_NODE_DIR to a folder of your own on this node",
         ) from error
-    if folder.lstat().st_uid != os.geteuid() or folder.is_symlink():
+    status = folder.lstat()
+    if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
         raise ToolError(
             f"{folder} belongs to somebody else", hint="set SQSHPIPE_NODE_DIR to a folder of your own"
+        )
+    if status.st_mode & stat.S_IWOTH:
+        raise ToolError(
+            f"everybody may write to {folder}, and could plant symlinks where images are mounted",
+            hint="take that right away (chmod o-w), or set SQSHPIPE_NODE_DIR to a folder of your own",
         )
     return folder
 

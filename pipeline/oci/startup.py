@@ -9,20 +9,56 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
+from dataclasses import dataclass
 
+from pipeline.oci import environment
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_QUOTED = re.compile(r"([\"']).*[\"']\s*", re.DOTALL)
 _FSTAB_ESCAPES = str.maketrans({"\\": "\\134", " ": "\\040"})
 _RC_LOCAL = """\
 # /etc/rc reads this file when the container starts.
 # Put commands here to change what is run, or how.
 """
+# One word as shlex.quote and bash's ${x@Q} write it: nothing in it is expanded by a shell.
+_WORD = r"""(?:'[^']*'|"[^"$`\\]*"|\\'|[A-Za-z0-9@%+=:,./_-])+"""
+_WORDS = rf"{_WORD}(?: {_WORD})*"
+_RC = re.compile(
+    rf"""^cd (?P<folder>{_WORD}) && unset OLDPWD \|\| exit 1
+\s*if \[ -s /etc/rc\.local \]; then
+\s*\. /etc/rc\.local
+fi
+\s*if \[ \$# -gt 0 \]; then
+\s*exec (?:(?P<entrypoint>{_WORDS}) )?[ ]?"\$@"
+else
+\s*exec [ ]?(?P<command>{_WORDS})[ ]?
+fi\n?\Z""",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """How an image starts; `command` is what runs when nothing else is asked for, entrypoint included."""
+
+    working_dir: str
+    entrypoint: tuple[str, ...]
+    command: tuple[str, ...]
+
+
+def parse_rc(text: str) -> Start | None:
+    """What an /etc/rc says that `rc` or enroot wrote; None when it is another script."""
+    found = _RC.search(text)
+    if found is None:
+        return None
+    return Start(
+        working_dir=shlex.split(found["folder"])[0],
+        entrypoint=tuple(shlex.split(found["entrypoint"] or "")),
+        command=tuple(shlex.split(found["command"])),
+    )
 
 
 def startup_files(config: ImageConfig, provenance: Digest | None = None) -> dict[str, bytes]:
@@ -32,12 +68,12 @@ def startup_files(config: ImageConfig, provenance: Digest | None = None) -> dict
                 alone, so that the bytes do not depend on the place that the image was read from.
     """
     texts = {
-        "etc/environment": environment(config.env),
         "etc/fstab": fstab(config.volumes),
         "etc/rc": rc(config, provenance or config.digest),
         "etc/rc.local": _RC_LOCAL,
     }
-    return {path: text.encode("utf-8") for path, text in texts.items()}
+    files = {path: text.encode("utf-8") for path, text in texts.items()}
+    return {"etc/environment": environment.write(config.env), **files}
 
 
 def rc(config: ImageConfig, provenance: Digest) -> str:
@@ -45,7 +81,8 @@ def rc(config: ImageConfig, provenance: Digest) -> str:
     lines = [f"# enroot-provenance: {provenance}"]
     lines += [f"# {_one_line(key)} {_one_line(value)}" for key, value in config.labels.items()]
     folder = shlex.quote(absolute(config.working_dir))
-    entrypoint = [shlex.quote(word) for word in config.entrypoint]
+    # Docker takes an entrypoint of one empty word for none: that is how an image gets rid of its base's.
+    entrypoint = [] if config.entrypoint == ("",) else [shlex.quote(word) for word in config.entrypoint]
     command = [*entrypoint, *(shlex.quote(word) for word in config.cmd)] or ["/bin/sh"]
     lines += [
         "",
@@ -63,26 +100,6 @@ def rc(config: ImageConfig, provenance: Digest) -> str:
         "fi",
     ]
     return "\n".join(lines) + "\n"
-
-
-def environment(env: tuple[str, ...]) -> str:
-    """`KEY=value` a line, as enroot reads it.
-
-    enroot takes one pair of quotes around a value away, so a value that has its own gets one more. It cannot
-    take a line break, which becomes a space lest the rest be read as another variable, and it replaces
-    `${NAME}` by what NAME is on the host, for which it knows no escape. Names that no shell could hold are
-    left out: enroot drops them.
-    """
-    lines = []
-    for item in env:
-        name, equals, value = item.partition("=")
-        if not equals or not _ENV_NAME.fullmatch(name):
-            continue
-        value = re.sub(r"[\r\n]+", " ", value)
-        if _QUOTED.fullmatch(value):
-            value = f'"{value}"'
-        lines.append(f"{name}={value}\n")
-    return "".join(lines)
 
 
 def fstab(volumes: tuple[str, ...]) -> str:

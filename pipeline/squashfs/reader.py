@@ -17,6 +17,7 @@ from pipeline.squashfs.inode import NO_FRAGMENT, NO_XATTRS, Inode, InodeParser, 
 from pipeline.squashfs.metadata import MetadataReader, read_indexed
 from pipeline.squashfs.superblock import SIZE, Superblock
 from pipeline.squashfs.xattr import XattrReader
+from pipeline.system import untrusted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -63,7 +64,7 @@ class SquashfsImage:
     def open(cls, path: Path) -> SquashfsImage:
         """Open and check the file's tables; FormatError if it is not a sound squashfs file."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = untrusted.open_regular(path, follow=True)
         except OSError as error:
             raise FormatError(f"cannot open {path}: {error.strerror}") from error
         try:

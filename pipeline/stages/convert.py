@@ -20,6 +20,7 @@ import structlog
 
 from pipeline.config import ConvertOptions
 from pipeline.errors import ConfigError, ForAnotherConverter, FormatError, ToolError
+from pipeline.oci import environment
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import DEFAULT_LIMITS, Limits
@@ -115,6 +116,9 @@ def convert(
     output = output.absolute()
     _require_writable(output.parent)
     partial = output.with_name(f"{output.name}.{uuid.uuid4().hex[:12]}.partial")
+
+    for variable, why in environment.losses(source.config().env):
+        log.warning("a variable differs from what Docker gives", image=source.name, name=variable, why=why)
 
     def made(name: str) -> Converted:
         log.info("converting", image=source.name, converter=name)

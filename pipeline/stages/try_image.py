@@ -78,5 +78,5 @@ def _failed(name: str, command: str, done: process.Completed) -> VerificationErr
     return VerificationError(
         f"a test of {name} failed with exit code {done.returncode}: {command}",
         details=[f"  | {said(line)}" for line in lines],
-        hint="nothing is published; mend the image or its test: in images.yaml",
+        hint="nothing is published; fix the image or its test: in images.yaml",
     )

@@ -246,9 +246,14 @@ def _check_start_files(found: dict[bytes, Inode], file: SquashfsFile) -> None:
     for path in _START_FILES:
         inode = found.get(_followed(path, found))
         if inode is None or inode.kind != EntryKind.FILE.value:
+            if path == b"bin/sh":
+                raise VerificationError(
+                    "the image has no /bin/sh, by which enroot and Pyxis start every image",
+                    hint="add a shell to the image; a static busybox is enough",
+                )
             raise VerificationError(
                 f"{file.path} has no {shown(path)}, without which enroot cannot start it",
-                hint="add a shell to the image" if path == b"bin/sh" else "convert with another --converter",
+                hint="convert with another --converter",
             )
 
 

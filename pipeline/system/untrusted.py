@@ -37,12 +37,14 @@ def folder(path: str | Path, *, dir_fd: int | None = None) -> Iterator[int]:
         os.close(descriptor)
 
 
-def open_regular(name: str | Path, *, dir_fd: int | None = None) -> int:
+def open_regular(name: str | Path, *, dir_fd: int | None = None, follow: bool = False) -> int:
     """Open a regular file for reading; the caller closes the descriptor.
 
-    Raises NotRegularError for a pipe, device, socket or folder, OSError (ELOOP) for a symlink.
+    Raises NotRegularError for a pipe, device, socket or folder, OSError (ELOOP) for a symlink, which only
+    `follow` allows: for a name that the user of the command gave.
     """
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(name, flags, dir_fd=dir_fd)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NotRegularError(errno.EINVAL, "not a regular file", str(name))
@@ -105,6 +107,19 @@ def open_in_root(root: int, path: str) -> int:
     Symlinks are resolved as in a chroot: an absolute target starts at `root`, ".." never leaves it. Raises
     FileNotFoundError, NotADirectoryError, OSError (ELOOP) after 40 symlinks.
     """
+    descriptor, missing = walk_in_root(root, path)
+    if missing:
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return descriptor
+
+
+def walk_in_root(root: int, path: str) -> tuple[int, list[str]]:
+    """As `open_in_root`, but the last names of `path` need not be there.
+
+    Gives an O_PATH descriptor of the last part of it that is there, and the names that are missing below it.
+    Raises NotADirectoryError, OSError (ELOOP), FileNotFoundError when ".." follows a missing name.
+    """
     stack = [os.dup(root)]  # the folders from the root down; the last one is where the next name is looked up
     try:
         todo = path.split("/")[::-1]
@@ -117,14 +132,15 @@ def open_in_root(root: int, path: str) -> int:
                 if len(stack) > 1:
                     os.close(stack.pop())
                 continue
-            found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=stack[-1])
-            if not stat.S_ISLNK(os.fstat(found).st_mode):
-                stack.append(found)
-                continue
             try:
-                target = os.readlink("", dir_fd=found)
-            finally:
-                os.close(found)
+                target = _step(stack, name)
+            except FileNotFoundError:
+                missing = [name, *(part for part in reversed(todo) if part not in ("", "."))]
+                if ".." in missing:
+                    raise
+                return stack.pop(), missing
+            if target is None:
+                continue
             links += 1
             if links > _LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
@@ -132,10 +148,22 @@ def open_in_root(root: int, path: str) -> int:
                 while len(stack) > 1:
                     os.close(stack.pop())
             todo += target.split("/")[::-1]
-        return stack.pop()
+        return stack.pop(), []
     finally:
         for descriptor in stack:
             os.close(descriptor)
+
+
+def _step(stack: list[int], name: str) -> str | None:
+    """Open `name` in the last folder of `stack` and put it there; the target instead when it is a symlink."""
+    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=stack[-1])
+    if not stat.S_ISLNK(os.fstat(found).st_mode):
+        stack.append(found)
+        return None
+    try:
+        return os.readlink("", dir_fd=found)
+    finally:
+        os.close(found)
 
 
 def _read(descriptor: int, name: str, limit: int) -> bytes:

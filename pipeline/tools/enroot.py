@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ForAnotherConverter, FormatError, ToolError
+from pipeline.oci import environment
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.manifest import ACCEPT
 from pipeline.tools import mksquashfs, process
@@ -179,7 +180,8 @@ def refuse_config(config: ImageConfig) -> None:
     """Raise WouldMisread for what enroot would run, or write outside of the image (seen with 4.1.2).
 
     It makes the working directory below a folder of the host without a look at `..`, writes it into /etc/rc
-    between double quotes, and takes words, labels and volumes apart at line ends.
+    between double quotes, takes words, labels and volumes apart at line ends, removes quotes around values of
+    the environment, replaces `${NAME}` in them, and runs an entrypoint of one empty word.
     """
     for what, texts, odd in (
         ("working directory", (config.working_dir,), _RUN),
@@ -190,10 +192,19 @@ def refuse_config(config: ImageConfig) -> None:
     ):
         for text in texts:
             if odd.search(text):
-                raise WouldMisread(
-                    f"the {what} {text[:100]!r} of the image holds what enroot would run or misread",
-                    hint=OTHER_CONVERTER,
-                )
+                raise _misread(what, text)
+    for item in config.env:
+        if not environment.is_plain(item):
+            raise _misread("environment", item)
+    if config.entrypoint == ("",):
+        raise _misread("entrypoint", "")
+
+
+def _misread(what: str, text: str) -> WouldMisread:
+    return WouldMisread(
+        f"the {what} {text[:100]!r} of the image holds what enroot would run or misread",
+        hint=OTHER_CONVERTER,
+    )
 
 
 def parse_version(text: str) -> Version:

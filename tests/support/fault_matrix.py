@@ -122,6 +122,7 @@ def _cells() -> tuple[Cell, ...]:
 def _elsewhere() -> list[tuple[str, str, str, str]]:
     """Cells that are tests of one part: nodes, copies, signatures, AWS."""
     importer, mounts = f"{_U}/cluster/test_pyxis_importer.py", f"{_I}/cluster/test_shared_mount.py"
+    names = f"{_I}/cluster/test_hostile_names.py"
     warming, attest = f"{_I}/cluster/test_warming.py", f"{_I}/stages/test_attest_and_rescan.py"
     sync, s3, aws = f"{_U}/store/test_sync.py", f"{_I}/test_s3.py", f"{_U}/tools/test_ecr_trouble.py"
     handed = "tests/regression/test_enroot_gets_what_was_checked.py"
@@ -156,6 +157,9 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
         ("mount", "SIGKILL of a caller", ON, f"{mounts}::test_a_killed_caller_does_not_hold_the_mount"),
         ("mount", "squashfuse killed", ON, f"{mounts}::test_a_squashfuse_that_was_killed_is_mounted_again"),
         ("mount", "SIGTERM", CLEAR, f"{mounts}::test_a_signal_reaches_the_command_and_the_mount_goes"),
+        ("run, test", "names of the image are traps", f"{ON}, or {CLEAR}", f"{names}::test_nothing_of_the_host_is_read_written_or_waited_for"),
+        ("run, mount", "the .sqsh is a pipe, device, loop", CLEAR, f"{names}::test_a_sqsh_that_is_no_regular_file_is_not_waited_for"),
+        ("convert", "the image cannot be started", CLEAR, f"{_I}/cluster/test_as_docker_starts_it.py::test_convert_says_why_and_leaves_no_file"),
         ("prewarm", "store gives other bytes", CLEAR, f"{warming}::test_wrong_bytes_get_no_name"),
         ("prewarm", "a node cannot", CLEAR, f"{warming}::test_a_node_that_cannot_be_warmed_is_told"),
         ("sync", "cut inside a file", OVER, f"{sync}::test_a_cut_inside_a_file_is_gone_on_from"),

@@ -38,6 +38,16 @@ def test_the_first_failure_ends_it_and_is_told(image: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("_here")
+def test_what_an_image_prints_moves_no_cursor_and_fakes_no_line(image: Path) -> None:
+    with pytest.raises(VerificationError) as failed:
+        try_image(image, ["printf 'a\\033[2Jb\\rc\\303\\277\\377\\n::error::x\\n'; exit 1"])
+    said = failed.value.message.partition("exit 1")[2]
+    assert all(line.isprintable() for line in said.split("\n"))
+    assert "\\x1b[2Jb" in said
+    assert "\n  | ::error::x" in said, "GitHub reads an order only where a line begins with it"
+
+
+@pytest.mark.usefixtures("_here")
 def test_a_step_of_slurm_tries_it_on_a_node(image: Path, slurm: Slurm, tmp_path: Path) -> None:
     out = tmp_path / "step"
     try_image(image, [f"echo $SLURMD_NODENAME > {out}; cat /word >> {out}"], slurm_options=["-w", "n2"])

@@ -77,7 +77,7 @@ def test_only_the_command_runs_with_its_words_as_they_are(
 
 def test_the_environment_file_has_one_line_a_variable_and_no_name_that_is_none() -> None:
     files = startup_files(parse_config(image_config([], CONFIG)))
-    lines = files["etc/environment"].decode().splitlines()
+    lines = files["etc/environment"].decode().split("\n")[:-1]
     assert [line.partition("=")[0] for line in lines] == [
         "QUOTES", "LINES", "SUBSHELL", "TICKS", "ESCAPE", "BIDI", "EMPTY", "SPACE",
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.entry import Entry, EntryKind
 from pipeline.oci.merge import Tree, merge
 from pipeline.oci.rootfs import MAX_TIME, created_seconds, enroot_rootfs
-from pipeline.oci.startup import environment, fstab, rc
+from pipeline.oci.startup import fstab, rc
 
 FILE, DIRECTORY, SYMLINK, HARDLINK = (
     EntryKind.FILE,
@@ -210,32 +210,9 @@ def test_rc_without_entrypoint_and_command_is_a_shell() -> None:
     text = rc(config(Labels={"org.x": "y"}), Digest.of(b""))
     assert text.startswith(f"# enroot-provenance: {Digest.of(b'')}\n# org.x y\n")
     assert '    exec "$@"\nelse\n    exec /bin/sh\n' in text
+    assert rc(config(Entrypoint=[""], Labels={"org.x": "y"}), Digest.of(b"")) == text
     both = rc(config(Entrypoint=["/e"], Cmd=["c"]), Digest.of(b""))
     assert '    exec /e "$@"\nelse\n    exec /e c\n' in both
-
-
-def test_environment_keeps_one_variable_a_line() -> None:
-    env = (
-        "A=1",
-        "B=x\nLD_PRELOAD=evil",
-        "NOEQUALS",
-        "=x",
-        "1X=2",
-        "Q='q'",
-        'D="d"',
-        "E=",
-        "S= 'x' ",
-        "U=a=b",
-    )
-    assert environment(env).splitlines() == [
-        "A=1",
-        "B=x LD_PRELOAD=evil",
-        "Q=\"'q'\"",
-        'D=""d""',
-        "E=",
-        "S= 'x' ",
-        "U=a=b",
-    ]
 
 
 def test_fstab_is_escaped() -> None:

@@ -124,6 +124,10 @@ def test_layers_that_a_version_reads_pass() -> None:
         ({"Cmd": ["sh", "-c", "one\ntwo"]}, "command"),
         ({"Entrypoint": ["a\nb"]}, "command"),
         ({"Env": ["A=1\nLD_PRELOAD=/x"]}, "environment"),
+        ({"Env": ['A="quoted whole"']}, "environment"),
+        ({"Env": ["PATH=/bin", "A='open"]}, "environment"),
+        ({"Env": ["A=x${HOME}"]}, "environment"),
+        ({"Entrypoint": [""], "Cmd": ["sh"]}, "entrypoint"),
     ],
 )
 def test_what_enroot_would_run_or_misread_is_refused(settings: dict[str, object], what: str) -> None:
@@ -138,7 +142,7 @@ def test_ordinary_configs_pass() -> None:
         "Volumes": {"/data": {}, "/var/lib/x..y": {}},
         "Labels": {"org.opencontainers.image.title": "two\nlines $(x)"},
         "Entrypoint": ["/bin/sh", "-c", "echo $HOME `id`"],
-        "Env": ["PATH=/bin", "A=${B} $(c)"],
+        "Env": ["PATH=/bin", "A=$B $(c) it's", "A-B=1"],
     }
     refuse_config(parse_config(image_config([], settings)))
     refuse_config(parse_config(image_config([])))
