@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,13 @@ import structlog
 
 from pipeline.cluster import pyxis_importer
 from pipeline.errors import ConfigError, ToolError
+from pipeline.system import untrusted
 from pipeline.tools import process
 
 log = structlog.get_logger()
 
 PROGRAM = "pyxis-importer"
-STATE_MODE = 0o1777  # every job's user leaves marks there, and removes only its own
+STATE_MODE = 0o1777  # of the folders in it: every job's user leaves marks there, and removes only its own
 
 _NEEDS = "the importer needs /usr/bin/python3, 3.8 or later"
 
@@ -77,13 +77,13 @@ def install(settings: ImporterSettings, prefix: Path) -> Path:
     folder = prefix / "bin"
     program = folder / PROGRAM
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _swap(folder / f"{PROGRAM}.json", settings.as_json().encode(), 0o644)
-        _swap(program, importer_source(), 0o755)
-        for each in (settings.state, settings.state / "verified", settings.state / "imported"):
-            each.mkdir(parents=True, exist_ok=True)
-            if each.stat().st_uid == os.geteuid():
-                each.chmod(STATE_MODE)
+        with untrusted.folder_to_write(folder, make=0o755):
+            pass
+        untrusted.replace_file(folder / f"{PROGRAM}.json", settings.as_json().encode(), mode=0o644)
+        untrusted.replace_file(program, importer_source(), mode=0o755)
+        _own_mode(settings.state, 0o755)  # nobody else makes or renames what lies in it
+        _own_mode(settings.state / "verified", STATE_MODE)
+        _own_mode(settings.state / "imported", STATE_MODE)
     except OSError as error:
         raise ToolError(f"cannot install the importer: {error}", hint="run it as root on the node") from error
     if os.geteuid() != 0:
@@ -101,8 +101,7 @@ def _look_at_leases(settings: ImporterSettings) -> None:
     leases = settings.leases or settings.store / "leases"
     try:
         if not leases.is_dir():
-            leases.mkdir()
-            leases.chmod(STATE_MODE)
+            _own_mode(leases, STATE_MODE)
         missing = leases.stat().st_mode & STATE_MODE != STATE_MODE
     except OSError:
         missing = True
@@ -120,13 +119,8 @@ def plugstack_line(program: Path, spank: str = "spank_pyxis.so", options: Sequen
     return " ".join(["required", spank, "use_squashfuse=1", f"importer={program}", *options])
 
 
-def _swap(path: Path, content: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.chmod(mode)
-        if os.geteuid() == 0:
-            shutil.chown(temporary, 0, 0)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _own_mode(path: Path, mode: int) -> None:
+    """Make a folder; one that this user owns gets the mode. Another user's symlink is refused."""
+    with untrusted.folder_to_write(path, make=0o755) as opened:
+        if os.fstat(opened).st_uid == os.geteuid():
+            os.fchmod(opened, mode)

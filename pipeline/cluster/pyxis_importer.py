@@ -71,7 +71,7 @@ class Settings:
     registries: tuple[str, ...] | list[str] = ()  # HOST/PREFIX whose repositories are the images of the store
     missing = "refuse"  # or "import": run enroot import into a cache of this node
     enroot = "enroot"
-    state = "/var/lib/sqshpipe"  # node-local, mode 1777: marks of checked files, imported images
+    state = "/var/lib/sqshpipe"  # node-local: marks of checked files, imported images
     local = ""  # node-local folder of prewarmed copies, preferred when there
     trusted_uids: tuple[int, ...] | list[int] = (0,)  # whose copies and marks count, besides the user's own
     verify = False  # compare the whole file's sha256, once a node and digest
@@ -780,21 +780,19 @@ def in_store(settings: Settings, wanted: Wanted, found: Found) -> str:
 # -- What is not published ---------------------------------------------------------------------------------
 
 
-def own_folder(parent: str) -> str:
+def own_folder(parent: str, usual: str) -> str:
     """A folder of this user alone, below one for all users, where another may have taken the usual name."""
-    uid = os.getuid()
-    os.makedirs(parent, exist_ok=True)
-    taken = [each for each in list_folder(parent) if each.startswith(f"{uid}+")]
-    for name in [str(uid), *taken, f"{uid}+{os.urandom(8).hex()}"]:
+    taken = [each for each in list_folder(parent) if each.startswith(f"{usual}+")]
+    for name in [usual, *taken, f"{usual}+{os.urandom(8).hex()}"]:
         path = f"{parent}/{name}"
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
             status = os.lstat(path)
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid:
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
                 continue
         return path
-    raise Refused(f"{parent} has no folder for user {uid}")
+    raise Refused(f"{parent} has no folder for user {os.getuid()}")
 
 
 def import_once(settings: Settings, text: str) -> str:
@@ -802,7 +800,8 @@ def import_once(settings: Settings, text: str) -> str:
     import fcntl
     import hashlib
 
-    folder = own_folder(f"{settings.state}/imported")
+    os.makedirs(f"{settings.state}/imported", exist_ok=True)
+    folder = own_folder(f"{settings.state}/imported", str(os.getuid()))
     oldest = time.time() - 3600 * settings.cache_hours
     path = f"{folder}/{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()}.sqsh"
     with open(path + ".lock", "w") as lock:

@@ -1,17 +1,18 @@
 """Open files below folders that an image, a node or another user controls.
 
 Every name is opened through a directory descriptor, without following a symlink that could lead outside,
-without blocking on a pipe, and the opened file is checked, never its name. Plain `os` calls: any kernel will do.
-Standard library only.
+without blocking on a pipe, and the opened file is checked, never its name. Plain `os` calls, so that any
+kernel will do. Standard library only.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LINKS = 40
@@ -37,12 +38,13 @@ def folder(path: str | Path, *, dir_fd: int | None = None) -> Iterator[int]:
         os.close(descriptor)
 
 
-def open_regular(name: str | Path, *, dir_fd: int | None = None) -> int:
-    """Open a regular file for reading; the caller closes the descriptor.
+def open_regular(name: str | Path, *, flags: int = os.O_RDONLY, dir_fd: int | None = None) -> int:
+    """Open a regular file, by default for reading; the caller closes the descriptor.
 
     Raises NotRegularError for a pipe, device, socket or folder, OSError (ELOOP) for a symlink.
     """
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o666, dir_fd=dir_fd)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NotRegularError(errno.EINVAL, "not a regular file", str(name))
@@ -105,6 +107,89 @@ def open_in_root(root: int, path: str) -> int:
     Symlinks are resolved as in a chroot: an absolute target starts at `root`, ".." never leaves it. Raises
     FileNotFoundError, NotADirectoryError, OSError (ELOOP) after 40 symlinks.
     """
+    return _walk(root, path)
+
+
+def open_folder_to_write(path: str | Path, *, make: int | None = None) -> int:
+    """Open a folder that no symlink of another user leads to; the caller closes the descriptor.
+
+    Symlinks of root and of this process's user are followed, others are refused, whatever the kernel's
+    fs.protected_symlinks is. With `make`, missing folders are made with this mode. Raises OSError, with ELOOP
+    for a symlink that is refused.
+    """
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = _walk(root, str(Path.cwd() / path), owners=(0, os.geteuid()), make=make)
+    finally:
+        os.close(root)
+    try:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=found)
+    finally:
+        os.close(found)
+
+
+@contextmanager
+def folder_to_write(path: str | Path, *, make: int | None = None) -> Iterator[int]:
+    """`open_folder_to_write` for the length of a block."""
+    descriptor = open_folder_to_write(path, make=make)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: str | Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Give `path` this content, whole or not at all, in a folder where others may have planted names.
+
+    A symlink of root or of this user is followed; what another user planted under the name is replaced where
+    the folder allows it, never written to. Raises OSError.
+    """
+    where = Path(path)
+    for _ in range(_LINKS):
+        with folder_to_write(where.parent) as parent:
+            target = _own_link(where.name, parent)
+            if target is None:
+                replace_in(parent, where.name, content, mode=mode)
+                return
+        where = where.parent / target
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def replace_in(parent: int, name: str, content: bytes, *, mode: int = 0o644) -> None:
+    """`replace_file` in an open folder; symlinks are replaced. Raises OSError."""
+    temporary = f".{name[:200]}.{secrets.token_hex(8)}"
+    descriptor = create_exclusive(temporary, dir_fd=parent)
+    try:
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=parent)
+        raise
+
+
+def _own_link(name: str, parent: int) -> str | None:
+    """Where a symlink of root or of this user leads; None for anything else and for nothing."""
+    try:
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode) and status.st_uid in (0, os.geteuid()):
+            return os.readlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        return None
+    return None
+
+
+def _walk(root: int, path: str, *, owners: tuple[int, ...] | None = None, make: int | None = None) -> int:
+    """An O_PATH descriptor of `path` below `root`, step by step.
+
+    `owners` are those whose symlinks are followed (None: anybody's). With `make`, missing folders are made.
+    """
     stack = [os.dup(root)]  # the folders from the root down; the last one is where the next name is looked up
     try:
         todo = path.split("/")[::-1]
@@ -117,8 +202,9 @@ def open_in_root(root: int, path: str) -> int:
                 if len(stack) > 1:
                     os.close(stack.pop())
                 continue
-            found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=stack[-1])
-            if not stat.S_ISLNK(os.fstat(found).st_mode):
+            found = _step(name, stack[-1], make)
+            status = os.fstat(found)
+            if not stat.S_ISLNK(status.st_mode):
                 stack.append(found)
                 continue
             try:
@@ -126,6 +212,8 @@ def open_in_root(root: int, path: str) -> int:
             finally:
                 os.close(found)
             links += 1
+            if owners is not None and status.st_uid not in owners:
+                raise OSError(errno.ELOOP, f"{name} is a symlink of user {status.st_uid}", path)
             if links > _LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             if target.startswith("/"):
@@ -136,6 +224,19 @@ def open_in_root(root: int, path: str) -> int:
     finally:
         for descriptor in stack:
             os.close(descriptor)
+
+
+def _step(name: str, parent: int, make: int | None) -> int:
+    """An O_PATH descriptor of one name; with `make` a folder of this mode is made where there is nothing."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=parent)
+    except FileNotFoundError:
+        if make is None:
+            raise
+    with suppress(FileExistsError):
+        os.mkdir(name, make, dir_fd=parent)
+    return os.open(name, flags, dir_fd=parent)
 
 
 def _read(descriptor: int, name: str, limit: int) -> bytes:
