@@ -17,7 +17,7 @@ from typing import Any, Literal
 import structlog
 
 from pipeline.config.types import Config, ScanPolicy
-from pipeline.errors import SqshpipeError
+from pipeline.errors import PublishError, SqshpipeError
 from pipeline.oci.digest import Digest
 from pipeline.oci.reference import Reference
 from pipeline.scanning.findings import Base, ScanResult
@@ -25,6 +25,7 @@ from pipeline.scanning.policy import Verdict, evaluate
 from pipeline.scanning.waivers import read_waivers
 from pipeline.stages.scan import ClientFor, blocked, chosen, ecr_of, layers_of_base
 from pipeline.stages.scan_ecr import Waiting, begin, wait
+from pipeline.store import attachments
 from pipeline.store.layout import SBOM
 from pipeline.store.record import Release
 from pipeline.store.store import Store
@@ -111,7 +112,11 @@ def image_of(release: Release) -> Reference | None:
 
 def _sbom(store: Store, release: Release) -> Path | None:
     path = store.layout.attachments(release.image, release.version, release.platform) / SBOM
-    return path if path.is_file() else None
+    try:
+        return path if attachments.read(store.layout, release, SBOM) is not None else None
+    except PublishError as error:
+        log.warning("an SBOM is not used", reason=error.message)
+        return None
 
 
 def _tell(look: Look) -> None:
