@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +16,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import bootstrap, pyxis_importer, shared_mount, warming
+from pipeline.squashfs.cache import PackCache
+from pipeline.store.store import Store
 from pipeline.system import untrusted
 from tests.integration.cluster.test_bootstrap import SYSTEMS, make_root, run, values
 from tests.support.handmade_store import HandmadeStore, squashfs_like
 from tests.support.people import as_user
+from tests.support.releases import publish
 
 pytestmark = pytest.mark.needs("root")
 
@@ -337,3 +342,52 @@ def test_the_bootstrap_of_a_node_follows_nothing_planted(place: Path, name: str,
     for each, mode in (("", 0o40755), ("verified", 0o41777), ("imported", 0o41777)):
         status = (above / "sqshpipe" / each).lstat()
         assert (status.st_uid, status.st_mode) == (0, mode), each
+
+
+@pytest.mark.parametrize("user", [0, SERVICE])
+def test_packs_behind_another_users_link_are_refused(place: Path, user: int) -> None:
+    cache = for_all(place / "cache")
+    attack(cache / "packs", "link to a folder", place)
+    os.chown(place / "victim", user, user)
+    told = as_user(user, PackCache(cache / "packs").refuse_others, group=user)
+    assert "everybody can put layer packs" in told
+    untouched(place)
+
+
+@pytest.mark.parametrize("how", [each for each in WAYS if "folder" not in each])
+def test_a_download_is_not_written_to_a_planted_partial_file(place: Path, how: str) -> None:
+    """A plain file that was planted is hashed, like what an earlier run left."""
+    cache = for_all(place / "cache")
+    name = cache / "blob.partial"
+    attack(name, how, place)
+    with contextlib.suppress(OSError), os.fdopen(open_partial(name), "a+b") as file:
+        file.write(b"new")
+    untouched(place)
+
+
+def open_partial(path: Path) -> int:
+    return untrusted.open_regular(path, flags=os.O_RDWR | os.O_CREAT | os.O_APPEND)
+
+
+WRITERS = {
+    "hooks": ["cluster", "hooks", "--store", "/store", "-o"],
+    "job": ["job", "render", "demo:v1.0", "--store", "{store}", "-o"],
+}
+
+
+@pytest.mark.parametrize("how", [each for each in WAYS if each != "folder"])
+@pytest.mark.parametrize("verb", WRITERS)
+def test_what_root_renders_into_a_folder_for_all(place: Path, verb: str, how: str) -> None:
+    store = Store(place / "store")
+    publish(store, "v1.0", DATA)
+    shared = for_all(place / "shared")
+    name = "prolog" if verb == "hooks" else "job.sbatch"
+    attack(shared / name, how, place)
+    words = [each.format(store=store.root) for each in WRITERS[verb]]
+    words.append(str(shared if verb == "hooks" else shared / name))
+    words += ["--", "true"] if verb == "job" else []
+    argv = [sys.executable, "-m", "pipeline", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    untouched(place)
+    assert ((shared / name).lstat().st_uid, (shared / name).lstat().st_mode) == (0, 0o100755)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 import os
@@ -366,6 +367,68 @@ def test_events_are_folded_as_the_store_folds_them(tmp_path: Path, seed: int) ->
         expected = standing.state("linux/amd64") if standing else "published"
         assert history.state(version) == expected, version
     assert KINDS == importer.KINDS
+
+
+ASKED = ("demo", "demo:latest", "demo:stable", "demo:v1.0", "demo:v1.1", f"demo@{SOURCE}")
+
+
+def answers(store: HandmadeStore) -> list[str | None]:
+    found: list[str | None] = []
+    for reference in ASKED:
+        with contextlib.suppress(importer.Refused):
+            found.append(importer.get(settings(store), reference))
+            continue
+        found.append(None)
+    return found
+
+
+def mutated(raw: bytes, chance: random.Random) -> bytes:
+    place = chance.randrange(len(raw))
+    kind = chance.choice(["flip", "cut", "digit", "double", "insert", "zero"])
+    if kind == "flip":
+        return raw[:place] + bytes([raw[place] ^ 1 << chance.randrange(8)]) + raw[place + 1 :]
+    if kind == "cut":
+        return raw[:place]
+    if kind == "digit":
+        return raw[:place] + chance.choice(b'0123456789abcdef"{}[],').to_bytes(1, "big") + raw[place + 1 :]
+    if kind == "double":
+        return raw[:place] + raw[place // 2 :]
+    return raw[:place] + (b"\0" * 40 if kind == "zero" else b"  ") + raw[place:]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_mutation_of_any_file_gives_another_version(store: HandmadeStore, seed: int) -> None:
+    """Of the index, an older index, a record or an event; without an index only a refusal is as good."""
+    chance = random.Random(seed)
+    older = (store.root / "demo" / "index.json").read_bytes()
+    store.release("demo", "v0.5", state="yanked", created="2026-01-01T00:00:00Z")
+    store.channel("demo", "stable", "v1.1")
+    store.channel("demo", "stable", "v1.0")
+    records = list((store.root / "demo").glob("v*.json"))
+    for record in records:
+        record.write_bytes(sealed(json.loads(record.read_text())))
+    index = store.root / "demo" / "index.json"
+    good, right = index.read_bytes(), answers(store)
+    assert None not in right
+    for _ in range(10):
+        index.write_bytes(mutated(good, chance))
+        assert answers(store) == right
+    index.write_bytes(older)
+    assert answers(store) == right
+    index.unlink()
+    events = store.events("demo")
+    for path in (*records, *events):
+        before = path.read_bytes()
+        for _ in range(3):
+            path.write_bytes(mutated(before, chance))
+            assert all(
+                found in (None, good_one) for found, good_one in zip(answers(store), right, strict=True)
+            )
+        path.unlink()
+        if path in events[:-1]:
+            assert answers(store)[:2] == [None, None]
+        path.write_bytes(before)
+    assert answers(store) == right
 
 
 HOSTILE = "de\x1b[31mmo\r\n::error::x\u202e\udc80"
