@@ -2,12 +2,10 @@
 
     python -m bench.importer [--releases 200] [--rounds 5] [--json FILE]
 
-Prints milliseconds (median, p99) and the limits that the project promises: 40 ms alone, p99 under 400 ms with
-64 at once on two cores. Beside them, taken in turns, stand the same interpreter doing nothing, and up to its
-first line: that is the floor (a `get` skips the interpreter's tear-down as well), and the ratio to it is what
-the importer itself answers for. The 64 wait for one signal and each is timed from that signal, so the last
-waits for all: p99 is about 64 times the processor time of one, shared by the cores. Every `get` leaves a
-lease.
+Prints milliseconds (median, p99) and whether the project's goal is met: with 64 at once on two cores, p99 is
+at most 3.5 times that of the same interpreter doing nothing (`python3 -IS -c pass`), which is measured in
+turns with it. The 64 wait for one signal and each is timed from that signal, so the last waits for all: p99
+is about 64 times the processor time of one, shared by the cores. Every `get` leaves a lease.
 """
 
 from __future__ import annotations
@@ -30,11 +28,9 @@ from tests.support.handmade_store import squashfs_like
 from tests.support.releases import record_for
 
 AT_ONCE = 64
-ALONE_MS, TOGETHER_MS = 40.0, 400.0
+RATIO = 3.5
 PYTHON = "/usr/bin/python3"
 BARE = (PYTHON, "-IS", "-c", "pass")
-FLOOR = (PYTHON, "-IS", "-c", "import posix; posix._exit(0)")
-FIRST_LINE = "python3 -IS to its first line"
 
 
 @dataclass(slots=True)
@@ -124,7 +120,6 @@ def measure(program: str, rounds: int) -> dict[str, Row]:
     """All rows, taken in turns so that what else the machine does meets them alike."""
     commands = {
         "python3 -IS": BARE,
-        FIRST_LINE: FLOOR,
         "get": (program, "get", "docker://demo"),
         "release": (program, "release"),
     }
@@ -152,31 +147,31 @@ def main() -> None:
         program = str(install(ImporterSettings(store=store.root, state=folder / "state"), folder / "prefix"))
         load = os.getloadavg()[0]
         rows = measure(program, arguments.rounds)
-        calls = [system_calls(argv) for argv in (FLOOR, (program, "get", "docker://demo"))]
+        calls = [system_calls(argv) for argv in (BARE, (program, "get", "docker://demo"))]
     figures = {name: row.figures() for name, row in rows.items()}
     for name, each in figures.items():
         print(
             f"{name:<42} median {each['median_ms']:6.1f} ms   p99 {each['p99_ms']:6.1f} ms   "
             f"processor {each['cpu_ms']:5.1f} ms"
         )
-    bare, got = figures[f"{FIRST_LINE}, 64 at once"], figures["get, 64 at once"]
+    bare, got = figures["python3 -IS, 64 at once"], figures["get, 64 at once"]
     ratios = {
         "p99": round(got["p99_ms"] / bare["p99_ms"], 3),
         "cpu": round(got["cpu_ms"] / bare["cpu_ms"], 3),
     }
-    print(f"get to {FIRST_LINE}, 64 at once: p99 x{ratios['p99']}, processor x{ratios['cpu']}")
+    print(f"get to python3 -IS, 64 at once: p99 x{ratios['p99']}, processor x{ratios['cpu']}")
     print(f"system calls: bare {calls[0]}, get {calls[1]}; {os.cpu_count()} cores, load before {load:.1f}")
-    ok = figures["get, alone"]["median_ms"] <= ALONE_MS and got["p99_ms"] < TOGETHER_MS
-    print(f"limits {ALONE_MS:.0f} ms alone and {TOGETHER_MS:.0f} ms p99: {'kept' if ok else 'NOT KEPT'}")
+    ok = ratios["p99"] <= RATIO
+    print(f"goal of x{RATIO} at p99: {'met' if ok else 'NOT MET'}")
     if arguments.json:
         told = {
             "rows": figures,
-            "get_to_first_line": ratios,
+            "get_to_bare": ratios,
             "system_calls": {"bare": calls[0], "get": calls[1]},
             "releases": arguments.releases,
             "cores": os.cpu_count(),
             "load_1min": load,
-            "kept": ok,
+            "met": ok,
         }
         arguments.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli import options, output
-from pipeline.errors import ConfigError, SqshpipeError
+from pipeline.errors import ConfigError, SqshpipeError, ToolError
+from pipeline.system import untrusted
 
 if TYPE_CHECKING:
     from pipeline.actions.event import Run
@@ -220,4 +221,7 @@ def _write_sarif(
         file.resolve().relative_to(root).as_posix() if file.resolve().is_relative_to(root) else file.name
     )
     text = json.dumps(as_sarif(verdict, image=name, reference=reference, location=location))
-    path.write_text(text, encoding="utf-8")
+    try:
+        untrusted.replace_file(path, text.encode())
+    except OSError as error:
+        raise ToolError(f"cannot write {path}: {error.strerror}") from error

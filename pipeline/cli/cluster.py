@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import options, output
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ToolError
+from pipeline.system import untrusted
 
 cluster = typer.Typer(no_args_is_help=True, help="What nodes need: importer, bootstrap script, cluster file.")
 
@@ -124,6 +125,8 @@ def _give(text: str, output_file: Path | None, *, executable: bool = False) -> N
     if output_file is None:
         output.document(text)
         return
-    output_file.parent.mkdir(parents=True, exist_ok=True)
-    output_file.write_text(text, encoding="utf-8")
-    output_file.chmod(0o755 if executable else 0o644)
+    try:
+        output_file.parent.mkdir(parents=True, exist_ok=True)
+        untrusted.replace_file(output_file, text.encode(), mode=0o755 if executable else 0o644)
+    except OSError as error:
+        raise ToolError(f"cannot write {output_file}: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.errors import ConfigError, ToolError
+from pipeline.system import untrusted
 
 
 def init(
@@ -65,7 +67,8 @@ def init(
         text = environment.get_template(f"{template}.j2").render(**values)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            with os.fdopen(untrusted.create_exclusive(path, mode=0o666), "w", encoding="utf-8") as file:
+                file.write(text)
         except OSError as error:
             raise ToolError(f"cannot write {path}: {error.strerror}") from error
         output.data(str(path))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import completion, options, output
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ToolError
+from pipeline.system import untrusted
 
 if TYPE_CHECKING:
     from pipeline.cluster.jobs import JobSpec
@@ -81,8 +82,10 @@ def render(
     )
     text = jobs.script(spec)
     if output_file is not None:
-        output_file.write_text(text, encoding="utf-8")
-        output_file.chmod(0o755)
+        try:
+            untrusted.replace_file(output_file, text.encode(), mode=0o755)
+        except OSError as error:
+            raise ToolError(f"cannot write {output_file}: {error.strerror}") from error
     if submit or test_only:
         _hand_over(spec, text, test_only=test_only)
     elif output_file is None:

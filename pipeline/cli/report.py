@@ -9,6 +9,7 @@ import typer
 
 from pipeline.cli import completion, options, output
 from pipeline.errors import ConfigError, ToolError
+from pipeline.system import untrusted
 
 if TYPE_CHECKING:
     from pipeline.report.compare import Change, Comparison
@@ -69,24 +70,10 @@ def report(
 
 def _write(file: Path, content: str) -> None:
     """Replace the page whole: who looks at it through a web server never sees half of one."""
-    import contextlib
-    import os
-    import tempfile
-
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.absolute().parent)
+        untrusted.replace_file(file, content.encode())
     except OSError as error:
         raise ToolError(f"cannot write {file}: {error.strerror}", hint="choose another --output") from error
-    try:
-        with open(descriptor, "w", encoding="utf-8") as page:  # noqa: PTH123 - a descriptor
-            page.write(content)
-            os.fchmod(descriptor, 0o644)
-        Path(name).replace(file)
-    except OSError as error:
-        raise ToolError(f"cannot write {file}: {error.strerror}", hint="choose another --output") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
 
 
 def diff(

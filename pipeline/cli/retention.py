@@ -62,7 +62,7 @@ def lease(
         release = opened.resolve(name, platform or host_platform())
         _print_lease(leases.take(opened.layout, release, seconds=hours * 3600), json=json)
     else:
-        present = leases.read_all(opened.layout)
+        present = leases.read_all(opened.layout, warn=True)
         if json:
             output.data_json([dataclasses.asdict(one) for one in present])
             return

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.errors import ConfigError, RegistryError, ScanRejected
+from pipeline.system import untrusted
 from pipeline.words import escaped
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _sarif_runs(settings: Config, spec: ImageSpec, pushed: PushedImage, verdict:
 def _write_sarif(path: Path, runs: list[object]) -> None:
     whole = {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": runs}
     try:
-        path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        untrusted.replace_file(path, (json.dumps(whole, indent=2) + "\n").encode())
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 

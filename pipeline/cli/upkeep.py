@@ -10,7 +10,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.cli.store import AllowExternal, open_store
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, PublishError, VerificationError
 
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[IMAGE[:VERSION]]…", help="Only these; default: everything.")
@@ -147,6 +147,7 @@ def sync(
         report = run(places[0], places[1], names=only or (), mirror_channels=channel or (), meter=meter)
     if json:
         output.data_json(dataclasses.asdict(report))
+        _refused_by(report.refused)
         return
     for name in report.copied:
         output.data(name)
@@ -157,4 +158,15 @@ def sync(
         structlog.get_logger().info(
             f"{len(report.pruned)} were pruned at {target} and stay so; --only IMAGE:VERSION brings one back",
             releases=" ".join(report.pruned),
+        )
+    _refused_by(report.refused)
+
+
+def _refused_by(refused: list[str]) -> None:
+    """Raises PublishError when a sync left releases out."""
+    if refused:
+        many = "1 release was" if len(refused) == 1 else f"{len(refused)} releases were"
+        raise PublishError(
+            f"{many} not copied: {'; '.join(refused[:3])}",
+            hint="look who made what is named, remove it, and run sqshpipe sync again",
         )

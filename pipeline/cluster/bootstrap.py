@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.cluster.install import MAKER, ImporterSettings, importer_source
+from pipeline.cluster.install import ImporterSettings, importer_source
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import ClusterSettings
 from pipeline.errors import ConfigError
@@ -15,8 +15,7 @@ def script(settings: ClusterSettings) -> str:
     return render(
         "bootstrap.sh",
         s=settings,
-        importer_maker=MAKER.rstrip("\n"),
-        importer_source=importer_source().rstrip("\n"),
+        importer_source=importer_source().decode().rstrip("\n"),
         importer_settings=importer_settings(settings).as_json().rstrip("\n"),
     )
 

@@ -6,6 +6,7 @@ Slurm places, limits and follows the tasks; nothing of ours stays running.
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ set -e
 from=$1 partial=$2 folder=$3
 shift 3
 srun --ntasks-per-node=1 mkdir -p "$folder"
-sbcast --force "$from" "$partial"
-exec srun --ntasks-per-node=1 --label --kill-on-bad-exit=0 "$@"
+srun --ntasks-per-node=1 mkdir -m 0700 "${partial%/*}"
+trap 'srun --ntasks-per-node=1 rm -rf -- "${partial%/*}"' EXIT
+sbcast "$from" "$partial"
+srun --ntasks-per-node=1 --label --kill-on-bad-exit=0 "$@"
 """
 
 
@@ -98,7 +101,8 @@ def _group(order: Order, nodes: Sequence[str]) -> list[Outcome]:
     words += ["--local", str(order.local)] if order.local else []
     words += ["--state", str(order.state)] if order.state else []
     if order.broadcasts and order.local is not None:
-        partial = order.local / f".{order.sha256}.broadcast"
+        # in a folder of ours alone, under a name that nobody can plant: sbcast follows symlinks
+        partial = order.local / f".broadcast.{secrets.token_hex(8)}" / f"{order.sha256}.sqsh"
         words += ["--from", str(partial)]
         script = [_BROADCAST, "sh", str(order.file), str(partial), str(order.local), *_command(words)]
         done = process.run(

@@ -1,5 +1,5 @@
 #!/usr/bin/python3 -IS
-"""pyxis-importer: give pyxis the published .sqsh that a user named, without importing anything.
+"""pyxis-importer: give pyxis the published .sqsh that a user named.
 
     pyxis-importer get docker://IMAGE[:VERSION|:CHANNEL]
     pyxis-importer get docker://HOST/REPO[:TAG|@sha256:DIGEST], also HOST#REPO and USER@HOST#REPO
@@ -9,19 +9,23 @@ plugstack.conf:  required spank_pyxis.so use_squashfuse=1 importer=PREFIX/bin/py
 
 `get` prints one absolute path; all else goes to stderr, which pyxis shows when `get` fails. It runs as the
 job's user on every node of a step at once, so it takes no lock, writes nothing but a lease (who uses the
-file), and works on a store that users can only read. `release` drops the lease, any number of times.
-Settings: pyxis-importer.json beside this file, which stands alone: Python 3.8, standard library only.
+file) and marks of files that it has hashed, and works on a store that users can only read. `release` drops
+the lease, any number of times. Settings: pyxis-importer.json beside this file. This file stands alone: Python
+3.8, standard library only.
+
+Which version a name means is what the records and the events of the store say. index.json answers quicker; it
+is believed only when its checksum is right and it is newer than every event.
 """
 
 from __future__ import annotations
 
-import posix  # as os, whose import takes longer than a look-up
+import binascii
+import errno
+import json
+import os
+import stat
 import sys
 import time
-
-TYPE_CHECKING = False  # typing's own takes longer to import than a look-up takes
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SCHEMA = 1
 LATEST = "latest"
@@ -30,11 +34,16 @@ MACHINES = {"x86_64": USUAL_PLATFORM, "aarch64": "linux/arm64"}
 HUBS = ("docker.io", "index.docker.io", "registry-1.docker.io")
 NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 HEX = frozenset("0123456789abcdef")
-WORDS = {"true": True, "false": False, "null": None}
 MAGIC = b"hsqs"
 SUPERBLOCK = 96
-OPENED, CLOSED = b'"releases": {\n', b"\n}}\n"  # between them: one release a line
+LARGEST_TABLE = 64 << 20  # bytes of one JSON file
+BLOCK = 4 << 20
+SEAL = b'"crc32": "'  # the last key of an object; its value covers all bytes before it
 STATES = {"hidden": "about to be pruned", "pruned": "pruned", "yanked": "withdrawn", "damaged": "damaged"}
+HISTORY = 50  # versions that a channel remembers
+READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not make us wait
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Refused(Exception):
@@ -45,17 +54,26 @@ class NotPublished(Refused):
     """The store has nothing of this name: what the setting `missing` is about."""
 
 
+class Damaged(Refused):
+    """A file of the store that is not what the store writes."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(
+            f"{path} is damaged ({why}): ask the owner of the store to run `sqshpipe store rebuild`"
+        )
+
+
 class Settings:
-    """What pyxis-importer.json may say."""
+    """What pyxis-importer.json may contain."""
 
     store = ""  # root of the releases
     leases = ""  # where leases are left; empty: STORE/leases
     registries: tuple[str, ...] | list[str] = ()  # HOST/PREFIX whose repositories are the images of the store
     missing = "refuse"  # or "import": run enroot import into a cache of this node
     enroot = "enroot"
-    state = "/var/lib/sqshpipe"  # node-local, mode 1777: marks of checked files, imported images
+    state = "/var/lib/sqshpipe"  # node-local: marks of checked files, imported images
     local = ""  # node-local folder of prewarmed copies, preferred when there
-    trusted_uids: tuple[int, ...] | list[int] = (0,)  # whose copies in `local` count, besides the user's own
+    trusted_uids: tuple[int, ...] | list[int] = (0,)  # whose copies and marks count, besides the user's own
     verify = False  # compare the whole file's sha256, once a node and digest
     cluster = ""
     cache_hours = 24  # how long an imported image is taken for fresh, and kept unused
@@ -69,11 +87,15 @@ class Settings:
                     raise Refused(f"pyxis-importer.json: bad value of {key}")
                 setattr(self, key, value)
 
+    def owners(self) -> tuple[int, ...]:
+        """Whose copies and marks this process believes."""
+        return (*self.trusted_uids, os.getuid())
+
 
 class Wanted:
-    """What the user wrote, taken apart: repository, image (its last part), version or channel, digest.
+    """What the user wrote, in parts: repository, image (its last part), version or channel, digest.
 
-    Without a host it is just an image of the store; two names without a host are Docker Hub's, as ever.
+    Without a host it is an image of the store; two names without a host are a repository of Docker Hub.
     """
 
     def __init__(self, text: str) -> None:
@@ -99,7 +121,7 @@ class Wanted:
             and (not at or is_digest(self.digest))
         )
         if not well or (separator and scheme != "docker"):
-            raise Refused(f"{text} is not an image reference that can be looked up")
+            raise Refused(f"{text[:300]} is not an image reference that can be looked up")
 
     def is_repository(self, name: str) -> bool:
         """Whether `name` (host/repository, as records have it) is what the user means."""
@@ -107,14 +129,14 @@ class Wanted:
 
 
 class Found:
-    """A file of the store, as index.json or a record tells."""
+    """A file of the store, as index.json or a record describes it."""
 
     def __init__(self, image: str, version: str, entry: dict[str, object]) -> None:
         self.image, self.version = image, version
         self.sha256, self.file = str(entry.get("sha256")), str(entry.get("file"))
         self.size = entry.get("size")
         if not is_digest(self.sha256) or self.file != f"blobs/sha256/{self.sha256}.sqsh":
-            raise Refused(f"the store's entry of {image}:{version} is damaged; tell its owner")
+            raise Refused(f"the store's entry of {image}:{version} is damaged: inform the owner of the store")
 
 
 def is_name(text: str) -> bool:
@@ -136,255 +158,279 @@ def table(value: object, *keys: str) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def parse_json(data: bytes) -> object:
-    """As json.loads, without json, re or a library to be loaded where the store itself wrote the text."""
-    text = data.decode("utf-8").strip()
+def escaped(text: str) -> str:
+    """Text that others wrote, on one line and without anything that a terminal obeys."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text
+    )
+
+
+def say(text: str) -> None:
+    """One line to stderr, at once."""
     try:
-        return read_plain(text)
-    except ValueError:
-        return read_any(text)
+        os.write(2, f"pyxis-importer: {escaped(text)}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        return  # nobody reads it
 
 
-def read_plain(text: str) -> object:
-    """JSON with plain strings (printable, no escapes) and whole numbers; ValueError for all else.
-
-    It is cut at its quotes: every second piece is a string. The others, with a quote in the place of each
-    string, are the structure.
-    """
-    pieces = text.split('"')
-    strings, structure = pieces[1::2], '"'.join(pieces[::2])
-    printable = "".join(strings).isprintable() and structure.replace("\n", " ").isprintable()
-    if "\\" in text or len(pieces) % 2 == 0 or not printable:
-        raise ValueError("not plain")
-    for sign in '"{}[]:,':
-        structure = structure.replace(sign, f" {sign} ")
-    signs = iter(structure.split())
-    value = plain_value(next(signs, ""), signs, iter(strings))
-    if next(signs, ""):
-        raise ValueError("more than one value")
-    return value
+# -- Reading the store -------------------------------------------------------------------------------------
 
 
-def plain_value(sign: str, signs: Iterator[str], strings: Iterator[str]) -> object:
-    """The value that begins with `sign`."""
-    if sign == '"':
-        return next(strings)
-    if sign == "{":
-        entries = {}
-        for quote in members(signs, "}"):
-            key = next(strings, "")
-            if quote != '"' or next(signs, "") != ":":
-                raise ValueError("no name")
-            entries[key] = plain_value(next(signs, ""), signs, strings)
-        return entries
-    if sign == "[":
-        return [plain_value(each, signs, strings) for each in members(signs, "]")]
-    if sign in WORDS:
-        return WORDS[sign]
-    number = int(sign)
-    if str(number) != sign:
-        raise ValueError("no plain number")
-    return number
-
-
-def members(signs: Iterator[str], end: str) -> Iterator[str]:
-    """What each member begins with, up to the closing `end`; the caller takes the rest of each."""
-    sign = next(signs, "")
-    while sign != end:
-        yield sign
-        after = next(signs, "")
-        sign = next(signs, "") if after == "," else after
-        if (after == ",") == (sign == end):
-            raise ValueError("not one comma between two members")
-
-
-def read_any(text: str) -> object:
-    """By the scanner beneath json, whose import takes longer than all else here."""
-
-    class Scanning:
-        strict = True
-        object_hook = object_pairs_hook = None
-        parse_float, parse_int = float, int
-        parse_constant = float
-
-    try:
-        from _json import make_scanner
-
-        value, end = make_scanner(Scanning)(text, 0)  # type: ignore[arg-type]
-    except StopIteration:
-        raise ValueError("not JSON") from None
-    except (ImportError, AttributeError, TypeError):
-        import json
-
-        return json.loads(text)
-    if end != len(text):
-        raise ValueError("more than one value")
-    return value
-
-
-def read(path: str) -> bytes:
-    """The bytes of a small file of the store; none when it is missing."""
+def read(path: str, flags: int = os.O_NOFOLLOW) -> bytes | None:
+    """The bytes of a small regular file; None when it is missing."""
     for attempt in range(4):  # a file renamed over while it is opened is stale on NFS: open the new one
         try:
-            descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+            descriptor = os.open(path, READ | flags)
             try:
-                return read_all(descriptor, posix.fstat(descriptor).st_size)
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_TABLE:
+                    raise Damaged(path, f"not a regular file of at most {LARGEST_TABLE >> 20} MiB")
+                return read_all(descriptor, status.st_size)
             finally:
-                posix.close(descriptor)
+                os.close(descriptor)
         except (FileNotFoundError, NotADirectoryError):  # noqa: PERF203 - the loop is left at once
             break
         except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise Damaged(path, "a symlink or a socket") from None
             if attempt == 3:
                 raise Refused(f"cannot read {path}: {error.strerror}") from None
-    return b""
+    return None
 
 
 def read_all(descriptor: int, size: int) -> bytes:
     """Up to `size` bytes, however many a read gives at once."""
-    data = posix.read(descriptor, size)
+    data = os.read(descriptor, size)
     while 0 < len(data) < size:
-        more = posix.read(descriptor, size - len(data))
+        more = os.read(descriptor, size - len(data))
         if not more:
             break
         data += more
     return data
 
 
-def read_table(path: str) -> dict[str, object]:
-    """A JSON object of the store; empty when it is missing or broken, so that another source is asked."""
-    return checked_table(path, read(path))
+def parse(path: str, raw: bytes, *, sealed: bool = False) -> dict[str, object]:
+    """The JSON object that a file of the store holds. With `sealed` it must have a checksum.
 
-
-def checked_table(path: str, data: bytes) -> dict[str, object]:
+    Raises Damaged for other bytes or a wrong checksum, Refused for a schema that this program does not know.
+    """
     try:
-        found = table(parse_json(data))
+        found = json.loads(raw)
     except (ValueError, RecursionError):
-        return {}
-    schema = found.get("schema")
+        raise Damaged(path, "not JSON") from None
+    if not isinstance(found, dict):
+        raise Damaged(path, "not a JSON object")
+    schema = found.get("schema", 0)
     if isinstance(schema, int) and schema > SCHEMA:
-        raise Refused(f"{path} is newer than this importer; run `sqshpipe cluster install` on the nodes")
+        raise Refused(f"{path} is newer than this importer: run `sqshpipe cluster install` on the nodes")
+    if ("crc32" in found or sealed) and not is_sound(raw):
+        raise Damaged(path, "its checksum is wrong" if "crc32" in found else "it has no checksum")
     return found
 
 
-class Index:
-    """An image's index.json: what channels name, and one release, without parsing all the others.
-
-    The store writes one release a line after everything else. Written otherwise, it is the same JSON still.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path, self.data = path, read(path)
-        self.start = self.data.find(OPENED)
-        self.head: dict[str, object] = {}
-        if self.start > 0 and self.data.endswith(CLOSED):
-            self.head = checked_table(path, self.data[: self.start] + OPENED + b"}}")
-        self.by_line = bool(self.head)
-        self.head = self.head or checked_table(path, self.data)
-
-    def release(self, version: str) -> dict[str, object]:
-        """One release; empty when there is none of this version."""
-        if not self.by_line:
-            return table(self.head, "releases", version)
-        start = self.data.rfind(f'\n"{version}": '.encode(), self.start)
-        if start < 0:
-            return {}
-        line = self.data[start + 1 : self.data.find(b"\n", start + 1)]
-        return table(checked_table(self.path, b"{" + line.rstrip(b",") + b"}"), version)
-
-    def all(self) -> dict[str, object]:
-        """Everything, for what is seldom asked."""
-        return checked_table(self.path, self.data) if self.by_line else self.head
-
-
-def environment(name: str) -> str:
-    return posix.environ.get(name.encode(), b"").decode("utf-8", "replace")
-
-
-def exists(path: str) -> bool:
-    """Whether there is something of this name, be it a dangling link."""
-    try:
-        posix.lstat(path)
-    except OSError:
-        return False
-    return True
+def is_sound(raw: bytes) -> bool:
+    """Whether the last key of the object is the checksum of all bytes before that key."""
+    before, seal, after = raw.rpartition(SEAL)
+    value, rest = after[:8], after[8:].split()
+    return bool(seal) and rest in ([b'"}'], [b'"', b"}"]) and value == b"%08x" % binascii.crc32(before)
 
 
 def list_folder(path: str) -> list[str]:
     try:
-        return sorted(posix.listdir(path))
-    except OSError:
+        return sorted(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def say(text: str) -> None:
-    """One line to stderr, at once."""
-    try:
-        posix.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))
-    except OSError:
-        return  # nobody listens
+    except OSError as error:
+        raise Refused(f"cannot list {path}: {error.strerror}") from None
 
 
 def platform() -> str:
-    machine = posix.uname().machine
+    machine = os.uname().machine
     return MACHINES.get(machine, "linux/" + machine)
 
 
-def stem(version: str) -> str:
+def stem(version: str, of: str = "") -> str:
     """The file name of a version: other platforms than the usual one have a suffix."""
-    return version if platform() == USUAL_PLATFORM else version + "." + platform().replace("/", "-")
+    of = of or platform()
+    return version if of == USUAL_PLATFORM else version + "." + of.replace("/", "-")
+
+
+class Image:
+    """What is true of one image: its index.json when that is whole and newest, else its events."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.index = self.newest_index()
+        if self.index:
+            self.channels = {each: str(version) for each, version in table(self.index, "channels").items()}
+        else:
+            self.history = History(folder)
+            self.channels = {each: names[-1] for each, names in self.history.channels.items() if names}
+
+    def newest_index(self) -> dict[str, object]:
+        path = self.folder + "/index.json"
+        try:
+            raw = read(path)
+            index = parse(path, raw, sealed=True) if raw is not None else {}
+        except Damaged:
+            return {}
+        last = index.get("events")
+        if type(last) is not int or last < 0 or index.get("image") != self.name:
+            return {}
+        known = last == 0 or os.path.lexists(event_path(self.folder, last))
+        return index if known and not os.path.lexists(event_path(self.folder, last + 1)) else {}
+
+    def record(self, version: str) -> dict[str, object]:
+        """The record of a version for this platform; empty when there is none."""
+        path = f"{self.folder}/{stem(version)}.json"
+        raw = read(path)
+        found = parse(path, raw) if raw is not None else {}
+        if "channel" in found and "sha256" not in found:
+            return {}  # it only holds the name for a channel
+        there = (found.get("image"), found.get("version"), found.get("platform", USUAL_PLATFORM))
+        if found and there != (self.name, version, platform()):
+            raise Damaged(path, "the record of another release")
+        return found
+
+    def entry(self, version: str) -> dict[str, object]:
+        """Where the bytes of a version lie; empty when it has none for this platform."""
+        return table(self.index, "releases", version, "platforms", platform()) or self.record(version)
+
+    def state(self, version: str) -> str:
+        if not self.index:
+            return self.history.state(version)
+        release = table(self.index, "releases", version)
+        state = str(release.get("state", "published"))
+        return "damaged" if state != "pruned" and platform() in table(release, "damaged") else state
+
+    def versions_of(self, digest: str) -> list[tuple[bool, str, str]]:
+        """(published, created, version) of what was made from an image of this digest, or has it itself."""
+        found = []
+        for version, release in table(self.index, "releases").items():
+            files = map(table, table(release, "platforms").values())
+            if any(digest in (tail_of(each.get("source")), each.get("sha256")) for each in files):
+                found.append((version, table(release).get("created")))
+        for name in [] if found else list_folder(self.folder):
+            path = f"{self.folder}/{name}"
+            raw = read(path) if name.endswith(".json") and name != "index.json" else None
+            record = parse(path, raw) if raw is not None else {}
+            if digest in (tail_of(table(record, "source").get("digest")), record.get("sha256")):
+                found.append((str(record.get("version")), record.get("created")))
+        return [(self.state(version) == "published", str(created), version) for version, created in found]
+
+    def known(self, wanted: Wanted) -> str:
+        """What of this image could be meant instead: what is spelled alike, then the newest."""
+        from difflib import get_close_matches
+
+        releases = table(self.index, "releases")
+        names = [each for each in releases if table(releases, each).get("state") == "published"]
+        names.sort(key=lambda each: str(table(releases, each).get("created")), reverse=True)
+        near = get_close_matches(wanted.name, names, 4, 0.4) + names[:4] + list(self.channels)
+        hint = ", ".join(f"{wanted.image}:{each}" for each in dict.fromkeys(near))
+        return "; there is: " + hint if hint else ""
+
+
+def event_path(folder: str, number: int) -> str:
+    return f"{folder}/.meta/events/{number:08d}.json"
+
+
+class History:
+    """The events of an image, folded as the store folds them: what channels name, what is not published."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.channels: dict[str, list[str]] = {}
+        self.marks: dict[str, set[str]] = {}
+        numbers = [each[:-5] for each in list_folder(folder + "/.meta/events") if each.endswith(".json")]
+        last = max((int(each) for each in numbers if each.isdecimal()), default=0)
+        number = 1
+        while (raw := read(path := event_path(folder, number))) is not None:
+            event = parse(path, raw)
+            text = [event.get(key, "") for key in ("event", "version", "channel", "platform")]
+            kind, version, channel, of = (each if isinstance(each, str) else "" for each in text)
+            if not self.apply(kind, version, channel, of):
+                raise Damaged(path, "an event that this importer does not know")
+            number += 1
+        if number <= last:
+            raise Damaged(path, "missing, although later events are there")
+
+    def apply(self, kind: str, version: str, channel: str, of: str) -> bool:
+        """Fold one event in; False for one that is not known."""
+        names = self.channels.setdefault(channel, []) if channel else []
+        marks = self.marks.setdefault(version, set())
+        if kind == "promote":
+            if names[-1:] != [version]:
+                names.append(version)
+                del names[:-HISTORY]
+        elif kind == "rollback":
+            while names and names[-1] != version:
+                names.pop()
+            if not names:
+                names.append(version)
+        elif kind in ("yank", "hide", "delete"):
+            marks.add({"yank": "yanked", "hide": "hidden", "delete": "pruned"}[kind])
+            if kind == "yank":
+                self.forsake(version)
+        elif kind in ("unyank", "unhide"):
+            marks.discard({"unyank": "yanked", "unhide": "hidden"}[kind])
+        elif kind == "restore":
+            marks.difference_update(("hidden", "pruned"))
+        elif kind == "damaged":
+            marks.add(stem(version, of) + " damaged")
+        elif kind == "repaired":
+            marks.discard(stem(version, of) + " damaged")
+        return kind in KINDS
+
+    def forsake(self, version: str) -> None:
+        """A yanked version leaves its channels; each names again what it named before and still resolves."""
+        for names in self.channels.values():
+            if names[-1:] == [version]:
+                while names and not self.resolves(names[-1]):
+                    names.pop()
+
+    def resolves(self, version: str) -> bool:
+        marks = self.marks.get(version, set())
+        if marks & {"yanked", "hidden", "pruned"}:
+            return False
+        damaged = {each[: -len(" damaged")] for each in marks if each.endswith(" damaged")}
+        if not damaged:
+            return True
+        records = [each[:-5] for each in list_folder(self.folder) if each.endswith(".json")]
+        return not damaged >= {
+            each for each in records if each == version or each.startswith(version + ".linux-")
+        }
+
+    def state(self, version: str) -> str:
+        marks = self.marks.get(version, set())
+        damaged = "damaged" if stem(version) + " damaged" in marks else ""
+        if "pruned" in marks or damaged:
+            return "pruned" if "pruned" in marks else damaged
+        return "hidden" if "hidden" in marks else "yanked" if "yanked" in marks else "published"
+
+
+KINDS = frozenset(
+    ("promote", "rollback", "yank", "unyank", "keep", "unkeep", "hide", "unhide", "delete", "restore")
+) | {"damaged", "repaired"}
 
 
 def find(settings: Settings, wanted: Wanted) -> Found:
-    """The file that a reference names, by index.json, else by its record."""
-    root = settings.store
-    folder = f"{root}/{wanted.image}"
-    index = Index(folder + "/index.json")
+    """The file that a reference names."""
+    image = Image(f"{settings.store}/{wanted.image}", wanted.image)
+    name = wanted.name or LATEST
     if wanted.digest:
-        version = version_of_digest(folder, wanted.digest, index.all())
+        version = max(image.versions_of(wanted.digest), default=(False, "", ""))[2]
     else:
-        version = version_of_name(folder, wanted.name or LATEST, index.head)
+        version = image.channels.get(name, name)
     if not is_name(version):
-        raise not_published(root, wanted, index.all())
-    release = index.release(version)
-    entry = table(release, "platforms", platform())
-    state = str(release.get("state", "published"))
+        raise not_published(settings.store, wanted, image)
+    entry = image.entry(version)
     from_elsewhere = wanted.host and not wanted.digest and not is_ours(settings, wanted)
-    record = {} if entry and not from_elsewhere else read_table(f"{folder}/{stem(version)}.json")
-    if not entry:
-        entry, state = record, state if release else state_of_record(folder, version)
-    if not entry or (from_elsewhere and not made_from(record, wanted)):
-        raise not_published(root, wanted, index.all())
+    if not entry or (from_elsewhere and not made_from(image.record(version), wanted)):
+        raise not_published(settings.store, wanted, image)
+    state = image.state(version)
     if state != "published":
-        raise Refused(f"{wanted.image}:{version} is {STATES.get(state, state)}{known(wanted, index.all())}")
+        raise Refused(f"{wanted.image}:{version} is {STATES.get(state, state)}{image.known(wanted)}")
     return Found(wanted.image, version, entry)
-
-
-def version_of_name(folder: str, name: str, index: dict[str, object]) -> str:
-    """A channel's version, else the name itself."""
-    version = table(index, "channels").get(name)
-    if version is None and not index:
-        try:
-            link = posix.readlink(f"{folder}/{stem(name)}.sqsh").rpartition("/")[2]
-        except OSError:
-            return name
-        version = link[: -len(".sqsh")].replace("." + platform().replace("/", "-"), "")
-        return name if is_digest(version) else version  # a version's own link leads to its bytes
-    return str(version or name)
-
-
-def version_of_digest(folder: str, digest: str, index: dict[str, object]) -> str:
-    """The newest version made from an image of this digest, or whose file has it; published first."""
-    found = []
-    for version, release in table(index, "releases").items():
-        for each in table(release, "platforms").values():
-            if digest in (tail_of(table(each).get("source")), table(each).get("sha256")):
-                state = table(release).get("state")
-                found.append((state == "published", str(table(release).get("created")), version))
-    for name in [] if index else list_folder(folder):
-        record = read_table(f"{folder}/{name}") if name.endswith(".json") else {}
-        if digest in (tail_of(table(record, "source").get("digest")), record.get("sha256")):
-            found.append((True, str(record.get("created")), str(record.get("version"))))
-    return max(found)[2] if found else ""
 
 
 def is_ours(settings: Settings, wanted: Wanted) -> bool:
@@ -403,173 +449,301 @@ def made_from(record: dict[str, object], wanted: Wanted) -> bool:
     return mirrored and wanted.is_repository(name) and tag == (wanted.name or LATEST)
 
 
-def state_of_record(folder: str, version: str) -> str:
-    """Without an index: a version that is not to be started any more has lost its link."""
-    return "published" if exists(f"{folder}/{stem(version)}.sqsh") else "withdrawn"
-
-
-def known(wanted: Wanted, index: dict[str, object]) -> str:
-    """What of this image could be meant instead: what is spelled alike, then the newest."""
+def not_published(root: str, wanted: Wanted, image: Image) -> NotPublished:
     from difflib import get_close_matches
 
-    releases = table(index, "releases")
-    names = [each for each in releases if table(releases, each).get("state") == "published"]
-    names.sort(key=lambda each: str(table(releases, each).get("created")), reverse=True)
-    near = get_close_matches(wanted.name, names, 4, 0.4) + names[:4] + list(table(index, "channels"))
-    return (
-        "; there is: " + ", ".join(f"{wanted.image}:{each}" for each in dict.fromkeys(near)) if near else ""
-    )
-
-
-def not_published(root: str, wanted: Wanted, index: dict[str, object]) -> NotPublished:
-    from difflib import get_close_matches
-
-    version = version_of_name(f"{root}/{wanted.image}", wanted.name or LATEST, index)
-    platforms = table(index, "releases", version, "platforms")
+    version = image.channels.get(wanted.name or LATEST, wanted.name)
+    platforms = table(image.index, "releases", version, "platforms")
     if platforms and platform() not in platforms:
         there = ", ".join(sorted(platforms))
         return NotPublished(f"{wanted.text} is not published for {platform()}, only for {there}")
-    hint = known(wanted, index)
-    if not index:
-        images = [each for each in list_folder(root) if is_name(each) and list_folder(f"{root}/{each}")]
+    hint = image.known(wanted)
+    if not hint and not list_folder(image.folder):
+        images = [each for each in list_folder(root) if is_name(each) and os.path.isdir(f"{root}/{each}")]
         images = [each for each in images if each not in ("blobs", "leases")]
         near = get_close_matches(wanted.image, images, 3, 0.5) or images[:8]
         hint = "; did you mean one of: " + ", ".join(near) if near else "; there is no image at all"
     return NotPublished(f"{wanted.text} is not published in {root}{hint}")
 
 
+# -- Leases ------------------------------------------------------------------------------------------------
+
+
 def node_name() -> str:
     """This node as Slurm calls it, else the host: one host may carry several nodes.
 
-    SLURMD_NODENAME would tell it too, but is gone when pyxis releases; the topology address is there both
-    times, as NODE or SWITCH.….NODE.
+    SLURMD_NODENAME is gone when pyxis releases; the topology address is there both times, as NODE or
+    SWITCH.….NODE.
     """
-    above = environment("SLURM_TOPOLOGY_ADDR_PATTERN").count(".")
-    return clean(environment("SLURM_TOPOLOGY_ADDR").split(".", above)[-1] or posix.uname().nodename)
-
-
-def lease_names(settings: Settings) -> list[str]:
-    """What this step's lease on this node may be called."""
-    job, step = environment("SLURM_JOB_ID"), environment("SLURM_STEP_ID")
-    if not job.isdigit():
-        return []
-    leases = settings.leases or f"{settings.store}/leases"
-    name = f"job-{job}.{clean(step) or 0}-{node_name()}-{posix.getuid()}"
-    return [f"{leases}/{name}{more}.json" for more in ("", "-1", "-2")]  # others may squat on a name
+    above = os.environ.get("SLURM_TOPOLOGY_ADDR_PATTERN", "").count(".")
+    return clean(os.environ.get("SLURM_TOPOLOGY_ADDR", "").split(".", above)[-1] or os.uname().nodename)
 
 
 def clean(text: str) -> str:
     return "".join(filter(NAME.__contains__, text))
 
 
-def leave_lease(settings: Settings, found: Found) -> None:
-    """Say who uses the file, for prune. A lease that cannot be left must not stop the job."""
+def lease_stem() -> str:
+    """How the name of this step's lease on this node begins; empty outside a job."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not (job.isascii() and job.isdigit()):
+        return ""
+    return f"job-{job}.{clean(os.environ.get('SLURM_STEP_ID', '')) or 0}-{node_name()}-{os.getuid()}"
+
+
+def lease_folder(settings: Settings) -> int:
+    return os.open(settings.leases or f"{settings.store}/leases", FOLDER)
+
+
+def lease_text(settings: Settings, found: Found) -> bytes:
     now = time.time()
-    end = environment("SLURM_JOB_END_TIME")
-    sane = end.isdecimal() and len(end) <= 10  # seconds until the year 2286
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    sane = end.isascii() and end.isdigit() and len(end) <= 10  # seconds until the year 2286
     until = int(end) + 3600 if sane else now + 3600 * settings.lease_hours
     stamp = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each)) for each in (now, until)]
-    values = (
-        ("sha256", found.sha256), ("image", found.image), ("version", found.version),
-        ("host", node_name()), ("job", environment("SLURM_JOB_ID")),
-        ("step", clean(environment("SLURM_STEP_ID"))), ("uid", posix.getuid()),
-        ("cluster", clean(environment("SLURM_CLUSTER_NAME") or settings.cluster)),
-        ("created", stamp[0]), ("expires", stamp[1]),
-    )  # fmt: skip
-    text = ", ".join(f'"{key}": {each}' if key == "uid" else f'"{key}": "{each}"' for key, each in values)
-    for path in lease_names(settings):
-        if is_safe(path, (posix.getuid(),)) and read_table(path).get("sha256") == found.sha256:
-            return  # asked again: some file systems write a file out at once when it is renamed over
-        folder, _, name = path.rpartition("/")
-        temporary = f"{folder}/.{name}.{posix.getpid()}"
-        try:
-            flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
-            descriptor = posix.open(temporary, flags, 0o644)
-            try:
-                posix.fchmod(descriptor, 0o644)  # whoever prunes must be able to read it
-                posix.write(descriptor, (f'{{"schema": 1, {text}}}\n').encode())
-            finally:
-                posix.close(descriptor)
-            posix.rename(temporary, path)
-        except OSError:
-            drop(temporary)
-        else:
-            return
+    values = {
+        "schema": 1,
+        "sha256": found.sha256,
+        "image": found.image,
+        "version": found.version,
+        "host": node_name(),
+        "job": os.environ.get("SLURM_JOB_ID", ""),
+        "step": clean(os.environ.get("SLURM_STEP_ID", "")),
+        "uid": os.getuid(),
+        "cluster": clean(os.environ.get("SLURM_CLUSTER_NAME", "") or settings.cluster),
+        "created": stamp[0],
+        "expires": stamp[1],
+    }
+    return json.dumps(values).encode() + b"\n"
 
 
-def drop(path: str) -> None:
+def leave_lease(settings: Settings, found: Found) -> None:
+    """Say who uses the file, for prune. A lease that cannot be left must not stop the job."""
+    name = lease_stem()
+    if not name:
+        return
     try:
-        posix.unlink(path)
+        folder = lease_folder(settings)
     except OSError:
         return
-
-
-def check(path: str, found: Found) -> None:
-    """The file is there, whole by its size, and begins as a squashfs 4.0 that fits into it."""
     try:
-        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+        if held(folder, name + ".json") == found.sha256:
+            return  # asked again: some file systems write a file out at once when it is renamed over
+        temporary = f".{name}.{os.urandom(8).hex()}"
+        create(folder, temporary, lease_text(settings, found))
         try:
-            size = posix.fstat(descriptor).st_size
-            head = read_all(descriptor, SUPERBLOCK)
-        finally:
-            posix.close(descriptor)
-    except OSError as error:
-        raise Refused(f"cannot read {path} of {found.image}:{found.version}: {error.strerror}") from None
+            try:
+                os.rename(temporary, name + ".json", src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError:  # another user has taken this name
+                other = f"{name}+{os.urandom(8).hex()}.json"
+                os.rename(temporary, other, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError:
+            os.unlink(temporary, dir_fd=folder)
+    except OSError:
+        return
+    finally:
+        os.close(folder)
+
+
+def held(folder: int, name: str) -> str:
+    """The sha256 that a lease of ours names; empty when there is none."""
+    try:
+        return str(table(json.loads(owned_content(name, (os.getuid(),), folder))).get("sha256"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+
+
+def create(folder: int, name: str, content: bytes) -> None:
+    """Make a new file in an open folder that others may write to; all may read it."""
+    descriptor = os.open(name, CREATE, 0o644, dir_fd=folder)
+    try:
+        try:  # noqa: SIM105 - contextlib is not needed on every get
+            os.removexattr(descriptor, "system.posix_acl_access")  # one that the folder's default ACL gave it
+        except OSError:
+            pass  # there is none, or this file system has none
+        os.fchmod(descriptor, 0o644)  # whatever the umask
+        os.write(descriptor, content)
+    except BaseException:
+        os.unlink(name, dir_fd=folder)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def release(settings: Settings) -> None:
+    """Drop this step's lease on this node."""
+    name = lease_stem()
+    if not name:
+        return
+    try:
+        folder = lease_folder(settings)
+    except OSError:
+        return
+    try:
+        if not drop_own(folder, name + ".json"):
+            for each in os.listdir(folder):
+                if each.startswith(name + "+"):
+                    drop_own(folder, each)
+    except OSError:
+        return
+    finally:
+        os.close(folder)
+
+
+def drop_own(folder: int, name: str) -> bool:
+    """Remove a file of this user; False when there is none of this name."""
+    try:
+        status = os.lstat(name, dir_fd=folder)
+        if status.st_uid != os.getuid() or not stat.S_ISREG(status.st_mode):
+            return False
+        os.unlink(name, dir_fd=folder)
+    except OSError:
+        return False
+    return True
+
+
+# -- Looking at the bytes ----------------------------------------------------------------------------------
+
+
+def open_file(path: str) -> int:
+    """Open a file of bytes: a regular one, no symlink."""
+    descriptor = os.open(path, READ | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Refused(f"{path} is not a regular file")
+    return descriptor
+
+
+def is_safe(status: os.stat_result, owners: tuple[int, ...]) -> bool:
+    """Whether this is a regular file of one of these users that nobody else can write."""
+    return stat.S_ISREG(status.st_mode) and status.st_uid in owners and not status.st_mode & 0o022
+
+
+def check(descriptor: int, path: str, found: Found) -> None:
+    """The file is whole by its size, and begins as a squashfs 4.0 that fits into it."""
+    size = os.fstat(descriptor).st_size
+    head = os.pread(descriptor, SUPERBLOCK, 0)
     used = int.from_bytes(head[40:48], "little")
     whole = size == found.size and len(head) == SUPERBLOCK and used <= size
     if not whole or head[:4] != MAGIC or head[28:30] != b"\4\0":
         what = f"{path} of {found.image}:{found.version}"
-        raise Refused(f"{what} is damaged ({size} bytes, recorded {found.size}); tell the store's owner")
-
-
-def verify(path: str, found: Found, settings: Settings, *, trusted: bool) -> None:
-    """Compare the whole file's sha256, once a node: a mark tells which file (inode, time) was read."""
-    stat = posix.stat(path)
-    folder = f"{settings.state}/verified"
-    mark = f"{folder}/{found.sha256}-{stat.st_dev:x}-{stat.st_ino:x}-{stat.st_mtime_ns:x}"
-    if (trusted and exists(mark)) or is_safe(mark, (*settings.trusted_uids, posix.getuid())):
-        return
-    import hashlib
-
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        block = file.read(1 << 22)
-        while block:
-            digest.update(block)
-            block = file.read(1 << 22)
-    if digest.hexdigest() != found.sha256:
         raise Refused(
-            f"{path} of {found.image}:{found.version} has changed its bytes; tell the store's owner"
+            f"{what} is damaged ({size} bytes, recorded {found.size}): inform the owner of the store"
         )
-    try:
-        # nobody's link is followed: the folder is for all users
-        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
-        posix.close(posix.open(mark, flags, 0o644))
-    except OSError:
-        return
 
 
-def is_safe(path: str, owners: tuple[int, ...]) -> bool:
-    """Whether this is a file of one of these users that nobody else can write."""
+def mark_name(descriptor: int, sha256: str) -> str:
+    """What the mark of a file is called: another file, or one changed in any way, has another mark."""
+    found = os.fstat(descriptor)
+    parts = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return "-".join([sha256, *(f"{each:x}" for each in parts)])
+
+
+def is_marked(descriptor: int, sha256: str, state: str, owners: tuple[int, ...]) -> bool:
+    """Whether one of `owners` has hashed this open file on this node since it last changed."""
+    name = mark_name(descriptor, sha256)
     try:
-        stat = posix.lstat(path)
+        return owned_content(f"{state}/verified/{name}", owners) == name.encode()
     except OSError:
         return False
-    return stat.st_uid in owners and stat.st_mode & 0o170022 == 0o100000
+
+
+def owned_content(path: str, owners: tuple[int, ...], folder: int | None = None) -> bytes:
+    """The first bytes of a file that one of `owners` wrote; empty when another could have written it.
+
+    Raises OSError when it is not there or not readable.
+    """
+    descriptor = os.open(path, READ | os.O_NOFOLLOW, dir_fd=folder)
+    try:
+        return read_all(descriptor, 4096) if is_safe(os.fstat(descriptor), owners) else b""
+    finally:
+        os.close(descriptor)
+
+
+def verify(descriptor: int, sha256: str, state: str) -> bool:
+    """Read an open file and compare its sha256. When it is right, leave the mark that `is_marked` looks for.
+
+    Nothing else makes marks: a mark means that its owner has hashed these bytes. An empty `state` leaves no
+    mark, nor does a folder that is not there.
+    """
+    import hashlib
+
+    name = mark_name(descriptor, sha256)
+    digest = hashlib.sha256()
+    offset = 0
+    while block := os.pread(descriptor, BLOCK, offset):
+        digest.update(block)
+        offset += len(block)
+    if digest.hexdigest() != sha256:
+        return False
+    if state and mark_name(descriptor, sha256) == name:  # else it was changed while it was read
+        leave_mark(f"{state}/verified", name)
+    return True
+
+
+def leave_mark(path: str, name: str) -> None:
+    """A file that contains its own name, so that no other file of the same owner can pass for it.
+
+    The folder is for all users: what others planted there is replaced, never written to.
+    """
+    try:
+        folder = os.open(path, FOLDER | os.O_NOFOLLOW)
+    except OSError:
+        return  # no importer is installed here
+    try:
+        temporary = f".{os.urandom(8).hex()}"
+        create(folder, temporary, name.encode())
+        try:
+            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError:
+            os.unlink(temporary, dir_fd=folder)  # another user's, in a sticky folder
+    except OSError:
+        return
+    finally:
+        os.close(folder)
 
 
 def local_copy(settings: Settings, found: Found) -> str:
     """A prewarmed copy on this node, when it is whole and by somebody trusted; else empty."""
     path = f"{settings.local}/{found.sha256}.sqsh"
-    if not settings.local or not is_safe(path, (*settings.trusted_uids, posix.getuid())):
+    if not settings.local or not os.path.lexists(path):
         return ""
     try:
-        check(path, found)
-        verify(path, found, settings, trusted=False)
+        descriptor = open_file(path)
+        try:
+            if not is_safe(os.fstat(descriptor), settings.owners()):
+                return ""
+            check(descriptor, path, found)
+            compare(descriptor, path, found, settings)
+        finally:
+            os.close(descriptor)
     except (Refused, OSError) as why:
-        say(f"pyxis-importer: not using a local copy: {why}")
+        say(f"not using a local copy: {why}")
         return ""
     return path
+
+
+def compare(descriptor: int, path: str, found: Found, settings: Settings) -> None:
+    """The whole file has the recorded sha256: read once a node, then known by the mark."""
+    if is_marked(descriptor, found.sha256, settings.state, settings.owners()):
+        return
+    if not verify(descriptor, found.sha256, settings.state):
+        what = f"{path} of {found.image}:{found.version}"
+        raise Refused(f"{what} has changed its bytes: inform the owner of the store")
+
+
+def look_at(path: str, found: Found, settings: Settings) -> None:
+    """The file in the store is as recorded."""
+    try:
+        descriptor = open_file(path)
+    except OSError as error:
+        raise Refused(f"cannot read {path} of {found.image}:{found.version}: {error.strerror}") from None
+    try:
+        check(descriptor, path, found)
+        if settings.verify:
+            compare(descriptor, path, found, settings)
+    finally:
+        os.close(descriptor)
 
 
 def get(settings: Settings, text: str) -> str:
@@ -582,47 +756,54 @@ def get(settings: Settings, text: str) -> str:
         return import_once(settings, text)
     leave_lease(settings, found)
     try:
-        return local_copy(settings, found) or checked(settings, wanted, found)
+        return local_copy(settings, found) or in_store(settings, wanted, found)
     except BaseException:
         release(settings)
         raise
 
 
-def checked(settings: Settings, wanted: Wanted, found: Found) -> str:
+def in_store(settings: Settings, wanted: Wanted, found: Found) -> str:
     """The file in the store, looked at; a second time after a moment, since new names come late on NFS."""
     path = f"{settings.store}/{found.file}"
     try:
-        check(path, found)
+        look_at(path, found, settings)
     except Refused:
         time.sleep(0.3)
         again = find(settings, wanted)
-        if again.sha256 != found.sha256:  # a channel moved on meanwhile
+        if again.sha256 != found.sha256:  # a channel moved meanwhile
             leave_lease(settings, again)
-        found, path = again, f"{settings.store}/{again.file}"
-        check(path, found)
-    if settings.verify:
-        verify(path, found, settings, trusted=True)
+        path = f"{settings.store}/{again.file}"
+        look_at(path, again, settings)
     return path
 
 
-def release(settings: Settings) -> None:
-    for path in lease_names(settings):
-        drop(path)
+# -- What is not published ---------------------------------------------------------------------------------
+
+
+def own_folder(parent: str, usual: str) -> str:
+    """A folder of this user alone, below one for all users, where another may have taken the usual name."""
+    taken = [each for each in list_folder(parent) if each.startswith(f"{usual}+")]
+    for name in [usual, *taken, f"{usual}+{os.urandom(8).hex()}"]:
+        path = f"{parent}/{name}"
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            status = os.lstat(path)
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+                continue
+        return path
+    raise Refused(f"{parent} has no folder for user {os.getuid()}")
 
 
 def import_once(settings: Settings, text: str) -> str:
     """Run enroot import into this user's cache on this node; the others of the node wait and share it."""
     import fcntl
     import hashlib
-    import os
-    import subprocess
 
-    folder = f"{settings.state}/imported/{os.getuid()}"
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    if os.lstat(folder).st_uid != os.getuid():
-        raise Refused(f"{folder} belongs to somebody else")
+    os.makedirs(f"{settings.state}/imported", exist_ok=True)
+    folder = own_folder(f"{settings.state}/imported", str(os.getuid()))
     oldest = time.time() - 3600 * settings.cache_hours
-    path = f"{folder}/{hashlib.sha256(text.encode()).hexdigest()}.sqsh"
+    path = f"{folder}/{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()}.sqsh"
     with open(path + ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # node-local, and this user's own: sure to work, and nobody else's
         with os.scandir(folder) as entries:
@@ -630,42 +811,54 @@ def import_once(settings: Settings, text: str) -> str:
                 if entry.name.endswith(".sqsh") and entry.stat().st_mtime < oldest:
                     drop(entry.path)
         if not os.path.exists(path):
-            temporary = f"{path}.{os.getpid()}.partial.sqsh"
-            drop(temporary)
-            command = [settings.enroot, "import", "--output", temporary, text]
-            try:
-                done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, check=False)
-                if done.returncode:
-                    raise Refused(f"{text} is not published, and enroot import failed ({done.returncode})")
-                with open(temporary, "rb") as file:
-                    if file.read(4) != MAGIC:
-                        raise Refused(f"{text} is not published, and enroot import made no squashfs")
-                os.rename(temporary, path)
-            except OSError as error:
-                raise Refused(f"{text} is not published, and enroot import failed: {error}") from None
-            finally:
-                drop(temporary)
+            run_enroot(settings, text, path)
     return path
 
 
-def read_settings(program: str) -> Settings:
-    """What the file beside the program says; beside what it is a link to, when it is one."""
-    beside = f"{program}.json"
-    values = read_table(beside)
-    if not values:
-        import os
+def run_enroot(settings: Settings, text: str, path: str) -> None:
+    import subprocess
 
-        beside = os.path.dirname(os.path.realpath(program)) + "/pyxis-importer.json"
-        values = read_table(beside)
-    settings = Settings(values)
-    if not settings.store:
-        raise Refused(f"{beside} names no store; run `sqshpipe cluster install` on this node")
-    return settings
+    temporary = f"{path}.{os.getpid()}.partial.sqsh"
+    drop(temporary)
+    command = [settings.enroot, "import", "--output", temporary, text]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, check=False)
+        if done.returncode:
+            raise Refused(f"{text} is not published, and enroot import failed ({done.returncode})")
+        with open(temporary, "rb") as file:
+            if file.read(4) != MAGIC:
+                raise Refused(f"{text} is not published, and enroot import made no squashfs")
+        os.rename(temporary, path)
+    except OSError as error:
+        raise Refused(f"{text} is not published, and enroot import failed: {error}") from None
+    finally:
+        drop(temporary)
+
+
+def drop(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        return
+
+
+# -- The program -------------------------------------------------------------------------------------------
+
+
+def read_settings(program: str) -> Settings:
+    """What the file beside the program contains; beside what it is a link to, when it is one."""
+    for beside in (f"{program}.json", f"{os.path.dirname(os.path.realpath(program))}/pyxis-importer.json"):
+        raw = read(beside, flags=0)
+        if raw is not None:
+            settings = Settings(parse(beside, raw))
+            if settings.store:
+                return settings
+    raise Refused(f"{beside} names no store: run `sqshpipe cluster install` on this node")
 
 
 def main(arguments: list[str]) -> int:
     try:
-        settings = read_settings(__file__)
+        settings = read_settings(os.path.abspath(__file__))
         if arguments == ["release"]:
             release(settings)
             return 0
@@ -673,15 +866,15 @@ def main(arguments: list[str]) -> int:
             say("usage: pyxis-importer get docker://REFERENCE | pyxis-importer release")
             return 2
         path = get(settings, arguments[1])
-        posix.write(1, path.encode(sys.getfilesystemencoding(), "surrogateescape") + b"\n")
+        os.write(1, os.fsencode(path) + b"\n")
     except Refused as error:
-        say(f"pyxis-importer: {error}")
+        say(str(error))
         return 0 if arguments == ["release"] else 1
     except OSError as error:
-        say(f"pyxis-importer: {error.filename or arguments[-1]}: {error.strerror}")
+        say(f"{error.filename or arguments[-1]}: {error.strerror}")
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    posix._exit(main(sys.argv[1:]))  # noqa: SLF001 - tearing the interpreter down takes as long as a look-up
+    sys.exit(main(sys.argv[1:]))

@@ -22,7 +22,9 @@ from pathlib import Path
 
 import structlog
 
+from pipeline.cluster import pyxis_importer
 from pipeline.errors import ConfigError, ToolError
+from pipeline.system import untrusted
 from pipeline.tools import mount as mounts
 
 log = structlog.get_logger()
@@ -42,20 +44,24 @@ class SharedMount:
 
 
 def node_folder() -> Path:
-    """Where this node's mounts of this user lie: SQSHPIPE_NODE_DIR, /run/sqshpipe for root, else in /tmp."""
+    """Where this node's mounts of this user lie: SQSHPIPE_NODE_DIR, /run/sqshpipe for root, else in /tmp.
+
+    Where another user has taken the usual name in /tmp, it is another one. Raises ToolError when the folder
+    cannot be made or is not this user's own.
+    """
     named = os.environ.get("SQSHPIPE_NODE_DIR")
-    folder = Path(named) if named else ROOT_NODE_FOLDER
     if not named and os.geteuid() != 0:
-        folder = Path(f"/tmp/sqshpipe-{os.geteuid()}")  # noqa: S108 - its owner is checked below
+        return _in_tmp()
+    folder = Path(named) if named else ROOT_NODE_FOLDER
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o755 if os.geteuid() == 0 else 0o700)
+        with untrusted.folder_to_write(folder, make=0o755 if os.geteuid() == 0 else 0o700) as opened:
+            status = os.fstat(opened)
     except OSError as error:
         raise ToolError(
             f"cannot make {folder}, where mounts lie: {error.strerror}",
             hint="set SQSHPIPE_NODE_DIR to a folder of your own on this node",
         ) from error
-    status = folder.lstat()
-    if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
+    if status.st_uid != os.geteuid():
         raise ToolError(
             f"{folder} belongs to somebody else", hint="set SQSHPIPE_NODE_DIR to a folder of your own"
         )
@@ -65,6 +71,16 @@ def node_folder() -> Path:
             hint="take that right away (chmod o-w), or set SQSHPIPE_NODE_DIR to a folder of your own",
         )
     return folder
+
+
+def _in_tmp() -> Path:
+    try:
+        return Path(pyxis_importer.own_folder("/tmp", f"sqshpipe-{os.geteuid()}"))  # noqa: S108 - its owner is checked
+    except (OSError, pyxis_importer.Refused) as error:
+        raise ToolError(
+            f"cannot make a folder for mounts in /tmp: {error}",
+            hint="set SQSHPIPE_NODE_DIR to a folder of your own on this node",
+        ) from error
 
 
 def holder_of(pid: int) -> str:

@@ -10,15 +10,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, PublishError
 from pipeline.oci.strict_json import parse_object
 from pipeline.report.contents import Package
 from pipeline.report.text import mapping, rows
-from pipeline.store import atomic
+from pipeline.store import attachments
 from pipeline.store.layout import SBOM, Layout
 from pipeline.store.record import Release
 
@@ -43,33 +42,39 @@ def comparable(layout: Layout, before: Release, after: Release) -> tuple[Sbom, S
     """The SBOMs of both, where both have one and the same tools made them: others name the same packages
     differently, and so does the image itself. Raises FormatError when one cannot be read.
     """
-    old, new = (_path(layout, release) for release in (before, after))
-    if not (old.is_file() and new.is_file()):
+    one, other = (read_sbom(layout, release) for release in (before, after))
+    if one is None or other is None:
         return None
-    one, other = read_sbom(old), read_sbom(new)
     return (one, other) if one.tools == other.tools else None
 
 
-def _path(layout: Layout, release: Release) -> Path:
-    return layout.attachments(release.image, release.version, release.platform) / SBOM
+def read_sbom(layout: Layout, release: Release) -> Sbom | None:
+    """What the SBOM beside a release lists; None when there is no SBOM.
 
-
-def read_sbom(path: Path) -> Sbom:
-    """What that file lists. Raises FormatError when it is no CycloneDX, or cannot be read."""
+    Raises FormatError when it is no CycloneDX, or cannot be read.
+    """
+    path = layout.attachments(release.image, release.version, release.platform) / SBOM
     try:
-        if path.stat().st_size > _LIMIT:
-            raise FormatError(f"{path} is larger than {_LIMIT >> 20} MiB")
-        data = parse_object(atomic.read_bytes(path), max_size=_LIMIT, what=str(path))
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}") from error
+        raw = attachments.read(layout, release, SBOM, limit=_LIMIT)
+    except PublishError as error:
+        raise FormatError(error.message) from error
+    return None if raw is None else parse_sbom(raw, str(path))
+
+
+def parse_sbom(raw: bytes, what: str) -> Sbom:
+    """What the bytes of an SBOM list; `what` names it in errors.
+
+    Raises FormatError when they are no CycloneDX.
+    """
+    data = parse_object(raw, max_size=_LIMIT, what=what)
     if data.get("bomFormat") != "CycloneDX":
-        raise FormatError(f"{path} is no SBOM in CycloneDX")
+        raise FormatError(f"{what} is no SBOM in CycloneDX")
     packages: dict[Package, set[str]] = defaultdict(set)
     for component in _components(data):
         if (known := _package(component)) is not None:
             packages[known[0]].add(known[1])
         if len(packages) > _MOST_PACKAGES:
-            raise FormatError(f"{path} lists more than {_MOST_PACKAGES} packages")
+            raise FormatError(f"{what} lists more than {_MOST_PACKAGES} packages")
     versions = {key: ", ".join(sorted(found)) for key, found in packages.items()}
     return Sbom(tools=_tools(data), packages=versions)
 

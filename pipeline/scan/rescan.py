@@ -16,12 +16,13 @@ from typing import Any, Literal
 import structlog
 
 from pipeline.config.types import Config, ScanPolicy
-from pipeline.errors import SqshpipeError
+from pipeline.errors import PublishError, SqshpipeError
 from pipeline.oci.digest import Digest
 from pipeline.oci.reference import Reference
 from pipeline.scan.gate import blocked
 from pipeline.scan.judge import Judge, Subject, subject_of
 from pipeline.scanning.policy import Verdict
+from pipeline.store import attachments
 from pipeline.store.layout import SBOM
 from pipeline.store.record import Release
 from pipeline.store.store import Store
@@ -162,7 +163,11 @@ def image_of(release: Release) -> Reference | None:
 
 def _sbom(store: Store, release: Release) -> Path | None:
     path = store.layout.attachments(release.image, release.version, release.platform) / SBOM
-    return path if path.is_file() else None
+    try:
+        return path if attachments.read(store.layout, release, SBOM) is not None else None
+    except PublishError as error:
+        log.warning("an SBOM is not used", reason=error.headline)
+        return None
 
 
 def _report(result: Rescan) -> None:

@@ -85,10 +85,10 @@ class PackCache:
     def refuse_others(self) -> None:
         """Raise ToolError when anybody can put packs here: they would be published as if they were layers."""
         try:
-            here, above = self.folder.stat(), self.folder.parent.stat()
+            name, here, above = self.folder.lstat(), self.folder.stat(), self.folder.parent.stat()
         except FileNotFoundError:
             return
-        others = here.st_uid not in (os.geteuid(), 0) and above.st_mode & stat.S_IWOTH
+        others = not {name.st_uid, here.st_uid} <= {os.geteuid(), 0} and above.st_mode & stat.S_IWOTH
         if here.st_mode & stat.S_IWOTH or others:
             raise ToolError(
                 f"everybody can put layer packs into {self.folder}, which are published as they are",

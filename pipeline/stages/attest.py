@@ -19,7 +19,7 @@ from pipeline.errors import SqshpipeError
 from pipeline.oci.reference import Reference
 from pipeline.scan.rescan import image_of
 from pipeline.stages import provenance
-from pipeline.store import atomic, folders
+from pipeline.store import atomic, attachments, folders
 from pipeline.store.layout import SBOM, SIGNATURE
 from pipeline.store.record import Release
 from pipeline.store.store import Store
@@ -65,8 +65,9 @@ def attest(
     files, missing = {PROVENANCE: provenance.as_bytes(provenance.statement(release, builder=builder()))}, []
     folder = store.layout.attachments(release.image, release.version, release.platform)
     image = image_of(release)
-    if (folder / SBOM).is_file():
-        files[SBOM] = (folder / SBOM).read_bytes()
+    sbom = attachments.read(store.layout, release, SBOM)
+    if sbom is not None:
+        files[SBOM] = sbom
     elif image is not None:
         try:
             made = make_sbom(image, credentials(place_of(credentials, image.name)), platform=release.platform)
@@ -79,10 +80,8 @@ def attest(
     with atomic.told(f"writing what belongs to {release.name}"):
         folders.make(folder)
         for name, content in files.items():
-            if (folder / name).exists():
-                files[name] = (folder / name).read_bytes()
-            else:
-                atomic.create(folder / name, content)
+            attachments.add(store.layout, release, name, content)
+            files[name] = attachments.read(store.layout, release, name) or content
     attached = _attach(image, files, client_for, missing)
     signature = _signed(image, client_for, credentials, sign=sign)
     with atomic.told(f"writing what belongs to {release.name}"):

@@ -17,6 +17,7 @@ from pipeline.errors import ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.manifest import Descriptor, Manifest
 from pipeline.progress import Meter
+from pipeline.system import untrusted
 from pipeline.tools.registry import RegistrySource
 
 log = structlog.get_logger()
@@ -52,7 +53,9 @@ class CachedSource:
         Raises RegistryError, or ToolError when the disk is full.
         """
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with untrusted.folder_to_write(self.folder, make=0o700):
+                pass  # it is there, and no other user's symlink leads to it
         except OSError as error:
             raise ToolError(
                 f"cannot make the cache folder {self.folder}: {error.strerror}",

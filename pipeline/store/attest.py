@@ -18,7 +18,7 @@ from securesystemslib.exceptions import VerificationError as BadSignature
 from securesystemslib.signer import Key, Signature
 
 from pipeline.errors import PublishError, VerificationError
-from pipeline.store import atomic, folders
+from pipeline.store import atomic, attachments, folders
 from pipeline.store.layout import Layout
 from pipeline.store.record import Record, Release
 
@@ -26,6 +26,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:sqshpipe:release:v1"
 SUFFIX = ".dsse.json"
+_LIMIT = 16 << 20
 
 
 class Signer(Protocol):
@@ -56,10 +57,11 @@ def sign(layout: Layout, release: Release, signer: Signer) -> Path:
     envelope = Envelope(payload=statement(release), payload_type=PAYLOAD_TYPE, signatures={})
     envelope.sign(signer)  # type: ignore[arg-type]
     content = json.dumps(envelope.to_dict(), sort_keys=True).encode() + b"\n"
+    attachments.check(layout, release)
     with atomic.told(f"signing {release.name}"):
         folders.make(path.parent)
         made = atomic.create(path, content)
-    if not made and not _signed_by(path, release, signer.public_key):
+    if not made and not _signed_by(layout, path.name, release, signer.public_key):
         raise PublishError(
             f"{path} is there and is no signature of {release.name} by this key",
             hint="move it away if nobody needs it, then sign again",
@@ -73,11 +75,11 @@ def verify(layout: Layout, release: Release, keys: Iterable[Key]) -> Path:
 
     This says that the record is what was signed; `read_back` says that the bytes are what the record names.
     """
-    there = sorted(_folder(layout, release).glob(f"*{SUFFIX}"))
-    for path in there:
+    there = [name for name in attachments.names(layout, release) if name.endswith(SUFFIX)]
+    for name in there:
         for key in keys:
-            if _signed_by(path, release, key):
-                return path
+            if _signed_by(layout, name, release, key):
+                return _folder(layout, release) / name
     what = (
         "no signature"
         if not there
@@ -101,13 +103,15 @@ def read_back(release: Release) -> None:
         )
 
 
-def _signed_by(path: Path, release: Release, key: Key) -> bool:
-    """Whether the envelope in `path` holds a signature by `key` over exactly this record."""
+def _signed_by(layout: Layout, name: str, release: Release, key: Key) -> bool:
+    """Whether the envelope of that name holds a signature by `key` over exactly this record."""
     try:
-        envelope = Envelope.from_dict(json.loads(atomic.read_bytes(path)))
+        envelope = Envelope.from_dict(
+            json.loads(attachments.read(layout, release, name, limit=_LIMIT) or b"")
+        )
         envelope.verify([key], 1)
         data: Any = json.loads(envelope.payload)
-    except (BadSignature, ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+    except (BadSignature, ValueError, KeyError, TypeError, AttributeError, PublishError, RecursionError):
         return False
     return envelope.payload_type == PAYLOAD_TYPE and data == json.loads(statement(release))
 

@@ -15,6 +15,7 @@ from pipeline.store.layout import Layout
 from pipeline.store.prune import temporaries
 from pipeline.store.reading import load, read_head
 from pipeline.store.writer import is_orphan, temporary_name
+from pipeline.system import untrusted
 
 LOW_BYTES = 50 << 30
 
@@ -57,7 +58,11 @@ def _writing(layout: Layout) -> Iterator[Finding]:
     probe = folder / temporary_name()
     try:
         with atomic.told("trying to write"):
-            probe.write_bytes(b"probe")
+            probing = untrusted.create_exclusive(probe, mode=0o666)
+            try:
+                os.write(probing, b"probe")
+            finally:
+                os.close(probing)
     except SqshpipeError as error:
         yield Finding(level="fail", found=error.headline, advice=error.hint)
         return

@@ -20,17 +20,26 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from pipeline.errors import ConfigError, PublishError
 from pipeline.store import atomic, folders
 from pipeline.store.events import moment, whoami
 from pipeline.store.layout import Layout
 from pipeline.store.record import Release
+from pipeline.words import shown
 
 SCHEMA = 1
 LONGEST_SECONDS = 60 * 24 * 3600.0
 FOLDER_MODE = 0o1777
 _LIMIT = 64 << 10
-_NO_LEASE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EISDIR})
+_NAMED = 5
+_FAILS = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
+"""What no user can make another one's reading of a file answer."""
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +56,8 @@ class Lease:
     job: str = ""
     step: str = ""
     uid: int
+    owner: int = -1
+    """The user that owns the file; a lease counts only when it is `uid`."""
     cluster: str = ""
     expires: float
 
@@ -111,42 +122,69 @@ def prepare(layout: Layout) -> None:
         layout.leases.chmod(FOLDER_MODE)  # also after a run that died in between
 
 
-def read_all(layout: Layout) -> list[Lease]:
+def read_all(layout: Layout, *, warn: bool = False) -> list[Lease]:
     """The leases that can be believed, expired ones too.
 
-    Raises PublishError when one cannot be read: then nobody knows what it holds. A lease that says nothing
-    sensible holds nothing, nor does one that its owner lets nobody read: any user could stop every prune.
+    What its owner lets nobody read, and what is no lease, counts as none: otherwise any user could stop every
+    prune. With `warn` one line of the log names them. Raises PublishError when the folder cannot be read, or
+    the file system fails in a way that no user can cause: then it is not known what is in use.
     """
     with atomic.told("listing the leases"):
         try:
             names = sorted(entry.name for entry in layout.leases.iterdir() if not entry.name.startswith("."))
         except FileNotFoundError:
             return []
-    leases = (_read(layout.leases / name) for name in names)
-    return [lease for lease in leases if lease is not None]
+    found: list[Lease] = []
+    unread: list[str] = []
+    for name in names:
+        lease = _read(layout.leases / name)
+        if isinstance(lease, Lease):
+            found.append(lease)
+        elif lease:
+            unread.append(lease)
+    if warn and unread:
+        log.warning(
+            f"{len(unread)} files among the leases cannot be read as leases, so they hold nothing",
+            files="; ".join(unread[:_NAMED]) + ("; …" if len(unread) > _NAMED else ""),
+        )
+    return found
 
 
-def _read(path: Path) -> Lease | None:
-    """A lease, or None for what is none: a link, a pipe, another's name, bytes that do not say what they
-    must.
-    """
+def _read(path: Path) -> Lease | str:
+    """A lease, or why it is none; an empty text for one that is gone or speaks of another user's job."""
     try:
-        return _parse(path)
+        lease = _parse(path)
+    except FileNotFoundError:
+        return ""
     except OSError as error:
-        if error.errno in _NO_LEASE or (error.errno == errno.EACCES and _is_closed(path)):
-            return None
-        raise PublishError(
-            f"the lease {path} cannot be read ({error.strerror}), so it is not known what is in use",
-            hint="run it as a user who may read it, or let its owner remove it",
-        ) from error
+        if error.errno in _FAILS or not _is_there(path):
+            raise PublishError(
+                f"the lease {path} cannot be read ({error.strerror}), so it is not known what is in use",
+                hint="wait until the file system works again, and check that this user may enter the folder",
+            ) from error
+        return _why_not(path, error.strerror or "cannot be opened")
+    if lease is None:
+        return _why_not(path, "no lease")
+    return lease if lease.uid == lease.owner else ""
 
 
-def _is_closed(path: Path) -> bool:
-    """Whether its owner has taken from others the right to read, which ours all give."""
+def _is_there(path: Path) -> bool:
+    """Whether this user may look into the folder: a permission that is missing there is not the lease's."""
     try:
-        return not path.lstat().st_mode & stat.S_IROTH
+        path.lstat()
+    except FileNotFoundError:
+        return True
     except OSError:
         return False
+    return True
+
+
+def _why_not(path: Path, why: str) -> str:
+    try:
+        owner = f" of user {path.lstat().st_uid}"
+    except OSError:
+        owner = ""
+    return shown(f"{path.name}{owner} ({why})")
 
 
 def remove_remains(layout: Layout, counting: Container[str], now: float) -> None:
@@ -170,6 +208,7 @@ def remove_remains(layout: Layout, counting: Container[str], now: float) -> None
 
 
 def _parse(path: Path) -> Lease | None:
+    """What a file says, if it is a lease. O_NONBLOCK: a pipe or a lease of fcntl(2) makes nobody wait."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
@@ -177,7 +216,7 @@ def _parse(path: Path) -> Lease | None:
             return None
         data: Any = json.loads(os.read(descriptor, _LIMIT))
         latest = status.st_ctime + LONGEST_SECONDS
-        lease = Lease(
+        return Lease(
             name=path.name,
             sha256=str(data["sha256"]),
             image=str(data.get("image", "")),
@@ -186,6 +225,7 @@ def _parse(path: Path) -> Lease | None:
             job=str(data.get("job") or ""),
             step=str(data.get("step") or ""),
             uid=int(data["uid"]),
+            owner=status.st_uid,
             cluster=str(data.get("cluster") or ""),
             expires=min(moment(str(data["expires"])).timestamp(), latest),
         )
@@ -193,7 +233,6 @@ def _parse(path: Path) -> Lease | None:
         return None
     finally:
         os.close(descriptor)
-    return lease if lease.uid == status.st_uid else None
 
 
 def _text(when: float) -> str:

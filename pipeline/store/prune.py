@@ -69,7 +69,7 @@ def prune(layout: Layout, policy: Policy, ask_jobs: AskJobs, *, dry_run: bool = 
     except ToolError as error:
         report.unreachable = error.headline
     with atomic.told(f"pruning {layout.root}"):
-        used = retention.in_use(leases.read_all(layout), jobs, now)
+        used = retention.in_use(leases.read_all(layout, warn=True), jobs, now)
         states = _states(layout, report)
         for state in states.values():
             report.verdicts += retention.judge(state, policy, used, now)
@@ -246,7 +246,7 @@ def _drop_leases(layout: Layout, jobs: LiveJobs, now: datetime) -> None:
             continue
         try:
             (layout.leases / lease.name).unlink(missing_ok=True)
-        except PermissionError:
+        except OSError:  # another user's, or one that its owner made immutable
             continue
     leases.remove_remains(layout, counting, now.timestamp())
 

@@ -7,7 +7,9 @@ arrives is hashed and compared with its record.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,8 @@ from typing import BinaryIO, Protocol
 
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
-from pipeline.store import atomic, caches, channels, folders, preflight, publisher, publishing
+from pipeline.store import atomic, attachments, caches, channels, preflight, publisher, publishing
+from pipeline.store.attachments import NotOfTheStoreError
 from pipeline.store.layout import RECORD_SUFFIX, Layout
 from pipeline.store.names import DEFAULT_CHANNEL, is_image, split_name, stem
 from pipeline.store.reading import load, read_record
@@ -56,11 +59,15 @@ class Bucket(Protocol):
 class Report:
     """Names of the releases copied, those that were there, those that were pruned there and stay so, and the
     bytes that travelled.
+
+    `refused` has one sentence for each release that was not copied, because something of it is not a regular
+    file of the source.
     """
 
     copied: list[str] = field(default_factory=list)
     present: int = 0
     pruned: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     bytes_copied: int = 0
 
 
@@ -140,6 +147,9 @@ def _recorded(bucket: Bucket, wanted: list[tuple[str, str | None]]) -> Iterator[
 class _From(Protocol):
     """Where a mounted store copies from."""
 
+    def check(self, record: Record) -> None:
+        """Raise NotOfTheStoreError when record or bytes are not regular files of the store."""
+
     def open_from(self, record: Record, offset: int) -> BinaryIO: ...
     def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
         """(name, bytes) of what is attached to a release."""
@@ -149,22 +159,38 @@ class _From(Protocol):
 class _Mounted:
     layout: Layout
 
+    def check(self, record: Record) -> None:
+        paths = (
+            self.layout.record(record.image, record.version, record.platform),
+            self.layout.blob(record.sha256),
+        )
+        for path in paths:
+            opened = attachments.open_file(self.layout, path)
+            if opened is not None:
+                os.close(opened)
+
     def open_from(self, record: Record, offset: int) -> BinaryIO:
-        file = self.layout.blob(record.sha256).open("rb", buffering=0)
+        path = self.layout.blob(record.sha256)
+        opened = attachments.open_file(self.layout, path)
+        if opened is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        file = os.fdopen(opened, "rb", buffering=0)
         file.seek(offset)
         return file
 
     def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
-        folder = self.layout.attachments(record.image, record.version, record.platform)
-        if folder.is_dir():
-            for path in sorted(folder.iterdir()):
-                if path.is_file() and not path.name.startswith("."):
-                    yield path.name, path.read_bytes()
+        for name in attachments.names(self.layout, record):
+            content = attachments.read(self.layout, record, name)
+            if content is not None:
+                yield name, content
 
 
 @dataclass(frozen=True, slots=True)
 class _Remote:
     bucket: Bucket
+
+    def check(self, record: Record) -> None:
+        """A bucket has nothing but objects."""
 
     def open_from(self, record: Record, offset: int) -> BinaryIO:
         return self.bucket.open_from(record.file, offset)
@@ -191,42 +217,53 @@ def _to_store(
 ) -> None:
     before: dict[str, ImageState] = {}
     touched: dict[str, None] = {}
-    layout = target.layout
     target.prepare()
     try:
         for record in records:
-            name = f"{record.image}:{record.version}"
-            with atomic.told(f"copying {name} to {target.root}"):
-                if record.image not in before:
-                    before[record.image] = load(layout, record.image).state
-                standing = before[record.image].releases.get(record.version) or Standing()
-                there = read_record(layout, record.image, record.version, record.platform)
-                if there is not None:
-                    publishing.refuse_other_content(record, there)
-                if standing.pruned and (record.image, record.version) not in wanted:
-                    report.pruned.append(name)
-                    continue
-                _bring_attachments(layout, record, source)
-                damaged = record.platform in standing.damaged
-                if damaged:
-                    publisher.set_aside(layout, record)
-                if (
-                    there is None
-                    or damaged
-                    or standing.pruned
-                    or not publishing.bytes_are_there(layout, record)
-                ):
-                    _bring_release(layout, record, source, report, meter)
-                else:
-                    report.present += 1
-                _advance(layout, record)
-                touched[record.image] = None
+            with atomic.told(f"copying {record.image}:{record.version} to {target.root}"):
+                try:
+                    if _bring(record, source, target.layout, before, wanted, report, meter):
+                        touched[record.image] = None
+                except NotOfTheStoreError as error:
+                    report.refused.append(error.message)
     finally:
         with atomic.told(f"writing the caches of {target.root}"):
             for image in touched:
-                caches.refresh(layout, image)
+                caches.refresh(target.layout, image)
             if touched:
-                caches.refresh_manifest(layout)
+                caches.refresh_manifest(target.layout)
+
+
+def _bring(
+    record: Record,
+    source: _From,
+    layout: Layout,
+    before: dict[str, ImageState],
+    wanted: list[tuple[str, str | None]],
+    report: Report,
+    meter: Meter,
+) -> bool:
+    """Copy one release; False when it was pruned at the target and stays so."""
+    source.check(record)
+    if record.image not in before:
+        before[record.image] = load(layout, record.image).state
+    standing = before[record.image].releases.get(record.version) or Standing()
+    there = read_record(layout, record.image, record.version, record.platform)
+    if there is not None:
+        publishing.refuse_other_content(record, there)
+    if standing.pruned and (record.image, record.version) not in wanted:
+        report.pruned.append(f"{record.image}:{record.version}")
+        return False
+    _bring_attachments(layout, record, source)
+    damaged = record.platform in standing.damaged
+    if damaged:
+        publisher.set_aside(layout, record)
+    if there is None or damaged or standing.pruned or not publishing.bytes_are_there(layout, record):
+        _bring_release(layout, record, source, report, meter)
+    else:
+        report.present += 1
+    _advance(layout, record)
+    return True
 
 
 def _advance(layout: Layout, record: Record) -> None:
@@ -234,11 +271,8 @@ def _advance(layout: Layout, record: Record) -> None:
 
 
 def _bring_attachments(layout: Layout, record: Record, source: _From) -> None:
-    for name, content in source.attached(record):
-        path = layout.attachments(record.image, record.version, record.platform) / name
-        folders.make(path.parent)
-        if not path.exists():
-            atomic.create(path, content)
+    for name, content in list(source.attached(record)):  # all of them can be read, or nothing is brought
+        attachments.add(layout, record, name, content)
 
 
 def _bring_release(layout: Layout, record: Record, source: _From, report: Report, meter: Meter) -> None:
@@ -304,25 +338,34 @@ def _to_bucket(
     layout: Layout, records: Iterable[Record], bucket: Bucket, report: Report, meter: Meter
 ) -> None:
     for record in records:
-        key = f"{record.image}/{stem(record.version, record.platform)}{RECORD_SUFFIX}"
-        there = bucket.get(key)
-        if there is not None:
-            publishing.refuse_other_content(record, parse_record(there, Path(f"{bucket.name}/{key}")))
-        present = set(dict(bucket.keys(_attachments(record))))
-        for name, content in _Mounted(layout).attached(record):
-            if _attachments(record) + name not in present:
-                bucket.put_new(_attachments(record) + name, content)
-        if there is not None and bucket.size(record.file) == record.size:
-            report.present += 1
-            continue
-        if bucket.size(record.file) != record.size:
-            bucket.upload(record.file, layout.blob(record.sha256), sha256=record.sha256, meter=meter)
-            report.bytes_copied += record.size
-        if there is None and not bucket.put_new(key, record.as_bytes()):
-            publishing.refuse_other_content(
-                record, parse_record(bucket.get(key) or b"", Path(f"{bucket.name}/{key}"))
-            )
-        report.copied.append(f"{record.image}:{record.version}")
+        try:
+            _upload(layout, record, bucket, report, meter)
+        except NotOfTheStoreError as error:  # noqa: PERF203 - the others are copied
+            report.refused.append(error.message)
+
+
+def _upload(layout: Layout, record: Record, bucket: Bucket, report: Report, meter: Meter) -> None:
+    source = _Mounted(layout)
+    source.check(record)
+    key = f"{record.image}/{stem(record.version, record.platform)}{RECORD_SUFFIX}"
+    there = bucket.get(key)
+    if there is not None:
+        publishing.refuse_other_content(record, parse_record(there, Path(f"{bucket.name}/{key}")))
+    present = set(dict(bucket.keys(_attachments(record))))
+    for name, content in list(source.attached(record)):  # all of them can be read, or nothing is brought
+        if _attachments(record) + name not in present:
+            bucket.put_new(_attachments(record) + name, content)
+    if there is not None and bucket.size(record.file) == record.size:
+        report.present += 1
+        return
+    if bucket.size(record.file) != record.size:
+        bucket.upload(record.file, layout.blob(record.sha256), sha256=record.sha256, meter=meter)
+        report.bytes_copied += record.size
+    if there is None and not bucket.put_new(key, record.as_bytes()):
+        publishing.refuse_other_content(
+            record, parse_record(bucket.get(key) or b"", Path(f"{bucket.name}/{key}"))
+        )
+    report.copied.append(f"{record.image}:{record.version}")
 
 
 def _mirror(source: Store | Bucket, target: Store | Bucket, channel: str) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LINKS = 40
@@ -37,14 +38,16 @@ def folder(path: str | Path, *, dir_fd: int | None = None) -> Iterator[int]:
         os.close(descriptor)
 
 
-def open_regular(name: str | Path, *, dir_fd: int | None = None, follow: bool = False) -> int:
-    """Open a regular file for reading; the caller closes the descriptor.
+def open_regular(
+    name: str | Path, *, flags: int = os.O_RDONLY, dir_fd: int | None = None, follow: bool = False
+) -> int:
+    """Open a regular file, by default for reading; the caller closes the descriptor.
 
     Raises NotRegularError for a pipe, device, socket or folder, OSError (ELOOP) for a symlink, which only
     `follow` allows: for a name that the user of the command gave.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-    descriptor = os.open(name, flags, dir_fd=dir_fd)
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(name, flags, 0o666, dir_fd=dir_fd)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NotRegularError(errno.EINVAL, "not a regular file", str(name))
@@ -120,6 +123,93 @@ def walk_in_root(root: int, path: str) -> tuple[int, list[str]]:
     Gives an O_PATH descriptor of the last part of it that is there, and the names that are missing below it.
     Raises NotADirectoryError, OSError (ELOOP), FileNotFoundError when ".." follows a missing name.
     """
+    return _walk(root, path)
+
+
+def open_folder_to_write(path: str | Path, *, make: int | None = None) -> int:
+    """Open a folder that no symlink of another user leads to; the caller closes the descriptor.
+
+    Symlinks of root and of this process's user are followed, others are refused, whatever the kernel's
+    fs.protected_symlinks is. With `make`, missing folders are made with this mode. Raises OSError, with ELOOP
+    for a symlink that is refused.
+    """
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found, missing = _walk(root, str(Path.cwd() / path), owners=(0, os.geteuid()), make=make)
+    finally:
+        os.close(root)
+    try:
+        if missing:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=found)
+    finally:
+        os.close(found)
+
+
+@contextmanager
+def folder_to_write(path: str | Path, *, make: int | None = None) -> Iterator[int]:
+    """`open_folder_to_write` for the length of a block."""
+    descriptor = open_folder_to_write(path, make=make)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: str | Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Give `path` this content, whole or not at all, in a folder where others may have planted names.
+
+    A symlink of root or of this user is followed; what another user planted under the name is replaced where
+    the folder allows it, never written to. Raises OSError.
+    """
+    where = Path(path)
+    for _ in range(_LINKS):
+        with folder_to_write(where.parent) as parent:
+            target = _own_link(where.name, parent)
+            if target is None:
+                replace_in(parent, where.name, content, mode=mode)
+                return
+        where = where.parent / target
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def replace_in(parent: int, name: str, content: bytes, *, mode: int = 0o644) -> None:
+    """`replace_file` in an open folder; symlinks are replaced. Raises OSError."""
+    temporary = f".{name[:200]}.{secrets.token_hex(8)}"
+    descriptor = create_exclusive(temporary, dir_fd=parent)
+    try:
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=parent)
+        raise
+
+
+def _own_link(name: str, parent: int) -> str | None:
+    """Where a symlink of root or of this user leads; None for anything else and for nothing."""
+    try:
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode) and status.st_uid in (0, os.geteuid()):
+            return os.readlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        return None
+    return None
+
+
+def _walk(
+    root: int, path: str, *, owners: tuple[int, ...] | None = None, make: int | None = None
+) -> tuple[int, list[str]]:
+    """An O_PATH descriptor of what is there of `path` below `root`, and the names that are missing below it.
+
+    `owners` are those whose symlinks are followed (None: anybody's). With `make`, missing folders are made.
+    """
     stack = [os.dup(root)]  # the folders from the root down; the last one is where the next name is looked up
     try:
         todo = path.split("/")[::-1]
@@ -133,7 +223,7 @@ def walk_in_root(root: int, path: str) -> tuple[int, list[str]]:
                     os.close(stack.pop())
                 continue
             try:
-                target = _step(stack, name)
+                target, owner = _step(stack, name, make)
             except FileNotFoundError:
                 missing = [name, *(part for part in reversed(todo) if part not in ("", "."))]
                 if ".." in missing:
@@ -142,6 +232,8 @@ def walk_in_root(root: int, path: str) -> tuple[int, list[str]]:
             if target is None:
                 continue
             links += 1
+            if owners is not None and owner not in owners:
+                raise OSError(errno.ELOOP, f"{name} is a symlink of user {owner}", path)
             if links > _LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             if target.startswith("/"):
@@ -154,14 +246,26 @@ def walk_in_root(root: int, path: str) -> tuple[int, list[str]]:
             os.close(descriptor)
 
 
-def _step(stack: list[int], name: str) -> str | None:
-    """Open `name` in the last folder of `stack` and put it there; the target instead when it is a symlink."""
-    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=stack[-1])
-    if not stat.S_ISLNK(os.fstat(found).st_mode):
-        stack.append(found)
-        return None
+def _step(stack: list[int], name: str, make: int | None) -> tuple[str | None, int]:
+    """Open `name` in the last folder of `stack` and put it there; a symlink gives its target and owner instead.
+
+    With `make` a folder of this mode is made where there is nothing.
+    """
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return os.readlink("", dir_fd=found)
+        found = os.open(name, flags, dir_fd=stack[-1])
+    except FileNotFoundError:
+        if make is None:
+            raise
+        with suppress(FileExistsError):
+            os.mkdir(name, make, dir_fd=stack[-1])
+        found = os.open(name, flags, dir_fd=stack[-1])
+    status = os.fstat(found)
+    if not stat.S_ISLNK(status.st_mode):
+        stack.append(found)
+        return None, status.st_uid
+    try:
+        return os.readlink("", dir_fd=found), status.st_uid
     finally:
         os.close(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from pipeline.cluster import pyxis_importer
@@ -15,10 +16,13 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"bytes")
     sha256 = hashlib.sha256(b"bytes").hexdigest()
-    status = file.stat()
-    mark = f"{sha256}-{status.st_dev:x}-{status.st_ino:x}-{status.st_mtime_ns:x}"
-    (state / "verified" / mark).symlink_to(victim / "made")
-    settings = pyxis_importer.Settings({"schema": 1, "store": "/store", "state": str(state)})
-    entry = {"sha256": sha256, "file": f"blobs/sha256/{sha256}.sqsh"}
-    pyxis_importer.verify(str(file), pyxis_importer.Found("demo", "v1", entry), settings, trusted=False)
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        mark = state / "verified" / pyxis_importer.mark_name(descriptor, sha256)
+        mark.symlink_to(victim / "made")
+        assert pyxis_importer.verify(descriptor, sha256, str(state))
+    finally:
+        os.close(descriptor)
     assert list(victim.iterdir()) == []
+    assert mark.read_text() == mark.name
+    assert not mark.is_symlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import json
 import struct
@@ -16,8 +17,24 @@ def squashfs_like(text: str, size: int = 4096) -> bytes:
     return (head + body)[:size]
 
 
+EVENTS = {
+    "published": (),
+    "yanked": ("yank",),
+    "hidden": ("hide",),
+    "pruned": ("hide", "delete"),
+    "damaged": ("damaged",),
+}
+"""What makes a release be in a state."""
+
+
+def sealed(table: dict[str, Any]) -> bytes:
+    """A JSON object with its checksum as the last key: the CRC-32 of all bytes before that key."""
+    before = json.dumps({key: value for key, value in table.items() if key != "crc32"})[:-1].encode() + b", "
+    return before + f'"crc32": "{binascii.crc32(before):08x}"}}\n'.encode()
+
+
 class HandmadeStore:
-    """Writes blobs, records, links and indexes under `root`, and nothing else."""
+    """Writes blobs, records, events, links and indexes under `root`, and nothing else."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -69,6 +86,8 @@ class HandmadeStore:
         link.unlink(missing_ok=True)
         if state == "published":
             link.symlink_to(f"../{file}")
+        for kind in EVENTS[state]:
+            self.event(image, kind, version, platform=platform)
         if index:
             table = self.index(image)
             entry = table["releases"].setdefault(version, {"created": created, "platforms": {}})
@@ -86,6 +105,7 @@ class HandmadeStore:
         link = self.root / image / f"{name}.sqsh"
         link.unlink(missing_ok=True)
         link.symlink_to(f"{version}.sqsh")
+        self.event(image, "promote", version, channel=name)
         if index:
             table = self.index(image)
             table["channels"][name] = version
@@ -94,12 +114,24 @@ class HandmadeStore:
     def index(self, image: str) -> dict[str, Any]:
         path = self.root / image / "index.json"
         if not path.exists():
-            return {"schema": 1, "image": image, "releases": {}, "channels": {}}
+            return {"schema": 1, "image": image, "events": 0, "releases": {}, "channels": {}}
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
     def write_index(self, image: str, table: dict[str, Any]) -> None:
+        """Write an index that is whole and newer than every event, whatever `table` claims."""
         path = self.root / image / "index.json"
         temporary = path.with_name(".index.new")
-        temporary.write_text(json.dumps(table))
+        temporary.write_bytes(sealed(table | {"events": len(self.events(image))}))
         temporary.replace(path)
+
+    def events(self, image: str) -> list[Path]:
+        """The files of the events, oldest first."""
+        return sorted((self.root / image / ".meta" / "events").glob("*.json"))
+
+    def event(self, image: str, kind: str, version: str, **more: str) -> Path:
+        """The next event; the index stays as it is."""
+        path = self.root / image / ".meta" / "events" / f"{len(self.events(image)) + 1:08d}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sealed({"schema": 1, "event": kind, "image": image, "version": version, **more}))
+        return path

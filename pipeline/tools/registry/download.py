@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import re
 import threading
 from collections.abc import Generator, Sequence
@@ -19,6 +20,7 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor
 from pipeline.oci.stream import ReadOnly
 from pipeline.progress import SILENT, Meter
+from pipeline.system import untrusted
 from pipeline.tools.disk import cannot_write
 from pipeline.tools.registry.auth import Scope
 from pipeline.tools.registry.body import pieces
@@ -223,7 +225,8 @@ def fetch_blob(
         if _has(destination, blob):
             meter.advance(blob.size)
             return destination
-        with partial.open("a+b") as file:
+        opened = untrusted.open_regular(partial, flags=os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        with os.fdopen(opened, "a+b") as file:
             with contextlib.suppress(OSError):  # some file systems have no locks; they only save work
                 fcntl.flock(file, fcntl.LOCK_EX)
             if _has(destination, blob):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import posix
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def test_a_get_from_a_store_that_is_stale(
     store = Store(tmp_path / "store")
     publish(store, "v1.0", squashfs_like("one"))
     settings = pyxis_importer.Settings({"schema": 1, "store": str(store.root)})
-    real = posix.open
+    real = os.open
 
     def stale(path: Any, *arguments: Any, **more: Any) -> int:
         if str(store.root) in str(path):
@@ -55,7 +54,7 @@ def test_a_get_from_a_store_that_is_stale(
         return real(path, *arguments, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(posix, "open", stale)
+        patched.setattr(os, "open", stale)
         with pytest.raises(pyxis_importer.Refused, match=str(store.root)):
             pyxis_importer.get(settings, "docker://demo")
     assert list(store.layout.leases.glob("*")) == []

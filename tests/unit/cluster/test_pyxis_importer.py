@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 import os
-import posix
 import random
 import subprocess
 import sys
@@ -19,8 +19,9 @@ import pytest
 from pipeline.cluster import pyxis_importer as importer
 from pipeline.cluster.install import ImporterSettings, install
 from pipeline.errors import ConfigError
-from pipeline.store.index import read_index, write_index
-from tests.support.handmade_store import HandmadeStore, squashfs_like
+from pipeline.store.events import KINDS, Change, Event
+from pipeline.store.state import ImageState
+from tests.support.handmade_store import HandmadeStore, sealed, squashfs_like
 
 SOURCE = "sha256:" + "5" * 64
 ECR = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
@@ -29,9 +30,9 @@ BASE = ("nvcr.io/nvidia/pytorch:24.01-py3", "sha256:" + "7" * 64)
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HandmadeStore:
-    for name in list(posix.environ):
-        if name.startswith(b"SLURM"):
-            monkeypatch.delitem(posix.environ, name)
+    for name in list(os.environ):
+        if name.startswith("SLURM"):
+            monkeypatch.delenv(name)
     on_machine(monkeypatch, "x86_64")
     made = HandmadeStore(tmp_path / "store")
     made.release("demo", "v1.0", source=SOURCE, repository=f"{ECR}/containers")
@@ -43,13 +44,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HandmadeStore:
 
 
 def on_machine(monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
-    monkeypatch.setattr(posix, "uname", lambda: SimpleNamespace(machine=machine, nodename="node7"))
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine, nodename="node7"))
 
 
 def slurm_says(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
-    """The importer reads the environment below os.environ."""
     for name, value in values.items():
-        monkeypatch.setitem(posix.environ, f"SLURM_{name}".encode(), value.encode())
+        monkeypatch.setenv(f"SLURM_{name}", value)
 
 
 def in_job(monkeypatch: pytest.MonkeyPatch, job: str = "17", step: str = "0") -> None:
@@ -143,15 +143,13 @@ def test_declared_registries_need_no_record(store: HandmadeStore) -> None:
 
 @pytest.mark.parametrize("state", ["yanked", "hidden", "pruned", "damaged"])
 def test_a_version_that_is_not_to_be_started_is_refused(store: HandmadeStore, state: str) -> None:
-    store.release("demo", "v0.9", state=state)
-    for reference in ("demo:v0.9", f"{ECR}/containers/demo@{SOURCE}"):
-        if reference != "demo:v0.9":
-            store.release("demo", "v1.0", source=SOURCE, state=state)
-        with pytest.raises(importer.Refused, match=importer.STATES[state]):
-            importer.get(settings(store), reference)
-    (store.root / "demo" / "index.json").unlink()
-    with pytest.raises(importer.Refused):
-        importer.get(settings(store), "demo:v0.9")
+    digest = "sha256:" + "6" * 64
+    store.release("demo", "v0.9", source=digest, state=state)
+    for _ in range(2):
+        for reference in ("demo:v0.9", f"{ECR}/containers/demo@{digest}"):
+            with pytest.raises(importer.Refused, match=f"demo:v0.9 is {importer.STATES[state]}"):
+                importer.get(settings(store), reference)
+        (store.root / "demo" / "index.json").unlink(missing_ok=True)
 
 
 def test_each_node_takes_its_platform(store: HandmadeStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +194,259 @@ def test_a_damaged_file_is_refused_and_leaves_no_lease(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "nonsense", '{"releases": [1]}', '{"releases": {"v1.0": 7}}']
+    "text", ["", "{", "[]", "nonsense", '{"releases": [1]}', '{"releases": {"v1.0": 7}}', "[" * 100_000]
 )
 def test_a_broken_index_is_not_believed(store: HandmadeStore, text: str) -> None:
     (store.root / "demo" / "index.json").write_text(text)
-    assert importer.get(settings(store), "demo:v1.0").endswith(".sqsh")
+    assert version_for(store, "demo:v1.0") == "v1.0"
+    assert version_for(store, "demo") == "v1.1"
+    assert version_for(store, f"demo@{SOURCE}") == "v1.0"
+
+
+def without_checksum(path: Path) -> None:
+    table = json.loads(path.read_text())
+    del table["crc32"]
+    path.write_text(json.dumps(table))
+
+
+def one_digit(path: Path) -> None:
+    raw = path.read_bytes()
+    place = raw.index(b'"sha256": "') + 20
+    path.write_bytes(raw[:place] + (b"1" if raw[place : place + 1] != b"1" else b"2") + raw[place + 1 :])
+
+
+def other_channel(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"latest": "v1.1"', b'"latest": "v1.0"'))
+
+
+def other_state(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"published"', b'"pruned"'))
+
+
+def of_another_image(path: Path) -> None:
+    path.write_bytes(sealed(json.loads(path.read_text()) | {"image": "other"}))
+
+
+def ahead_of_the_events(path: Path) -> None:
+    path.write_bytes(sealed(json.loads(path.read_text()) | {"events": 9, "channels": {"latest": "v1.0"}}))
+
+
+def behind_the_events(path: Path) -> None:
+    path.write_bytes(sealed(json.loads(path.read_text()) | {"events": 1, "channels": {"latest": "v1.0"}}))
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_link(path: Path) -> None:
+    other = path.with_name(".other")
+    other.write_bytes(sealed(json.loads(path.read_text()) | {"channels": {"latest": "v1.0"}}))
+    path.unlink()
+    path.symlink_to(other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(without_checksum, one_digit, other_channel, other_state, of_another_image),
+        *(ahead_of_the_events, behind_the_events, a_pipe, a_link, Path.unlink),
+    ],
+)
+def test_whatever_an_index_claims_records_and_events_decide(
+    store: HandmadeStore, change: Callable[[Path], None]
+) -> None:
+    change(store.root / "demo" / "index.json")
+    for reference, version in (("demo", "v1.1"), ("demo:stable", "v1.0"), ("demo:v1.0", "v1.0")):
+        assert version_for(store, reference) == version
+
+
+def test_an_index_of_before_the_last_event_is_not_believed(store: HandmadeStore) -> None:
+    store.event("demo", "yank", "v1.1")
+    assert version_for(store, "demo:stable") == "v1.0"
+    with pytest.raises(importer.Refused, match=r"demo:v1\.1 is withdrawn"):
+        importer.get(settings(store), "demo:v1.1")
+    with pytest.raises(importer.NotPublished):
+        importer.get(settings(store), "demo")  # latest named nothing before
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b'{"event": "promote"', "not JSON"),
+        (sealed({"event": "promote", "version": "v1.0"}).replace(b"v1.0", b"v1.1"), "checksum is wrong"),
+        (sealed({"event": "deprecate", "version": "v1.0"}), "does not know"),
+        (None, "missing"),
+    ],
+)
+def test_without_an_index_a_damaged_event_stops_this_image_only(
+    store: HandmadeStore, content: bytes | None, why: str
+) -> None:
+    (store.root / "demo" / "index.json").unlink()
+    event = store.events("demo")[0]
+    if content is None:
+        event.unlink()
+    else:
+        event.write_bytes(content)
+    with pytest.raises(importer.Refused, match=why) as refused:
+        importer.get(settings(store), "demo:v1.0")
+    assert str(event) in str(refused.value)
+    assert "sqshpipe store rebuild" in str(refused.value)
+    assert version_for(store, "pytorch:24.01-py3") == "24.01-py3"
+
+
+@pytest.mark.parametrize("mode", ["checksum", "json", "another release", "pipe", "symlink"])
+def test_a_damaged_record_is_refused(store: HandmadeStore, mode: str) -> None:
+    (store.root / "demo" / "index.json").unlink()
+    path = store.root / "demo" / "v1.0.json"
+    table = json.loads(path.read_text())
+    path.write_bytes(sealed(table))
+    assert version_for(store, "demo:v1.0") == "v1.0"
+    raw = path.read_bytes()
+    if mode == "checksum":
+        path.write_bytes(raw.replace(table["sha256"].encode(), b"0" * 64))
+    elif mode == "json":
+        path.write_bytes(raw[:40])
+    else:
+        path.unlink()
+    if mode == "another release":
+        path.write_bytes((store.root / "demo" / "v1.1.json").read_bytes())
+    elif mode == "pipe":
+        os.mkfifo(path)
+    elif mode == "symlink":
+        path.symlink_to("v1.1.json")
+    with pytest.raises(importer.Refused, match=r"v1\.0\.json"):
+        importer.get(settings(store), "demo:v1.0")
+    assert version_for(store, "demo:v1.1") == "v1.1"
+
+
+def test_a_damaged_file_of_one_platform_is_refused_there_only(
+    store: HandmadeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm = store.release("demo", "v1.0", platform="linux/arm64")
+    store.event("demo", "damaged", "v1.0", platform="linux/amd64")
+    table = store.index("demo")
+    release = table["releases"]["v1.0"]
+    release["damaged"] = {"linux/amd64": release["platforms"].pop("linux/amd64")}
+    store.write_index("demo", table)
+    for _ in range(2):
+        with pytest.raises(importer.Refused, match=r"demo:v1\.0 is damaged"):
+            importer.get(settings(store), "demo:v1.0")
+        (store.root / "demo" / "index.json").unlink(missing_ok=True)
+    on_machine(monkeypatch, "aarch64")
+    assert importer.get(settings(store), "demo:v1.0") == str(arm)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_events_are_folded_as_the_store_folds_them(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    folder = tmp_path / "demo"
+    (folder / ".meta" / "events").mkdir(parents=True)
+    state = ImageState(image="demo")
+    versions = ["v1", "v2", "v3", "v4"]
+    for number in range(1, chance.randint(2, 80)):
+        kind = chance.choice([*sorted(KINDS), "promote", "promote", "yank"])
+        change = Change(
+            kind=kind,
+            version=chance.choice(versions),
+            channel=chance.choice(["latest", "stable"]) if kind in ("promote", "rollback") else "",
+            platform="linux/amd64" if kind in ("damaged", "repaired") else "",
+        )
+        state.apply(Event(number=number, change=change, by="x", at=f"{number:04}"))
+        table = {"schema": 1, "event": kind, "version": change.version, "channel": change.channel}
+        table["platform"] = change.platform
+        (folder / ".meta" / "events" / f"{number:08d}.json").write_bytes(sealed(table))
+    history = importer.History(str(folder))
+    told = {channel: names for channel, names in history.channels.items() if names}
+    assert told == {channel: names for channel, names in state.channels.items() if names}
+    for version in versions:
+        standing = state.releases.get(version)
+        expected = standing.state("linux/amd64") if standing else "published"
+        assert history.state(version) == expected, version
+    assert KINDS == importer.KINDS
+
+
+ASKED = ("demo", "demo:latest", "demo:stable", "demo:v1.0", "demo:v1.1", f"demo@{SOURCE}")
+
+
+def answers(store: HandmadeStore) -> list[str | None]:
+    found: list[str | None] = []
+    for reference in ASKED:
+        with contextlib.suppress(importer.Refused):
+            found.append(importer.get(settings(store), reference))
+            continue
+        found.append(None)
+    return found
+
+
+def mutated(raw: bytes, chance: random.Random) -> bytes:
+    place = chance.randrange(len(raw))
+    kind = chance.choice(["flip", "cut", "digit", "double", "insert", "zero"])
+    if kind == "flip":
+        return raw[:place] + bytes([raw[place] ^ 1 << chance.randrange(8)]) + raw[place + 1 :]
+    if kind == "cut":
+        return raw[:place]
+    if kind == "digit":
+        return raw[:place] + chance.choice(b'0123456789abcdef"{}[],').to_bytes(1, "big") + raw[place + 1 :]
+    if kind == "double":
+        return raw[:place] + raw[place // 2 :]
+    return raw[:place] + (b"\0" * 40 if kind == "zero" else b"  ") + raw[place:]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_mutation_of_any_file_gives_another_version(store: HandmadeStore, seed: int) -> None:
+    """Of the index, an older index, a record or an event; without an index only a refusal is as good."""
+    chance = random.Random(seed)
+    older = (store.root / "demo" / "index.json").read_bytes()
+    store.release("demo", "v0.5", state="yanked", created="2026-01-01T00:00:00Z")
+    store.channel("demo", "stable", "v1.1")
+    store.channel("demo", "stable", "v1.0")
+    records = list((store.root / "demo").glob("v*.json"))
+    for record in records:
+        record.write_bytes(sealed(json.loads(record.read_text())))
+    index = store.root / "demo" / "index.json"
+    good, right = index.read_bytes(), answers(store)
+    assert None not in right
+    for _ in range(10):
+        index.write_bytes(mutated(good, chance))
+        assert answers(store) == right
+    index.write_bytes(older)
+    assert answers(store) == right
+    index.unlink()
+    events = store.events("demo")
+    for path in (*records, *events):
+        before = path.read_bytes()
+        for _ in range(3):
+            path.write_bytes(mutated(before, chance))
+            assert all(
+                found in (None, good_one) for found, good_one in zip(answers(store), right, strict=True)
+            )
+        path.unlink()
+        if path in events[:-1]:
+            assert answers(store)[:2] == [None, None]
+        path.write_bytes(before)
+    assert answers(store) == right
+
+
+HOSTILE = "de\x1b[31mmo\r\n::error::x\u202e\udc80"
+
+
+@pytest.mark.parametrize("words", [["get", HOSTILE], ["get", f"docker://{HOSTILE}"], [HOSTILE]])
+def test_what_is_echoed_cannot_give_orders(store: HandmadeStore, tmp_path: Path, words: list[str]) -> None:
+    program = install(ImporterSettings(store=store.root, state=tmp_path / "state"), tmp_path / "prefix")
+    done = subprocess.run([program, *words], env={}, capture_output=True)
+    assert done.returncode in (1, 2)
+    text = done.stderr.decode("ascii")
+    assert text.startswith("pyxis-importer: ")
+    assert text.endswith("\n")
+    assert text[:-1].isprintable()
 
 
 def test_a_newer_index_is_refused(store: HandmadeStore) -> None:
-    (store.root / "demo" / "index.json").write_text('{"schema": 2, "releases": {}}')
+    (store.root / "demo" / "index.json").write_bytes(sealed({"schema": 2, "releases": {}}))
     with pytest.raises(importer.Refused, match="newer than this importer"):
         importer.get(settings(store), "demo:v1.0")
 
@@ -270,47 +512,6 @@ def test_two_nodes_of_one_host_have_a_lease_each(
     assert list((store.root / "leases").iterdir()) == [other], "the other node's step goes on"
 
 
-def written_by_the_store(store: HandmadeStore) -> Path:
-    """index.json with one release a line, as the store itself writes it."""
-    path = store.root / "demo" / "index.json"
-    table = json.loads(path.read_text()) | {"events": 3}
-    path.write_text(write_index(read_index(json.dumps(table).encode(), path)))
-    assert '"releases": {\n"v' in path.read_text()
-    return path
-
-
-def test_of_a_stores_own_index_only_the_wanted_line_is_parsed(store: HandmadeStore) -> None:
-    store.release("demo", "v1.0.1", created="2026-11-20T12:00:00Z")
-    path = written_by_the_store(store)
-    index = importer.Index(str(path))
-    whole = json.loads(path.read_text())
-    assert index.by_line
-    assert "releases" in index.head
-    assert index.head["releases"] == {}
-    for version in ("v1.0", "v1.0.1", "v1.1"):
-        assert index.release(version) == whole["releases"][version]
-        assert version_for(store, f"demo:{version}") == version
-    for version in ("v1", "v1.0.", "1.0", "releases", "state", "channels", ".", "v1x0"):
-        assert index.release(version) == {}
-    assert index.all() == whole
-    assert version_for(store, "demo:stable") == "v1.0"
-    assert version_for(store, f"demo@{SOURCE}") == "v1.0"
-    with pytest.raises(importer.NotPublished, match=r"demo:v1\.1, demo:v1\.0"):
-        importer.get(settings(store), "demo:v7")
-
-
-def test_a_broken_line_of_the_index_is_not_believed(store: HandmadeStore) -> None:
-    path = written_by_the_store(store)
-    path.write_text(path.read_text().replace('"v1.0": {', '"v1.0": {,'))
-    assert version_for(store, "demo:v1.0") == "v1.0", "by its record"
-    text = path.read_text()
-    path.write_text(text[: len(text) // 2])
-    assert version_for(store, "demo:v1.1") == "v1.1"
-    path.write_text(text.replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(importer.Refused, match="newer than this importer"):
-        importer.get(settings(store), "demo:v1.0")
-
-
 def test_the_lease_lasts_as_long_as_the_job(store: HandmadeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     in_job(monkeypatch)
     slurm_says(monkeypatch, JOB_END_TIME="1800000000")
@@ -337,7 +538,7 @@ def test_a_lease_that_cannot_be_left_does_not_stop_the_job(
     in_job(monkeypatch)
     assert importer.get(settings(store, leases="/proc/nowhere"), "demo")
     importer.release(settings(store, leases="/proc/nowhere"))
-    monkeypatch.delitem(posix.environ, b"SLURM_JOB_ID")
+    monkeypatch.delenv("SLURM_JOB_ID")
     assert importer.get(settings(store), "demo")
     assert not list((store.root / "leases").iterdir())
 
@@ -419,23 +620,13 @@ def test_the_installed_program_stands_alone(store: HandmadeStore, tmp_path: Path
         "pyxis-importer.json",
     ]
     assert program.stat().st_mode & 0o777 == 0o755
-    held = program.read_bytes()
-    first = held.splitlines()[0]
-    assert first.startswith(b"#!/usr/bin/python3 -IS")
-    assert len(first) <= 126, "old kernels cut longer ones"
-    assert Path(importer.__file__).read_bytes() in held, "what is installed can be read"
+    assert program.read_bytes() == Path(importer.__file__).read_bytes(), "what is installed can be read"
     linked = tmp_path / "linked"
     linked.symlink_to(program)
     assert (tmp_path / "state" / "verified").stat().st_mode & 0o7777 == 0o1777
     spoiled = tmp_path / "json.py"
     spoiled.write_text("raise SystemExit('a module of the user took part')")
     assert subprocess.run([linked, "get", "docker://demo"], env={}, capture_output=True).returncode == 0
-    foreign = prefix / "bin" / "foreign"
-    assert held.count(b".MAGIC_NUMBER ==") == 1
-    foreign.write_bytes(held.replace(b".MAGIC_NUMBER ==", b".MAGIC_NUMBER !="))
-    foreign.chmod(0o755)
-    (prefix / "bin" / "foreign.json").write_bytes((prefix / "bin" / "pyxis-importer.json").read_bytes())
-    assert subprocess.run([foreign, "get", "docker://demo"], env={}, capture_output=True).returncode == 0
     hostile = {"PATH": "/nowhere", "PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nowhere"}
     done = subprocess.run([program, "get", "docker://demo:v1.0"], env=hostile, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -481,43 +672,7 @@ def test_it_is_one_file_of_the_standard_library_for_old_pythons() -> None:
     }
     assert imported <= set(sys.stdlib_module_names)
     top = {each.name for node in tree.body if isinstance(node, ast.Import) for each in node.names}
-    assert top == {"posix", "sys", "time"}, "what is imported on every get is what a get costs"
-
-
-def test_what_it_reads_is_what_json_reads() -> None:
-    table = {"a": [1, 2.5, None, True, 'é\n"\\u0041'], "b": {"": {}}}
-    assert importer.parse_json(("\n " + json.dumps(table, indent=1) + "\n").encode()) == table
-    for bad in (b"{", b'{"a": }', b"", b"\xff", b"{} {}", b"{}x", b'"\n"', b"[1,]", b"[1 2]", b"01", b"--1"):
-        with pytest.raises(ValueError):  # noqa: PT011 - json's own error and UnicodeDecodeError alike
-            importer.parse_json(bad)
-
-
-PLAIN = (
-    '{"schema": 1, "channels": {"latest": "v1.1", "stable": "v1.0"}, "history": {"latest": ["v1.0", "v1.1"]},'
-    '\n"releases": {\n"v1.0": {"kept": true, "size": 4096, "no": -5, "source": null, "platforms": {}}\n}}'
-)
-
-
-def test_the_plain_reader_is_never_wrong() -> None:
-    """Whatever it takes, json reads alike; what the store writes it does take."""
-    assert importer.read_plain(PLAIN) == json.loads(PLAIN)
-    chance = random.Random(6)
-    taken = 0
-    for _ in range(20_000):
-        text = list(PLAIN)
-        for _ in range(chance.randint(1, 3)):
-            place = chance.randrange(len(text))
-            text[place : place + chance.randint(0, 2)] = chance.choice(
-                ['"', "{", "}", "[", "]", ",", ":", " ", "\t", "0", "-", "1", "\\", "true", "\x1f", "\u00a0"]
-            )
-        changed = "".join(text)
-        try:
-            found = importer.read_plain(changed)
-        except ValueError:
-            continue
-        taken += 1
-        assert found == json.loads(changed), changed
-    assert taken > 1000, "else this shows nothing"
+    assert top == {"binascii", "errno", "json", "os", "stat", "sys", "time"}, "every get pays for these"
 
 
 def test_the_handmade_bytes_pass_for_squashfs() -> None:

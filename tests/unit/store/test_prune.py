@@ -250,14 +250,16 @@ def test_bytes_taken_away_come_back_when_a_publisher_needs_them_at_that_moment(
     assert not list(prune.temporaries(store.layout))
 
 
-def test_a_lease_that_cannot_be_read_holds_everything(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_that_the_file_system_cannot_read_holds_everything(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody knows what it holds, so nothing is hidden: found by failing every call of a prune in turn."""
     path = write_lease(store, job="1")
     real = os.open
 
     def refuse(name: object, *arguments: int) -> int:
         if name == path:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return real(name, *arguments)  # type: ignore[call-overload]
 
     monkeypatch.setattr(os, "open", refuse)
