@@ -219,8 +219,7 @@ def _walk(
             if name in ("", "."):
                 continue
             if name == "..":
-                if len(stack) > 1:
-                    os.close(stack.pop())
+                _drop(stack, max(1, len(stack) - 1))
                 continue
             try:
                 target, owner = _step(stack, name, make)
@@ -237,17 +236,21 @@ def _walk(
             if links > _LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             if target.startswith("/"):
-                while len(stack) > 1:
-                    os.close(stack.pop())
+                _drop(stack, 1)
             todo += target.split("/")[::-1]
         return stack.pop(), []
     finally:
-        for descriptor in stack:
-            os.close(descriptor)
+        _drop(stack, 0)
+
+
+def _drop(stack: list[int], length: int) -> None:
+    """Close the last descriptors of `stack`, down to `length`."""
+    while len(stack) > length:
+        os.close(stack.pop())
 
 
 def _step(stack: list[int], name: str, make: int | None) -> tuple[str | None, int]:
-    """Open `name` in the last folder of `stack` and put it there; a symlink gives its target and owner instead.
+    """Open `name` in the last folder of `stack` and put it there; of a symlink give the target and the owner.
 
     With `make` a folder of this mode is made where there is nothing.
     """
