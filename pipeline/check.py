@@ -5,10 +5,8 @@ The same stages as a release, up to where they stop; nothing reaches the store o
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.bases import Clients
 from pipeline.config.types import Config, ImageSpec
@@ -19,6 +17,7 @@ from pipeline.release import in_registry, source_of
 from pipeline.stages.convert import convert
 from pipeline.stages.push import PushedImage
 from pipeline.stages.scan import ScanReport, scan
+from pipeline.stages.scratch import scratch_folder
 from pipeline.stages.verify import verify
 from pipeline.wanted import pin_base
 
@@ -56,13 +55,12 @@ def try_out(
         story.result(report.sentence)
     if until_scan:
         return Tried(pushed=image, report=report, size=0)
-    config.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="sqshpipe-check-", dir=config.scratch) as folder:
+    with scratch_folder(config.scratch) as folder:
         with story.stage("convert") as meter:
             file = convert(
                 source_of(report, clients),
                 spec.convert,
-                output=Path(folder, f"{spec.name}.sqsh"),
+                output=folder / f"{spec.name}.sqsh",
                 scratch=config.scratch,
                 cache=config.cache,
                 meter=meter,

@@ -247,6 +247,7 @@ def verified_file(
             scratch=config.scratch,
             cache=config.cache,
             limits=config.limits,
+            staged=True,
             meter=meter,
         )
         story.result(f"{file.converter.name}, sha256:{file.sha256[:12]}")
