@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from http import HTTPStatus
@@ -29,7 +28,7 @@ from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
 from pipeline.stages.blobs import trim
 from pipeline.stages.converters.interface import Converted
-from pipeline.stages.scratch import THE_RESULT, Need, require_space
+from pipeline.stages.scratch import THE_RESULT, Need, held_folder, require_space
 from pipeline.stages.tree import Copy, read_tree
 from pipeline.tools.enroot import (
     OTHER_CONVERTER,
@@ -172,20 +171,19 @@ class _Handed:
 
     @contextlib.contextmanager
     def _writing(self, path: Path) -> Iterator[Copy]:
-        """Write zstd that takes the name ``path`` when it is left well."""
+        """Write zstd that takes the name ``path`` when the block ends without an exception."""
+        hint = "set SQSHPIPE_CACHE to a folder with room that you can write"
         try:
-            descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=self._folder)
-            try:
+            with held_folder(self._folder, hint=hint) as temporary:
                 packer = ZstdCompressor(level=1, threads=1)  # a thread of its own
+                unfinished = temporary / path.name
+                descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 with os.fdopen(descriptor, "wb") as file, packer.stream_writer(file, closefd=False) as stream:
                     yield stream.write
-                Path(name).rename(path)
-            finally:
-                Path(name).unlink(missing_ok=True)
+                unfinished.rename(path)
         except OSError as error:
             raise ToolError(
-                f"cannot write to the cache folder {self._folder}: {error.strerror or error}",
-                hint="set SQSHPIPE_CACHE to a folder with room that you can write",
+                f"cannot write to the cache folder {self._folder}: {error.strerror or error}", hint=hint
             ) from error
 
 

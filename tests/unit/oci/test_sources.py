@@ -12,7 +12,6 @@ import pytest
 
 from pipeline.errors import ConfigError, FormatError
 from pipeline.oci.archive import open_archive
-from pipeline.oci.blob import CheckedBlob
 from pipeline.oci.layer import decompressed, read_layer
 from pipeline.oci.layout import open_layout, parse_location
 from pipeline.oci.platform import Platform
@@ -92,28 +91,6 @@ def test_a_damaged_blob_is_noticed(tmp_path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(FormatError, match="not a regular file"):
         contents(open_layout(tmp_path, platform=AMD64))
-
-
-def test_a_blob_may_be_left_unhashed(tmp_path: Path) -> None:
-    """For who checks the digest of what is in it: then the size alone counts."""
-    write_layout(tmp_path, LAYERS, compression="none")
-    path = blob_paths(tmp_path)[1]
-    data = path.read_bytes()
-    source = open_layout(tmp_path, platform=AMD64)
-    for damaged, words in (
-        (data.replace(b"22\0", b"23\0"), ""),
-        (data[:-512], "ends after"),
-        (data + b"x", "longer"),
-    ):
-        path.write_bytes(damaged)
-        with source.open_layer(1) as blob:
-            assert isinstance(blob, CheckedBlob)
-            blob.check_size_alone()
-            if not words:
-                assert blob.read() == damaged
-                continue
-            with pytest.raises(FormatError, match=words):
-                blob.read()
 
 
 def test_what_is_no_layout(tmp_path: Path) -> None:
