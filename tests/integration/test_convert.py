@@ -173,7 +173,7 @@ HOSTILE = {
     "hard link out": LayerBuilder().hardlink("passwd", "../../etc/passwd"),
     "hard link to nothing": LayerBuilder().hardlink("passwd", "/etc/passwd"),
     "symlink loop": LayerBuilder().symlink("a", "b").symlink("b", "a").file("a/x", b"1"),
-    "unknown whiteout": LayerBuilder().file(".wh..wh.plnk", b""),
+    "unknown whiteout": LayerBuilder().file("d/.wh..", b""),
     "cut short": LayerBuilder().raw(raw_header(b"f", b"0", size=10_000) + b"too little"),
     "no tar": LayerBuilder().raw(b"this is no tar at all".ljust(1024, b"!")),
 }

@@ -24,6 +24,7 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.entry import Limits
 from pipeline.oci.manifest import Index, Manifest
 from pipeline.oci.source import ImageSource
+from pipeline.oci.tar_header import BLOCK
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
 from pipeline.stages.blobs import trim
@@ -154,7 +155,7 @@ class _Handed:
         """What puts layer ``index`` into the cache, unless it is there."""
         path = self._path(index)
         if not path.exists():
-            return self._writing(path)
+            return self._padded(path)
         with contextlib.suppress(OSError):
             os.utime(path)  # used now: trimmed last
         return contextlib.nullcontext()
@@ -168,6 +169,20 @@ class _Handed:
 
     def _path(self, index: int) -> Path:
         return self._folder / self.manifest().layers[index].digest.hex
+
+    @contextlib.contextmanager
+    def _padded(self, path: Path) -> Iterator[Copy]:
+        """Write a tar in whole blocks: engines take one whose last padding is missing, GNU tar does not."""
+        size = 0
+
+        def write(data: bytes) -> None:
+            nonlocal size
+            size += len(data)
+            append(data)
+
+        with self._writing(path) as append:
+            yield write
+            append(bytes(-size % BLOCK))
 
     @contextlib.contextmanager
     def _writing(self, path: Path) -> Iterator[Copy]:
