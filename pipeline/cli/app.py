@@ -18,6 +18,7 @@ import typer
 from pipeline.cli import options, output
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError, ToolError
+from pipeline.system.memory import out_of_memory
 
 app = typer.Typer(
     name="sqshpipe",
@@ -104,9 +105,12 @@ def _run() -> int:
         if isinstance(end.__context__, BrokenPipeError):  # typer met it first
             return _unread()
         raise
-    except OSError as error:
-        return _refused_by_system(error)
     except Exception as error:  # noqa: BLE001 - the last resort, with exit code 1
+        if short := out_of_memory(error):
+            output.failure(short)
+            return short.exit_code
+        if isinstance(error, OSError):
+            return _refused_by_system(error)
         output.unexpected(error)
         return SqshpipeError.exit_code
 

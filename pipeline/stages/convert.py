@@ -30,6 +30,8 @@ from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
 from pipeline.stages.converters.interface import Converted, Converter
 from pipeline.stages.scratch import held_folder, scratch_folder
+from pipeline.stages.tree import require_sizes
+from pipeline.system.memory import out_of_memory
 
 log = structlog.get_logger()
 
@@ -117,6 +119,8 @@ def convert(
     output = output.absolute()
     _require_writable(output.parent)
 
+    require_sizes(source, limits)
+
     def made(name: str, partial: Path) -> Converted:
         log.info("converting", image=source.name, converter=name)
         with scratch_folder(scratch) as folder:
@@ -141,6 +145,8 @@ def convert(
         if source.name in error.message:
             raise
         raise FormatError(f"{source.name}: {error.message}", hint=error.hint) from error
+    except (MemoryError, OSError, RuntimeError) as error:
+        raise out_of_memory(error) or error from error
     return SquashfsFile(
         path=output,
         sha256=sha256,

@@ -122,6 +122,21 @@ def require_layer(unpacked: int, stored: int, limits: Limits) -> None:
         raise LimitError(f"a layer of {unpacked} bytes was stored in {stored}", hint=beyond_ratio(limits))
 
 
+def require_sizes(source: ImageSource, limits: Limits) -> None:
+    """Raise LimitError when the layers are larger as stored than they may be unpacked.
+
+    A manifest may claim any sizes: nothing is measured by them before, such as the room on a disk.
+    """
+    stored = source.manifest().size
+    most = limits.max_unpacked + limits.max_unpacked // 8  # what cannot be compressed grows a little
+    if stored > max(most, limits.ratio_floor):
+        raise LimitError(
+            f"the manifest of {source.name} claims {stored} bytes of layers,"
+            f" more than the {limits.max_unpacked} that they may unpack to",
+            hint="limits: {unpacked: …} in images.yaml says how many may be",
+        )
+
+
 class Tally:
     """Bytes that the layers of an image come to, all together, counted by the threads that read them.
 

@@ -132,7 +132,10 @@ def docker_config_path() -> Path:
 def _from_docker_config(host: str) -> Credentials | None:
     path = docker_config_path()
     try:
-        config = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        if not raw.strip():
+            return None  # docker takes an empty file for none
+        config = json.loads(raw)
     except FileNotFoundError:
         return None
     except OSError as error:

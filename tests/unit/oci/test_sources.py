@@ -114,6 +114,18 @@ def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
         open_layout(tmp_path, platform=AMD64).manifest()
 
 
+@pytest.mark.parametrize(
+    "name", ["v1", "centos:8.3.2011", "platform/mysql:8.0.27", "HOST:5000/team/app:v1", "a/b/c", "a:b:c"]
+)
+@pytest.mark.parametrize("folder", ["layout", "lay:out", "lay/out"])
+def test_an_image_is_found_by_any_name_that_a_layout_gives_it(tmp_path: Path, folder: str, name: str) -> None:
+    write_layout(tmp_path / folder, LAYERS, tag="another")
+    digest = write_layout(tmp_path / folder, LAYERS[:1], tag=name)
+    found, asked = parse_location(f"{tmp_path / folder}:{name}")
+    assert (found, asked) == (tmp_path / folder, name)
+    assert str(open_layout(found, asked, platform=AMD64).manifest().digest) == digest
+
+
 def test_location(tmp_path: Path) -> None:
     assert parse_location("/a/b:v1") == (Path("/a/b"), "v1")
     assert parse_location("a/b") == (Path("a/b"), None)
