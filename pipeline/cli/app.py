@@ -18,6 +18,7 @@ import typer
 from pipeline.cli import options, output, streams, variables
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError, ToolError
+from pipeline.system.memory import out_of_memory
 
 app = typer.Typer(
     name="sqshpipe",
@@ -106,14 +107,22 @@ def _run() -> int:
         if isinstance(end.__context__, BrokenPipeError):  # typer met it first
             return EXIT_DONE
         raise
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - the last resort, with exit code 1
+        return _not_ours(error)
+
+
+def _not_ours(error: Exception) -> int:
+    """What Python or the system raised: a lack of memory, a file or disk that fails, else a defect of ours."""
+    if short := out_of_memory(error):
+        output.failure(short)
+        return short.exit_code
+    if isinstance(error, OSError):
         if streams.is_from_stdout(error):
             output.failure(output.unwritable(error))
             return ToolError.exit_code
         return _refused_by_system(error)
-    except Exception as error:  # noqa: BLE001 - the last resort, with exit code 1
-        output.unexpected(error)
-        return SqshpipeError.exit_code
+    output.unexpected(error)
+    return SqshpipeError.exit_code
 
 
 _FULL = "df tells which is; TMPDIR, SQSHPIPE_SCRATCH and SQSHPIPE_CACHE can name folders on others"

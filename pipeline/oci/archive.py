@@ -6,6 +6,7 @@ manifest.json in addition; the layout is taken where there is one, since it has 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import posixpath
 from collections.abc import Mapping
@@ -162,7 +163,7 @@ class ClassicSource:
     """An image of manifest.json; an ImageSource.
 
     There is no manifest of the image in such an archive, so one is made whose layers are those in the
-    archive: the digest of a plain layer is its diff_id, that of a compressed one is computed.
+    archive, with the digests of their bytes: what the config states is compared with them.
     """
 
     def __init__(self, files: TarFiles, *, name: str, reference: str | None, platform: Platform) -> None:
@@ -242,8 +243,13 @@ class ClassicSource:
             raise FormatError(
                 f"{self.name} has {len(self._layer_paths)} layers but its config {len(self._config.diff_ids)}"
             )
-        for path, diff_id in zip(self._layer_paths, self._config.diff_ids, strict=True):
-            compression, digest = self._look(path, diff_id)
+        for number, (path, diff_id) in enumerate(zip(self._layer_paths, self._config.diff_ids, strict=True)):
+            compression, digest = self._look(path, diff_id.algorithm)
+            if compression == "none" and digest != diff_id:
+                raise FormatError(
+                    f"layer {number + 1} of {self.name} has digest {digest}, its config says {diff_id}",
+                    hint="its bytes were changed or damaged; save the image again",
+                )
             size = self._files.member(path).size
             media_type = manifests.DOCKER_LAYER + _SUFFIX[compression]
             layers.append({"mediaType": media_type, "digest": str(digest), "size": size})
@@ -264,15 +270,12 @@ class ClassicSource:
         check_layer_count(made, self._config, self.name)
         return made
 
-    def _look(self, path: str, diff_id: Digest) -> tuple[str, Digest]:
+    def _look(self, path: str, algorithm: str) -> tuple[str, Digest]:
         """How the layer is stored, and the digest of what is stored."""
+        hasher = hashlib.new(algorithm)
         with self._files.open(path) as file:
             head = file.read(6)
-            compression = detect(head)
-            if compression == "none":
-                return compression, diff_id
-            hasher = diff_id.hasher()
             hasher.update(head)
             while piece := file.read(_PIECE):
                 hasher.update(piece)
-        return compression, Digest(algorithm=diff_id.algorithm, hex=hasher.hexdigest())
+        return detect(head), Digest(algorithm=algorithm, hex=hasher.hexdigest())

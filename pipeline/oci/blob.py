@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import BinaryIO
 
 from pipeline.errors import FormatError
 from pipeline.oci.manifest import Descriptor
 from pipeline.oci.stream import ReadOnly
-
-
-@runtime_checkable
-class ChecksItself(Protocol):
-    """A stream of a blob that compares its digest when it is read to the end."""
-
-    def check_size_alone(self) -> None:
-        """For who checks the digest of what the bytes unpack to: hashing them too would cost a second a
-        gigabyte and tell nothing more. To be called before the first read.
-        """
 
 
 class CheckedBlob(ReadOnly):
@@ -31,18 +21,12 @@ class CheckedBlob(ReadOnly):
         self._descriptor = descriptor
         self._what = what
         self._hasher = descriptor.digest.hasher()
-        self._hashed = True
         self._left = descriptor.size
-
-    def check_size_alone(self) -> None:
-        """See `ChecksItself`."""
-        self._hashed = False
 
     def read(self, size: int | None = -1, /) -> bytes:
         size = -1 if size is None else size
         data = self._stream.read(size)
-        if self._hashed:
-            self._hasher.update(data)
+        self._hasher.update(data)
         self._left -= len(data)
         if self._left < 0:
             raise FormatError(
@@ -61,8 +45,6 @@ class CheckedBlob(ReadOnly):
         if self._left:
             size = self._descriptor.size
             raise FormatError(f"{self._what} ends after {size - self._left} of {size} bytes")
-        if not self._hashed:
-            return
         found = self._hasher.hexdigest()
         if found != self._descriptor.digest.hex:
             raise FormatError(

@@ -59,12 +59,13 @@ class Window:
         return self._gather(size)
 
     def skip(self, size: int) -> None:
-        """Pass over `size` bytes, few of them."""
+        """Pass over `size` bytes, few of them, or over what is left where the stream ends before."""
         stop = self._position + size
         if stop <= self._size:
             self._position = stop
-        else:
-            self._gather(size)
+            return
+        while size and (part := self.piece(size)):
+            size -= len(part)
 
     def piece(self, most: int) -> memoryview:
         """At least one byte and at most `most`, without a copy; empty only at the end of the stream."""
@@ -174,7 +175,10 @@ class Content:
             yield part
 
     def finish(self) -> None:
-        """Pass over what is left and over the padding; the content cannot be read any more."""
+        """Pass over what is left and over the padding; the content cannot be read any more.
+
+        The last member of a tar may lack its padding: Go's archive/tar, by which engines read, takes it so.
+        """
         if self._left > 0:
             self._skip()
         self._left = -1

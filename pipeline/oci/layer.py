@@ -98,6 +98,8 @@ class Decompressed(ReadOnly):
         try:
             data = self._decode(size)
         except _DAMAGE as error:
+            if "not enough memory" in str(error):  # so zstd calls it, as if the data were to blame
+                raise MemoryError from error
             raise FormatError(
                 f"a layer's {self.compression} data is damaged or cut short: {error}",
                 hint="fetch it again; if that does not help, the image was pushed damaged",

@@ -70,11 +70,19 @@ def open_layout(folder: Path, tag: str | None = None, *, platform: Platform) -> 
 
 
 def parse_location(text: str) -> tuple[Path, str | None]:
-    """`FOLDER[:TAG]`, as people write it after `oci:`. A folder whose name has a colon is taken if it is
-    there.
+    """`FOLDER[:NAME]`, as people write it after `oci:`.
+
+    A name may have colons and slashes (`centos:8`, `team/app:v1`), and so may a folder: the longest folder
+    that is there is taken. Where there is none, the name begins after the last colon with no slash behind
+    it.
     """
+    pieces = text.split(":")
+    for count in range(len(pieces), 0, -1):
+        folder = ":".join(pieces[:count])
+        if folder and Path(folder).is_dir():
+            return Path(folder), ":".join(pieces[count:]) or None
     folder, colon, tag = text.rpartition(":")
-    if not colon or "/" in tag or Path(text).is_dir():
+    if not colon or "/" in tag:
         return Path(text), None
     return Path(folder), tag
 

@@ -32,6 +32,7 @@ INDEX_TYPES = (OCI_INDEX, DOCKER_INDEX)
 ACCEPT = (OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST)
 
 MAX_SIZE = 4 << 20  # distribution-spec: registries should enforce some limit, 4 MiB is the one that it names
+MAX_BLOB = 1 << 44  # bytes, 16 TiB: beyond what any registry takes
 MAX_LAYERS = 1024
 MAX_MANIFESTS = 4096
 MAX_NESTED = 3  # indexes, one in another: more than two are of no use
@@ -260,10 +261,13 @@ def _descriptor(value: object, what: str) -> Descriptor:
         digest = Digest.parse(strict_json.text(value, "digest", what))
     except FormatError as error:
         raise FormatError(f"{what}: {error.message}", hint=error.hint) from None
+    size = strict_json.integer(value, "size", what)
+    if size > MAX_BLOB:
+        raise FormatError(f"{what} claims {size} bytes, more than any registry takes")
     return Descriptor(
         media_type=media_type,
         digest=digest,
-        size=strict_json.integer(value, "size", what),
+        size=size,
         platform=_platform(value, what),
         annotations=_annotations(value, what),
     )

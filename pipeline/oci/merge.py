@@ -22,9 +22,11 @@ a file
   containerd does (and docker on a plain file system): `lib/x` over `lib -> usr/lib` lands in usr/lib/x, and a
   whiteout there hides in usr/lib. Following never leaves the root: `/` and `..` in targets stay within it,
   as in a chroot. A folder ENTRY of that name replaces the symlink, as everywhere.
-- `.wh..wh.` with another ending, `.wh.` alone, `.wh..` and `.wh...` are refused, and so is an entry inside a
-folder
-  of a whiteout's name.
+- Names in the root that begin with `.wh..wh.`, but for `.wh..wh..opq`, are bookkeeping of AUFS
+  (`.wh..wh.plnk`, `.wh..wh.aufs`, `.wh..wh.orph`): they and what lies below them are ignored, as by docker,
+  except that a hard link may be to a file in `.wh..wh.plnk` that this layer gave before. Elsewhere such a
+  name hides a name that no layer can have.
+- `.wh.` alone, `.wh..` and `.wh...` are refused, and so is an entry inside a folder of a whiteout's name.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ __all__ = ["MADE", "Node", "Tree", "merge"]
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
-_RESERVED = b".wh..wh."
+_AUFS = b".wh..wh."
+_AUFS_LINKS = b".wh..wh.plnk/"
 _MAX_PATH, _MAX_NAME = DEFAULT_LIMITS.max_path, DEFAULT_LIMITS.max_name
 _MAX_MADE = 1_000_000  # folders without an entry; a short tar can ask for very many
 _MAX_MADE_BYTES = 1 << 28  # of their paths together, which grow with the depth
@@ -84,9 +87,10 @@ class _Merging:
         self._made = self._made_bytes = 0
         self._known: dict[bytes, _Folder] = {}
         self._hidden: dict[bytes, Node | _Folder] = {}
+        self._aufs_links: dict[bytes, Node] = {}
 
     def apply(self, layer: int, entries: list[Entry]) -> None:
-        self._hidden = {}
+        self._hidden, self._aufs_links = {}, {}
         whiteouts = {entry.path for entry in entries if _WHITEOUT in entry.path and _is_whiteout(entry.path)}
         if whiteouts:
             self._hide(whiteouts, entries)
@@ -96,6 +100,8 @@ class _Merging:
         for index, entry in enumerate(entries):
             path = entry.path
             if path in whiteouts:
+                if path.startswith(_AUFS_LINKS) and entry.kind is EntryKind.FILE:
+                    self._aufs_links[path] = Node(entry, layer, index)
                 continue
             head, _, name = path.rpartition(b"/")
             folder = known.get(head)
@@ -197,8 +203,10 @@ class _Merging:
     def _link(self, entry: Entry) -> Node:
         """One more name for what the target of `entry` is."""
         head, _, name = entry.target.rpartition(b"/")
-        folder = self._known.get(head) or self._walk(head, None)
-        found = folder.children.get(name) if folder is not None else None
+        found: Node | _Folder | None = self._aufs_links.get(entry.target)
+        if found is None:
+            folder = self._known.get(head) or self._walk(head, None)
+            found = folder.children.get(name) if folder is not None else None
         if found is None:
             found = self._find_hidden(entry.target)
         if found is None:
@@ -229,6 +237,8 @@ class _Merging:
     def _hide(self, whiteouts: set[bytes], entries: list[Entry]) -> None:
         given: set[bytes] = set()
         for path in sorted(whiteouts):
+            if _is_of_aufs(path):
+                continue
             head, _, name = path.rpartition(b"/")
             folder = self._lower(head, given, entries)
             if folder is None:
@@ -310,13 +320,20 @@ def _name(item: tuple[bytes, Node | _Folder]) -> bytes:
     return item[0]
 
 
+def _is_of_aufs(path: bytes) -> bool:
+    """Whether it is bookkeeping in the root that AUFS kept, which engines of that time put into layers."""
+    return path.startswith(_AUFS) and path.partition(b"/")[0] != _OPAQUE
+
+
 def _is_whiteout(path: bytes) -> bool:
-    """Whether the last component makes it a whiteout. Raises FormatError for names that are reserved."""
+    """Whether an entry of that name is no part of the tree. Raises FormatError for names that cannot be."""
+    if _is_of_aufs(path):
+        return True
     head, _, name = path.rpartition(b"/")
     if head.startswith(_WHITEOUT) or b"/.wh." in head:
         raise FormatError(f"{path[:200]!r} lies in a folder with the name of a whiteout")
     if not name.startswith(_WHITEOUT):
         return False
-    if (name.startswith(_RESERVED) and name != _OPAQUE) or name[len(_WHITEOUT) :] in (b"", b".", b".."):
+    if name[len(_WHITEOUT) :] in (b"", b".", b".."):
         raise FormatError(f"{path[:200]!r} is no whiteout that has a meaning")
     return True

@@ -5,9 +5,9 @@ It reads pieces of about a megabyte and hands content on as slices of them, so t
 member and once for each piece, never for each block. Where readers of tar are known to disagree about what a
 member means, the member is refused: what is checked here must be what is unpacked elsewhere.
 
-Of engines' habits it follows: a plain tar may end without its marker (Go's archive/tar), what follows the
-marker is not looked at, the time of a member before 1970 is 1970 (docker and containerd), data behind links
-and folders is none.
+Of engines' habits it follows: a plain tar may end without its marker and without the padding of its last
+member (Go's archive/tar), what follows the marker is not looked at, the time of a member before 1970 is 1970
+(docker and containerd), data behind links and folders is none.
 """
 
 from __future__ import annotations

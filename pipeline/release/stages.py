@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pipeline.stages.mirror import mirror
 from pipeline.stages.publish import publish, publish_again
 from pipeline.stages.push import PushedImage, adopt, push, tag_version
 from pipeline.stages.repository import prepare
+from pipeline.stages.scratch import scratch_folder
 from pipeline.stages.try_image import try_image
 from pipeline.stages.verify import VerifiedSquashfs, verify
 from pipeline.store.names import Version
@@ -101,9 +101,8 @@ def try_file(
     run: Run, spec: ImageSpec, version: Version, report: ScanReport, until: Stage
 ) -> VerifiedSquashfs | None:
     """Convert, verify and test in scratch, up to `until`; the file is removed again."""
-    run.config.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="sqshpipe-check-", dir=run.config.scratch) as folder:
-        output = Path(folder, f"{spec.name}.sqsh")
+    with scratch_folder(run.config.scratch) as folder:
+        output = folder / f"{spec.name}.sqsh"
         file = _converted(run, spec, report, output)
         verified = _verified(run, file) if until.reaches(Stage.VERIFY) else None
         if until.reaches(Stage.TEST):
@@ -128,7 +127,7 @@ def publish_new(
     """Convert, verify and test in the store's staging folder, then publish."""
     store.make_room(report.image.size)  # a .sqsh is about as large as the compressed layers
     with store.staging() as staged:
-        verified = _verified(run, _converted(run, spec, report, staged))
+        verified = _verified(run, _converted(run, spec, report, staged, staged=True))
         tested(run, spec, staged, f"{spec.name}:{version}")
         with run.progress.stage("publish") as meter:
             _tag_version(run, version, report)
@@ -185,7 +184,9 @@ def attested(run: Run, made: Release, store: Store) -> None:
         run.progress.result(found.sentence)
 
 
-def _converted(run: Run, spec: ImageSpec, report: ScanReport, output: Path) -> SquashfsFile:
+def _converted(
+    run: Run, spec: ImageSpec, report: ScanReport, output: Path, *, staged: bool = False
+) -> SquashfsFile:
     with run.progress.stage("convert") as meter:
         file = convert(
             _source(run, report),
@@ -194,6 +195,7 @@ def _converted(run: Run, spec: ImageSpec, report: ScanReport, output: Path) -> S
             scratch=run.config.scratch,
             cache=run.config.cache,
             limits=run.config.limits,
+            staged=staged,
             meter=meter,
         )
         run.progress.result(f"{file.converter.name}, sha256:{file.sha256[:12]}")

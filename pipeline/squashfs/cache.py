@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from pipeline.squashfs.writing import write_at
 
 _SUFFIX = ".pack"
 _PARTIAL = ".partial-"
+_PAIR = ".pair"
+_MOST_PAIRS = 8192  # that are kept; a file each
+_NOTE = 1024  # bytes of one at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,27 @@ def pack_key(diff_id: str, codec: Codec, block_size: int) -> str:
         "format": FORMAT_VERSION,
     }
     return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A layer as a manifest and a config name it: `blob` is its digest, `size` its bytes as stored.
+
+    The manifest names the one and the config the other: that they are the same layer is known only once the
+    blob has been read and both were compared.
+    """
+
+    blob: str
+    size: int
+    diff_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What was found when a pair was compared: bytes of the tar, and of sparse files that are not in it."""
+
+    unpacked: int
+    holes: int
 
 
 class PackWriteHandle:
@@ -108,6 +133,43 @@ class PackCache:
         with contextlib.suppress(OSError):
             os.utime(path)  # when it was last used decides what is trimmed first
         return pack
+
+    def compared(self, pair: Pair) -> Compared | None:
+        """What a conversion found that has read this blob and compared both digests; None: not known."""
+        path, noted = self._pair_path(pair)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            with contextlib.suppress(OSError):
+                os.utime(descriptor)  # used now: removed last
+            text = os.read(descriptor, _NOTE).decode("ascii")
+        except (OSError, ValueError):
+            return None
+        finally:
+            os.close(descriptor)
+        found = re.fullmatch(re.escape(noted) + r" ([0-9]{1,19}) ([0-9]{1,19}) ([0-9a-f]{64})\n", text)
+        if found is None or found[3] != sha256(text.rpartition(" ")[0].encode()).hexdigest():
+            return None  # damaged: it is compared again
+        return Compared(unpacked=int(found[1]), holes=int(found[2]))
+
+    def note_compared(self, pair: Pair, found: Compared) -> None:
+        """Remember that this blob was read and has both digests. One that cannot be noted is read again."""
+        path, noted = self._pair_path(pair)
+        text = f"{noted} {found.unpacked} {found.holes}"
+        text = f"{text} {sha256(text.encode()).hexdigest()}\n"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, flags, 0o644)
+            try:
+                os.write(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
+
+    def _pair_path(self, pair: Pair) -> tuple[Path, str]:
+        noted = f"{pair.blob} {pair.size} {pair.diff_id}"
+        return self.folder / (sha256(noted.encode()).hexdigest() + _PAIR), noted
 
     def discard(self, error: PackDamaged) -> None:
         """Remove a pack that was found damaged."""
@@ -189,10 +251,15 @@ class PackCache:
         return removed
 
     def remove_leftovers(self) -> None:
-        """Remove what killed writers left behind."""
+        """Remove what killed writers left behind, and beyond a bound the pairs longest unused."""
         for pack in self.packs():
             if not pack.complete and not pack.in_use:
                 _remove_unused(pack.path)
+        pairs = list(self.folder.glob(f"*{_PAIR}"))
+        if len(pairs) > _MOST_PAIRS:
+            for path in sorted(pairs, key=_used)[: -_MOST_PAIRS // 2]:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def _path(self, key: str) -> Path:
         return self.folder / (key + _SUFFIX)
@@ -208,9 +275,24 @@ class PackCache:
         )
 
 
+def _used(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _opened_to_lock(path: Path) -> int:
+    """NFS takes an exclusive lock only of who may write."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _in_use(path: Path) -> bool:
     with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _opened_to_lock(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -223,7 +305,7 @@ def _in_use(path: Path) -> bool:
 def _remove_unused(path: Path) -> bool:
     """Remove a file unless somebody holds its lock; the lock is kept until it is gone."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _opened_to_lock(path)
     except OSError:
         return False
     try:

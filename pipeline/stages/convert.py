@@ -1,17 +1,17 @@
 """Convert: from an image to a .sqsh, by one of three converters behind one interface.
 
-The file is written beside its place under another name and takes it when it is complete, so that nobody ever
-sees half of one; scratch is gone on any exit.
+The file is written in a folder beside its place and moved there when it is complete, so that nobody ever
+sees half of one. Scratch is removed on any exit; what a run that was killed left is removed by the next.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +30,9 @@ from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
 from pipeline.stages.converters.interface import Converted, Converter
-from pipeline.stages.scratch import scratch_folder
+from pipeline.stages.scratch import held_folder, scratch_folder
+from pipeline.stages.tree import require_sizes
+from pipeline.system.memory import out_of_memory
 
 log = structlog.get_logger()
 
@@ -104,23 +106,25 @@ def convert(
     scratch: Path,
     cache: Path,
     limits: Limits = DEFAULT_LIMITS,
+    staged: bool = False,
     meter: Meter = SILENT,
 ) -> SquashfsFile:
     """Make ``output`` from ``source``; what is at ``output`` is replaced once the new file is complete.
 
-    ``scratch`` is where a working folder is made, ``cache`` keeps layers for the next time; beyond
-    ``limits`` an image is refused. Raises ToolError
-    (a tool, space, a folder that cannot be written), RegistryError, FormatError, ConfigError.
+    ``staged`` says that ``output`` is a name of a store's staging area, which the store cleans up, with all
+    longer names that begin with it. ``scratch`` is where a working folder is made, ``cache`` keeps layers for
+    the next time; beyond ``limits`` an image is refused. Raises ToolError (a tool, space, a folder that
+    cannot be written), RegistryError, FormatError, ConfigError.
     """
     name = choose_converter(options, from_registry=_is_registry(source))
     output = output.absolute()
     _require_writable(output.parent)
-    partial = output.with_name(f"{output.name}.{uuid.uuid4().hex[:12]}.partial")
 
+    require_sizes(source, limits)
     for variable, why in environment.losses(source.config().env):
         log.warning("a variable differs from what Docker gives", image=source.name, name=variable, why=why)
 
-    def made(name: str) -> Converted:
+    def made(name: str, partial: Path) -> Converted:
         log.info("converting", image=source.name, converter=name)
         with scratch_folder(scratch) as folder:
             return _converter(name)(
@@ -128,23 +132,24 @@ def convert(
             )
 
     try:
-        try:
-            done = made(name)
-        except ForAnotherConverter as error:
-            if options.converter != "auto":
-                raise
-            log.warning("enroot does not do for this image, native does", why=error.headline)
-            partial.unlink(missing_ok=True)
-            name = "native"
-            done = made(name)
-        sha256, size = (done.sha256, done.size) if done.sha256 else _seal(partial)
-        partial.replace(output)
+        with _unfinished(output, staged=staged) as partial:
+            try:
+                done = made(name, partial)
+            except ForAnotherConverter as error:
+                if options.converter != "auto":
+                    raise
+                log.warning("enroot cannot convert this image, native is used", why=error.headline)
+                partial.unlink(missing_ok=True)
+                name = "native"
+                done = made(name, partial)
+            sha256, size = (done.sha256, done.size) if done.sha256 else _seal(partial)
+            partial.replace(output)
     except FormatError as error:
         if source.name in error.message:
             raise
         raise FormatError(f"{source.name}: {error.message}", hint=error.hint) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    except (MemoryError, OSError, RuntimeError) as error:
+        raise out_of_memory(error) or error from error
     return SquashfsFile(
         path=output,
         sha256=sha256,
@@ -158,6 +163,23 @@ def convert(
         config=source.config(),
         layers=source.manifest().layers,
     )
+
+
+@contextlib.contextmanager
+def _unfinished(output: Path, *, staged: bool) -> Iterator[Path]:
+    """Where the file is written until it is complete: on the same file system, and removed if it stays there.
+
+    A folder of its own beside the place is found by the next run when this one is killed.
+    """
+    if not staged:
+        with held_folder(output.parent, hint="choose another --output") as beside:
+            yield beside / output.name
+        return
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _recorded(options: ConvertOptions) -> dict[str, str | int | bool]:

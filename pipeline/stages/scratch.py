@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
+import secrets
 import shutil
-import tempfile
-import time
+import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,9 +24,8 @@ log = structlog.get_logger()
 SCRATCH_VARIABLE = "SQSHPIPE_SCRATCH"
 CACHE_VARIABLE = "SQSHPIPE_CACHE"
 PREFIX = "sqshpipe-scratch-"
-_LOCK = ".lock"
+_LOCK = ".lock"  # ends the name of the lock file beside a folder
 _UPPER = ".upper"
-_YOUNG = 60.0  # seconds in which a folder may still be without its lock
 _SHARED_TYPES = frozenset({"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "afs", "9p"})
 
 
@@ -58,56 +59,130 @@ def default_cache() -> Path:
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in ``parent`` for us alone; it is gone on the way out, whatever happened inside.
+    """A new folder in ``parent`` for us alone; it is removed when the block ends, whatever happened inside.
 
     What killed runs of the same user left there is removed as well. Raises ToolError when ``parent`` cannot
     be written.
     """
-    parent = parent.absolute()
+    hint = f"set {SCRATCH_VARIABLE} to a folder on a local disk that you can write"
+    with held_folder(parent.absolute(), hint=hint) as folder:
+        folder.chmod(0o700)  # no setgid from the parent: files inside get our own group
+        _warn_if_shared(folder)
+        yield folder
+
+
+@contextlib.contextmanager
+def held_folder(parent: Path, *, hint: str) -> Iterator[Path]:
+    """A new folder of mode 0700 in ``parent``, removed when the block ends, or by a later run.
+
+    The file FOLDER.lock beside it is made first and deleted last, and locked in between: wherever a run is
+    killed, a lock file is left that nobody holds, and `remove_orphans` finds the folder by it. Raises
+    ToolError with ``hint`` when ``parent`` cannot be written.
+    """
     try:
         parent.mkdir(parents=True, exist_ok=True)
         remove_orphans(parent)
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        held = _held_name(parent)
     except OSError as error:
-        raise ToolError(
-            f"cannot make a scratch folder in {parent}: {error.strerror}",
-            hint=f"set {SCRATCH_VARIABLE} to a folder on a local disk that you can write",
-        ) from error
-    lock = -1
+        raise ToolError(f"cannot make a scratch folder in {parent}: {error.strerror}", hint=hint) from error
+    folder = held.path.with_suffix("")
     try:
-        folder.chmod(0o700)  # no setgid from the parent: files inside get our own group
-        (folder / _UPPER).mkdir()  # for the way out: a full disk makes no folder any more
-        with contextlib.suppress(OSError):  # a file system without locks: no orphan is removed there either
-            lock = _hold(folder)
-        _warn_if_shared(folder)
+        try:
+            folder.mkdir(mode=0o700)
+            (folder / _UPPER).mkdir()  # for the removal: a full disk makes no folder any more
+        except OSError as error:
+            raise ToolError(
+                f"cannot make a scratch folder in {parent}: {error.strerror}", hint=hint
+            ) from error
         yield folder
     finally:
-        remove_tree(folder)
-        if lock >= 0:
-            os.close(lock)
+        _remove_held(held)
 
 
 def remove_orphans(parent: Path) -> None:
-    """Remove scratch folders of ours whose run ended without doing so, known by a lock that nobody holds.
+    """Remove the scratch folders of ours in ``parent`` whose run ended without doing so.
 
-    A folder without a lock file is none of ours, whatever its name: it stays.
+    A run is over when nobody holds its lock file any more. A folder without a lock file is not one of ours,
+    whatever its name. Locks may reach no further than one host on a shared file system: there only those
+    of this host are looked at.
     """
     with contextlib.suppress(OSError):
-        for folder in parent.glob(f"{PREFIX}*"):
+        names = f"{PREFIX}{_host()}-*" if mount_of(parent).type in _SHARED_TYPES else f"{PREFIX}*"
+        for path in parent.glob(names + _LOCK):
             with contextlib.suppress(OSError):
-                found = folder.lstat()
-                if (
-                    found.st_uid != os.geteuid()
-                    or time.time() - found.st_mtime < _YOUNG
-                    or folder.is_symlink()
-                ):
-                    continue
-                lock = _hold(folder, make=False)
-                try:
-                    log.info("removing what a killed run left behind", folder=str(folder))
-                    remove_tree(folder)
-                finally:
-                    os.close(lock)
+                held = _Held(path=path, lock=_taken(path))
+                log.info("removing what a killed run left behind", folder=str(path.with_suffix("")))
+                _remove_held(held)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """A lock file, open and locked by us."""
+
+    path: Path
+    lock: int
+
+
+def _held_name(parent: Path) -> _Held:
+    """A new lock file, locked. Who looks for orphans may remove it before it is locked: then another one."""
+    while True:
+        path = parent / f"{PREFIX}{_host()}-{secrets.token_hex(8)}{_LOCK}"
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            with contextlib.suppress(OSError):  # without locks on a file system, no orphan there is removed
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_named(lock, path):
+                return _Held(path=path, lock=lock)
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _taken(path: Path) -> int:
+    """The lock file ``path`` of an earlier run, open and locked by us. OSError when it cannot be ours."""
+    lock = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(lock)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "not a lock file of ours", str(path))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_named(lock, path):
+            raise FileNotFoundError(errno.ENOENT, "removed meanwhile", str(path))
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_held(held: _Held) -> None:
+    """Remove the folder, then its lock file; a folder that cannot be removed keeps it, for a later run."""
+    folder = held.path.with_suffix("")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            found = folder.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+                remove_tree(folder)
+                if folder.is_dir():
+                    return
+        held.path.unlink()
+    except OSError as error:
+        log.warning("scratch could not be removed", folder=str(folder), why=error.strerror)
+    finally:
+        os.close(held.lock)
+
+
+def _host() -> str:
+    """The name of this host as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", os.uname().nodename)[:64]
 
 
 def remove_tree(folder: Path) -> None:
@@ -225,15 +300,3 @@ def _existing(path: Path) -> Path:
     """The nearest folder upwards that is there already."""
     path = path.absolute()
     return next(place for place in (path, *path.parents) if place.exists())
-
-
-def _hold(folder: Path, *, make: bool = True) -> int:
-    """Take the lock of a scratch folder; OSError when another run has it. Closing the descriptor lets go."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-    lock = os.open(folder / _LOCK, flags | os.O_CREAT if make else flags, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise
-    return lock

@@ -9,10 +9,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from pipeline.errors import FormatError, LimitError
-from pipeline.oci.blob import ChecksItself
 from pipeline.oci.entry import DEFAULT_LIMITS, HOLES, Entry, EntryKind, Limits, beyond_ratio
 from pipeline.oci.layer import PIECE, Content, Readable, decompressed, read_layer
 from pipeline.oci.merge import merge
@@ -103,6 +103,40 @@ class _Count:
             require_entries(self._entries, self._metadata, self._limits)
 
 
+@dataclass(slots=True)
+class Seen:
+    """Of a layer that was read to its end: bytes of its tar, and of sparse files that are not in it."""
+
+    unpacked: int = 0
+    holes: int = 0
+
+
+def require_layer(unpacked: int, stored: int, limits: Limits) -> None:
+    """Raise LimitError when a layer of ``unpacked`` bytes is more than one may be, as reading it would."""
+    if unpacked > limits.max_unpacked:
+        raise LimitError(
+            f"a layer unpacks to more than {limits.max_unpacked} bytes",
+            hint="limits: {unpacked: …} in images.yaml says how many may be",
+        )
+    if unpacked > max(limits.ratio_floor, stored * limits.max_ratio):
+        raise LimitError(f"a layer of {unpacked} bytes was stored in {stored}", hint=beyond_ratio(limits))
+
+
+def require_sizes(source: ImageSource, limits: Limits) -> None:
+    """Raise LimitError when the layers are larger as stored than they may be unpacked.
+
+    A manifest may claim any sizes: nothing is measured by them before, such as the room on a disk.
+    """
+    stored = source.manifest().size
+    most = limits.max_unpacked + limits.max_unpacked // 8  # what cannot be compressed grows a little
+    if stored > max(most, limits.ratio_floor):
+        raise LimitError(
+            f"the manifest of {source.name} claims {stored} bytes of layers,"
+            f" more than the {limits.max_unpacked} that they may unpack to",
+            hint="limits: {unpacked: …} in images.yaml says how many may be",
+        )
+
+
 class Tally:
     """Bytes that the layers of an image come to, all together, counted by the threads that read them.
 
@@ -174,45 +208,48 @@ def open_entries(
     limits: Limits = DEFAULT_LIMITS,
     copy: Copy | None = None,
     tally: Tally | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[Iterator[tuple[Entry, Content]]]:
     """The entries of layer ``index`` with their content; ``meter`` counts the bytes as they are stored, and
-    ``copy`` gets them unpacked; ``tally`` is told how many they and the holes of sparse files were.
+    ``copy`` gets them unpacked; ``tally`` counts how many they and the holes of sparse files were, ``seen``
+    has both afterwards.
 
-    What is wrong with the layer is raised as FormatError that names it.
+    Who iterates to the end has compared the stored bytes with the digest that the manifest names, and the
+    unpacked bytes with the diff_id. What is wrong with the layer is raised as FormatError that names it;
+    bytes that have not that digest raise what ``source`` raises for them, whatever else is wrong with them.
     """
     descriptor = source.manifest().layers[index]
     try:
         with source.open_layer(index) as blob:
-            if isinstance(blob, ChecksItself):
-                blob.check_size_alone()  # the diff_id is checked, and comes from a checked config
-            stored = cast("BinaryIO", _Counted(blob, meter, halt))
-            plain = decompressed(stored, descriptor.compression, limits=limits)
-            diff_id = source.config().diff_ids[index]
-            tar = plain if copy is None else _Copied(plain, copy)
-            with read_layer(tar, diff_id=diff_id, limits=limits, background=background) as layer:
-                yield iter(layer)
-                if tally is not None:
-                    tally.add(plain.unpacked + layer.holes // HOLES)
+            try:
+                stored = cast("BinaryIO", _Counted(blob, meter, halt))
+                plain = decompressed(stored, descriptor.compression, limits=limits)
+                diff_id = source.config().diff_ids[index]
+                tar = plain if copy is None else _Copied(plain, copy)
+                with read_layer(tar, diff_id=diff_id, limits=limits, background=background) as layer:
+                    yield iter(layer)
+                    if seen is not None:
+                        seen.unpacked, seen.holes = plain.unpacked, layer.holes
+                    if tally is not None:
+                        tally.add(plain.unpacked + layer.holes // HOLES)
+            except LimitError:
+                raise  # as much as the limits allow was read, and no more shall be
+            except FormatError:
+                _pass(blob, halt)  # bytes that were damaged on their way are no fault of the image's
+                raise
     except FormatError as error:
         if error.message.startswith("layer "):
             raise
-        if not isinstance(error, LimitError):
-            _compare_digest(source, index, halt)
         number = f"layer {index + 1} of {len(source.manifest().layers)}"
         raise FormatError(
             f"{number} ({descriptor.digest}) of {source.name}: {error.message}", hint=error.hint
         ) from error
 
 
-def _compare_digest(source: ImageSource, index: int, halt: Halt) -> None:
-    """Raise what `source` raises for a layer whose stored bytes have not the digest that they should have.
-
-    It is read once more for it, when it cannot be unpacked: then it was damaged here, in the registry or on
-    its way, which is told otherwise than an image that never was sound.
-    """
-    with source.open_layer(index) as blob:
-        while blob.read(PIECE):
-            halt.check()
+def _pass(blob: BinaryIO, halt: Halt) -> None:
+    """Read the rest of a blob, which raises when all of it has not the digest that it should have."""
+    while blob.read(PIECE):
+        halt.check()
 
 
 def content_size(tree: Tree) -> int:

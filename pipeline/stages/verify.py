@@ -28,7 +28,7 @@ from pipeline.stages.convert import ConverterRecord, SquashfsFile, hash_stream
 from pipeline.stages.converters.unpack import Keep
 from pipeline.stages.known import Aspect, Difference, is_known
 from pipeline.stages.names import shown
-from pipeline.stages.tree import content_size, read_tree, worker_count
+from pipeline.stages.tree import content_size, read_tree, require_sizes, worker_count
 from pipeline.tools.registry import RegistrySource
 
 log = structlog.get_logger()
@@ -96,6 +96,7 @@ def described(
             superblock = image.superblock
     except FormatError as error:
         raise VerificationError(error.headline, hint=error.hint) from error
+    require_sizes(source, limits)
     if isinstance(source, RegistrySource):
         source = CachedSource(source, cache)
         source.fetch(meter)

@@ -66,7 +66,8 @@ def find(name: str) -> Credentials | None:
 def _read() -> Mapping[str, Any]:
     path = docker_config_path()
     try:
-        config = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        config = json.loads(raw) if raw.strip() else {}  # docker takes an empty file for none
     except FileNotFoundError:
         return {}
     except OSError as error:

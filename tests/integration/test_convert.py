@@ -173,7 +173,7 @@ HOSTILE = {
     "hard link out": LayerBuilder().hardlink("passwd", "../../etc/passwd"),
     "hard link to nothing": LayerBuilder().hardlink("passwd", "/etc/passwd"),
     "symlink loop": LayerBuilder().symlink("a", "b").symlink("b", "a").file("a/x", b"1"),
-    "unknown whiteout": LayerBuilder().file(".wh..wh.plnk", b""),
+    "unknown whiteout": LayerBuilder().file("d/.wh..", b""),
     "cut short": LayerBuilder().raw(raw_header(b"f", b"0", size=10_000) + b"too little"),
     "no tar": LayerBuilder().raw(b"this is no tar at all".ljust(1024, b"!")),
 }
@@ -306,15 +306,16 @@ def test_interrupted_in_the_middle(number: signal.Signals, places: dict[str, Pat
         os.kill(int((tmp_path / "running").read_text()), 0)
 
 
-def test_killed_outright_the_next_run_cleans_up(
-    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.stages.scratch._YOUNG", -1.0)
-    left = places["scratch"] / "sqshpipe-scratch-left" / "root" / "usr"
-    left.mkdir(parents=True)
-    (left / "file").write_text("x")
-    (left.parents[1] / ".lock").touch()
-    verify(converted(image(tmp_path / "image", [BASE]), places))
+def test_killed_outright_the_next_run_cleans_up(places: dict[str, Path], tmp_path: Path) -> None:
+    """Scratch and the unfinished file beside the output, whatever name the next output has."""
+    source = image(tmp_path / "image", [BASE])
+    for folder in (places["scratch"], places["out"]):
+        left = folder / "sqshpipe-scratch-host-1" / "root" / "usr"
+        left.mkdir(parents=True)
+        (left / "file").write_text("x")
+        folder.joinpath("sqshpipe-scratch-host-1.lock").touch()
+    verify(converted(source, places))
+    assert not [path for folder in (places["scratch"], places["out"]) for path in folder.glob("sqshpipe-*")]
 
 
 def test_without_root_the_result_is_the_same(places: dict[str, Path], tmp_path: Path) -> None:

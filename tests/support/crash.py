@@ -138,11 +138,14 @@ def _until_stopped(child: int) -> None:
         time.sleep(0.001)
 
 
-def calls(nursery: Nursery, action: str, root: Path, log: Path) -> list[tuple[str, int, str]]:
+def calls(
+    nursery: Nursery, action: str, root: Path, log: Path, *, more: Sequence[str] = ()
+) -> list[tuple[str, int, str]]:
     """Every file-system call of an undisturbed run between the markers: (call, its number, what strace
-    shows).
+    shows). `more` are calls to look for beside those that change or look at files.
     """
-    traced = ",".join(f"?{call}" for call in (*CHANGING, *LOOKING, "access", "faccessat", "faccessat2"))
+    looked_for = (*CHANGING, *LOOKING, "access", "faccessat", "faccessat2", *more)
+    traced = ",".join(f"?{call}" for call in looked_for)
     done = nursery.run(action, root, ["-o", str(log), "-e", f"trace={traced}"])
     assert done.returncode == 0, done.stderr
     counted: Counter[str] = Counter()

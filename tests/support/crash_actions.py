@@ -21,6 +21,7 @@ import pipeline.store.channels
 import pipeline.store.publisher
 import pipeline.store.sync
 from pipeline.errors import SqshpipeError
+from pipeline.stages.scratch import scratch_folder
 from pipeline.store import prune as pruning
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
@@ -57,12 +58,20 @@ def sync(store: Store) -> None:
     pipeline.store.sync.sync(store, Store(store.root.parent / "copy"))
 
 
+def scratch(store: Store) -> None:
+    """A working folder in the store's root, with something in it."""
+    with scratch_folder(store.root) as folder:
+        (folder / "root" / "usr").mkdir(parents=True)
+        (folder / "root" / "usr" / "file").write_bytes(b"x")
+
+
 ACTIONS: dict[str, Callable[[Store], None]] = {
     "publish": publish,
     "promote": promote,
     "yank": yank,
     "prune": prune,
     "sync": sync,
+    "scratch": scratch,
 }
 
 

@@ -283,7 +283,7 @@ def _paths() -> list[HostileImage]:
         ),
         HostileImage(
             name="unknown whiteout",
-            write=_one(lambda _: LayerBuilder().file(".wh..wh.plnk")),
+            write=_one(lambda _: LayerBuilder().file(".wh.")),
             refused="no whiteout",
         ),
         HostileImage(

@@ -431,6 +431,26 @@ LAYER_CASES: tuple[LayerCase, ...] = (
         },
     ),
     LayerCase(
+        name="bookkeeping of AUFS",
+        layers=(
+            layer().dir("d").file("d/x", b"x").file("aufs", b"1"),
+            layer()
+            .file(".wh..wh.aufs", mode=0o400)
+            .dir(".wh..wh.orph", mode=0o700)
+            .dir(".wh..wh.plnk", mode=0o700)
+            .file(".wh..wh.plnk/77.1", b"shared", mode=0o640)
+            .hardlink("a", ".wh..wh.plnk/77.1")
+            .hardlink("d/b", ".wh..wh.plnk/77.1"),
+        ),
+        tree={
+            b"a": file(b"shared", 0o640, group="g"),
+            b"aufs": file(b"1"),
+            b"d": folder(),
+            b"d/b": file(b"shared", 0o640, group="g"),
+            b"d/x": file(b"x"),
+        },
+    ),
+    LayerCase(
         name="empty layer", layers=(layer(), layer().file("a", b"1"), layer()), tree={b"a": file(b"1")}
     ),
     _forty(),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from http import HTTPStatus
@@ -27,11 +26,12 @@ from pipeline.oci.entry import Limits
 from pipeline.oci.manifest import Manifest, NotOneImage
 from pipeline.oci.reference import Reference
 from pipeline.oci.source import ImageSource
+from pipeline.oci.tar_header import BLOCK
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
 from pipeline.stages.blobs import trim
 from pipeline.stages.converters.interface import Converted
-from pipeline.stages.scratch import THE_RESULT, Need, require_space
+from pipeline.stages.scratch import THE_RESULT, Need, held_folder, require_space
 from pipeline.stages.tree import Copy, read_tree
 from pipeline.tools.enroot import (
     OTHER_CONVERTER,
@@ -160,7 +160,7 @@ class _Handed:
         """What puts layer ``index`` into the cache, unless it is there."""
         path = self._path(index)
         if not path.exists():
-            return self._writing(path)
+            return self._padded(path)
         with contextlib.suppress(OSError):
             os.utime(path)  # used now: trimmed last
         return contextlib.nullcontext()
@@ -176,21 +176,34 @@ class _Handed:
         return self._folder / self.manifest().layers[index].digest.hex
 
     @contextlib.contextmanager
+    def _padded(self, path: Path) -> Iterator[Copy]:
+        """Write a tar in whole blocks: engines take one whose last padding is missing, GNU tar does not."""
+        size = 0
+
+        def write(data: bytes) -> None:
+            nonlocal size
+            size += len(data)
+            append(data)
+
+        with self._writing(path) as append:
+            yield write
+            append(bytes(-size % BLOCK))
+
+    @contextlib.contextmanager
     def _writing(self, path: Path) -> Iterator[Copy]:
-        """Write zstd that takes the name ``path`` when it is left well."""
+        """Write zstd that takes the name ``path`` when the block ends without an exception."""
+        hint = "set SQSHPIPE_CACHE to a folder with room that you can write"
         try:
-            descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=self._folder)
-            try:
+            with held_folder(self._folder, hint=hint) as temporary:
                 packer = ZstdCompressor(level=1, threads=1)  # a thread of its own
+                unfinished = temporary / path.name
+                descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 with os.fdopen(descriptor, "wb") as file, packer.stream_writer(file, closefd=False) as stream:
                     yield stream.write
-                Path(name).rename(path)
-            finally:
-                Path(name).unlink(missing_ok=True)
+                unfinished.rename(path)
         except OSError as error:
             raise ToolError(
-                f"cannot write to the cache folder {self._folder}: {error.strerror or error}",
-                hint="set SQSHPIPE_CACHE to a folder with room that you can write",
+                f"cannot write to the cache folder {self._folder}: {error.strerror or error}", hint=hint
             ) from error
 
 

@@ -1,7 +1,9 @@
 """The ``native`` converter: stitch the .sqsh out of layer packs, without unpacking anything.
 
-A layer is packed once, under its diff_id, and that is all that is ever read of it: a layer whose pack is in
-the cache is not opened, so that a rebuild costs what changed. It gives the same tree as ``mksquashfs``.
+A layer is packed once, under its diff_id: a layer whose pack is in the cache is not read again, so that a
+rebuild costs what changed. The diff_id is what the image's config states; the scanner saw the blob that the
+manifest names. So a blob that no conversion has compared with its diff_id is read and compared, without being
+packed again. It gives the same tree as ``mksquashfs``.
 """
 
 from __future__ import annotations
@@ -13,21 +15,22 @@ import gc
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
 from pipeline.config import ConvertOptions
 from pipeline.errors import ToolError
-from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
+from pipeline.oci.entry import DEFAULT_LIMITS, HOLES, Entry, EntryKind, Limits
+from pipeline.oci.layer import Content
 from pipeline.oci.manifest import Descriptor
 from pipeline.oci.merge import merge
 from pipeline.oci.rootfs import created_seconds, enroot_rootfs
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
-from pipeline.squashfs.cache import PackCache, pack_key
+from pipeline.squashfs.cache import Compared, PackCache, Pair, pack_key
 from pipeline.squashfs.codecs import DEFAULT_GZIP_LEVEL, Codec
 from pipeline.squashfs.compressors import JOB_SIZE, Compressors
 from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged
@@ -38,7 +41,15 @@ from pipeline.squashfs.superblock import Compressor
 from pipeline.stages.converters.interface import Converted
 from pipeline.stages.crew import Halt, work
 from pipeline.stages.scratch import THE_RESULT, Need, require_space
-from pipeline.stages.tree import Tally, open_entries, require_allowed, require_entries, worker_count
+from pipeline.stages.tree import (
+    Seen,
+    Tally,
+    open_entries,
+    require_allowed,
+    require_entries,
+    require_layer,
+    worker_count,
+)
 
 log = structlog.get_logger()
 
@@ -75,9 +86,9 @@ def convert_native(
 ) -> Converted:
     """Write the file ``output``, on disk when this returns; on an exception it is gone.
 
-    Layers without a pack in ``cache`` are read and packed, several at once; the others are not opened. A pack
-    that turns out to be damaged is made again. Raises ToolError (space, folders that cannot be written),
-    RegistryError, FormatError.
+    Layers without a pack in ``cache`` are read and packed, several at once; of the others those are read
+    whose blob was never compared with its diff_id. A pack that turns out to be damaged is made again. Raises
+    ToolError (space, folders that cannot be written), RegistryError, FormatError.
     """
     packs = pack_cache(cache)
     job = _Conversion(
@@ -129,11 +140,14 @@ class _Conversion:
     cache: PackCache
     limits: Limits
     meter: Meter
+    compared: set[Pair] = field(default_factory=set)  # in this run, if they cannot be noted in the cache
 
     def run(self, output: Path) -> Converted:
         config, options = self.source.config(), self.options
         with contextlib.ExitStack() as opened, _no_cycle_collection():
-            packs = self._packs(opened, output)
+            tally = self._tally()
+            packs = self._packs(opened, output, tally)
+            self._compare_the_rest(tally)
             names = [pack.index.paths for pack in packs]
             count = sum(map(len, names))
             require_entries(count, 0, self.limits)  # before they are looked at one by one
@@ -149,7 +163,47 @@ class _Conversion:
         versions = {"native": str(FORMAT_VERSION), **self.codec.versions()}
         return Converted(tree=tree, versions=versions, sha256=stitched.sha256, size=stitched.size)
 
-    def _packs(self, opened: contextlib.ExitStack, output: Path) -> list[Pack]:
+    def _pair(self, index: int) -> Pair:
+        layer, diff_id = self.source.manifest().layers[index], self.source.config().diff_ids[index]
+        return Pair(blob=str(layer.digest), size=layer.size, diff_id=str(diff_id))
+
+    def _pairs(self) -> dict[Pair, int]:
+        """Each layer once, with its number."""
+        return {self._pair(index): index for index in reversed(range(len(self.source.manifest().layers)))}
+
+    def _tally(self) -> Tally:
+        """What all layers come to, with those that were compared before: they are not read again."""
+        pairs = self._pairs()
+        tally = Tally(sum(pair.size for pair in pairs), self.limits)
+        for pair in pairs:
+            if found := self.cache.compared(pair):
+                require_layer(found.unpacked, pair.size, self.limits)
+                tally.add(found.unpacked + found.holes // HOLES)
+        return tally
+
+    def _compare_the_rest(self, tally: Tally) -> None:
+        """Read the blobs that were never compared with their diff_ids; nothing is packed."""
+        missing = [
+            index
+            for pair, index in self._pairs().items()
+            if pair not in self.compared and self.cache.compared(pair) is None
+        ]
+        if not missing:
+            return
+        stored = self.source.manifest().layers
+        missing.sort(key=lambda index: -stored[index].size)
+        log.info("comparing layers that have packs with their diff_ids", layers=len(missing))
+        self.meter.total(sum(stored[index].size for index in missing))
+        ahead = len(missing) < worker_count()
+
+        def compare(index: int, halt: Halt) -> None:
+            with self._members(index, halt, tally, background=ahead) as members:
+                for _ in members:
+                    pass
+
+        work([functools.partial(compare, index) for index in missing], workers=worker_count())
+
+    def _packs(self, opened: contextlib.ExitStack, output: Path, tally: Tally) -> list[Pack]:
         """One open pack for each layer; those that are missing are made first."""
         layers = self.source.manifest().layers
         diff_ids = self.source.config().diff_ids
@@ -161,14 +215,15 @@ class _Conversion:
                 pack = self.cache.open(key)
                 if pack is not None:
                     found[key] = opened.enter_context(pack)
+                    if pack.index.header.get("diff_id") != str(diff_ids[wanted[key]]):
+                        raise PackDamaged(pack.path, "it is another layer's")
                     del wanted[key]
             if wanted:  # also what was trimmed since it was packed
                 by_size = sorted(wanted.items(), key=lambda item: -layers[item[1]].size)
                 log.info("packing layers", missing=len(wanted), cached=len(found))
                 self._require_space([layers[index] for _, index in by_size], found.values(), output)
                 self.meter.total(sum(layers[index].size for _, index in by_size))
-                known = sum(pack.data_size for pack in found.values())
-                self._pack_layers(by_size, known)
+                self._pack_layers(by_size, tally)
         return [found[key] for key in keys]
 
     def _require_space(self, missing: Sequence[Descriptor], found: Iterable[Pack], output: Path) -> None:
@@ -182,14 +237,9 @@ class _Conversion:
             ]
         )
 
-    def _pack_layers(self, layers: Sequence[tuple[str, int]], known: int) -> None:
-        """Pack these layers by key and number, several at once, the longest first; compress on all cores.
-
-        The image's other layers are ``known`` bytes.
-        """
+    def _pack_layers(self, layers: Sequence[tuple[str, int]], tally: Tally) -> None:
+        """Pack these layers by key and number, several at once, the longest first; compress on all cores."""
         at_once = min(worker_count(), len(layers))
-        stored = self.source.manifest().layers
-        tally = Tally(known + sum(stored[index].size for _, index in layers), self.limits)
         in_flight = max(4, _IN_FLIGHT // at_once // max(self.options.block_size, JOB_SIZE))
         with Compressors(self.codec) as compressors:
             tasks = [
@@ -208,18 +258,31 @@ class _Conversion:
             writer = PackWriter(
                 handle.write, compressors, block_size=block_size, header=header, in_flight=in_flight
             )
-            with open_entries(
-                self.source,
-                index,
-                halt=halt,
-                meter=self.meter,
-                background=True,
-                limits=self.limits,
-                tally=tally,
-            ) as members:
+            with self._members(index, halt, tally, background=True) as members:
                 for entry, content in members:
                     writer.add(entry, content.view)
             handle.complete(writer.finish())
+
+    @contextlib.contextmanager
+    def _members(
+        self, index: int, halt: Halt, tally: Tally, *, background: bool
+    ) -> Iterator[Iterator[tuple[Entry, Content]]]:
+        """What is in a layer, to be read to its end: then it is noted that its blob has its diff_id."""
+        pair, seen = self._pair(index), Seen()
+        counted = pair in self.compared or self.cache.compared(pair) is not None
+        with open_entries(
+            self.source,
+            index,
+            halt=halt,
+            meter=self.meter,
+            background=background,
+            limits=self.limits,
+            tally=None if counted else tally,
+            seen=seen,
+        ) as members:
+            yield members
+        self.compared.add(pair)
+        self.cache.note_compared(pair, Compared(unpacked=seen.unpacked, holes=seen.holes))
 
     def _write(self, tree: Tree, packs: Sequence[Pack], output: Path, mkfs_time: int) -> Stitched:
         options = StitchOptions(codec=self.codec, block_size=self.options.block_size, mkfs_time=mkfs_time)

@@ -29,6 +29,7 @@ _SYSTEM_32_BIT = 0x7FFF_FFFF  # beyond it some file systems clamp
 _HOLE = 1 << 16  # zeros in pieces of this size are not written
 _ZEROS = bytes(_HOLE)
 _OPEN_FOLDERS = 64
+_ROOMY = "another file system, such as XFS"
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEVICES = (EntryKind.CHAR, EntryKind.BLOCK)
@@ -237,8 +238,7 @@ class _Unpacker:
         if self._keep.owners:
             os.fchown(descriptor, entry.uid, entry.gid)
         if self._keep.xattrs:
-            for key, value in entry.xattrs:
-                os.setxattr(descriptor, key, value)
+            _set_attributes(descriptor, path, entry)
         os.fchmod(descriptor, entry.mode)
         time = clamped(entry.mtime)
         os.utime(descriptor, ns=(time * 10**9, time * 10**9))
@@ -249,13 +249,29 @@ class _Unpacker:
         if self._keep.owners:
             os.chown(name, entry.uid, entry.gid, dir_fd=folder, follow_symlinks=False)
         if self._keep.xattrs:
-            for key, value in entry.xattrs:
-                os.setxattr(f"/proc/self/fd/{folder}/".encode() + name, key, value, follow_symlinks=False)
+            _set_attributes(f"/proc/self/fd/{folder}/".encode() + name, path, entry)
         if entry.kind is not EntryKind.SYMLINK:
             os.chmod(name, entry.mode, dir_fd=folder)  # just made by us in a folder of ours: no link
         time = clamped(entry.mtime)
         os.utime(name, ns=(time * 10**9, time * 10**9), dir_fd=folder, follow_symlinks=False)
         _check_time(os.stat(name, dir_fd=folder, follow_symlinks=False), path, time)
+
+
+def _set_attributes(where: int | bytes, path: bytes, entry: Entry) -> None:
+    key, value = b"", b""
+    try:
+        for key, value in entry.xattrs:
+            if isinstance(where, int):
+                os.setxattr(where, key, value)
+            else:
+                os.setxattr(where, key, value, follow_symlinks=False)
+    except OSError as error:  # ENOSPC may be the file's own room for attributes: one block on ext4
+        name = key.decode("utf-8", "backslashreplace")
+        raise ToolError(
+            f"the file system of scratch does not take the extended attribute {name} of"
+            f" {len(value)} bytes of {shown(path)}: {error.strerror}",
+            hint=f"use --converter native, or set SQSHPIPE_SCRATCH to a folder on {_ROOMY}",
+        ) from error
 
 
 def clamped(mtime: int) -> int:
@@ -309,6 +325,11 @@ class _told:  # noqa: N801 - reads as a word of the with statement
             raise ToolError(
                 f"no space left in {where} while unpacking {name}",
                 hint="free some, or set SQSHPIPE_SCRATCH to a folder on a larger local disk",
+            ) from error
+        if error.errno == errno.EMLINK:
+            raise ToolError(
+                f"the file system of scratch gives one file fewer names than {name} needs (ext4: 65,000)",
+                hint=f"use --converter native, or set SQSHPIPE_SCRATCH to a folder on {_ROOMY}",
             ) from error
         raise ToolError(
             f"cannot unpack {name} in {where}: {error.strerror}",

@@ -179,13 +179,8 @@ class BlobStream(ReadOnly):
     """A blob as a file that can be read once, in pieces as they come."""
 
     def __init__(self, session: Session, repository: str, blob: Descriptor) -> None:
-        self._pieces = checked(session, repository, blob)  # neither asks for anything before its first piece
-        self._unchecked = chunks(session, repository, blob)
+        self._pieces = checked(session, repository, blob)  # asks for nothing before its first piece
         self._rest = b""
-
-    def check_size_alone(self) -> None:
-        """See `pipeline.oci.blob.ChecksItself`."""
-        self._pieces = self._unchecked
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:

@@ -155,8 +155,11 @@ def test_merge_does_what_the_model_does(layers: list[list[Entry]]) -> None:
         ([Entry(b".wh.", FILE)], "no whiteout"),
         ([Entry(b"d/.wh..", FILE)], "no whiteout"),
         ([Entry(b".wh...", FILE)], "no whiteout"),
-        ([Entry(b".wh..wh.plnk", FILE)], "no whiteout"),
-        ([Entry(b"d/.wh..wh.aufs", DIRECTORY)], "no whiteout"),
+        ([Entry(b"d/.wh..wh.aufs/a", FILE)], "name of a whiteout"),
+        ([Entry(b".wh..wh..opq/a", FILE)], "name of a whiteout"),
+        ([Entry(b".wh..wh.plnk/1", FILE), Entry(b"a", HARDLINK, target=b".wh..wh.plnk/2")], "not there"),
+        ([Entry(b".wh..wh.plnk/1", DIRECTORY), Entry(b"a", HARDLINK, target=b".wh..wh.plnk/1")], "not there"),
+        ([Entry(b"a", HARDLINK, target=b".wh..wh.plnk/1"), Entry(b".wh..wh.plnk/1", FILE)], "not there"),
         ([Entry(b".wh.d/file", FILE)], "name of a whiteout"),
         ([Entry(b"x/.wh.d/file", FILE)], "name of a whiteout"),
         ([Entry(b"a", HARDLINK, target=b"b")], "not there"),
@@ -215,3 +218,38 @@ def test_a_hundred_thousand_entries_take_no_time() -> None:
     start = time.process_time()
     assert len(merge([layer])) == 101_001
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b".wh..wh.aufs",
+        b".wh..wh.orph",
+        b".wh..wh.plnk",
+        b".wh..wh.plnk/1",
+        b".wh..wh.orph/a/b",
+        b".wh..wh.",
+        b".wh..wh.new",
+        b"d/.wh..wh.aufs",
+        b"d/.wh..wh.",
+    ],
+)
+def test_bookkeeping_of_aufs_changes_nothing(name: bytes) -> None:
+    """What an engine wrote into layers while it kept images in AUFS; in the root alone it has folders."""
+    below = [Entry(b"d", DIRECTORY), Entry(b"d/x", FILE), Entry(b"aufs", FILE), Entry(b"plnk", FILE)]
+    for kind in (FILE, DIRECTORY):
+        assert list(merge([below, [Entry(name, kind), Entry(b"y", FILE)]])) == [
+            *(b"", b"aufs", b"d", b"d/x", b"plnk", b"y")
+        ]
+
+
+def test_links_to_a_file_that_aufs_kept_are_of_their_layer_alone() -> None:
+    kept = Entry(b".wh..wh.plnk/1", FILE, size=3)
+    links = [Entry(name, HARDLINK, target=b".wh..wh.plnk/1") for name in (b"a", b"b")]
+    tree = merge([[kept, *links]])
+    assert {path: (node.index, node.link_to) for path, node in tree.items() if path} == {
+        b"a": (0, None),
+        b"b": (0, b"a"),
+    }
+    with pytest.raises(FormatError, match="not there"):
+        merge([[kept], links])

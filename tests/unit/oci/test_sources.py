@@ -12,7 +12,6 @@ import pytest
 
 from pipeline.errors import ConfigError, FormatError
 from pipeline.oci.archive import open_archive
-from pipeline.oci.blob import CheckedBlob
 from pipeline.oci.layer import decompressed, read_layer
 from pipeline.oci.layout import open_layout, parse_location
 from pipeline.oci.platform import Platform
@@ -94,28 +93,6 @@ def test_a_damaged_blob_is_noticed(tmp_path: Path) -> None:
         contents(open_layout(tmp_path, platform=AMD64))
 
 
-def test_a_blob_may_be_left_unhashed(tmp_path: Path) -> None:
-    """For who checks the digest of what is in it: then the size alone counts."""
-    write_layout(tmp_path, LAYERS, compression="none")
-    path = blob_paths(tmp_path)[1]
-    data = path.read_bytes()
-    source = open_layout(tmp_path, platform=AMD64)
-    for damaged, words in (
-        (data.replace(b"22\0", b"23\0"), ""),
-        (data[:-512], "ends after"),
-        (data + b"x", "longer"),
-    ):
-        path.write_bytes(damaged)
-        with source.open_layer(1) as blob:
-            assert isinstance(blob, CheckedBlob)
-            blob.check_size_alone()
-            if not words:
-                assert blob.read() == damaged
-                continue
-            with pytest.raises(FormatError, match=words):
-                blob.read()
-
-
 def test_what_is_no_layout(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not an OCI image layout"):
         open_layout(tmp_path / "no", platform=AMD64)
@@ -135,6 +112,18 @@ def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(raw.ljust(len(path.read_bytes())))
     with pytest.raises(FormatError, match="has digest"):
         open_layout(tmp_path, platform=AMD64).manifest()
+
+
+@pytest.mark.parametrize(
+    "name", ["v1", "centos:8.3.2011", "platform/mysql:8.0.27", "HOST:5000/team/app:v1", "a/b/c", "a:b:c"]
+)
+@pytest.mark.parametrize("folder", ["layout", "lay:out", "lay/out"])
+def test_an_image_is_found_by_any_name_that_a_layout_gives_it(tmp_path: Path, folder: str, name: str) -> None:
+    write_layout(tmp_path / folder, LAYERS, tag="another")
+    digest = write_layout(tmp_path / folder, LAYERS[:1], tag=name)
+    found, asked = parse_location(f"{tmp_path / folder}:{name}")
+    assert (found, asked) == (tmp_path / folder, name)
+    assert str(open_layout(found, asked, platform=AMD64).manifest().digest) == digest
 
 
 def test_location(tmp_path: Path) -> None:

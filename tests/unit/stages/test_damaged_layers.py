@@ -63,3 +63,11 @@ def test_a_layer_beyond_the_limits_is_not_read_again(tmp_path: Path, monkeypatch
     with pytest.raises(FormatError, match="more than 2 members"):
         read_tree(source, meter=SILENT, limits=Limits(max_entries=2))
     assert opened == [0]
+
+
+@pytest.mark.parametrize("padding", [0, 5, 501])
+def test_the_last_padding_may_be_missing(tmp_path: Path, padding: int) -> None:
+    """Go's archive/tar reads it so, by which engines read; the diff_id says that nothing else is missing."""
+    tar = LayerBuilder().file("a", b"1" * 10).tar()[: 512 + 10 + padding]
+    source = written(tmp_path, tar, lambda stored: stored, "gzip")
+    assert read_tree(source, meter=SILENT)[b"a"].entry.size == 10

@@ -54,42 +54,89 @@ def test_a_parent_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     assert "SQSHPIPE_SCRATCH" in caught.value.hint
 
 
-def test_what_a_killed_run_left_is_removed_and_a_running_one_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scratch, "_YOUNG", -1.0)
-    orphan = tmp_path / f"{PREFIX}orphan"
+def test_what_a_killed_run_left_is_removed_and_a_running_one_left_alone(tmp_path: Path) -> None:
+    orphan = tmp_path / f"{PREFIX}host-1"
     orphan.mkdir()
     (orphan / "file").write_text("x")
-    (orphan / ".lock").touch()
+    lock = tmp_path / f"{PREFIX}host-1.lock"
+    lock.touch()
     other = tmp_path / "other"
     other.mkdir()
-    (tmp_path / f"{PREFIX}link").symlink_to(other)
+    (tmp_path / f"{PREFIX}host-2").symlink_to(other)
+    (tmp_path / f"{PREFIX}host-2.lock").touch()
     with scratch_folder(tmp_path) as running:
         assert not orphan.exists()
+        assert not lock.exists()
         with scratch_folder(tmp_path):
             assert running.exists()
     assert other.exists()
 
 
-def test_what_others_keep_beside_scratch_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A registry's blobs, a scanner's report: old, without a lock, and named after the program too."""
-    monkeypatch.setattr("pipeline.stages.scratch._YOUNG", 0.0)
+def test_what_others_keep_beside_scratch_is_left_alone(tmp_path: Path) -> None:
+    """A registry's blobs, a scanner's report: old, without a lock file, and named after the program too."""
     theirs = [tmp_path / name for name in ("sqshpipe-registry-x", f"{PREFIX}by-somebody", "sqshpipe-data")]
     for folder in theirs:
         folder.mkdir()
-    (theirs[0] / ".lock").touch()
+    (tmp_path / "sqshpipe-registry-x.lock").touch()
     with scratch_folder(tmp_path):
         assert all(folder.exists() for folder in theirs)
 
 
-def test_a_young_folder_is_left_alone(tmp_path: Path) -> None:
-    young = tmp_path / f"{PREFIX}young"
-    young.mkdir()
+@pytest.mark.parametrize("kind", ["folder", "link", "fifo"])
+def test_a_lock_that_is_no_file_removes_nothing_and_holds_nobody_up(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / f"{PREFIX}host-1"
+    folder.mkdir()
+    lock = tmp_path / f"{PREFIX}host-1.lock"
+    if kind == "folder":
+        lock.mkdir()
+    elif kind == "link":
+        (tmp_path / "file").touch()
+        lock.symlink_to(tmp_path / "file")
+    else:
+        os.mkfifo(lock)
     with scratch_folder(tmp_path):
-        assert young.exists()
+        assert folder.exists()
+    assert os.path.lexists(lock)
+
+
+def test_a_lock_file_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to give a file away")
+    folder = tmp_path / f"{PREFIX}host-1"
+    folder.mkdir()
+    lock = tmp_path / f"{PREFIX}host-1.lock"
+    lock.touch()
+    os.chown(lock, 1234, 1234)
+    with scratch_folder(tmp_path):
+        assert folder.exists()
+    assert lock.exists()
+
+
+def test_locks_that_may_reach_no_further_than_a_host_are_taken_for_this_host_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lustre may lock within one client: a lock that can be taken says nothing about another host's run."""
+    monkeypatch.setattr(scratch, "mount_of", lambda _path: scratch.MountPoint(point=tmp_path, type="lustre"))
+    here = os.uname().nodename.replace("-", "_").replace(".", "_")
+    for host in (here, "another"):
+        (tmp_path / f"{PREFIX}{host}-1").mkdir()
+        (tmp_path / f"{PREFIX}{host}-1.lock").touch()
+    with scratch_folder(tmp_path):
+        assert not (tmp_path / f"{PREFIX}{here}-1").exists()
+        assert (tmp_path / f"{PREFIX}another-1").exists()
+
+
+def test_a_folder_that_cannot_be_removed_keeps_its_lock_file_for_a_later_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(scratch, "remove_tree", lambda _folder: None)
+        with scratch_folder(tmp_path) as folder:
+            pass
+    assert folder.exists()
+    with scratch_folder(tmp_path):
+        assert not folder.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tree_deeper_than_any_path_is_removed_without_touching_what_links_point_to(tmp_path: Path) -> None:

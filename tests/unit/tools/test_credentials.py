@@ -125,6 +125,13 @@ def test_a_damaged_file_is_told_without_quoting_it(docker: Path, text: str) -> N
         credentials_for("x.example.com")
 
 
+@pytest.mark.parametrize("text", ["", "\n", "{}"])
+def test_an_empty_file_says_nothing(docker: Path, text: str) -> None:
+    """So docker takes it; a provisioning tool leaves one now and then."""
+    (docker / "config.json").write_text(text)
+    assert credentials_for("x.example.com") is None
+
+
 def test_the_environment_serves_the_configured_registry_alone(
     docker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

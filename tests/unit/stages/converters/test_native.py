@@ -109,13 +109,28 @@ def test_a_cached_layer_is_not_opened(tmp_path: Path) -> None:
     source = image(tmp_path / "one", base, LayerBuilder().file("a/two", b"2"))
     first = convert(source, tmp_path)
     assert sorted(source.opened) == [0, 1]
-    again = image(tmp_path / "two", base, LayerBuilder().file("a/two", b"3"), compression="zstd")
+    again = image(tmp_path / "two", base, LayerBuilder().file("a/two", b"3"))
     convert(again, tmp_path, "second.sqsh")
     assert again.opened == [1]
     source.opened.clear()
     warm = convert(source, tmp_path, "third.sqsh")
     assert source.opened == []
     assert (warm.sha256, warm.size) == (first.sha256, first.size)
+
+
+def test_a_layer_under_another_blob_is_compared_once_and_not_packed_again(tmp_path: Path) -> None:
+    """The same tar compressed in another way: its pack is there, its blob was never looked at."""
+    base = LayerBuilder().dir("a").file("a/one", b"1" * 5000)
+    first = convert(image(tmp_path / "one", base), tmp_path)
+    packs = {pack.path.name: pack.path.stat().st_ino for pack in pack_cache(tmp_path / "cache").packs()}
+    again = image(tmp_path / "two", base, compression="zstd")
+    assert convert(again, tmp_path).sha256 == first.sha256
+    assert again.opened == [0]
+    assert convert(again, tmp_path).sha256 == first.sha256
+    assert again.opened == [0]
+    assert packs == {
+        pack.path.name: pack.path.stat().st_ino for pack in pack_cache(tmp_path / "cache").packs()
+    }
 
 
 def test_bytes_depend_on_neither_cores_nor_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
