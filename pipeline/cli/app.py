@@ -112,7 +112,7 @@ def _run() -> int:
 
 
 def _not_ours(error: Exception) -> int:
-    """What Python or the system raised: a lack of memory, a file or disk that fails, else a defect of ours."""
+    """What Python or the system raised: no memory left, a file or disk that fails, else a defect of ours."""
     if short := out_of_memory(error):
         output.failure(short)
         return short.exit_code
