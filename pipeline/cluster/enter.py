@@ -196,8 +196,14 @@ def _without_shell(entering: Entering, rc: bytes, why: str) -> tuple[tuple[str, 
     if not entering.command:
         if start.command == ("/bin/sh",):  # what stands for no command
             raise ConfigError(_NO_COMMAND, hint="give the command to run after --")
-        return start.command, start.working_dir
-    return (*(start.entrypoint if entering.entrypoint else ()), *entering.command), start.working_dir
+        return tuple(map(_of_image, start.command)), _of_image(start.working_dir)
+    entrypoint = map(_of_image, start.entrypoint) if entering.entrypoint else ()
+    return (*entrypoint, *entering.command), _of_image(start.working_dir)
+
+
+def _of_image(text: str) -> str:
+    """Text of the image, which is UTF-8, as this process writes file names, whatever its locale is."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def main() -> int:

@@ -59,7 +59,7 @@ def _by_docker(engine: PrivateEngine, archive: Path, *words: str) -> Started:
     return small_root.printed(done.stdout)
 
 
-def _by_run(archive: Path, folder: Path, *words: str) -> Started:
+def _by_run(archive: Path, folder: Path, *words: str, **more: str) -> Started:
     file = folder / "image.sqsh"
     platform = Platform(os="linux", architecture="amd64")
     with opened_source(f"docker-archive:{archive}", platform, scratch=folder) as source:
@@ -67,7 +67,10 @@ def _by_run(archive: Path, folder: Path, *words: str) -> Started:
             source, ConvertOptions(converter="native"), output=file, scratch=folder, cache=folder / "cache"
         )
     done = subprocess.run(
-        [*SQSHPIPE, "run", str(file), *words], env={**os.environ, **HOST}, capture_output=True, timeout=120
+        [*SQSHPIPE, "run", str(file), *words],
+        env={**os.environ, **HOST, **more},
+        capture_output=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return small_root.printed(done.stdout)
@@ -93,6 +96,7 @@ STARTS: dict[str, dict[str, Any]] = {
     "entrypoint alone": {"Entrypoint": ["/static", "", "-n"]},
     "command alone": {"Cmd": ["/static", "two\nlines", '"', "\\"]},
     "an entrypoint of one empty word": {"Entrypoint": [""], "Cmd": ["/static", "x"]},
+    "other languages": {"Cmd": ["/static", "caf\u00e9", "\U0001f600"], "WorkingDir": "/\u00fcber"},
     "a working directory": {"Cmd": ["/static"], "WorkingDir": "/new/it's a $HOME `id`"},
     "a relative program": {"Cmd": ["./static"], "WorkingDir": "/"},
     "a program in PATH": {"Cmd": ["static"], "Env": ["PATH=/nowhere:/"]},
@@ -107,6 +111,10 @@ def test_what_an_image_starts_is_what_docker_starts(
     archive = _archive(tmp_path, program, STARTS[name], shell=shell)
     folder, words, _ = _by_docker(engine, archive)
     assert _by_run(archive, tmp_path)[:2] == (folder, words)
+    assert _by_run(archive, tmp_path, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LC_ALL="C")[:2] == (
+        folder,
+        words,
+    )
 
 
 @pytest.mark.parametrize("shell", [True, False], ids=["by a shell", "without a shell"])
