@@ -78,9 +78,10 @@ def push(
 ) -> PushedImage:
     """Push `built` as ``repository:key-<key>``, or adopt what another run has pushed there meanwhile.
 
-    Two runs with the same key build at the same time; the registry keeps the tag of one of them, and the
-    other one takes that image. The digest is the one that the engine gives, and the registry has to confirm
-    it under the tag. Raises RegistryError when the registry refuses, cannot be reached, or has nothing there.
+    Two runs with the same key may build at the same time. Where tags are immutable the registry refuses the
+    second one, which takes the image of the first. The digest is the one that the engine gives, and the
+    registry has to confirm it under the tag. Raises RegistryError when the registry refuses, cannot be
+    reached, or has something else than was pushed.
     """
     target = repository.with_tag(key_tag(built.key))
     engine.tag(built.local_id, target)
@@ -92,15 +93,11 @@ def push(
             raise
         return winner
     found = client.head(repository.repository, key_tag(built.key))
-    if found is not None and found.digest != digest:
-        winner = adopt(repository, built.key, built.base, client)
-        if winner is not None:
-            return winner
-        found = None
-    if found is None:
+    if found is None or found.digest != digest:
+        has = "nothing" if found is None else str(found.digest)
         raise RegistryError(
-            f"{target} was pushed as {digest}, but the registry has nothing there",
-            hint="somebody deletes from this repository, or the registry is not consistent; run it again",
+            f"{target} was pushed as {digest}, but the registry has {has} there",
+            hint="somebody else pushes to this repository, or the registry is not consistent; run it again",
         )
     manifest = image_manifest(client, repository.with_digest(digest), built.base.platform)
     if built.config_digest is not None and manifest.config.digest != built.config_digest:
