@@ -265,7 +265,8 @@ def test_what_a_registry_says_is_printed_harmlessly(capsys: pytest.CaptureFixtur
         assert "\x1b" not in told
         assert "\u202e" not in told
         assert not any(line.startswith("sqshpipe: published") for line in told.splitlines())
-    line = logs._plain_line(None, "info", {"event": EVIL, "image": EVIL, "why": EVIL})
+    logs._StderrLogger().msg(logs._plain_line(None, "info", {"event": EVIL, "image": EVIL, "why": EVIL}))
+    line = capsys.readouterr().err.removesuffix("\n")
     assert line.isprintable()
 
 
