@@ -23,7 +23,7 @@ _LIMIT = 4 << 20  # bytes of a file of patterns
 _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _ESCAPED = frozenset(".+()$")
 _VALID = re.compile(  # by Go's filepath.Match: a class is closed and not empty, and an escape is not the last
-    r"""(?: \\. | [^\\\[] | \[ \^? (?: (?:\\.|[^\\\-\]]) (?: - (?:\\.|[^\\\-\]]) )? )+ \] )*""",
+    r"""(?: \\. | [^\\\[] | \[ (?: \^ | (?!\^) ) (?: (?:\\.|[^\\\-\]]) (?: - (?:\\.|[^\\\-\]]) )? )+ \] )*""",
     re.DOTALL | re.VERBOSE,
 )
 _REPEAT = re.compile(r"\{\d+(,\d*)?\}")
