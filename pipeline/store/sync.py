@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from pipeline.store.record import Record, is_claim, parse_record
 from pipeline.store.state import ImageState, Standing
 from pipeline.store.store import Store
 from pipeline.store.writer import is_orphan, temporary_name
+from pipeline.system import untrusted
 
 _PIECE = 4 << 20
 _RECORD = re.compile(r"([^/]+)/([^/]+)\.json")
@@ -300,7 +302,7 @@ def _partial(layout: Layout, record: Record) -> Iterator[Path]:
     ending = f".{record.sha256}.sync"
     path = layout.blobs / temporary_name(ending)
     for left in layout.blobs.glob(f".tmp.*{ending}"):
-        if is_orphan(left):
+        if is_orphan(left) and _is_own(left):
             try:
                 left.rename(path)
                 break
@@ -310,10 +312,20 @@ def _partial(layout: Layout, record: Record) -> Iterator[Path]:
     path.unlink(missing_ok=True)
 
 
+def _is_own(path: Path) -> bool:
+    """Whether a file is this user's: in a store that several publish to, another one may have planted it."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+
+
 def _fetch(staged: Path, record: Record, source: _From, report: Report, meter: Meter) -> str:
     """Complete `staged` from where it ends, and give the sha256 of the whole."""
     digest = hashlib.sha256()
-    with staged.open("ab+", buffering=0) as file:
+    opened = untrusted.open_regular(staged, flags=os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    with os.fdopen(opened, "ab+", buffering=0) as file:
         file.seek(0)
         while piece := file.read(_PIECE):
             digest.update(piece)

@@ -153,6 +153,23 @@ def test_a_sync_writes_through_no_link_of_the_target(source: Store, tmp_path: Pa
     assert list(victim.iterdir()) == []
 
 
+@pytest.mark.parametrize("how", ["link", "pipe"])
+def test_a_planted_half_copy_is_not_written_to(source: Store, tmp_path: Path, how: str) -> None:
+    target = Store(tmp_path / "target")
+    target.prepare()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"kept")
+    planted = target.layout.blobs / f".tmp.x.{source.resolve('demo:v1.0').sha256}.sync"
+    if how == "link":
+        planted.symlink_to(victim)
+    else:
+        os.mkfifo(planted)
+    os.utime(planted, (1, 1), follow_symlinks=False)
+    assert sync(source, target).copied == ["demo:v1.0", "demo:v2.0"]
+    assert victim.read_bytes() == b"kept"
+    assert os.path.lexists(planted)
+
+
 @pytest.mark.parametrize("change", [a_link_to_a_file, a_folder_of_attachments_elsewhere])
 def test_other_readers_of_attachments_refuse_it_too(source: Store, change: Change) -> None:
     before, after = source.resolve("demo:v1.0"), source.resolve("demo:v2.0")
