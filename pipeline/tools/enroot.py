@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.errors import ForAnotherConverter, FormatError, ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.manifest import ACCEPT
+from pipeline.system import untrusted
 from pipeline.tools import mksquashfs, process
 
 Version = tuple[int, int, int]
@@ -86,8 +87,10 @@ class Places:
     def below(cls, scratch: Path, *, cache: Path) -> Places:
         """Make them: all in scratch, removed with it, but for the cache of layers."""
         folders = {name: scratch / name for name in ("config", "temp", "runtime", "data")}
+        cache.parent.mkdir(parents=True, exist_ok=True)
         for folder in (*folders.values(), cache):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with untrusted.folder_to_write(folder, make=0o700):
+                pass  # it is there, and no other user's symlink leads to it
         return cls(cache=cache, **folders)
 
     @property
