@@ -402,5 +402,6 @@ def test_enroots_cache_behind_another_users_link_is_refused(place: Path, user: i
         os.chown(each, user, user)
     attack(cache / "enroot", "link to a folder", place)
     told = as_user(user, lambda: Places.below(scratch, cache=cache / "enroot"), group=user)
+    assert told.startswith("ToolError")
     assert f"symlink of user {ATTACKER}" in told
     untouched(place)
