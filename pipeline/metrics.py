@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from pipeline.errors import SqshpipeError
-from pipeline.store.atomic import replace
+from pipeline.system import untrusted
 from pipeline.words import escaped
 
 log = structlog.get_logger()
@@ -51,7 +51,7 @@ def report(facts: RunFacts) -> None:
         try:
             path = Path(folder, f"sqshpipe-{facts.image}.prom")
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace(path, prometheus(facts).encode())
+            untrusted.replace_file(path, prometheus(facts).encode())
         except (OSError, SqshpipeError) as error:
             log.warning("metrics cannot be written", folder=folder, reason=str(error))
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):

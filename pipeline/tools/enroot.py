@@ -17,6 +17,7 @@ from pipeline.errors import ForAnotherConverter, FormatError, ToolError
 from pipeline.oci import environment
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.manifest import ACCEPT
+from pipeline.system import untrusted
 from pipeline.tools import mksquashfs, process
 
 Version = tuple[int, int, int]
@@ -87,8 +88,16 @@ class Places:
     def below(cls, scratch: Path, *, cache: Path) -> Places:
         """Make them: all in scratch, removed with it, but for the cache of layers."""
         folders = {name: scratch / name for name in ("config", "temp", "runtime", "data")}
-        for folder in (*folders.values(), cache):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (*folders.values(), cache):
+                with untrusted.folder_to_write(folder, make=0o700):
+                    pass  # it is there, and no other user's symlink leads to it
+        except OSError as error:
+            raise ToolError(
+                f"cannot make enroot's folders in {scratch} and {cache}: {error.strerror}",
+                hint="set SQSHPIPE_CACHE and SQSHPIPE_SCRATCH to folders that you can write",
+            ) from error
         return cls(cache=cache, **folders)
 
     @property

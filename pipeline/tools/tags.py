@@ -10,7 +10,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from pipeline.store.atomic import replace
+from pipeline.system import untrusted
 from pipeline.tools.registry import RegistryClient
 from pipeline.tools.registry.auth import Scope
 from pipeline.tools.registry.client import next_page, tags_in
@@ -42,7 +42,7 @@ def known_tags(client: RegistryClient, repository: str, cache: Path) -> list[str
     if fresh and fresh.isascii() and fresh.isprintable():  # what a header takes back
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace(path, json.dumps({"etag": fresh, "tags": tags}).encode())
+            untrusted.replace_file(path, json.dumps({"etag": fresh, "tags": tags}).encode())
     return tags
 
 

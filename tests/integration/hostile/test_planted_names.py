@@ -19,6 +19,7 @@ from pipeline.cluster import bootstrap, pyxis_importer, shared_mount, warming
 from pipeline.squashfs.cache import PackCache
 from pipeline.store.store import Store
 from pipeline.system import untrusted
+from pipeline.tools.enroot import Places
 from tests.integration.cluster.test_bootstrap import SYSTEMS, make_root, run, values
 from tests.support.handmade_store import HandmadeStore, squashfs_like
 from tests.support.people import as_user
@@ -391,3 +392,16 @@ def test_what_root_renders_into_a_folder_for_all(place: Path, verb: str, how: st
     assert done.returncode == 0, done.stderr
     untouched(place)
     assert ((shared / name).lstat().st_uid, (shared / name).lstat().st_mode) == (0, 0o100755)
+
+
+@pytest.mark.parametrize("user", [0, SERVICE])
+def test_enroots_cache_behind_another_users_link_is_refused(place: Path, user: int) -> None:
+    cache, scratch = for_all(place / "cache"), place / "scratch"
+    scratch.mkdir()
+    for each in (scratch, place / "victim"):
+        os.chown(each, user, user)
+    attack(cache / "enroot", "link to a folder", place)
+    told = as_user(user, lambda: Places.below(scratch, cache=cache / "enroot"), group=user)
+    assert told.startswith("ToolError")
+    assert f"symlink of user {ATTACKER}" in told
+    untouched(place)
