@@ -260,7 +260,7 @@ class _Unpacker:
 def _set_attributes(where: int | bytes, path: bytes, entry: Entry) -> None:
     key, value = b"", b""
     try:
-        for key, value in entry.xattrs:  # noqa: B007 - for the error
+        for key, value in entry.xattrs:
             if isinstance(where, int):
                 os.setxattr(where, key, value)
             else:
