@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import ConvertOptions
 from pipeline.errors import ToolError
 from pipeline.oci.entry import Limits
 from pipeline.stages import convert as stage
@@ -31,7 +32,7 @@ def test_each_way_in_which_memory_ends_is_one_sentence(
     with pytest.raises(ToolError, match="memory that this process may use is used up") as caught:
         stage.convert(
             source,
-            stage.ConvertOptions(),
+            ConvertOptions(),
             output=tmp_path / "x.sqsh",
             scratch=tmp_path / "scratch",
             cache=tmp_path / "cache",
@@ -61,7 +62,7 @@ def test_a_command_with_little_memory_ends_in_a_sentence(
         "convert",
         f"oci:{tmp_path / 'image'}",
         "-o",
-        tmp_path / "x.sqsh",
+        str(tmp_path / "x.sqsh"),
     ]
 
     def limited() -> None:
