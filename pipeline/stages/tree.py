@@ -22,8 +22,10 @@ from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
 from pipeline.stages.crew import Halt, work
 from pipeline.stages.names import shown
+from pipeline.system.memory import require_memory
 
 MAX_WORKERS = 8
+NODE = 400  # bytes that merging takes for a member, beside the entry itself
 Copy = Callable[[bytes], object]  # takes the plain bytes of a layer, piece by piece
 
 
@@ -77,6 +79,7 @@ def read_tree(
 
     read = work([functools.partial(entries_of, index) for index in once], workers=workers)
     by_index = dict(zip(once, read, strict=True))
+    require_memory(sum(map(len, read)) * NODE)
     try:
         merged = merge([by_index[first[name]] for name in names])
         tree = enroot_rootfs(merged, source.config(), keep_owners=keep_owners, keep_xattrs=keep_xattrs)
@@ -287,6 +290,7 @@ class _Counted:
 
     def read(self, size: int = -1) -> bytes:
         self._halt.check()
+        require_memory()
         data = self._stream.read(size)
         self._meter.advance(len(data))
         return data

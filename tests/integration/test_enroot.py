@@ -156,7 +156,7 @@ def test_what_enroot_is_asked(case: Case, world: World, fake: Callable[..., Reco
     )
     output = asked["argv"][4]
     assert asked["argv"] == ["import", "--arch", "x86_64", "--output", output, "--", uri]
-    assert Path(output).parent == made.path.parent
+    assert Path(output).parent.parent == made.path.parent, "in a folder of its own beside the place"
     environment = asked["environment"]
     assert environment["ENROOT_SQUASH_OPTIONS"].startswith(
         case.squash + " -noappend -exit-on-error -mkfs-time 0 -no-xattrs -mem "

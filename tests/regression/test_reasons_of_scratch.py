@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,9 @@ def test_an_attribute_that_the_file_system_does_not_take(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.setxattr", refused)
-    add = {"file": LayerBuilder().file, "folder": LayerBuilder().dir, "fifo": LayerBuilder().fifo}[kind]
+    types = {"file": tarfile.REGTYPE, "folder": tarfile.DIRTYPE, "fifo": tarfile.FIFOTYPE}
+    layer = LayerBuilder().member("a", types[kind], xattrs={"user.big": b"x" * 60_000})
     with pytest.raises(
         ToolError, match=r"does not take the extended attribute user.big of 60000 bytes of /a"
     ):
-        unpacked(add("a", xattrs={"user.big": b"x" * 60_000}), tmp_path, xattrs=True)
+        unpacked(layer, tmp_path, xattrs=True)

@@ -72,6 +72,8 @@ def _cells() -> tuple[Cell, ...]:
         ("convert", "SIGINT twice", CLEAR, f"{faults}::test_converting_interrupted_twice[SIGINT"),
         ("convert", "SIGTERM twice", CLEAR, f"{faults}::test_converting_interrupted_twice[SIGTERM"),
         ("convert", "SIGKILL", OVER, f"{_I}/test_native_faults.py::test_killed_at_random_moments"),
+        ("convert", "SIGKILL at every call that makes or removes scratch", OVER, f"{_I}/test_killed_scratch.py::test_killed_at_every_call"),
+        ("convert", "out of memory: `ulimit -v`", CLEAR, "tests/regression/test_memory_that_ends.py::test_a_command_with_little_memory_ends_in_a_sentence"),
         ("convert", "out of memory: a tool is killed", CLEAR, f"{faults}::test_the_kernel_kills_a_tool_that_takes_all_memory"),
         ("convert", "out of memory: we are killed", OVER, f"{faults}::test_the_kernel_kills_a_conversion_that_takes_all_memory"),
         ("convert", "cache damaged", ON, f"{_I}/test_native_faults.py::test_a_flipped_bit_anywhere_in_the_cache"),

@@ -42,6 +42,7 @@ from pipeline.stages.converters.interface import Converted
 from pipeline.stages.crew import Halt, work
 from pipeline.stages.scratch import THE_RESULT, Need, require_space
 from pipeline.stages.tree import (
+    NODE,
     Seen,
     Tally,
     open_entries,
@@ -50,11 +51,13 @@ from pipeline.stages.tree import (
     require_layer,
     worker_count,
 )
+from pipeline.system.memory import require_memory
 
 log = structlog.get_logger()
 
 _FOLDER = "packs"
 _IN_FLIGHT = 96 << 20  # plain bytes between reading and writing, all layers together
+_ENTRY = 500  # bytes that an entry takes, and what the writer of inodes needs of it
 _KINDS = (EntryKind.FILE, *EntryKind)  # by number; there is no kind 0
 
 
@@ -152,6 +155,7 @@ class _Conversion:
             count = sum(map(len, names))
             require_entries(count, 0, self.limits)  # before they are looked at one by one
             require_entries(count, sum(len(path) for paths in names for path in paths), self.limits)
+            require_memory(count * (NODE + _ENTRY))
             merged = merge([entries(pack.index) for pack in packs])
             tree = enroot_rootfs(
                 merged, config, keep_owners=options.keep_owners, keep_xattrs=options.keep_xattrs
