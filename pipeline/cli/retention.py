@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.store.prune import Report
     from pipeline.store.retention import LiveJobs, Policy
 
+_DURATION = re.compile(r"0|([0-9]{1,15})([mhdw])")
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 WithoutSlurm = Annotated[
     bool, typer.Option("--no-slurm", help="No Slurm cluster uses this store: do not ask for its jobs.")
@@ -28,12 +30,17 @@ store_verbs = typer.Typer(help="Care of the whole store.", no_args_is_help=True)
 
 def duration(text: str, option: str) -> timedelta:
     """90m, 12h, 30d or 2w. Raises ConfigError naming the option."""
-    number, unit = text[:-1], text[-1:]
-    if text == "0":
-        return timedelta(0)
-    if not number.isdigit() or unit not in _UNITS:
-        raise ConfigError(f"{option} {text!r} is no time", hint="write 90m, 12h, 30d or 2w")
-    return timedelta(seconds=int(number) * _UNITS[unit])
+    from pipeline.store.retention import LONGEST
+
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"{option} {text!r} is not a duration", hint="write 90m, 12h, 30d or 2w")
+    seconds = int(match[1] or 0) * _UNITS[match[2] or "m"]
+    if seconds > LONGEST.total_seconds():
+        raise ConfigError(
+            f"{option} {text} is longer than {LONGEST.days} days", hint="mark what must stay: sqshpipe keep"
+        )
+    return timedelta(seconds=seconds)
 
 
 def lease(

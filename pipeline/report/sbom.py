@@ -18,7 +18,7 @@ from pipeline.errors import FormatError
 from pipeline.oci.strict_json import parse_object
 from pipeline.report.contents import Package
 from pipeline.report.text import mapping, rows
-from pipeline.store import atomic
+from pipeline.store import sealed
 from pipeline.store.layout import SBOM, Layout
 from pipeline.store.record import Release
 
@@ -57,11 +57,12 @@ def _path(layout: Layout, release: Release) -> Path:
 def read_sbom(path: Path) -> Sbom:
     """What that file lists. Raises FormatError when it is no CycloneDX, or cannot be read."""
     try:
-        if path.stat().st_size > _LIMIT:
-            raise FormatError(f"{path} is larger than {_LIMIT >> 20} MiB")
-        data = parse_object(atomic.read_bytes(path), max_size=_LIMIT, what=str(path))
+        raw = sealed.read_bytes(path, limit=_LIMIT)
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}") from error
+    except sealed.UnreadableError as error:
+        raise FormatError(error.message) from error
+    data = parse_object(raw, max_size=_LIMIT, what=str(path))
     if data.get("bomFormat") != "CycloneDX":
         raise FormatError(f"{path} is no SBOM in CycloneDX")
     packages: dict[Package, set[str]] = defaultdict(set)

@@ -18,7 +18,7 @@ from securesystemslib.exceptions import VerificationError as BadSignature
 from securesystemslib.signer import Key, Signature
 
 from pipeline.errors import PublishError, VerificationError
-from pipeline.store import atomic, folders
+from pipeline.store import atomic, folders, sealed
 from pipeline.store.layout import Layout
 from pipeline.store.record import Record, Release
 
@@ -104,10 +104,19 @@ def read_back(release: Release) -> None:
 def _signed_by(path: Path, release: Release, key: Key) -> bool:
     """Whether the envelope in `path` holds a signature by `key` over exactly this record."""
     try:
-        envelope = Envelope.from_dict(json.loads(atomic.read_bytes(path)))
+        envelope = Envelope.from_dict(json.loads(sealed.read_bytes(path)))
         envelope.verify([key], 1)
         data: Any = json.loads(envelope.payload)
-    except (BadSignature, ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+    except (
+        BadSignature,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        RecursionError,
+        PublishError,
+    ):
         return False
     return envelope.payload_type == PAYLOAD_TYPE and data == json.loads(statement(release))
 
