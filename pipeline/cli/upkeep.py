@@ -10,7 +10,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.cli.store import AllowExternal, open_store
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, PublishError, VerificationError
 
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[IMAGE[:VERSION]]…", help="Only these; default: everything.")
@@ -65,6 +65,8 @@ def du(
     from pipeline.store.usage import usage
 
     found = usage(open_store(store, config).layout)
+    for sentence in found.broken:
+        output.log().warning(sentence)
     costs = [cost for cost in found.costs if image in (None, cost.image)]
     if json:
         output.data_json({**dataclasses.asdict(found), "costs": [dataclasses.asdict(cost) for cost in costs]})
@@ -145,16 +147,22 @@ def sync(
     places = [parse_place(text, S3Bucket) for text in (source, target)]
     with Teller().stage("sync") as meter:
         report = run(places[0], places[1], names=only or (), mirror_channels=channel or (), meter=meter)
-    if json:
-        output.data_json(dataclasses.asdict(report))
-        return
-    for name in report.copied:
-        output.data(name)
     import structlog
 
-    structlog.get_logger().info(f"{len(report.copied)} copied, {report.present} were there")
-    if report.pruned:
+    if json:
+        output.data_json(dataclasses.asdict(report))
+    else:
+        for name in report.copied:
+            output.data(name)
+        structlog.get_logger().info(f"{len(report.copied)} copied, {report.present} were there")
+    if report.pruned and not json:
         structlog.get_logger().info(
             f"{len(report.pruned)} were pruned at {target} and stay so; --only IMAGE:VERSION brings one back",
             releases=" ".join(report.pruned),
+        )
+    if report.broken:
+        raise PublishError(
+            f"not everything was copied, since {len(report.broken)} files of {source} cannot be read: "
+            + "; ".join(report.broken[:3]),
+            hint="sqshpipe store rebuild, run there, says what can be done",
         )

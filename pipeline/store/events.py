@@ -129,7 +129,7 @@ def read_events(layout: Layout, image: str, after: int) -> Iterator[Event]:
     number = after + 1
     while True:
         event = read_event(layout, image, number)
-        if event is None and after == 0 and _last_listed(layout, image) > number:
+        if event is None and after == 0 and last_listed(layout, image) > number:
             event = _listed_later(layout, image, number)
         if event is None:
             return
@@ -137,7 +137,7 @@ def read_events(layout: Layout, image: str, after: int) -> Iterator[Event]:
         number += 1
 
 
-def _last_listed(layout: Layout, image: str) -> int:
+def last_listed(layout: Layout, image: str) -> int:
     """The highest number that the folder of events shows; 0 when it shows none."""
     folder = layout.events(image)
     try:
@@ -185,14 +185,14 @@ def append(layout: Layout, image: str, decide: Callable[[], tuple[int, Change | 
         if change is None:
             return None
         event = Event(number=last + 1, change=change, by=whoami(), at=now())
-        content = _as_bytes(image, event)
+        content = as_bytes(image, event)
         if atomic.create(layout.event(image, event.number), content):
             return replace(event, checksum=sealed.checksum(content))
         atomic.patiently(lambda taken=event.number: layout.event(image, taken).stat())  # type: ignore[misc]
     raise PublishError(f"no event of {image} could be made: others were always faster", hint="run it again")
 
 
-def _as_bytes(image: str, event: Event) -> bytes:
+def as_bytes(image: str, event: Event) -> bytes:
     change = event.change
     data: dict[str, Any] = {
         "schema": SCHEMA,

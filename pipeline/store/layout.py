@@ -77,7 +77,7 @@ class Layout:
         return self.root / image / ".meta" / "events"
 
     def event(self, image: str, number: int) -> Path:
-        return self.events(image) / f"{number:08d}.json"
+        return Path(f"{self.root}/{image}/.meta/events/{number:08d}.json")
 
     def attachments(self, image: str, version: str, platform: str) -> Path:
         return self.root / image / ".meta" / stem(version, platform)

@@ -39,7 +39,7 @@ def publish(
         if there is not None:
             publishing.refuse_other_content(record, there)
         else:
-            _refuse_lost_record(layout, record, state, named=named)
+            refuse_lost_record(layout, record, state, named=named)
         standing = state.releases.get(record.version) if there else None
         if there is None or not _stands(layout, there, standing):
             if file == layout.blob(record.sha256):
@@ -69,7 +69,7 @@ def _refuse_channel_name(layout: Layout, record: Record) -> None:
         )
 
 
-def _refuse_lost_record(layout: Layout, record: Record, state: ImageState, *, named: bool) -> None:
+def refuse_lost_record(layout: Layout, record: Record, state: ImageState, *, named: bool) -> None:
     """Refuse a version that was published before and has lost its record: nobody knows with which content."""
     link = layout.link(record.image, record.version, record.platform)
     try:
@@ -163,7 +163,10 @@ def _is_staged(layout: Layout, file: Path) -> bool:
 def set_aside(layout: Layout, record: Record) -> None:
     """Take bytes that a scrub found damaged away from their name; `prune` removes them."""
     blob = layout.blob(record.sha256)
-    if exists(blob) and publishing.hash_file(blob) != record.sha256:
+    if not exists(blob):
+        return
+    regular = blob.is_file() and not blob.is_symlink()
+    if not regular or publishing.hash_file(blob) != record.sha256:
         blob.rename(blob.with_name(temporary_name(".damaged")))
 
 

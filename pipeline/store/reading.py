@@ -64,7 +64,7 @@ def read_truth(layout: Layout, image: str) -> Loaded:
     """
     loaded = Loaded(ImageState(image=image))
     fold_events(layout, loaded.state)
-    _add_records(layout, loaded)
+    _add_records(layout, loaded, records_in(layout.image(image), loaded.links))
     return loaded
 
 
@@ -102,17 +102,19 @@ def load(layout: Layout, image: str) -> Loaded:
     Raises UnreadableError for a damaged event or an index of a newer schema; a record that cannot be read is
     reported in `broken` and left out.
     """
-    loaded = _from_index(layout, image) or Loaded(ImageState(image=image))
+    links: set[str] = set()
+    there = records_in(layout.image(image), links)
+    loaded = _from_index(layout, image, there) or Loaded(ImageState(image=image))
     fold_events(layout, loaded.state)
-    _add_records(layout, loaded)
+    _add_records(layout, loaded, there)
+    loaded.links = links
     return loaded
 
 
-def _add_records(layout: Layout, loaded: Loaded) -> None:
+def _add_records(layout: Layout, loaded: Loaded, there: set[str]) -> None:
+    """Take in the records of the stems `there` that the state does not have."""
     state = loaded.state
-    there = records_in(layout.image(state.image), loaded.links)
-    known = {file.stem for file in state.files()}
-    for name in sorted(there - known):
+    for name in sorted(there.difference(name for name, _, _, _ in state.stems())):
         path = layout.image(state.image) / (name + RECORD_SUFFIX)
         try:
             record = _read_record(path)
@@ -126,16 +128,14 @@ def _add_records(layout: Layout, loaded: Loaded) -> None:
             state.add(record)
 
 
-def _from_index(layout: Layout, image: str) -> Loaded | None:
+def _from_index(layout: Layout, image: str, there: set[str]) -> Loaded | None:
     """The index, when it is sound and its records and its newest event are still there."""
     path = layout.index(image)
     raw = cache_bytes(path)
     state = index.read_index(raw, image)
     if state is None or not _contains(layout, image, state.events, state.newest_event):
         return None
-    links: set[str] = set()
-    there = records_in(layout.image(image), links)
-    gone = [name for file in state.files() if (name := file.stem) not in there]
+    gone = [name for name, _, _, _ in state.stems() if name not in there]
     if any(not exists(layout.image(image) / (name + RECORD_SUFFIX)) for name in gone):
         return None
     return Loaded(state, raw, signature_of(path))
