@@ -58,13 +58,18 @@ def _read_record(path: Path) -> Record | None:
 
 
 def read_truth(layout: Layout, image: str) -> Loaded:
-    """All records and events of `image`, read now; a record that cannot be read is reported in `broken`.
+    """All records and events of `image`, read now. A record that cannot be read, or is missing though events
+    name its version, is reported in `broken`.
 
     Raises UnreadableError for an event that is damaged or missing: then nothing is known of the image.
     """
     loaded = Loaded(ImageState(image=image))
     fold_events(layout, loaded.state)
     _add_records(layout, loaded, records_in(layout.image(image), loaded.links))
+    for version, standing in loaded.state.releases.items():
+        if not standing.platforms and not any(is_of(name, version) for name in loaded.skipped):
+            path = layout.image(image) / (version + RECORD_SUFFIX)
+            loaded.broken.append(f"{escaped(str(path))} is missing: events name that version")
     return loaded
 
 
@@ -131,6 +136,7 @@ def _add_records(layout: Layout, loaded: Loaded, there: set[str]) -> None:
 def _from_index(layout: Layout, image: str, there: set[str]) -> Loaded | None:
     """The index, when it is sound and its records and its newest event are still there."""
     path = layout.index(image)
+    signature = signature_of(path)  # before it is read: another one may come meanwhile
     raw = cache_bytes(path)
     state = index.read_index(raw, image)
     if state is None or not _contains(layout, image, state.events, state.newest_event):
@@ -138,7 +144,7 @@ def _from_index(layout: Layout, image: str, there: set[str]) -> Loaded | None:
     gone = [name for name, _, _, _ in state.stems() if name not in there]
     if any(not exists(layout.image(image) / (name + RECORD_SUFFIX)) for name in gone):
         return None
-    return Loaded(state, raw, signature_of(path))
+    return Loaded(state, raw, signature)
 
 
 def _contains(layout: Layout, image: str, events: int, newest: str) -> bool:

@@ -17,7 +17,7 @@ from pipeline.store import atomic, channels, events, folders, index, publishing,
 from pipeline.store.events import Change, Event, now, read_event, whoami
 from pipeline.store.layout import LINK_SUFFIX, RECORD_SUFFIX, Layout
 from pipeline.store.names import check_platform, check_version, split_name, stem
-from pipeline.store.reading import cache_bytes, exists, read_record, read_truth, records_in
+from pipeline.store.reading import cache_bytes, exists, fold_events, read_record, read_truth, records_in
 from pipeline.store.record import Record, is_sha256, parse_own
 from pipeline.store.state import Bytes, ImageState, Standing
 
@@ -29,8 +29,8 @@ UNKNOWN = "0" * 64
 def restore(layout: Layout, name: str, platform: str, *, meter: Meter = SILENT) -> Path:
     """Write the record of "image:version" anew from its symlink (or SHA256SUMS, or index) and its bytes.
 
-    The bytes are hashed. What the record said beyond name, platform, sha256 and size is lost: the new one
-    says external, never scanned. Raises ConfigError when the record is sound, PublishError when nothing names the
+    The bytes are hashed. What the record said beyond name, platform, sha256 and size is lost; the new one says
+    external, never scanned. Raises ConfigError when the record is sound, PublishError when nothing names the
     bytes or they are gone, VerificationError when they are damaged.
     """
     image, version = _named(name, platform)
@@ -126,8 +126,10 @@ def _unreadable(layout: Layout, image: str, version: str, platform: str) -> Path
     except sealed.UnreadableError as error:
         if "upgrade" in error.hint:
             raise
-    known = exists(path) or _digest(layout, image, stem(version, platform))
-    if not known and version not in _listed(layout, image):
+    known = (
+        exists(path) or _digest(layout, image, stem(version, platform)) or version in _listed(layout, image)
+    )
+    if not known and version not in fold_events(layout, ImageState(image=image)).releases:
         raise ConfigError(f"nothing in {layout.root} names {image}:{version}", hint="check the name")
     return path
 
