@@ -29,9 +29,9 @@ UNKNOWN = "0" * 64
 def restore(layout: Layout, name: str, platform: str, *, meter: Meter = SILENT) -> Path:
     """Write the record of "image:version" anew from its symlink (or SHA256SUMS, or index) and its bytes.
 
-    The bytes are hashed. What the record said beyond name, platform, sha256 and size is lost; the new one says
-    external, never scanned. Raises ConfigError when the record is sound, PublishError when nothing names the
-    bytes or they are gone, VerificationError when they are damaged.
+    The bytes are hashed. What the record said beyond name, platform, sha256 and size is lost; the new one
+    says external, never scanned. Raises ConfigError when the record is sound, PublishError when nothing
+    names the bytes or they are gone, VerificationError when they are damaged.
     """
     image, version = _named(name, platform)
     path = _unreadable(layout, image, version, platform)

@@ -58,7 +58,9 @@ def sealed(path: Path) -> dict[str, Any] | None:
 
 
 def read(root: Path) -> dict[str, Image]:
-    """Every image of the store."""
+    """Every image of the store; none where there is no store."""
+    if not root.exists():
+        return {}
     return {
         folder.name: _image(folder)
         for folder in sorted(root.iterdir())
