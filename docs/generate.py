@@ -25,8 +25,8 @@ REFERENCE = Path(__file__).resolve().parent / "reference"
 _CHECKSUM = (
     f"`{KEY}` is the last key: the CRC-32 of all bytes before its opening quote, in eight lower-case hex",
     "digits. Records of older versions lack it and are valid. Events and channel names have the same last",
-    "key; so do the caches `index.json`, `head.json` and `manifest.json`, which are not believed without it. It",
-    "detects damage, not lies.",
+    "key; so do the caches `index.json`, `head.json` and `manifest.json`, which are not believed without",
+    "it. It detects damage, not lies.",
 )
 HEAD = "<!-- Made by `python docs/generate.py` from the code: change it there. -->\n\n"
 
