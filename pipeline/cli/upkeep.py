@@ -45,7 +45,7 @@ def scrub(
     if report.broken:
         raise VerificationError(
             f"{len(report.broken)} records and {len(report.damaged)} of {report.checked} files are damaged",
-            hint="restore the records from a backup; publish or sync the same content again for the files",
+            hint="sqshpipe store rebuild says what can be done; for files, publish or sync the content again",
         )
     if report.damaged:
         names_of = sorted({name for damage in report.damaged for name in damage.releases})

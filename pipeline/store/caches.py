@@ -85,7 +85,9 @@ def _rebuild(layout: Layout, image: str) -> list[str]:
         if not loaded.state.releases and not loaded.broken:
             return []
         lost = lost_events(layout, loaded.state)
-        return [*filter(None, [lost]), *refresh(layout, image, rebuild=True).broken]
+        # A sound index may be all that says which bytes a damaged record had: it stays for `restore`.
+        refresh(layout, image, rebuild=not loaded.broken)
+        return [*filter(None, [lost]), *loaded.broken]
     except sealed.UnreadableError as error:
         return [error.message]
 

@@ -139,6 +139,7 @@ def test_no_bytes_go_while_a_record_cannot_be_read_and_restore_is_the_way_out(st
     again = store.resolve("demo:v1.0")
     assert (again.sha256, again.size) == (hashlib.sha256(b"v1.0").hexdigest(), 4)
     assert again.scan["status"] == "external"
+    assert again.created == "2026-01-01T00:00:00Z", "as the index said"
     assert list(path.parent.glob(".damaged.v1.0.json.*")), "moved aside, not deleted"
     with pytest.raises(ConfigError, match="is sound"):
         restore.restore(store.layout, "demo:v1.0", AMD64)
