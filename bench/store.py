@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.store import folders, prune
-from pipeline.store.events import Change, Event, _as_bytes
+from pipeline.store.events import Change, Event, as_bytes
 from pipeline.store.record import Record
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
@@ -62,7 +62,7 @@ def fill(root: Path, images: int, releases: int) -> Store:
             store.layout.record(image, made.version, made.platform).write_bytes(made.as_bytes())
             change = Change(kind="promote", version=made.version, channel="latest", reason="published")
             event = Event(number=number + 1, change=change, by="bench@here", at=made.created)
-            store.layout.event(image, event.number).write_bytes(_as_bytes(image, event))
+            store.layout.event(image, event.number).write_bytes(as_bytes(image, event))
     store.rebuild()
     return store
 

@@ -19,8 +19,15 @@ from pipeline import errors
 from pipeline.cli.app import app
 from pipeline.config.document import json_schema
 from pipeline.store.record import SCHEMA, Record
+from pipeline.store.sealed import KEY
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
+_CHECKSUM = (
+    f"`{KEY}` is the last key: the CRC-32 of all bytes before its opening quote, in eight lower-case hex",
+    "digits. Records of older versions lack it and are valid. Events and channel names have the same last",
+    "key; so do the caches `index.json`, `head.json` and `manifest.json`, which are not believed without",
+    "it. It detects damage, not lies.",
+)
 HEAD = "<!-- Made by `python docs/generate.py` from the code: change it there. -->\n\n"
 
 
@@ -150,6 +157,7 @@ def _records() -> str:
     for key, value in example.as_json().items():
         kind = types.get(key, type(value).__name__)
         lines.append(f"| `{key}` | `{_cell(kind)}` |")
+    lines += [f"| `{KEY}` | `str` |", "", *_CHECKSUM]
     return "\n".join(lines) + "\n"
 
 

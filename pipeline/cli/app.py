@@ -70,6 +70,7 @@ def _on_sigint(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the command line and exit with the code that `pipeline.errors` documents."""
+    _open_closed_streams()
     try:
         signal.signal(signal.SIGTERM, _on_sigterm)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else our caller has it ignored
@@ -82,6 +83,18 @@ def main() -> NoReturn:
     except _Terminated:
         code = EXIT_SIGTERM
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Let standard streams that our caller has closed lead to /dev/null: else the next file that is opened
+    would be one of them, and what is printed would be written into it.
+    """
+    opened = os.open(os.devnull, os.O_RDWR)  # a new file gets the lowest number that is free
+    while opened <= 2:
+        opened = os.open(os.devnull, os.O_RDWR)
+    os.close(opened)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
 
 
 def _run() -> int:

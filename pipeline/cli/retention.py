@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.store.prune import Report
     from pipeline.store.retention import LiveJobs, Policy
 
+_DURATION = re.compile(r"0|([0-9]{1,15})([mhdw])")
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 WithoutSlurm = Annotated[
     bool, typer.Option("--no-slurm", help="No Slurm cluster uses this store: do not ask for its jobs.")
@@ -28,12 +30,17 @@ store_verbs = typer.Typer(help="Care of the whole store.", no_args_is_help=True)
 
 def duration(text: str, option: str) -> timedelta:
     """90m, 12h, 30d or 2w. Raises ConfigError naming the option."""
-    number, unit = text[:-1], text[-1:]
-    if text == "0":
-        return timedelta(0)
-    if not number.isdigit() or unit not in _UNITS:
-        raise ConfigError(f"{option} {text!r} is no time", hint="write 90m, 12h, 30d or 2w")
-    return timedelta(seconds=int(number) * _UNITS[unit])
+    from pipeline.store.retention import LONGEST
+
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"{option} {text!r} is not a duration", hint="write 90m, 12h, 30d or 2w")
+    seconds = int(match[1] or 0) * _UNITS[match[2] or "m"]
+    if seconds > LONGEST.total_seconds():
+        raise ConfigError(
+            f"{option} {text} is longer than {LONGEST.days} days", hint="mark what must stay: sqshpipe keep"
+        )
+    return timedelta(seconds=seconds)
 
 
 def lease(
@@ -180,15 +187,61 @@ def _print_report(report: Report, *, dry_run: bool, json: bool) -> None:
     structlog.get_logger().info(f"{word} {report.freed / (1 << 20):,.1f} MiB in {len(report.blobs)} files")
 
 
+_WAYS_OUT = (
+    "no bytes are deleted in this store while a record or event cannot be read: restore the file from a "
+    "backup, or use --restore IMAGE:VERSION, --tombstone IMAGE:VERSION where the bytes are gone, or "
+    "--replace-event IMAGE:NUMBER"
+)
+
+
 @store_verbs.command()
 def rebuild(
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
+    restore: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--restore", metavar="IMAGE:VERSION", help="Write its record anew from its symlink and bytes."
+        ),
+    ] = None,
+    tombstone: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tombstone", metavar="IMAGE:VERSION", help="Its bytes are gone: only keep the version taken."
+        ),
+    ] = None,
+    replace_event: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--replace-event", metavar="IMAGE:NUMBER", help="Put an event without effect in its place."
+        ),
+    ] = None,
+    platform: Annotated[
+        str, typer.Option("--platform", help="os/architecture of what is restored.")
+    ] = "linux/amd64",
 ) -> None:
-    """Write manifest.json, every index and every link anew from the records and events."""
+    """Write manifest.json, every index and every link anew from the records and events.
+
+    A record or event that cannot be read is reported; the options say what becomes of it.
+    """
     import structlog
 
+    from pipeline.store import restore as ways_out
+
     opened = open_store(store, config)
-    for message in opened.rebuild():
+    if not opened.root.is_dir():
+        raise ConfigError(
+            f"there is no store at {opened.root}", hint="name it with --store or SQSHPIPE_STORE"
+        )
+    for name in restore or ():
+        ways_out.restore(opened.layout, name, platform)
+    for name in tombstone or ():
+        ways_out.bury(opened.layout, name, platform)
+    for name in replace_event or ():
+        ways_out.replace_event(opened.layout, name)
+    broken = opened.rebuild()
+    for message in broken:
         structlog.get_logger().warning(message)
+    if broken:
+        structlog.get_logger().warning(_WAYS_OUT)
     output.data_path(opened.layout.manifest)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import completion, options, output
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PublishError
 
 if TYPE_CHECKING:
     from pipeline.config import StoreSettings
     from pipeline.store.record import Release
-    from pipeline.store.store import Store
+    from pipeline.store.store import Listed, Store
 
 Name = Annotated[
     str,
@@ -94,19 +94,35 @@ def list_releases(
         raise ConfigError(
             f"no release of {check_image(image)!r} in {opened.root}", hint=nearest(image, opened.images())
         )
-    lines = [
-        line
-        for name in ([image] if image else opened.images())
-        for line in opened.listed(name)
-        if every or line.state == "published"
-    ]
+    lines, unreadable = _lines(opened, [image] if image else opened.images())
+    lines = [line for line in lines if every or line.state == "published"]
     if json:
         output.data_json([line._asdict() for line in lines])
-        return
-    from pipeline.cli.showing import listed
+    elif lines or not unreadable:
+        from pipeline.cli.showing import listed
 
-    for row in listed(lines):
-        output.data(row)
+        for row in listed(lines):
+            output.data(row)
+    for error in unreadable[1:]:
+        output.failure(error)
+    if unreadable:
+        raise unreadable[0]
+
+
+def _lines(store: Store, images: list[str]) -> tuple[list[Listed], list[PublishError]]:
+    """The releases of those images, and an error for each image that cannot be read."""
+    lines: list[Listed] = []
+    unreadable = []
+
+    def read(image: str) -> None:
+        try:
+            lines.extend(store.listed(image))
+        except PublishError as error:
+            unreadable.append(error)
+
+    for image in images:
+        read(image)
+    return lines, unreadable
 
 
 def show(

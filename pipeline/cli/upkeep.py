@@ -45,7 +45,7 @@ def scrub(
     if report.broken:
         raise VerificationError(
             f"{len(report.broken)} records and {len(report.damaged)} of {report.checked} files are damaged",
-            hint="restore the records from a backup; publish or sync the same content again for the files",
+            hint="sqshpipe store rebuild says what can be done; for files, publish or sync the content again",
         )
     if report.damaged:
         names_of = sorted({name for damage in report.damaged for name in damage.releases})
@@ -65,6 +65,8 @@ def du(
     from pipeline.store.usage import usage
 
     found = usage(open_store(store, config).layout)
+    for sentence in found.broken:
+        output.log().warning(sentence)
     costs = [cost for cost in found.costs if image in (None, cost.image)]
     if json:
         output.data_json({**dataclasses.asdict(found), "costs": [dataclasses.asdict(cost) for cost in costs]})
@@ -145,28 +147,23 @@ def sync(
     places = [parse_place(text, S3Bucket) for text in (source, target)]
     with Teller().stage("sync") as meter:
         report = run(places[0], places[1], names=only or (), mirror_channels=channel or (), meter=meter)
-    if json:
-        output.data_json(dataclasses.asdict(report))
-        _refused_by(report.refused)
-        return
-    for name in report.copied:
-        output.data(name)
     import structlog
 
-    structlog.get_logger().info(f"{len(report.copied)} copied, {report.present} were there")
-    if report.pruned:
+    if json:
+        output.data_json(dataclasses.asdict(report))
+    else:
+        for name in report.copied:
+            output.data(name)
+        structlog.get_logger().info(f"{len(report.copied)} copied, {report.present} were there")
+    if report.pruned and not json:
         structlog.get_logger().info(
             f"{len(report.pruned)} were pruned at {target} and stay so; --only IMAGE:VERSION brings one back",
             releases=" ".join(report.pruned),
         )
-    _refused_by(report.refused)
-
-
-def _refused_by(refused: list[str]) -> None:
-    """Raises PublishError when a sync left releases out."""
-    if refused:
-        many = "1 release was" if len(refused) == 1 else f"{len(refused)} releases were"
+    missing = [*report.refused, *report.broken]
+    if missing:
         raise PublishError(
-            f"{many} not copied: {'; '.join(refused[:3])}",
-            hint="look who made what is named, remove it, and run sqshpipe sync again",
+            f"not everything was copied: {'; '.join(missing[:3])}",
+            hint="remove what is no file of the store; "
+            f"sqshpipe store rebuild --store {source} says what can be done about what cannot be read",
         )

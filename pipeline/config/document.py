@@ -27,6 +27,7 @@ from pipeline.errors import SqshpipeError
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.store import names
+from pipeline.store.retention import LONGEST
 from pipeline.tools.ecr.hosts import REGION_PATTERN
 from pipeline.track import Pattern
 
@@ -55,7 +56,10 @@ def _duration(value: object) -> object:
     match = re.fullmatch(r"([1-9][0-9]{0,5})([smhdw])", value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("write a time such as 90m, 12h, 30d or 2w")
-    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    span = timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    if span > LONGEST:
+        raise ValueError(f"write at most {LONGEST.days}d")
+    return span
 
 
 def _block_size(value: object) -> object:

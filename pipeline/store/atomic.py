@@ -75,16 +75,6 @@ def patiently(read: Callable[[], Result]) -> Result:
     return read()
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a small file; a stale handle is opened again."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        if error.errno != errno.ESTALE:
-            raise
-        return path.read_bytes()
-
-
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` outlive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

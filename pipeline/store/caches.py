@@ -10,71 +10,99 @@ event, and go to the records.
 from __future__ import annotations
 
 import json
-import re
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import PublishError
-from pipeline.store import atomic
-from pipeline.store.index import write_head, write_index
+from pipeline.store import atomic, folders, sealed
+from pipeline.store.index import SCHEMA, write_head, write_index
 from pipeline.store.layout import LINK_SUFFIX, Layout
 from pipeline.store.names import stem
-from pipeline.store.reading import Loaded, Signature, exists, load, records_in, signature_of
+from pipeline.store.reading import (
+    Loaded,
+    Signature,
+    cache_bytes,
+    exists,
+    index_is_current,
+    load,
+    lost_events,
+    read_truth,
+    records_in,
+    signature_of,
+)
 from pipeline.store.state import File, ImageState
 
-SCHEMA = 1
-"""Of index, head and manifest."""
 _ROUNDS = 200
-_SCHEMA = re.compile(rb'\s*\{\s*"schema"\s*:\s*([0-9]+)')
 
 
-def refresh(layout: Layout, image: str, loaded: Loaded | None = None) -> ImageState:
-    """Bring the caches of `image` up to date and give the state that they now hold.
+def refresh(layout: Layout, image: str, *, rebuild: bool = False) -> Loaded:
+    """Bring the caches of `image` up to date and give what they now hold.
 
-    `loaded` is what was read a moment ago, if it was; what came since is found either way.
+    With `rebuild` the present ones are not used, and every link is read. Raises UnreadableError for a damaged
+    event.
     """
-    loaded = loaded or load(layout, image)
-    if loaded.broken:
+    loaded = read_truth(layout, image) if rebuild else load(layout, image)
+    for message in loaded.broken:
         import structlog
 
-        for message in loaded.broken:
-            structlog.get_logger().warning("left out a record that cannot be read", reason=message)
+        structlog.get_logger().warning("left out a record that cannot be read", reason=message)
     for _ in range(_ROUNDS):
         files = list(loaded.state.files())
         links = _Links.of(loaded.state, files)
-        text = write_index(loaded.state)
-        signature = loaded.signature
-        links.mend(layout.image(image), loaded.links)
-        if text != loaded.index:
-            atomic.replace(layout.sums(image), _sums(files).encode())
-            signature = atomic.replace(layout.index(image), text.encode())
-        if (head := write_head(loaded.state).encode()) != _present(layout.head(image)):
-            atomic.replace(layout.head(image), head)
+        content, signature = write_index(loaded.state), loaded.signature
+        links.repair(layout.image(image), loaded.links, every=rebuild)
+        if content != loaded.index:
+            _write(layout.sums(image), _sums(files).encode())
+            signature = _write(layout.index(image), content)
+        folders.make(layout.head(image).parent)
+        if (head := write_head(loaded.state)) != cache_bytes(layout.head(image)):
+            _write(layout.head(image), head)
         if _settled(layout, loaded, files, links, signature):
-            return loaded.state
+            break
         loaded = load(layout, image)
-    return loaded.state  # others keep changing it, and each of them does the same after its change
+    return loaded  # where others keep changing it, each of them does the same after its change
 
 
 def rebuild(layout: Layout) -> list[str]:
-    """Write the caches of all images anew, the present ones not trusted; gives what could not be read.
+    """Write the caches of all images anew, the present ones not used; gives what could not be read.
 
-    Raises PublishError when a newer sqshpipe wrote one of them: it knows more than this one can write.
+    Raises UnreadableError when a newer sqshpipe wrote one of them: it knows more than this one can write.
     """
-    broken: list[str] = []
     images = layout.images()
     for path in [layout.manifest, *map(layout.index, images), *map(layout.head, images)]:
-        _present(path)
+        cache_bytes(path)
+    broken: list[str] = []
     for image in images:
-        loaded = load(layout, image, rebuild=True)
-        broken += loaded.broken
-        if loaded.state.releases or loaded.broken:
-            for cache in (layout.index(image), layout.head(image)):
-                cache.unlink(missing_ok=True)
-            refresh(layout, image)
+        broken += _rebuild(layout, image)
     refresh_manifest(layout)
     return broken
+
+
+def _rebuild(layout: Layout, image: str) -> list[str]:
+    try:
+        loaded = read_truth(layout, image)
+        if not loaded.state.releases and not loaded.broken:
+            return []
+        lost = lost_events(layout, loaded.state)
+        # A sound index may be all that says which bytes a damaged record had: it stays for `restore`.
+        refresh(layout, image, rebuild=not loaded.broken)
+        return [*filter(None, [lost]), *loaded.broken]
+    except sealed.UnreadableError as error:
+        return [error.message]
+
+
+def _write(path: Path, content: bytes) -> Signature:
+    """Write a cache; a folder that lies in its place is moved aside."""
+    try:
+        return atomic.replace(path, content)
+    except IsADirectoryError:
+        _move_aside(path)
+        return atomic.replace(path, content)
+
+
+def _move_aside(path: Path) -> None:
+    path.rename(path.with_name(f".damaged.{path.name}.{secrets.token_hex(4)}"))
 
 
 def _settled(layout: Layout, loaded: Loaded, files: list[File], links: _Links, signature: Signature) -> bool:
@@ -83,29 +111,11 @@ def _settled(layout: Layout, loaded: Loaded, files: list[File], links: _Links, s
     if exists(layout.event(state.image, state.events + 1)):
         return False
     there: set[str] = set()
-    known = {file.stem for file in files} | state.channels.keys()
-    if len(records_in(layout.image(state.image), there) - known) > len(loaded.broken):
+    known = {file.stem for file in files} | loaded.skipped
+    if records_in(layout.image(state.image), there) - known:
         return False
-    try:
-        unchanged = signature_of(layout.index(state.image)) == signature
-    except FileNotFoundError:
-        return False
+    unchanged = signature == signature_of(layout.index(state.image))
     return unchanged and not links.wrong(layout.image(state.image), there)
-
-
-def _present(path: Path) -> bytes:
-    """What a cache holds before it is written. Raises PublishError for one of a newer schema."""
-    try:
-        raw = atomic.read_bytes(path)
-    except FileNotFoundError:
-        return b""
-    told = _SCHEMA.match(raw)
-    if told and int(told[1]) > SCHEMA:
-        raise PublishError(
-            f"{path} has schema {told[1].decode()}; this sqshpipe knows up to {SCHEMA}",
-            hint="a newer sqshpipe writes this store: upgrade this one",
-        )
-    return raw
 
 
 def _sums(files: list[File]) -> str:
@@ -144,9 +154,19 @@ class _Links:
         }
         return cls(versions, channels, (of_channels, {file.stem + LINK_SUFFIX for file in files}))
 
-    def wrong(self, folder: Path, there: set[str]) -> list[tuple[str, str]]:
-        """(name, target) of links to make, then (name, "") of those to remove; a version's never changes."""
+    def wrong(self, folder: Path, there: set[str], *, every: bool = False) -> list[tuple[str, str]]:
+        """(name, target) of links to make, then (name, "") of those to remove.
+
+        A version's link never changes: one that is there is read only when `every` link is wanted.
+        """
         wrong = [(name, self.versions[name]) for name in self.versions.keys() - there]
+        if every:
+            present = self.versions.keys() & there
+            wrong += [
+                (name, self.versions[name])
+                for name in present
+                if _target(folder / name) != self.versions[name]
+            ]
         for name, target in self.channels.items():
             if name not in there or _target(folder / name) != target:
                 wrong.append((name, target))
@@ -155,12 +175,15 @@ class _Links:
             wrong += [(name, "") for name in sorted(unwanted)]
         return wrong
 
-    def mend(self, folder: Path, there: set[str]) -> None:
-        for name, target in self.wrong(folder, there):
+    def repair(self, folder: Path, there: set[str], *, every: bool) -> None:
+        for name, target in self.wrong(folder, there, every=every):
+            path = folder / name
+            if exists(path) and not path.is_symlink():
+                _move_aside(path)  # not ours: whatever it is, it is not deleted
             if target:
-                atomic.replace_link(folder / name, target)
+                atomic.replace_link(path, target)
             else:
-                (folder / name).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
 def _target(link: Path) -> str:
@@ -171,29 +194,37 @@ def _target(link: Path) -> str:
 
 
 def refresh_manifest(layout: Layout) -> None:
-    """Write manifest.json from the indexes of all images; their text goes in as it is."""
+    """Write manifest.json from the indexes of all images; their text goes in as it is.
+
+    An index that is not right is left to whoever changes its image next: what it should say goes in. An image
+    whose events cannot be read is left out.
+    """
     for _ in range(_ROUNDS):
         images = layout.images()
         before = _signature(layout, images)
         parts = []
         for image in images:
-            text = _present(layout.index(image)).decode().strip()
+            text = _index_of(layout, image).decode().strip()
             if text:
                 parts.append(f"{json.dumps(image)}: {text}")
         body = ",\n".join(parts)
-        text = f'{{"schema": {SCHEMA}, "images": {{\n{body}\n}}}}\n'
-        if text.encode() != _present(layout.manifest):
-            atomic.replace(layout.manifest, text.encode())
+        content = sealed.seal(f'{{"schema": {SCHEMA}, "images": {{\n{body}\n}}}}')
+        if content != cache_bytes(layout.manifest):
+            _write(layout.manifest, content)
         if _signature(layout, layout.images()) == before:
             return
 
 
-def _signature(layout: Layout, images: Iterable[str]) -> list[tuple[str, int, int]]:
-    signature = []
-    for image in images:
-        try:
-            status = layout.index(image).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        signature.append((image, status.st_ino, status.st_mtime_ns))
-    return signature
+def _index_of(layout: Layout, image: str) -> bytes:
+    try:
+        raw = cache_bytes(layout.index(image))
+        if index_is_current(layout, image, raw):
+            return raw
+        state = load(layout, image).state
+    except (OSError, sealed.UnreadableError):
+        return b""
+    return write_index(state) if state.releases else b""
+
+
+def _signature(layout: Layout, images: Iterable[str]) -> list[tuple[str, Signature]]:
+    return [(image, signature_of(layout.index(image))) for image in images]

@@ -6,48 +6,51 @@ event.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pipeline.errors import ConfigError, PublishError
 from pipeline.store import atomic, folders
 from pipeline.store.events import Change, Event, append
 from pipeline.store.layout import Layout
 from pipeline.store.names import CHANNELS, DEFAULT_PLATFORM, check_channel, nearest
-from pipeline.store.reading import Loaded, exists, load, read_record
+from pipeline.store.reading import add_versions, exists, fold_events, load, read_record, refuse_newer
+from pipeline.store.record import claim
 from pipeline.store.state import ImageState, Standing
 
 Decision = Callable[[ImageState], Change | None]
+Wanted = Callable[[ImageState], Iterable[str]]
+"""The versions whose records a decision looks at, given what the events say."""
 
 
-def decide(layout: Layout, image: str, decision: Decision, loaded: Loaded | None = None) -> Event | None:
+def decide(
+    layout: Layout, image: str, decision: Decision, *, wanted: Wanted, state: ImageState | None = None
+) -> Event | None:
     """Make the event that `decision` wants in the light of the present state; None when it wants none.
 
-    `loaded` is what was read a moment ago, if it was; the event is then folded into its state.
+    The state is read from events and records alone. `state` is what was read from these a moment ago, if it
+    was: later events are folded into it, and the new one. Raises UnreadableError when an event or a wanted
+    record cannot be read.
     """
-    looked: list[Loaded] = []
+    present = ImageState(image=image) if state is None else state
 
     def look() -> tuple[int, Change | None]:
-        now = loaded if loaded is not None and not looked else load(layout, image)
-        looked.append(now)
-        return now.state.events, decision(now.state)
+        fold_events(layout, present)
+        add_versions(layout, present, wanted(present))
+        return present.events, decision(present)
 
     with atomic.told(f"recording a change of {image}"):
+        refuse_newer(layout, image)
         folders.make(layout.events(image))
         event = append(layout, image, look)
-    if loaded is not None:
-        latest = looked[-1]
-        if event is not None:
-            latest.state.apply(event)
-        loaded.state, loaded.index = latest.state, latest.index
-        loaded.signature, loaded.links, loaded.broken = latest.signature, latest.links, latest.broken
+    if event is not None:
+        present.apply(event)
     return event
 
 
 def promote(
-    layout: Layout, image: str, version: str, channel: str, *, allow_external: bool = False, reason: str = ""
+    layout: Layout, image: str, name: str, channel: str, *, allow_external: bool = False, reason: str = ""
 ) -> Event | None:
-    """Let `channel` name `version`. None when it does already.
+    """Let `channel` name a version, or what the channel `name` names. None when it does already.
 
     Raises ConfigError for an unknown version or bad channel, PublishError for one that does not resolve or
     that was made elsewhere and is not allowed here.
@@ -55,8 +58,12 @@ def promote(
     check_channel(channel)
     _claim_channel(layout, image, channel)
 
+    def wanted(state: ImageState) -> list[str]:
+        return [state.current(name) or name]
+
     def decision(state: ImageState) -> Change | None:
-        standing = published(state, version)
+        version = state.current(name) or name
+        standing = published(layout, state, version)
         if not allow_external and any(held.external for held in standing.platforms.values()):
             raise PublishError(
                 f"{image}:{version} was made elsewhere and never scanned; channel {channel} does not take it",
@@ -67,7 +74,7 @@ def promote(
             return None
         return Change(kind="promote", version=version, channel=channel, previous=previous, reason=reason)
 
-    return decide(layout, image, decision)
+    return decide(layout, image, decision, wanted=wanted)
 
 
 def advance(
@@ -77,7 +84,7 @@ def advance(
     channel: str,
     *,
     allow_external: bool = False,
-    loaded: Loaded | None = None,
+    state: ImageState | None = None,
 ) -> Event | None:
     """Let `channel` name a release that was just published, unless it names a newer one or once named this
     one.
@@ -86,6 +93,9 @@ def advance(
     """
     check_channel(channel)
     _claim_channel(layout, image, channel)
+
+    def wanted(state: ImageState) -> list[str]:
+        return [version, *filter(None, [state.current(channel)])]
 
     def decision(state: ImageState) -> Change | None:
         standing = state.releases.get(version)
@@ -100,7 +110,7 @@ def advance(
             return None
         return Change(kind="promote", version=version, channel=channel, previous=previous, reason="published")
 
-    return decide(layout, image, decision, loaded)
+    return decide(layout, image, decision, wanted=wanted, state=state)
 
 
 def rollback(layout: Layout, image: str, channel: str, *, reason: str = "") -> Event:
@@ -121,7 +131,7 @@ def rollback(layout: Layout, image: str, channel: str, *, reason: str = "") -> E
             hint=f"name one: sqshpipe promote {image}:VERSION {channel}",
         )
 
-    event = decide(layout, image, decision)
+    event = decide(layout, image, decision, wanted=lambda state: state.channels.get(channel, ()))
     assert event is not None  # noqa: S101 - the decision gives a change or raises
     return event
 
@@ -130,7 +140,7 @@ def mark(layout: Layout, image: str, version: str, kind: str, *, reason: str = "
     """yank, unyank, keep or unkeep a version. None when it stands so already."""
 
     def decision(state: ImageState) -> Change | None:
-        standing = known(state, version)
+        standing = known(layout, state, version)
         already = {
             "yank": standing.yanked,
             "unyank": not standing.yanked,
@@ -139,21 +149,22 @@ def mark(layout: Layout, image: str, version: str, kind: str, *, reason: str = "
         }
         return None if already[kind] else Change(kind=kind, version=version, reason=reason)
 
-    return decide(layout, image, decision)
+    return decide(layout, image, decision, wanted=lambda _: [version])
 
 
-def known(state: ImageState, version: str) -> Standing:
+def known(layout: Layout, state: ImageState, version: str) -> Standing:
     """The standing of a version that has a record. Raises ConfigError naming what there is."""
     standing = state.releases.get(version)
     if standing is None or not standing.platforms:
-        names = [name for name, one in state.newest_first()[::-1] if one.platforms]
+        there = load(layout, state.image).state
+        names = [name for name, one in there.newest_first()[::-1] if one.platforms]
         raise ConfigError(f"there is no release {state.image}:{version}", hint=nearest(version, names))
     return standing
 
 
-def published(state: ImageState, version: str) -> Standing:
+def published(layout: Layout, state: ImageState, version: str) -> Standing:
     """Like `known`, but it must resolve. Raises PublishError when it does not."""
-    standing = known(state, version)
+    standing = known(layout, state, version)
     if not standing.resolvable():
         why = f": {standing.reason}" if standing.reason else ""
         raise PublishError(
@@ -169,10 +180,9 @@ def _claim_channel(layout: Layout, image: str, channel: str) -> None:
     if channel in CHANNELS:
         return
     path = layout.record(image, channel, DEFAULT_PLATFORM)
-    content = json.dumps({"schema": 1, "image": image, "channel": channel}) + "\n"
     with atomic.told(f"naming the channel {channel} of {image}"):
         if exists(layout.image(image)) and not exists(path):
-            atomic.create(path, content.encode())
+            atomic.create(path, claim(image, channel))
         release = is_release(layout, image, channel)
     if release:
         raise ConfigError(

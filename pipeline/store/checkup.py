@@ -13,7 +13,7 @@ from pipeline.errors import SqshpipeError
 from pipeline.store import atomic, leases, preflight
 from pipeline.store.layout import Layout
 from pipeline.store.prune import temporaries
-from pipeline.store.reading import load, read_head
+from pipeline.store.reading import cache_bytes, index_is_current, lost_events, read_head, read_truth
 from pipeline.store.writer import is_orphan, temporary_name
 from pipeline.system import untrusted
 
@@ -151,16 +151,23 @@ def _leases(layout: Layout) -> Iterator[Finding]:
 def _caches(layout: Layout) -> Iterator[Finding]:
     for image in layout.images():
         try:
-            loaded = load(layout, image)
+            loaded = read_truth(layout, image)
         except SqshpipeError as error:
             yield Finding(level="fail", found=error.headline, advice=error.hint)
             continue
         for message in loaded.broken:
-            yield Finding(level="fail", found=message, advice="restore it from a backup or another copy")
-        if loaded.state.releases and read_head(layout, image) is None:
+            yield Finding(level="fail", found=message, advice="sqshpipe store rebuild says what can be done")
+        if lost := lost_events(layout, loaded.state):
+            yield Finding(level="fail", found=lost, advice="sqshpipe store rebuild says what can be done")
+        elif loaded.state.releases and not _caches_are_right(layout, image):
             yield Finding(
                 level="warn", found=f"the index of {image} is stale", advice="sqshpipe store rebuild"
             )
+
+
+def _caches_are_right(layout: Layout, image: str) -> bool:
+    raw = cache_bytes(layout.index(image))
+    return read_head(layout, image) is not None and index_is_current(layout, image, raw)
 
 
 def _leftovers(layout: Layout) -> Iterator[Finding]:

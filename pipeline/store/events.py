@@ -6,17 +6,19 @@ one gets the next number and the other looks again at what is true now.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from pipeline.errors import PublishError
-from pipeline.store import atomic
+from pipeline.store import atomic, sealed
 from pipeline.store.layout import Layout
-from pipeline.store.record import check_schema
+from pipeline.store.names import is_channel, is_version
 
 SCHEMA = 1
 KINDS = frozenset(
@@ -26,6 +28,7 @@ KINDS = frozenset(
     }
 )
 _ATTEMPTS = 1000
+_NAME = re.compile(r"([0-9]{8,12})\.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,8 @@ class Event:
     change: Change
     by: str
     at: str
+    checksum: str = ""
+    """CRC-32 of the whole file, by which caches name the newest event that they contain."""
 
 
 def now() -> str:
@@ -78,28 +83,26 @@ def whoami() -> str:
 
 
 def read_event(layout: Layout, image: str, number: int) -> Event | None:
-    """The event of that number; None when there is none yet. Raises PublishError when it is damaged."""
+    """The event of that number; None when there is none yet. Raises UnreadableError when it is damaged."""
     path = layout.event(image, number)
     try:
-        raw = atomic.read_bytes(path)
+        raw = sealed.read_bytes(path)
     except FileNotFoundError:
         return None
-    try:
-        data = check_schema(json.loads(raw), path, newest=SCHEMA)
-        kind = str(data["event"])
-    except (ValueError, KeyError, RecursionError) as error:
-        raise PublishError(f"{path} is damaged: {error}", hint="restore it from a backup") from error
-    if kind not in KINDS:
-        raise PublishError(
-            f"{path} holds an event {kind!r} that this sqshpipe does not know", hint="upgrade this one"
-        )
+    except NotADirectoryError as error:
+        raise sealed.damaged(path.parent, "not a folder") from error
+    data = sealed.check_schema(sealed.parse(raw, path), path, newest=SCHEMA)
+    if data.get("image", image) != image or data.get("number", number) != number:
+        raise sealed.damaged(path, f"it is event {data.get('number', number)!r} of {data.get('image')!r}")
 
     def text(key: str) -> str:
-        value: Any = data.get(key)
-        return value if isinstance(value, str) else ""
+        value: Any = data.get(key) or ""
+        if not isinstance(value, str):
+            raise sealed.damaged(path, f"{key} is not text")
+        return value
 
     change = Change(
-        kind=kind,
+        kind=text("event"),
         version=text("version"),
         channel=text("channel"),
         previous=text("from"),
@@ -107,15 +110,67 @@ def read_event(layout: Layout, image: str, number: int) -> Event | None:
         platform=text("platform"),
         reason=text("reason"),
     )
-    return Event(number=number, change=change, by=text("by"), at=text("at"))
+    if change.kind and change.kind not in KINDS:
+        raise sealed.UnreadableError(
+            f"{path} holds an event {change.kind!r} that this sqshpipe does not know", hint="upgrade this one"
+        )
+    names_channel = is_channel(change.channel) if change.kind in ("promote", "rollback") else True
+    if not change.kind or not is_version(change.version) or not names_channel:
+        raise sealed.damaged(path, "it does not say what was done to which version")
+    return Event(number=number, change=change, by=text("by"), at=text("at"), checksum=sealed.checksum(raw))
 
 
 def read_events(layout: Layout, image: str, after: int) -> Iterator[Event]:
-    """Events with a number above `after`, in order; asks by name, since a listing may be late."""
+    """Events with a number above `after`, in order; asks by name, since a listing may be late.
+
+    Raises UnreadableError for one that is damaged and, when read from the beginning, for one that is missing
+    before a later one.
+    """
     number = after + 1
-    while (event := read_event(layout, image, number)) is not None:
+    while True:
+        event = read_event(layout, image, number)
+        if event is None and after == 0 and last_listed(layout, image) > number:
+            event = _listed_later(layout, image, number)
+        if event is None:
+            return
         yield event
         number += 1
+
+
+def last_listed(layout: Layout, image: str) -> int:
+    """The highest number that the folder of events shows; 0 when it shows none."""
+    folder = layout.events(image)
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise sealed.damaged(folder, error.strerror) from error
+    return max((int(found[1]) for name in names if (found := _NAME.fullmatch(name))), default=0)
+
+
+def _listed_later(layout: Layout, image: str, number: int) -> Event:
+    """An event with a number below one that is listed: a network file system may show it late."""
+
+    def look() -> Event:
+        event = read_event(layout, image, number)
+        if event is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return event
+
+    try:
+        return atomic.patiently(look)
+    except FileNotFoundError as error:
+        path = layout.event(image, number)
+        raise sealed.damaged(path, "it is missing, and later events are there") from error
+
+
+def checksum_of(layout: Layout, image: str, number: int) -> str:
+    """The checksum of the file of that event; empty when there is none or it cannot be read."""
+    try:
+        return sealed.checksum(sealed.read_bytes(layout.event(image, number)))
+    except (OSError, sealed.UnreadableError):
+        return ""
 
 
 def append(layout: Layout, image: str, decide: Callable[[], tuple[int, Change | None]]) -> Event | None:
@@ -130,15 +185,22 @@ def append(layout: Layout, image: str, decide: Callable[[], tuple[int, Change | 
         if change is None:
             return None
         event = Event(number=last + 1, change=change, by=whoami(), at=now())
-        if atomic.create(layout.event(image, event.number), _as_bytes(image, event)):
-            return event
+        content = as_bytes(image, event)
+        if atomic.create(layout.event(image, event.number), content):
+            return replace(event, checksum=sealed.checksum(content))
         atomic.patiently(lambda taken=event.number: layout.event(image, taken).stat())  # type: ignore[misc]
     raise PublishError(f"no event of {image} could be made: others were always faster", hint="run it again")
 
 
-def _as_bytes(image: str, event: Event) -> bytes:
+def as_bytes(image: str, event: Event) -> bytes:
     change = event.change
-    data: dict[str, Any] = {"schema": SCHEMA, "event": change.kind, "image": image, "version": change.version}
+    data: dict[str, Any] = {
+        "schema": SCHEMA,
+        "number": event.number,
+        "event": change.kind,
+        "image": image,
+        "version": change.version,
+    }
     optional = {
         "channel": change.channel,
         "from": change.previous,
@@ -148,5 +210,4 @@ def _as_bytes(image: str, event: Event) -> bytes:
     }
     data.update({key: value for key, value in optional.items() if value})
     data.update({"by": event.by, "at": event.at})
-    # in JSON the escape of a lone surrogate, which a reason given as bytes that are no text can hold
-    return (json.dumps(data, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    return sealed.seal(json.dumps(data, ensure_ascii=False))

@@ -1,42 +1,57 @@
-"""index.json and head.json: a state as text, and back. Pure, and quick with ten thousand releases."""
+"""index.json and head.json: a state as text, and back. Pure.
+
+Both are caches. They name the newest event that they contain by its number and by the checksum of its file,
+so that an older one, another image's, and one of a store whose events were lost are all noticed.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.store.names import stem
-from pipeline.store.record import check_schema
-from pipeline.store.state import ImageState, Line, Releases, Standing, parse_standing
+from pipeline.store import sealed
+from pipeline.store.names import is_channel, is_version, stem
+from pipeline.store.state import ImageState, Standing, parse_channels, parse_standing
 
 SCHEMA = 1
-_OPENED, _CLOSED = '"releases": {\n', "\n}}\n"
-_USUAL = re.compile(
-    r'"([A-Za-z0-9._-]+)": '
-    r'(\{"state": "published", "created": "([^"\\]*)", "platforms": '
-    r'\{"linux/amd64": \{"file": "([^"\\]*)", "sha256": "([0-9a-f]{64})", "size": ([0-9]+)'
-    r'(?:, "source": "([^"\\]*)")?(, "external": true)?\}\}'
-    r'(, "kept": true)?(?:, "named_until": "([^"\\]*)")?\})'
-)
+_DAMAGED = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 
-def write_index(state: ImageState) -> str:
-    """The text of index.json: one release a line, so that people can read it and diffs stay short."""
-    head = {"schema": SCHEMA, "image": state.image, "events": state.events}
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The little that resolving needs beside a record; it follows from the events alone."""
+
+    events: int
+    newest_event: str
+    channels: dict[str, str]
+    states: dict[str, str]
+    """Versions that do not resolve, and why."""
+    damaged: frozenset[str]
+    """Stems of records whose bytes are damaged."""
+
+
+def write_index(state: ImageState) -> bytes:
+    """The file index.json: one release a line, so that people can read it and diffs stay short."""
     channels = {channel: names[-1] for channel, names in sorted(state.channels.items()) if names}
     history = {channel: names for channel, names in sorted(state.channels.items()) if len(names) != 1}
-    lines = [
-        f'"{version}": {one.text if isinstance(one, Line) else json.dumps(_standing_json(one))}'
-        for version, one in state.releases.raw()
-    ]
-    return (
-        json.dumps(head)[:-1]
+    ordered = sorted(state.releases.items(), key=lambda item: (item[1].created, item[0]))
+    lines = [f'"{version}": {json.dumps(_standing_json(one))}' for version, one in ordered]
+    return sealed.seal(
+        json.dumps(_first_line(state))[:-1]
         + f',\n"channels": {json.dumps(channels)},\n"history": {json.dumps(history)},\n"releases": {{'
         + ("\n" + ",\n".join(lines) + "\n" if lines else "")
-        + "}}\n"
+        + "}}"
     )
+
+
+def _first_line(state: ImageState) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "image": state.image,
+        "events": state.events,
+        "newest_event": state.newest_event,
+    }
 
 
 def _standing_json(standing: Standing) -> dict[str, Any]:
@@ -58,65 +73,76 @@ def _standing_json(standing: Standing) -> dict[str, Any]:
     return data
 
 
-def read_index(raw: bytes, path: Path) -> ImageState:
-    """Read what `write_index` wrote, or the same JSON written otherwise.
-
-    Raises PublishError for a newer schema, ValueError when it is damaged.
-    """
-    head, opened, body = raw.decode().partition(_OPENED)
-    ours = bool(opened) and body.endswith(_CLOSED)
-    data = check_schema(json.loads(head + _OPENED + "}}" if ours else raw), path, newest=SCHEMA)
+def read_index(raw: bytes, image: str) -> ImageState | None:
+    """Read what `write_index` wrote; None for anything else, also for the index of another image."""
+    data = sealed.parse_cache(raw)
+    if data is None or data.get("image") != image:
+        return None
     try:
-        state = ImageState(image=data["image"], events=int(data["events"]))
-        if ours:
-            for line in body[: -len(_CLOSED)].split("\n"):
-                _take(state.releases, line)
-        for version, entry in data["releases"].items():
-            state.releases[version] = parse_standing(entry)
-        history = data.get("history", {})
-        for channel, version in data["channels"].items():
-            state.channels[channel] = history.get(channel) or [version]
-        for channel in history:
-            state.channels.setdefault(channel, [])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {error!r}") from error
-    return state
-
-
-def _take(releases: Releases, line: str) -> None:
-    """Take one line in: as it is when it is of the usual kind, else parsed."""
-    match = _USUAL.match(line)
-    if match and match.end() >= len(line) - 1:  # a comma may follow
-        version, text, created, file, sha256, size, source, external, kept, until = match.groups()
-        held = Line(
-            text,
-            created,
-            file,
-            sha256,
-            int(size),
-            kept is not None,
-            source or "",
-            external is not None,
-            until or "",
+        return ImageState(
+            image=image,
+            events=_count(data["events"]),
+            newest_event=str(data["newest_event"]),
+            releases={version: parse_standing(version, one) for version, one in data["releases"].items()},
+            channels=parse_channels(data["channels"], data["history"]),
         )
-        releases.take(version, held)
-        return
-    for version, entry in json.loads("{" + line.rstrip(",") + "}").items():
-        releases[version] = parse_standing(entry)
+    except _DAMAGED:
+        return None
 
 
-def write_head(state: ImageState) -> str:
-    """The text of head.json: what resolving needs beside a record, and small however many releases there
-    are.
+def read_first_line(raw: bytes, image: str) -> tuple[int, str] | None:
+    """Number and checksum of the newest event that an index contains, without parsing all of it.
+
+    None when it is not the sealed index of `image`.
     """
-    channels = {channel: names[-1] for channel, names in sorted(state.channels.items()) if names}
-    special = [(version, one) for version, one in state.releases.raw() if isinstance(one, Standing)]
-    states = {version: word for version, one in special if (word := one.state("")) != "published"}
-    damaged = sorted(
-        stem(version, platform)
-        for version, one in special
-        for platform in one.platforms
-        if platform in one.damaged
+    if not sealed.is_sealed(raw):
+        return None
+    try:
+        data = json.loads(raw.partition(b"\n")[0].rstrip(b",") + b"}")
+        return (_count(data["events"]), str(data["newest_event"])) if data["image"] == image else None
+    except _DAMAGED:
+        return None
+
+
+def head_of(state: ImageState) -> Head:
+    """The head that follows from a state."""
+    standings = state.releases.items()
+    return Head(
+        events=state.events,
+        newest_event=state.newest_event,
+        channels={channel: names[-1] for channel, names in sorted(state.channels.items()) if names},
+        states={version: word for version, one in standings if (word := one.state("")) != "published"},
+        damaged=frozenset(stem(version, name) for version, one in standings for name in one.damaged),
     )
-    data = {"schema": SCHEMA, "image": state.image, "events": state.events, "channels": channels}
-    return json.dumps({**data, "states": states, "damaged": damaged}) + "\n"
+
+
+def write_head(state: ImageState) -> bytes:
+    """The file head.json: what resolving needs beside a record, small however many releases there are."""
+    head = head_of(state)
+    states, damaged = dict(sorted(head.states.items())), sorted(head.damaged)
+    data = {**_first_line(state), "channels": head.channels, "states": states, "damaged": damaged}
+    return sealed.seal(json.dumps(data))
+
+
+def read_head(raw: bytes, image: str) -> Head | None:
+    """Read what `write_head` wrote; None for anything else, also for the head of another image."""
+    data = sealed.parse_cache(raw)
+    if data is None or data.get("image") != image:
+        return None
+    try:
+        channels, states, damaged = data["channels"], data["states"], data["damaged"]
+        texts = [*channels, *channels.values(), *states, *states.values(), *damaged]
+        if not all(isinstance(text, str) for text in texts):
+            return None
+        if not all(map(is_channel, channels)) or not all(map(is_version, channels.values())):
+            return None
+        events = _count(data["events"])
+        return Head(events, str(data["newest_event"]), channels, states, frozenset(damaged))
+    except _DAMAGED:
+        return None
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(value)
+    return value

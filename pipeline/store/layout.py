@@ -77,16 +77,30 @@ class Layout:
         return self.root / image / ".meta" / "events"
 
     def event(self, image: str, number: int) -> Path:
-        return self.events(image) / f"{number:08d}.json"
+        return Path(f"{self.root}/{image}/.meta/events/{number:08d}.json")
 
     def attachments(self, image: str, version: str, platform: str) -> Path:
         return self.root / image / ".meta" / stem(version, platform)
 
     def images(self) -> list[str]:
         """Names of the images that have a folder, sorted. No store at all is an empty list."""
+        return sorted(name for name, is_folder in self._named() if is_folder)
+
+    def not_folders(self) -> list[str]:
+        """Names that an image could have, of what is neither a folder nor a file."""
+        return sorted(name for name, is_folder in self._named() if is_folder is None)
+
+    def _named(self) -> list[tuple[str, bool | None]]:
+        """(name, whether it is a folder) of what is in the root; None for a pipe or a link to nowhere."""
         try:
             with os.scandir(self.root) as entries:
-                names = [entry.name for entry in entries if is_image(entry.name) and entry.is_dir()]
+                return [(entry.name, _is_folder(entry)) for entry in entries if is_image(entry.name)]
         except FileNotFoundError:
             return []
-        return sorted(names)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool | None:
+    try:
+        return True if entry.is_dir() else False if entry.is_file() else None
+    except OSError:
+        return None

@@ -74,6 +74,31 @@ def check_version(version: str, *, channels: Iterable[str] = CHANNELS) -> Versio
     return Version(version)
 
 
+def is_version(name: str) -> bool:
+    """Whether a version or a channel can be called so, as far as its letters go."""
+    return bool(_VERSION.fullmatch(name))
+
+
+def is_channel(name: str) -> bool:
+    """Whether a channel can be called so, as far as its letters go."""
+    return bool(_CHANNEL.fullmatch(name))
+
+
+def is_platform(name: str) -> bool:
+    """Whether `name` has the form os/architecture."""
+    return bool(_PLATFORM.fullmatch(name))
+
+
+def may_be_of(name: str, version: str) -> bool:
+    """Whether the record file of that stem may be `version`'s, for whatever platform."""
+    return name == version or name.startswith(version + ".")
+
+
+def is_of(name: str, version: str) -> bool:
+    """Whether the record file of that stem is `version`'s and no longer version's, for a known platform."""
+    return name == version or _PLATFORM_SUFFIX.sub("", name) == version
+
+
 def check_channel(channel: str) -> str:
     """Give `channel` back when it can be one. Raises ConfigError."""
     if not _CHANNEL.fullmatch(channel) or channel in _RESERVED_VERSIONS or channel.startswith("key-"):

@@ -1,5 +1,9 @@
 """Take away what nobody needs: hide, later delete, and clear up after the dead.
 
+What is decided follows from records and events, all of them read for it; a cache can only keep bytes. While
+one record or event cannot be read, no bytes are deleted in the whole store, and nothing is hidden in its
+image.
+
 Deleting bytes races with a publisher that brings the same content under a new version at the same moment. So
 the bytes are first moved to a temporary name, then the records are read once more, and whatever is needed
 after all gets its name back; the publisher looks after its commit too. Nothing that is in doubt is deleted.
@@ -10,18 +14,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import structlog
 
 from pipeline.errors import ToolError
-from pipeline.store import atomic, caches, channels, exclusive, leases, retention
+from pipeline.store import atomic, caches, channels, exclusive, inventory, leases, retention
 from pipeline.store.events import Change
+from pipeline.store.inventory import Inventory
 from pipeline.store.layout import LINK_SUFFIX, Layout
-from pipeline.store.reading import load
-from pipeline.store.retention import DELETE, HIDE, UNHIDE, LiveJobs, Policy, Verdict
+from pipeline.store.reading import cache_bytes, index_is_current, read_head
+from pipeline.store.retention import DELETE, HIDE, KEEP, UNHIDE, WAIT, LiveJobs, Policy, Verdict
+from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import ImageState
 from pipeline.store.writer import (
     FOREIGN_WRITER_AGE_SECONDS,
@@ -53,7 +59,9 @@ class Report:
     unreachable: str = ""
     """Why Slurm could not be asked; then nothing is hidden or deleted."""
     broken: list[str] = field(default_factory=list)
-    """Records that cannot be read. What they name is not known, so no bytes are deleted."""
+    """Records and events that cannot be read, one sentence each. What they name is not known, so no bytes are
+    deleted.
+    """
 
 
 def prune(layout: Layout, policy: Policy, ask_jobs: AskJobs, *, dry_run: bool = False) -> Report:
@@ -70,46 +78,61 @@ def prune(layout: Layout, policy: Policy, ask_jobs: AskJobs, *, dry_run: bool = 
         report.unreachable = error.headline
     with atomic.told(f"pruning {layout.root}"):
         used = retention.in_use(leases.read_all(layout, warn=True), jobs, now)
-        states = _states(layout, report)
-        for state in states.values():
+        found = _read(layout, report)
+        named = inventory.named_by_caches(layout, found)
+        for state in found.states.values():
             report.verdicts += retention.judge(state, policy, used, now)
-        if jobs is None:
-            report.verdicts = [_kept_in_doubt(verdict, report.unreachable) for verdict in report.verdicts]
+        report.verdicts = [_without_doubt(verdict, found, report) for verdict in report.verdicts]
         if dry_run:
-            _foresee(layout, states, policy, report, now, used=None if jobs is None else used)
+            _foresee(layout, found, policy, report, now, used=None if jobs is None else named | used)
             return report
         _settle_killed(layout)
-        for image in _change(layout, report):
+        for image in sorted(_change(layout, found.states, report) | _stale(layout, found)):
             caches.refresh(layout, image)
         if jobs is not None:
-            _delete_unused(layout, policy, ask_jobs, report, now)
+            _delete_unused(layout, policy, ask_jobs, report, now, named)
             _drop_leases(layout, jobs, now)
         _clear_temporaries(layout, report)
         caches.refresh_manifest(layout)
     return report
 
 
-def _states(layout: Layout, report: Report) -> dict[str, ImageState]:
-    """What is true now of every image; records that cannot be read are told in the report."""
-    loaded = {image: load(layout, image) for image in layout.images()}
-    report.broken = [message for one in loaded.values() for message in one.broken]
-    return {image: one.state for image, one in loaded.items()}
+def _read(layout: Layout, report: Report) -> Inventory:
+    """What is true now of every image; what cannot be read is in the report, too."""
+    found = inventory.take(layout)
+    report.broken = found.broken
+    return found
 
 
-def _kept_in_doubt(verdict: Verdict, why: str) -> Verdict:
+def _stale(layout: Layout, found: Inventory) -> set[str]:
+    """Images that are known whole and whose caches are not right."""
+
+    def right(image: str) -> bool:
+        try:
+            raw = cache_bytes(layout.index(image))
+            return index_is_current(layout, image, raw) and read_head(layout, image) is not None
+        except UnreadableError:
+            return True  # of a newer schema: not ours to write
+
+    known = found.states.keys() - found.faults.keys()
+    return {image for image in known if found.states[image].releases and not right(image)}
+
+
+def _without_doubt(verdict: Verdict, found: Inventory, report: Report) -> Verdict:
+    """The verdict, where it hides or deletes: only when everything is known that could speak against it."""
     if verdict.action not in (HIDE, DELETE):
         return verdict
-    return Verdict(
-        image=verdict.image,
-        version=verdict.version,
-        action=retention.KEEP,
-        reason=f"running jobs are not known ({why})",
-        sha256=verdict.sha256,
-        size=verdict.size,
-    )
+    action, why = KEEP, ""
+    if report.unreachable:
+        why = f"running jobs are not known ({report.unreachable})"
+    elif verdict.image in found.faults:
+        why = "not everything of this image can be read"
+    elif verdict.action == DELETE and report.broken:
+        action, why = WAIT, "hidden; no bytes are deleted while a record or event cannot be read"
+    return replace(verdict, action=action, reason=why) if why else verdict
 
 
-def _change(layout: Layout, report: Report) -> set[str]:
+def _change(layout: Layout, states: dict[str, ImageState], report: Report) -> set[str]:
     """Make the events of the verdicts; gives the images that changed. Each is decided again on what is
     true now.
     """
@@ -128,20 +151,11 @@ def _change(layout: Layout, report: Report) -> set[str]:
                 return None
             return Change(kind=kind, version=verdict.version, reason=verdict.reason)
 
-        if channels.decide(layout, verdict.image, decision) is not None:
+        state = states[verdict.image]
+        if channels.decide(layout, verdict.image, decision, wanted=lambda _: (), state=state) is not None:
             changed.add(verdict.image)
             log.info(f"{verdict.image}:{verdict.version} {kind}", reason=verdict.reason)
     return changed
-
-
-def _needed(states: dict[str, ImageState]) -> tuple[set[str], set[str]]:
-    """(digests that a release still has, digests that only pruned releases had)."""
-    alive: set[str] = set()
-    pruned: set[str] = set()
-    for state in states.values():
-        for _, version, _, held in state.stems():
-            (pruned if state.releases[version].pruned else alive).add(held.sha256)
-    return alive, pruned - alive
 
 
 def _unused(
@@ -160,14 +174,14 @@ def _unused(
     found = []
     for entry in _entries(layout.blobs):
         match = _BLOB.fullmatch(entry.name)
-        if match is None or match[1] in alive:
+        if match is None or match[1] in alive or not entry.is_file(follow_symlinks=False):
             continue
         changed = datetime.fromtimestamp(entry.stat(follow_symlinks=False).st_ctime, timezone.utc)
         stays = ""
-        if match[1] in used:
+        if report.broken:
+            stays = "there are records or events that cannot be read, and it may be theirs"
+        elif match[1] in used:
             stays = f"no release has it, but {used[match[1]]}"
-        elif report.broken:
-            stays = "there are records that cannot be read, and it may be theirs"
         elif match[1] not in pruned and changed + policy.delete_after >= now:
             stays = f"no record names it; deleted after {(changed + policy.delete_after).date()}"
         if stays:
@@ -181,12 +195,21 @@ def _used_now(layout: Layout, ask_jobs: AskJobs, now: datetime) -> dict[str, str
     return retention.in_use(leases.read_all(layout), ask_jobs(), now)
 
 
-def _delete_unused(layout: Layout, policy: Policy, ask_jobs: AskJobs, report: Report, now: datetime) -> None:
-    """Delete bytes that no release has; records, leases and jobs are read again before and after."""
-    alive, pruned = _needed(_states(layout, report))
+def _delete_unused(
+    layout: Layout,
+    policy: Policy,
+    ask_jobs: AskJobs,
+    report: Report,
+    now: datetime,
+    named: Mapping[str, str],
+) -> None:
+    """Delete bytes that no release has; records, leases and jobs are read again before and after. `named` are
+    digests that a cache named.
+    """
+    alive, pruned = _read(layout, report).needed()
     aside: dict[str, Path] = {}
     try:
-        used = _used_now(layout, ask_jobs, now)
+        used = {**named, **_used_now(layout, ask_jobs, now)}
         for digest in _unused(layout, alive, pruned, policy, now, used, report):
             away = layout.blobs / temporary_name(f".{digest}.pruned")
             try:
@@ -195,7 +218,7 @@ def _delete_unused(layout: Layout, policy: Policy, ask_jobs: AskJobs, report: Re
                 continue  # another prune was faster
             aside[digest] = away
         if aside:
-            alive = _needed(_states(layout, report))[0] | _used_now(layout, ask_jobs, now).keys()
+            alive = _read(layout, report).needed()[0] | _used_now(layout, ask_jobs, now).keys()
             if report.broken:
                 alive |= aside.keys()
             for digest in aside.keys() - alive:
@@ -233,7 +256,7 @@ def _settle_killed(layout: Layout) -> None:
     """Bytes that a killed prune moved away get their name back, and are judged like all others."""
     for entry in _entries(layout.blobs):
         match = _ASIDE.fullmatch(entry.name)
-        if match and is_orphan(Path(entry.path)):
+        if match and entry.is_file(follow_symlinks=False) and is_orphan(Path(entry.path)):
             _give_back(layout, match[1], Path(entry.path))
 
 
@@ -263,7 +286,9 @@ def _clear_temporaries(layout: Layout, report: Report) -> None:
 def _leftovers(layout: Layout, report: Report) -> Iterator[tuple[Path, str]]:
     """Temporary files to remove, with the reason; the report gets the reason of those that stay."""
     for path in temporaries(layout):
-        if is_orphan(path):
+        if path.is_dir() and not path.is_symlink():
+            report.kept.append((str(path.relative_to(layout.root)), "it is a folder, which no writer makes"))
+        elif is_orphan(path):
             yield path, "its writer is dead"
         elif is_foreign(path):
             days = FOREIGN_WRITER_AGE_SECONDS // 86400
@@ -275,7 +300,7 @@ def _leftovers(layout: Layout, report: Report) -> Iterator[tuple[Path, str]]:
 
 def _foresee(
     layout: Layout,
-    states: dict[str, ImageState],
+    found: Inventory,
     policy: Policy,
     report: Report,
     now: datetime,
@@ -290,8 +315,8 @@ def _foresee(
         return
     going = [verdict for verdict in report.verdicts if verdict.action == DELETE]
     for verdict in going:
-        states[verdict.image].releases[verdict.version].pruned = True
-    alive, pruned = _needed(states)
+        found.states[verdict.image].releases[verdict.version].pruned = True
+    alive, pruned = found.needed()
     for verdict in going:
         for digest in set(verdict.sha256) & alive:
             report.kept.append(

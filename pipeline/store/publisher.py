@@ -12,7 +12,7 @@ from pipeline.store import atomic, caches, channels, folders, preflight, publish
 from pipeline.store.events import Change
 from pipeline.store.layout import Layout
 from pipeline.store.names import DEFAULT_PLATFORM
-from pipeline.store.reading import exists, load, read_record
+from pipeline.store.reading import add_versions, exists, fold_events, read_record, refuse_newer
 from pipeline.store.record import Record
 from pipeline.store.state import ImageState, Standing
 from pipeline.store.writer import is_temporary, temporary_name
@@ -30,17 +30,22 @@ def publish(
 ) -> None:
     """Make the release exist, complete, with its channels and caches; see Store.publish."""
     with atomic.told(f"publishing {record.image}:{record.version} in {layout.root}"):
+        refuse_newer(layout, record.image)
+        state = fold_events(layout, ImageState(image=record.image))  # raises before anything is brought
+        named = record.version in state.releases
+        add_versions(layout, state, [record.version])
         _refuse_channel_name(layout, record)
         there = read_record(layout, record.image, record.version, record.platform)
         if there is not None:
             publishing.refuse_other_content(record, there)
-        standing = load(layout, record.image).state.releases.get(record.version) if there else None
+        else:
+            refuse_lost_record(layout, record, state, named=named)
+        standing = state.releases.get(record.version) if there else None
         if there is None or not _stands(layout, there, standing):
             if file == layout.blob(record.sha256):
                 commit_present(layout, record, meter=meter)
             else:
                 _bring(layout, record, file, standing, sha256, meter)
-        loaded = load(layout, record.image)
         for channel in moves:
             channels.advance(
                 layout,
@@ -48,9 +53,9 @@ def publish(
                 record.version,
                 channel,
                 allow_external=allow_external,
-                loaded=loaded,
+                state=state,
             )
-        caches.refresh(layout, record.image, loaded)
+        caches.refresh(layout, record.image)
         caches.refresh_manifest(layout)
 
 
@@ -61,6 +66,21 @@ def _refuse_channel_name(layout: Layout, record: Record) -> None:
         raise PublishError(
             f"{record.version!r} is a channel of {record.image} and cannot be a version",
             hint="choose another version",
+        )
+
+
+def refuse_lost_record(layout: Layout, record: Record, state: ImageState, *, named: bool) -> None:
+    """Refuse a version that was published before and has lost its record: nobody knows with which content."""
+    link = layout.link(record.image, record.version, record.platform)
+    try:
+        other = link.readlink().name != layout.blob(record.sha256).name
+    except OSError:
+        other = False
+    if other or (named and not state.releases[record.version].platforms):
+        name = f"{record.image}:{record.version}"
+        raise PublishError(
+            f"{name} was published before, and its record is missing",
+            hint=f"sqshpipe store rebuild --restore {name}, or choose another version",
         )
 
 
@@ -143,7 +163,10 @@ def _is_staged(layout: Layout, file: Path) -> bool:
 def set_aside(layout: Layout, record: Record) -> None:
     """Take bytes that a scrub found damaged away from their name; `prune` removes them."""
     blob = layout.blob(record.sha256)
-    if exists(blob) and publishing.hash_file(blob) != record.sha256:
+    if not exists(blob):
+        return
+    regular = blob.is_file() and not blob.is_symlink()
+    if not regular or publishing.hash_file(blob) != record.sha256:
         blob.rename(blob.with_name(temporary_name(".damaged")))
 
 
@@ -163,5 +186,8 @@ def _bring_back(layout: Layout, record: Record) -> None:
             return Change(kind="unhide", version=version, reason="published again")
         return None
 
-    while channels.decide(layout, record.image, decision) is not None:
+    state = ImageState(image=record.image)
+    while (
+        channels.decide(layout, record.image, decision, wanted=lambda _: [version], state=state) is not None
+    ):
         pass

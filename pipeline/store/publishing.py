@@ -25,6 +25,7 @@ from pipeline.store.layout import Layout
 from pipeline.store.reading import exists, read_record
 from pipeline.store.record import Record
 from pipeline.store.writer import temporary_name
+from pipeline.system import untrusted
 
 _PIECE = 4 << 20
 
@@ -66,10 +67,10 @@ def copy_in(file: Path, staged: Path, *, meter: Meter = SILENT) -> str:
 
 
 def hash_file(path: Path, *, meter: Meter = SILENT) -> str:
-    """sha256 of a file in hex."""
+    """sha256 of a regular file in hex. Raises OSError for anything else, a symlink too."""
     digest = hashlib.sha256()
     buffer = bytearray(_PIECE)
-    with path.open("rb", buffering=0) as source:
+    with os.fdopen(untrusted.open_regular(path), "rb", buffering=0) as source:
         meter.total(os.fstat(source.fileno()).st_size)
         while count := source.readinto(buffer):
             digest.update(memoryview(buffer)[:count])

@@ -1,38 +1,33 @@
-"""What is true of an image now, read at the least cost: its index, and what came after the index was written.
+"""What is true of an image now.
 
-Only the standard library is imported here: `sqshpipe resolve` comes this way.
+Truth is its records and events: `read_truth` reads all of them, `fold_events` with `add_versions` the events
+and the records of some versions. Whatever deletes, hides, marks or moves decides from these.
+
+`load` and `read_head` are for display and look-up: they use the caches where those are sound and name an
+event that is there, add what came after, and read the truth otherwise. Only the standard library is imported
+here: `sqshpipe resolve` comes this way.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.errors import PublishError
-from pipeline.store import atomic
-from pipeline.store.events import read_events
-from pipeline.store.index import read_index, write_head
+from pipeline.store import index, sealed
+from pipeline.store.events import checksum_of, read_events
+from pipeline.store.index import Head, head_of
 from pipeline.store.layout import INDEX, LINK_SUFFIX, RECORD_SUFFIX, Layout
-from pipeline.store.names import stem
-from pipeline.store.record import Record, check_schema, is_claim, parse_record
+from pipeline.store.names import is_of, may_be_of
+from pipeline.store.record import Record, parse_own
 from pipeline.store.state import ImageState
+from pipeline.words import escaped
 
 Signature = tuple[int, int]
 """Inode and modification time (ns): tells whether a file is still the one that was read or written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The little that resolving needs beside a record."""
-
-    events: int
-    channels: dict[str, str]
-    states: dict[str, str]
-    """Versions that do not resolve, and why."""
-    damaged: frozenset[str]
-    """Stems of records whose bytes are damaged."""
+_SCHEMA = re.compile(rb'\s*\{\s*"schema"\s*:\s*([0-9]+)')
 
 
 @dataclass(slots=True)
@@ -40,68 +35,167 @@ class Loaded:
     """A state with what was found on disk beside it."""
 
     state: ImageState
-    index: str
-    """Text of the index as it lies there; empty when there is none that can be used."""
+    index: bytes = b""
+    """The index as it lies there; empty when there is none that can be used."""
     signature: Signature = (0, 0)
     links: set[str] = field(default_factory=set)
+    skipped: set[str] = field(default_factory=set)
+    """Stems of files among the records that are no releases: claims of channels, and what cannot be read."""
     broken: list[str] = field(default_factory=list)
     """Records that could not be read, one sentence each."""
 
 
 def read_record(layout: Layout, image: str, version: str, platform: str) -> Record | None:
-    """The record of that release; None when there is none. Raises PublishError when it is damaged."""
-    path = layout.record(image, version, platform)
+    """The record of that release; None when there is none. Raises UnreadableError when it is damaged."""
+    return _read_record(layout.record(image, version, platform))
+
+
+def _read_record(path: Path) -> Record | None:
     try:
-        raw = atomic.read_bytes(path)
+        return parse_own(sealed.read_bytes(path), path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return None if is_claim(raw) else _own(parse_record(raw, path), image, stem(version, platform), path)
 
 
-def _own(record: Record, image: str, name: str, path: Path) -> Record:
-    if (record.image, stem(record.version, record.platform)) != (image, name):
-        raise PublishError(
-            f"{path} is the record of {record.image}:{record.version} for {record.platform}",
-            hint="a record must not be moved or copied by hand",
-        )
-    return record
+def read_truth(layout: Layout, image: str) -> Loaded:
+    """All records and events of `image`, read now. A record that cannot be read, or is missing though events
+    name its version, is reported in `broken`.
 
-
-def load(layout: Layout, image: str, *, rebuild: bool = False) -> Loaded:
-    """What is true of `image` now: the index, with the events and records that came after it.
-
-    With `rebuild` the index is not used. Raises PublishError for a damaged event or an index of a newer
-    schema; a record that cannot be read is told in `broken` and left out.
+    Raises UnreadableError for an event that is damaged or missing: then nothing is known of the image.
     """
-    loaded = Loaded(ImageState(image=image), "") if rebuild else _from_index(layout, image)
-    state = loaded.state
-    for event in read_events(layout, image, state.events):
-        state.apply(event)
-    known = {file.stem for file in state.files()} | state.channels.keys()
-    for name in sorted(records_in(layout.image(image), loaded.links) - known):
-        path = layout.image(image) / (name + RECORD_SUFFIX)
-        raw = atomic.read_bytes(path)
-        if is_claim(raw):
-            continue
-        try:
-            state.add(_own(parse_record(raw, path), image, name, path))
-        except PublishError as error:
-            loaded.broken.append(error.headline)
+    loaded = Loaded(ImageState(image=image))
+    fold_events(layout, loaded.state)
+    _add_records(layout, loaded, records_in(layout.image(image), loaded.links))
+    for version, standing in loaded.state.releases.items():
+        if not standing.platforms and not any(is_of(name, version) for name in loaded.skipped):
+            path = layout.image(image) / (version + RECORD_SUFFIX)
+            loaded.broken.append(f"{escaped(str(path))} is missing: events name that version")
     return loaded
 
 
-def _from_index(layout: Layout, image: str) -> Loaded:
+def fold_events(layout: Layout, state: ImageState) -> ImageState:
+    """Fold in what was done after the last event of `state`. Raises UnreadableError for a damaged event."""
+    for event in read_events(layout, state.image, state.events):
+        state.apply(event)
+    return state
+
+
+def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> None:
+    """Take in the records of those versions, for every platform.
+
+    Raises UnreadableError when one of them is damaged.
+    """
+    wanted = frozenset(versions)
+    if not wanted:
+        return
+    for name in sorted(records_in(layout.image(state.image), set())):
+        if not any(may_be_of(name, version) for version in wanted):
+            continue
+        try:
+            record = _read_record(layout.image(state.image) / (name + RECORD_SUFFIX))
+        except sealed.UnreadableError:
+            if any(is_of(name, version) for version in wanted):
+                raise
+            continue
+        if record is not None and record.version in wanted:
+            state.add(record)
+
+
+def load(layout: Layout, image: str) -> Loaded:
+    """For display: the index where it can be believed, with the events and records that came after it.
+
+    Raises UnreadableError for a damaged event or an index of a newer schema; a record that cannot be read is
+    reported in `broken` and left out.
+    """
+    links: set[str] = set()
+    there = records_in(layout.image(image), links)
+    loaded = _from_index(layout, image, there) or Loaded(ImageState(image=image))
+    fold_events(layout, loaded.state)
+    _add_records(layout, loaded, there)
+    loaded.links = links
+    return loaded
+
+
+def _add_records(layout: Layout, loaded: Loaded, there: set[str]) -> None:
+    """Take in the records of the stems `there` that the state does not have."""
+    state = loaded.state
+    for name in sorted(there.difference(name for name, _, _, _ in state.stems())):
+        path = layout.image(state.image) / (name + RECORD_SUFFIX)
+        try:
+            record = _read_record(path)
+        except sealed.UnreadableError as error:
+            loaded.broken.append(error.message)
+            loaded.skipped.add(name)
+            continue
+        if record is None:
+            loaded.skipped.add(name)
+        else:
+            state.add(record)
+
+
+def _from_index(layout: Layout, image: str, there: set[str]) -> Loaded | None:
+    """The index, when it is sound and its records and its newest event are still there."""
     path = layout.index(image)
+    signature = signature_of(path)  # before it is read: another one may come meanwhile
+    raw = cache_bytes(path)
+    state = index.read_index(raw, image)
+    if state is None or not _contains(layout, image, state.events, state.newest_event):
+        return None
+    gone = [name for name, _, _, _ in state.stems() if name not in there]
+    if any(not exists(layout.image(image) / (name + RECORD_SUFFIX)) for name in gone):
+        return None
+    return Loaded(state, raw, signature)
+
+
+def _contains(layout: Layout, image: str, events: int, newest: str) -> bool:
+    """Whether the newest event of a cache is the one that the image has under that number."""
+    return not events or checksum_of(layout, image, events) == newest
+
+
+def cache_bytes(path: Path) -> bytes:
+    """What lies in a cache's place; empty when that is no file that can be read.
+
+    Raises UnreadableError when a newer sqshpipe wrote it: it knows more than this one can write.
+    """
     try:
-        signature = signature_of(path)
-        raw = atomic.read_bytes(path)
-        return Loaded(read_index(raw, path), raw.decode(), signature)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return Loaded(ImageState(image=image), "")
+        raw = sealed.read_bytes(path, limit=sealed.LARGE)
+    except (OSError, sealed.UnreadableError):
+        return b""
+    found = _SCHEMA.match(raw[:100])
+    if found and int(found[1]) > index.SCHEMA and (sealed.is_sealed(raw) or b'"crc32"' not in raw[-100:]):
+        raise sealed.UnreadableError(
+            f"{escaped(str(path))} has schema {found[1].decode()}; this sqshpipe knows up to {index.SCHEMA}",
+            hint="a newer sqshpipe writes this store: upgrade this one",
+        )
+    return raw
+
+
+def refuse_newer(layout: Layout, image: str) -> None:
+    """Raise UnreadableError when a newer sqshpipe wrote a cache that a change of `image` writes."""
+    for path in (layout.manifest, layout.index(image), layout.head(image)):
+        cache_bytes(path)
+
+
+def lost_events(layout: Layout, state: ImageState) -> str:
+    """The sentence for a sound cache that contains more events than are there; empty when none does."""
+    image = state.image
+    head = index.read_head(cache_bytes(layout.head(image)), image)
+    line = index.read_first_line(cache_bytes(layout.index(image)), image)
+    for path, number in (
+        (layout.head(image), head.events if head else 0),
+        (layout.index(image), line[0] if line else 0),
+    ):
+        if number > state.events and not exists(layout.event(image, number)):
+            missing = escaped(str(layout.event(image, number)))
+            return f"{missing} is missing: {path.name} contains it"
+    return ""
 
 
 def signature_of(path: Path) -> Signature:
-    status = path.stat()
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return (0, 0)
     return status.st_ino, status.st_mtime_ns
 
 
@@ -124,14 +218,27 @@ def records_in(folder: Path, links: set[str]) -> set[str]:
 
 
 def read_head(layout: Layout, image: str) -> Head | None:
-    """head.json when it is there and nothing has happened since it was written, else None."""
-    path = layout.head(image)
-    try:
-        data = check_schema(json.loads(atomic.read_bytes(path)), path)
-        head = Head(data["events"], data["channels"], data["states"], frozenset(data["damaged"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    """head.json when it is sound and nothing has happened since it was written, else None."""
+    head = index.read_head(cache_bytes(layout.head(image)), image)
+    if head is None or not _contains(layout, image, head.events, head.newest_event):
         return None
     return None if exists(layout.event(image, head.events + 1)) else head
+
+
+def current_head(layout: Layout, image: str) -> Head:
+    """What resolving needs beside a record: head.json, else what follows from all events.
+
+    Raises UnreadableError for a damaged event.
+    """
+    return read_head(layout, image) or head_of(fold_events(layout, ImageState(image=image)))
+
+
+def index_is_current(layout: Layout, image: str, raw: bytes) -> bool:
+    """Whether `raw` is the sealed index of `image`, and nothing has happened since it was written."""
+    line = index.read_first_line(raw, image)
+    return (
+        line is not None and _contains(layout, image, *line) and not exists(layout.event(image, line[0] + 1))
+    )
 
 
 def exists(path: Path) -> bool:
@@ -141,9 +248,3 @@ def exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
-
-
-def head_of(state: ImageState) -> Head:
-    """The head that follows from a state."""
-    data = json.loads(write_head(state))
-    return Head(data["events"], data["channels"], data["states"], frozenset(data["damaged"]))

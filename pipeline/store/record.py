@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PublishError
-from pipeline.store.names import DEFAULT_PLATFORM
+from pipeline.store import sealed
+from pipeline.store.names import DEFAULT_PLATFORM, is_platform, is_version, stem
 
 SCHEMA = 1
 _HEX = re.compile(r"[0-9a-f]{64}")
-_LIMIT = 16 << 20
 EXTERNAL: Mapping[str, Any] = {"status": "external", "scanner": "none"}
 """The scan entry of a .sqsh that was made elsewhere."""
 
@@ -73,8 +72,7 @@ class Record:
         }
 
     def as_bytes(self) -> bytes:
-        text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
-        return text.encode("utf-8", "backslashreplace")  # in JSON the escape of a lone surrogate
+        return sealed.seal(json.dumps(self.as_json(), indent=2, ensure_ascii=False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,27 +105,43 @@ def release_of(record: Record, *, path: Path, link: Path, state: str) -> Release
     return Release(**facts, path=path, link=link, state=state)
 
 
-def check_schema(data: Any, path: Path, *, newest: int = SCHEMA) -> dict[str, Any]:
-    """`data` as an object whose schema this program knows. Raises PublishError naming `path`."""
-    if not isinstance(data, dict):
-        raise PublishError(f"{path} is damaged: not a JSON object", hint="sqshpipe scrub tells what else is")
-    schema = data.get("schema", 0)
-    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 0:
-        raise PublishError(f"{path} is damaged: schema {schema!r}", hint="sqshpipe scrub tells what else is")
-    if schema > newest:
-        raise PublishError(
-            f"{path} has schema {schema}; this sqshpipe knows up to {newest}",
-            hint="a newer sqshpipe wrote it: upgrade this one",
-        )
-    return data
-
-
 def parse_record(raw: bytes, path: Path) -> Record:
-    """Read the bytes of a record file. Raises PublishError naming `path` when they are not one."""
-    if len(raw) > _LIMIT:
-        raise PublishError(f"{path} is damaged: {len(raw)} bytes", hint="a record has a few kilobytes")
+    """Read the bytes of a record file. Raises UnreadableError naming `path` when they are not one."""
+    return _record(sealed.parse(raw, path), path)
+
+
+def parse_own(raw: bytes, path: Path) -> Record | None:
+    """Read the bytes of the record file at `path`; None when they only claim its name for a channel.
+
+    Raises UnreadableError when they are neither, or belong to another release than the file's name says.
+    """
+    data = sealed.parse(raw, path)
+    image, name = path.parent.name, path.name.removesuffix(".json")
+    if "channel" in data and "sha256" not in data:
+        sealed.check_schema(data, path, newest=SCHEMA)
+        if (data.get("image"), data["channel"]) != (image, name):
+            raise sealed.damaged(path, f"it claims the channel {data['channel']!r} of {data.get('image')!r}")
+        return None
+    record = _record(data, path)
+    if (record.image, stem(record.version, record.platform)) != (image, name):
+        what = f"the record of {record.image}:{record.version} for {record.platform}"
+        raise sealed.damaged(path, f"it is {what}; a record must not be moved or copied by hand")
+    return record
+
+
+def is_claim(raw: bytes) -> bool:
+    """Whether the bytes of a record file only claim its name for a channel."""
+    return len(raw) < 512 and b'"channel"' in raw and b'"sha256"' not in raw
+
+
+def claim(image: str, channel: str) -> bytes:
+    """The file that takes the record name of a channel."""
+    return sealed.seal(json.dumps({"schema": SCHEMA, "image": image, "channel": channel}))
+
+
+def _record(data: dict[str, Any], path: Path) -> Record:
+    sealed.check_schema(data, path, newest=SCHEMA)
     try:
-        data = check_schema(json.loads(raw), path)
         record = Record(
             image=_text(data, "image"),
             version=_text(data, "version"),
@@ -140,23 +154,23 @@ def parse_record(raw: bytes, path: Path) -> Record:
             converter=_mapping(data, "converter"),
             scan=_mapping(data, "scan") or dict(EXTERNAL),
             provenance=_mapping(data, "provenance") or {},
-            checks=tuple(str(check) for check in data.get("checks") or ()),
+            checks=_texts(data, "checks"),
             created=_text(data, "created", "1970-01-01T00:00:00Z"),
         )
-    except (ValueError, RecursionError) as error:
-        raise PublishError(
-            f"{path} is damaged: {error}", hint="sqshpipe store rebuild leaves it out and says so"
-        ) from error
-    if not _HEX.fullmatch(record.sha256):
-        raise PublishError(f"{path} is damaged: sha256 {record.sha256!r}", hint="restore it from a backup")
+        if not is_sha256(record.sha256):
+            raise ValueError(f"sha256 {record.sha256!r}")
+        if not is_version(record.version) or not is_platform(record.platform):
+            raise ValueError(f"version {record.version!r} for {record.platform!r}")
+        if not isinstance((record.source or {}).get("digest", ""), str):
+            raise ValueError("the digest of its source is not text")
+    except ValueError as error:
+        raise sealed.damaged(path, error) from error
     return record
 
 
-def is_claim(raw: bytes) -> bool:
-    """Whether a file among the records only holds its name for a channel: {"schema": 1, "image",
-    "channel"}.
-    """
-    return len(raw) < 512 and b'"channel"' in raw and b'"sha256"' not in raw
+def is_sha256(text: str) -> bool:
+    """Whether `text` is a sha256 as the store writes it: 64 lower-case hex digits."""
+    return _HEX.fullmatch(text) is not None
 
 
 def _text(data: dict[str, Any], key: str, default: str | None = None) -> str:
@@ -164,6 +178,13 @@ def _text(data: dict[str, Any], key: str, default: str | None = None) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{key} is {'missing' if value is None else 'not text'}")
     return value
+
+
+def _texts(data: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = data.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{key} is not a list of texts")
+    return tuple(value)
 
 
 def _count(data: dict[str, Any], key: str) -> int:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 
 from pipeline.store.events import moment
 from pipeline.store.leases import Lease
 from pipeline.store.state import ImageState, Standing
 
+LONGEST = timedelta(days=36500)
+"""A longer time than this is a mistake; the calendar ends in the year 9999."""
 KEEP, HIDE, WAIT, DELETE, UNHIDE, GONE = "keep", "hide", "wait", "delete", "unhide", "gone"
 
 
@@ -106,7 +108,7 @@ def _why_it_stays(state: ImageState, version: str, standing: Standing, policy: P
     if standing.kept:
         return "marked keep"
     if standing.named_until and now - moment(standing.named_until) < policy.named_grace:
-        until = moment(standing.named_until) + policy.named_grace
+        until = _later(standing.named_until, policy.named_grace)
         return f"a channel named it until {standing.named_until[:10]}, so it stays until {until.date()}"
     return ""
 
@@ -115,7 +117,7 @@ def _action(standing: Standing, stays: str, user: str, policy: Policy, now: date
     if standing.pruned:
         return GONE, "deleted before; the version stays taken"
     if standing.hidden_at:
-        due = moment(standing.hidden_at) + policy.delete_after
+        due = _later(standing.hidden_at, policy.delete_after)
         if stays and standing.kept:
             return UNHIDE, stays
         if user:
@@ -126,3 +128,11 @@ def _action(standing: Standing, stays: str, user: str, policy: Policy, now: date
     if stays or user:
         return KEEP, stays or user
     return HIDE, "yanked and old" if standing.yanked else "older than what is kept"
+
+
+def _later(text: str, span: timedelta) -> datetime:
+    """The moment that lies `span` after another, or the last one that the calendar has."""
+    try:
+        return moment(text) + span
+    except OverflowError:
+        return datetime.max.replace(tzinfo=timezone.utc)

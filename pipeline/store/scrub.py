@@ -19,12 +19,13 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.progress import SILENT, Meter
-from pipeline.store import atomic, caches, channels, folders
+from pipeline.store import atomic, caches, channels, folders, inventory, sealed
 from pipeline.store.events import Change
+from pipeline.store.inventory import Inventory
 from pipeline.store.layout import Layout
 from pipeline.store.names import check_image, nearest, split_name
-from pipeline.store.reading import load
 from pipeline.store.state import ImageState
+from pipeline.system import untrusted
 
 _PIECE = 4 << 20
 _NOTE_SECONDS = 5.0
@@ -69,7 +70,8 @@ def scrub(
     report = Report()
     wanted = [split_name(name) if ":" in name else (check_image(name), "") for name in names]
     with atomic.told(f"reading {layout.root}"):
-        held = _held(layout, wanted, report)
+        found = inventory.take(layout)
+        held = _held(layout, found, wanted, report)
     progress = _read_progress(layout)
     todo = list(held)
     if not wanted:
@@ -90,7 +92,7 @@ def scrub(
                 report.damaged.append(Damage(sha256=digest, what=what, releases=releases))
             else:
                 progress.sound[digest] = time.time()
-            _mark(layout, digest, held[digest].places, what)
+            _mark(layout, found.states, digest, held[digest].places, what)
             if time.monotonic() - noted > _NOTE_SECONDS:  # thousands of small files: not after each
                 _write_progress(layout, progress)
                 noted = time.monotonic()
@@ -110,23 +112,24 @@ class _Held:
     """(image, version, platform)"""
 
 
-def _held(layout: Layout, wanted: list[tuple[str, str]], report: Report) -> dict[str, _Held]:
-    """sha256 -> what has it, for everything that was not pruned. Records that cannot be read are told."""
+def _held(
+    layout: Layout, found: Inventory, wanted: list[tuple[str, str]], report: Report
+) -> dict[str, _Held]:
+    """sha256 -> what has it, for everything that was not pruned. What cannot be read is in the report."""
     held: dict[str, _Held] = {}
-    there: set[tuple[str, str]] = set()
-    for image in layout.images():
-        loaded = load(layout, image)
-        if not wanted or image in {name for name, _ in wanted}:
-            report.broken += loaded.broken
-        for _, version, platform, one in loaded.state.stems():
+    there: set[tuple[str, str]] = {(image, "") for image in found.faults}
+    images = {image for image, _ in wanted} or found.faults.keys()
+    report.broken = [fault for image in sorted(images) for fault in found.faults.get(image, [])]
+    for image, state in found.states.items():
+        for _, version, platform, one in state.stems():
             there |= {(image, version), (image, "")}
-            if loaded.state.releases[version].pruned:
+            if state.releases[version].pruned:
                 continue
             if wanted and not {(image, version), (image, "")} & set(wanted):
                 continue
             held.setdefault(one.sha256, _Held(one.size)).places.append((image, version, platform))
     for image, version in wanted:
-        if (image, version) not in there:
+        if (image, version) not in there and image not in found.faults:
             names = [":".join(filter(None, one)) for one in there]
             name = ":".join(filter(None, (image, version)))
             raise ConfigError(f"there is no release {name} in {layout.root}", hint=nearest(name, names))
@@ -153,7 +156,7 @@ class _Pace:
 def _look(layout: Layout, digest: str, size: int, pace: _Pace, report: Report, meter: Meter) -> str:
     """What is wrong with the bytes, or nothing. Pages are not kept in memory, so that the disk is read."""
     try:
-        with layout.blob(digest).open("rb", buffering=0) as file:
+        with os.fdopen(untrusted.open_regular(layout.blob(digest)), "rb", buffering=0) as file:
             there = os.fstat(file.fileno()).st_size
             if there != size:
                 return f"{there} bytes instead of {size}"
@@ -166,15 +169,25 @@ def _look(layout: Layout, digest: str, size: int, pace: _Pace, report: Report, m
                 pace.passed(len(piece))
     except FileNotFoundError:
         return "the file is missing"
+    except untrusted.NotRegularError:
+        return "it is not a regular file"
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            return "it is not a regular file"
         if error.errno != errno.EIO:
             raise  # no right to read, a stale handle: that says nothing about the bytes
         return "the disk cannot read it"
     return "" if hashed.hexdigest() == digest else f"its sha256 is {hashed.hexdigest()}"
 
 
-def _mark(layout: Layout, digest: str, places: list[tuple[str, str, str]], what: str) -> None:
-    """Mark what is damaged, and what was and is sound again."""
+def _mark(
+    layout: Layout,
+    states: dict[str, ImageState],
+    digest: str,
+    places: list[tuple[str, str, str]],
+    what: str,
+) -> None:
+    """Mark what is damaged, and what was and is sound again. Later events are folded into `states` first."""
     if not os.access(layout.root, os.W_OK):
         return
     for image, version, platform in places:
@@ -186,7 +199,7 @@ def _mark(layout: Layout, digest: str, places: list[tuple[str, str, str]], what:
             kind = "damaged" if what else "repaired"
             return Change(kind=kind, version=version, platform=platform, sha256=digest, reason=what)
 
-        if channels.decide(layout, image, decision) is not None:
+        if channels.decide(layout, image, decision, wanted=lambda _: (), state=states[image]) is not None:
             caches.refresh(layout, image)
             caches.refresh_manifest(layout)
 
@@ -206,10 +219,10 @@ class _Progress:
 
 def _read_progress(layout: Layout) -> _Progress:
     try:
-        data: Any = json.loads(atomic.read_bytes(_progress_path(layout)))
+        data: Any = json.loads(sealed.read_bytes(_progress_path(layout)))
         sound = {str(digest): float(when) for digest, when in data["sound"].items()}
         return _Progress(float(data["started"]), sound)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, sealed.UnreadableError):
         return _Progress()
 
 

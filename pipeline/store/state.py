@@ -6,13 +6,13 @@ since.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.store.events import Event
-from pipeline.store.names import DEFAULT_PLATFORM, stem
-from pipeline.store.record import Record
+from pipeline.store.names import is_channel, is_platform, is_version, stem
+from pipeline.store.record import Record, is_sha256
 
 HISTORY = 50
 """How many versions back a channel can be rolled."""
@@ -20,13 +20,17 @@ HISTORY = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bytes:
-    """One platform's file of a release; `file` is relative to the root, `source` an image digest or empty."""
+    """One platform's file of a release; `source` is an image digest or empty."""
 
-    file: str
     sha256: str
     size: int
     source: str = ""
     external: bool = False
+
+    @property
+    def file(self) -> str:
+        """Where the bytes lie, relative to the root."""
+        return f"blobs/sha256/{self.sha256}.sqsh"
 
     def as_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"file": self.file, "sha256": self.sha256, "size": self.size}
@@ -67,32 +71,11 @@ class Standing:
     def resolvable(self) -> bool:
         return self.state() == "published"
 
-
-class Line(NamedTuple):
-    """A published release with one file for the usual platform, as text of the index and what is in it; most
-    are never made a Standing.
-    """
-
-    text: str
-    created: str
-    file: str
-    sha256: str
-    size: int
-    kept: bool
-    source: str
-    external: bool
-    named_until: str
-
-    def standing(self) -> Standing:
-        held = Bytes(
-            file=self.file, sha256=self.sha256, size=self.size, source=self.source, external=self.external
-        )
-        return Standing(
-            created=self.created,
-            platforms={DEFAULT_PLATFORM: held},
-            kept=self.kept,
-            named_until=self.named_until,
-        )
+    def unmarked(self) -> bool:
+        """Whether no event stands against it. What follows from events alone asks this: it has one answer,
+        whichever records were read before.
+        """
+        return not (self.pruned or self.hidden_at or self.yanked or self.damaged)
 
 
 class File(NamedTuple):
@@ -106,50 +89,6 @@ class File(NamedTuple):
     published: bool
 
 
-class Releases(MutableMapping[str, Standing]):
-    """version -> standing. What was read from an index stays text until somebody asks: ten thousand are
-    common.
-    """
-
-    __slots__ = ("_held",)
-
-    def __init__(self) -> None:
-        self._held: dict[str, Standing | Line] = {}
-
-    def __getitem__(self, version: str) -> Standing:
-        one = self._held[version]
-        if isinstance(one, Line):
-            one = self._held[version] = one.standing()
-        return one
-
-    def __setitem__(self, version: str, standing: Standing) -> None:
-        self._held[version] = standing
-
-    def __delitem__(self, version: str) -> None:
-        del self._held[version]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def __contains__(self, version: object) -> bool:
-        return version in self._held
-
-    def take(self, version: str, line: Line) -> None:
-        """Hold a release as the text that it is in the index."""
-        self._held[version] = line
-
-    def unordered(self) -> ItemsView[str, Standing | Line]:
-        """Every release as it is held."""
-        return self._held.items()
-
-    def raw(self) -> list[tuple[str, Standing | Line]]:
-        """Every release as it is held, oldest first."""
-        return sorted(self._held.items(), key=lambda item: (item[1].created, item[0]))
-
-
 @dataclass(slots=True, kw_only=True)
 class ImageState:
     """All of one image: versions in the order in which they were published, channels with their history."""
@@ -157,7 +96,9 @@ class ImageState:
     image: str
     events: int = 0
     """Number of the last event that is folded in."""
-    releases: Releases = field(default_factory=Releases)
+    newest_event: str = ""
+    """Checksum of that event's file; empty when there is none."""
+    releases: dict[str, Standing] = field(default_factory=dict)
     channels: dict[str, list[str]] = field(default_factory=dict)
     """What each channel named, the present version last."""
 
@@ -173,7 +114,6 @@ class ImageState:
         standing = self.releases.setdefault(record.version, Standing())
         standing.created = min(filter(None, (standing.created, record.created)))
         standing.platforms[record.platform] = Bytes(
-            file=record.file,
             sha256=record.sha256,
             size=record.size,
             source=(record.source or {}).get("digest", ""),
@@ -190,27 +130,14 @@ class ImageState:
                 yield stem(version, platform), version, platform, held
 
     def files(self) -> Iterator[File]:
-        """The file of every record, at a fraction of what `stems` costs."""
-        for version, one in self.releases.unordered():
-            if isinstance(one, Line):
-                yield File(version, version, DEFAULT_PLATFORM, one.file, one.sha256, published=True)
-                continue
-            for platform, held in one.platforms.items():
-                yield File(
-                    stem(version, platform),
-                    version,
-                    platform,
-                    held.file,
-                    held.sha256,
-                    published=one.state(platform) == "published",
-                )
+        """The file of every record."""
+        for name, version, platform, held in self.stems():
+            published = self.releases[version].state(platform) == "published"
+            yield File(name, version, platform, held.file, held.sha256, published)
 
     def published_from(self, source: str, platform: str) -> Iterator[str]:
         """Versions that resolve and were made from the image with that digest, newest first."""
-        for version, one in reversed(self.releases.raw()):
-            if isinstance(one, Line) and source != one.source:
-                continue
-            standing = self.releases[version]
+        for version, standing in self.newest_first():
             held = standing.platforms.get(platform)
             if held is not None and held.source == source and standing.state(platform) == "published":
                 yield version
@@ -218,7 +145,7 @@ class ImageState:
     def apply(self, event: Event) -> None:
         """Fold the next event in."""
         change = event.change
-        self.events = event.number
+        self.events, self.newest_event = event.number, event.checksum
         standing = self.releases.setdefault(change.version, Standing())
         if change.kind == "promote":
             self._name(change.channel, change.version, event.at)
@@ -275,31 +202,49 @@ class ImageState:
         for names in self.channels.values():
             if not names or names[-1] != version:
                 continue
-            while names and not self.releases.setdefault(names[-1], Standing()).resolvable():
+            while names and not self.releases.setdefault(names[-1], Standing()).unmarked():
                 self._left(names.pop(), at)
 
 
-def parse_standing(entry: Mapping[str, Any]) -> Standing:
-    """A release as the index has it. Raises KeyError, TypeError, AttributeError when it is damaged."""
-    damaged = entry.get("damaged", {})
+def parse_standing(version: str, entry: Mapping[str, Any]) -> Standing:
+    """A release as the index has it. Raises ValueError, KeyError, TypeError or AttributeError."""
+    damaged = entry.get("damaged") or {}
     files = {**entry["platforms"], **{platform: held for platform, held in damaged.items() if held}}
+    if not is_version(version) or not all(map(is_platform, files)):
+        raise ValueError(version)
     return Standing(
-        created=entry["created"],
-        platforms={
-            platform: Bytes(
-                file=held["file"],
-                sha256=held["sha256"],
-                size=held["size"],
-                source=held.get("source", ""),
-                external=held.get("external", False),
-            )
-            for platform, held in files.items()
-        },
+        created=_text(entry, "created"),
+        platforms={platform: _bytes(held) for platform, held in files.items()},
         damaged=set(damaged),
-        yanked=entry.get("yanked", False),
-        kept=entry.get("kept", False),
-        hidden_at=entry.get("hidden_at", ""),
+        yanked=entry.get("yanked") is True,
+        kept=entry.get("kept") is True,
+        hidden_at=_text(entry, "hidden_at"),
         pruned=entry["state"] == "pruned",
-        named_until=entry.get("named_until", ""),
-        reason=entry.get("reason", ""),
+        named_until=_text(entry, "named_until"),
+        reason=_text(entry, "reason"),
     )
+
+
+def _bytes(held: Mapping[str, Any]) -> Bytes:
+    sha256, size = held["sha256"], held["size"]
+    if not is_sha256(sha256) or not isinstance(size, int):
+        raise ValueError(sha256)
+    return Bytes(
+        sha256=sha256, size=size, source=_text(held, "source"), external=held.get("external") is True
+    )
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    value = entry.get(key, "")
+    if not isinstance(value, str):
+        raise TypeError(key)
+    return value
+
+
+def parse_channels(channels: Mapping[str, Any], history: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What each channel named, as the index has it. Raises ValueError, TypeError, AttributeError."""
+    names = {channel: [version] for channel, version in channels.items()} | dict(history)
+    for channel, versions in names.items():
+        if not is_channel(channel) or not isinstance(versions, list) or not all(map(is_version, versions)):
+            raise ValueError(channel)
+    return names

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
 from pipeline.store import atomic
+from pipeline.store.index import Head
 from pipeline.store.layout import SIGNATURE, Layout
 from pipeline.store.names import (
     CHANNELS,
@@ -28,9 +29,10 @@ from pipeline.store.names import (
     split_name,
     stem,
 )
-from pipeline.store.reading import Head, exists, head_of, load, read_head, read_record
+from pipeline.store.reading import current_head, exists, load, read_record
 from pipeline.store.record import Record, Release, release_of
-from pipeline.store.state import ImageState, Line
+from pipeline.store.sealed import UnreadableError
+from pipeline.store.state import ImageState
 
 
 class Listed(NamedTuple):
@@ -65,11 +67,13 @@ class Store:
     def images(self) -> list[str]:
         """Names of the images that were ever published here, sorted."""
         with self._read():
-            return [
-                image
-                for image in self.layout.images()
-                if exists(self.layout.index(image)) or load(self.layout, image).state.releases
-            ]
+            return [image for image in self.layout.images() if self._has_releases(image)]
+
+    def _has_releases(self, image: str) -> bool:
+        try:
+            return exists(self.layout.index(image)) or bool(load(self.layout, image).state.releases)
+        except UnreadableError:
+            return True  # which file cannot be read is said by whatever reads that image
 
     def state(self, image: str) -> ImageState:
         """All that is true of one image now; an unknown one is empty."""
@@ -83,16 +87,22 @@ class Store:
         for channel in state.channels:
             named.setdefault(state.current(channel) or "", []).append(channel)
         lines = []
-        for version, one in reversed(state.releases.raw()):
+        for version, one in state.newest_first():
             channels = tuple(named.get(version, ()))
-            if isinstance(one, Line):
-                files = [(DEFAULT_PLATFORM, "published", one.sha256, one.size)]
-            else:
-                held = sorted(one.platforms.items())
-                files = [(name, one.state(name), file.sha256, file.size) for name, file in held]
-            for platform, word, sha256, size in files:
+            for platform, held in sorted(one.platforms.items()):
+                word = one.state(platform)
                 lines.append(
-                    Listed(image, version, platform, word, sha256, size, one.created, channels, one.kept)
+                    Listed(
+                        image,
+                        version,
+                        platform,
+                        word,
+                        held.sha256,
+                        held.size,
+                        one.created,
+                        channels,
+                        one.kept,
+                    )
                 )
         return lines
 
@@ -131,7 +141,8 @@ class Store:
                 hint="publish the same content again, which mends it, or resolve another version",
             )
         if release.state != "published":
-            reason = self.state(image).releases[version].reason
+            standing = self.state(image).releases.get(version)
+            reason = standing.reason if standing else ""
             raise PublishError(
                 f"{release.name} is {release.state}" + (f": {reason}" if reason else ""),
                 hint=self._others(image),
@@ -157,7 +168,7 @@ class Store:
             )
 
     def _head(self, image: str) -> Head:
-        return read_head(self.layout, image) or head_of(load(self.layout, image).state)
+        return current_head(self.layout, image)
 
     def _record(self, image: str, version: str, platform: str) -> Record | None:
         from_channel = version in CHANNELS
@@ -210,12 +221,17 @@ class Store:
         """
         keys = frozenset(convert_keys)
         with self._read():
-            for image in self.images():
-                state = load(self.layout, image).state
-                for version in state.published_from(source, platform):
-                    release = self.release(image, version, platform)
-                    if release and release.keys.get("convert") in keys and exists(release.path):
-                        return release
+            found = (self._made_from(image, source, keys, platform) for image in self.images())
+            return next(filter(None, found), None)
+
+    def _made_from(self, image: str, source: str, keys: frozenset[str], platform: str) -> Release | None:
+        try:
+            for version in load(self.layout, image).state.published_from(source, platform):
+                release = self.release(image, version, platform)
+                if release and release.keys.get("convert") in keys and exists(release.path):
+                    return release
+        except UnreadableError:
+            return None  # it costs a conversion at most; who reads that image is told
         return None
 
     def is_attested(self, release: Release) -> bool:
@@ -301,14 +317,10 @@ class Store:
         from pipeline.store import channels
 
         image, wanted = split_name(name)
-        with self._read():
-            version = self._head(image).channels.get(wanted, wanted)
-        return self._changed(
-            image,
-            channels.promote(
-                self.layout, image, version, channel, allow_external=allow_external, reason=reason
-            ),
+        event = channels.promote(
+            self.layout, image, wanted, channel, allow_external=allow_external, reason=reason
         )
+        return self._changed(image, event)
 
     def rollback(self, image: str, channel: str, *, reason: str = "") -> str:
         """Let `channel` name what it named before, and give that version."""

@@ -24,8 +24,9 @@ from pipeline.store import atomic, attachments, caches, channels, preflight, pub
 from pipeline.store.attachments import NotOfTheStoreError
 from pipeline.store.layout import RECORD_SUFFIX, Layout
 from pipeline.store.names import DEFAULT_CHANNEL, is_image, split_name, stem
-from pipeline.store.reading import load, read_record
+from pipeline.store.reading import fold_events, read_record, read_truth
 from pipeline.store.record import Record, is_claim, parse_record
+from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import ImageState, Standing
 from pipeline.store.store import Store
 from pipeline.store.writer import is_orphan, temporary_name
@@ -71,6 +72,8 @@ class Report:
     pruned: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     bytes_copied: int = 0
+    broken: list[str] = field(default_factory=list)
+    """Records and events of the source that cannot be read, one sentence each; they are not copied."""
 
 
 def sync(
@@ -91,13 +94,13 @@ def sync(
     report = Report()
     wanted = [_wanted(name) for name in names]
     if isinstance(source, Store):
-        records = _published(source, wanted)
+        records = _published(source, wanted, report)
         if isinstance(target, Store):
             _to_store(records, _Mounted(source.layout), target, wanted, report, meter)
         else:
             _to_bucket(source.layout, records, target, report, meter)
     elif isinstance(target, Store):
-        _to_store(_recorded(source, wanted), _Remote(source), target, wanted, report, meter)
+        _to_store(_recorded(source, wanted, report), _Remote(source), target, wanted, report, meter)
     else:
         raise ConfigError(
             "one side of a sync must be a mounted store", hint="copy buckets with the provider's own tool"
@@ -115,29 +118,47 @@ def _is_wanted(wanted: list[tuple[str, str | None]], image: str, version: str) -
     return not wanted or (image, version) in wanted or (image, None) in wanted
 
 
-def _published(store: Store, wanted: list[tuple[str, str | None]]) -> Iterator[Record]:
+def _published(store: Store, wanted: list[tuple[str, str | None]], report: Report) -> Iterator[Record]:
     """Records of what resolves, oldest first."""
     with atomic.told(f"reading the store {store.root}"):
         there = store.root.is_dir()
     if not there:
         raise ConfigError(f"there is no store at {store.root}", hint="name a folder that is one")
-    for image in store.images():
-        for line in reversed(store.listed(image)):
-            if line.state == "published" and _is_wanted(wanted, image, line.version):
-                with atomic.told(f"reading the record of {image}:{line.version} in {store.root}"):
-                    record = read_record(store.layout, image, line.version, line.platform)
-                if record is not None:
-                    yield record
+    for image in store.layout.images():
+        with atomic.told(f"reading {image} in {store.root}"):
+            state = _truth(store.layout, image, report)
+        for version, standing in reversed(state.newest_first()):
+            for platform in sorted(standing.platforms):
+                if standing.state(platform) == "published" and _is_wanted(wanted, image, version):
+                    with atomic.told(f"reading the record of {image}:{version} in {store.root}"):
+                        record = read_record(store.layout, image, version, platform)
+                    if record is not None:
+                        yield record
 
 
-def _recorded(bucket: Bucket, wanted: list[tuple[str, str | None]]) -> Iterator[Record]:
+def _truth(layout: Layout, image: str, report: Report) -> ImageState:
+    """What records and events of `image` say. What cannot be read is reported; other images are copied."""
+    try:
+        loaded = read_truth(layout, image)
+    except UnreadableError as error:
+        report.broken.append(error.message)
+        return ImageState(image=image)
+    report.broken += loaded.broken
+    return loaded.state
+
+
+def _recorded(bucket: Bucket, wanted: list[tuple[str, str | None]], report: Report) -> Iterator[Record]:
     found = []
     for key, _ in bucket.keys(""):
         match = _RECORD.fullmatch(key)
         if match is None or not is_image(match[1]):
             continue
         raw = bucket.get(key) or b""
-        record = None if is_claim(raw) else parse_record(raw, Path(f"{bucket.name}/{key}"))
+        try:
+            record = None if is_claim(raw) else parse_record(raw, Path(f"{bucket.name}/{key}"))
+        except UnreadableError as error:
+            report.broken.append(error.message)
+            continue
         if record is None or not _is_wanted(wanted, record.image, record.version):
             continue
         if (record.image, stem(record.version, record.platform)) != (match[1], match[2]):
@@ -248,11 +269,14 @@ def _bring(
     """Copy one release; False when it was pruned at the target and stays so."""
     source.check(record)
     if record.image not in before:
-        before[record.image] = load(layout, record.image).state
+        before[record.image] = read_truth(layout, record.image).state
     standing = before[record.image].releases.get(record.version) or Standing()
     there = read_record(layout, record.image, record.version, record.platform)
     if there is not None:
         publishing.refuse_other_content(record, there)
+    else:
+        named = record.version in before[record.image].releases
+        publisher.refuse_lost_record(layout, record, before[record.image], named=named)
     if standing.pruned and (record.image, record.version) not in wanted:
         report.pruned.append(f"{record.image}:{record.version}")
         return False
@@ -384,7 +408,7 @@ def _mirror(source: Store | Bucket, target: Store | Bucket, channel: str) -> Non
     if not isinstance(source, Store) or not isinstance(target, Store):
         raise ConfigError("channels travel between mounted stores only", hint="promote at the target")
     for image in source.images():
-        version = source.state(image).current(channel)
+        version = fold_events(source.layout, ImageState(image=image)).current(channel)
         if version is not None and target.release(image, version) is not None:
             target.promote(f"{image}:{version}", channel, allow_external=True, reason=f"as at {source.root}")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.store.layout import Layout
 from pipeline.store.reading import load
+from pipeline.store.sealed import UnreadableError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +28,20 @@ class Usage:
     costs: tuple[Cost, ...]
     images: dict[str, int]
     total: int
+    broken: tuple[str, ...] = ()
+    """Files that cannot be read, one sentence each; their images are left out."""
 
 
 def usage(layout: Layout) -> Usage:
     """What every version that still has bytes costs, in bytes."""
     rows: list[tuple[str, str, str, dict[str, int]]] = []
+    broken = []
     for image in layout.images():
-        state = load(layout, image).state
+        try:
+            state = load(layout, image).state
+        except UnreadableError as error:
+            broken.append(error.message)
+            continue
         for version, standing in state.newest_first():
             files = {held.sha256: held.size for held in standing.platforms.values()}
             if files and not standing.pruned:
@@ -55,4 +63,4 @@ def usage(layout: Layout) -> Usage:
         by_image.setdefault(image, {}).update(files)
         everything.update(files)
     totals = {image: sum(files.values()) for image, files in by_image.items()}
-    return Usage(costs=costs, images=totals, total=sum(everything.values()))
+    return Usage(costs=costs, images=totals, total=sum(everything.values()), broken=tuple(broken))

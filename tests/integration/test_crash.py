@@ -53,8 +53,8 @@ def final_state(root: Path) -> list[str]:
         standing.hidden_at = standing.hidden_at and "then"
         standing.named_until = standing.named_until and "then"
         standing.reason = standing.reason.partition("hidden since")[0]
-    state.events = 0
-    return write_index(state).splitlines()
+    state.events, state.newest_event = 0, ""
+    return write_index(state).decode().splitlines()
 
 
 @pytest.mark.needs("strace")

@@ -35,10 +35,11 @@ def test_a_closed_lease_holds_nothing_and_stops_nothing(
     path.chmod(0o600)
     real = os.open
 
-    def refuse(name: object, *arguments: int) -> int:  # as the service user meets it; these tests may be root
+    # as the service user meets it; these tests may be root
+    def refuse(name: object, *arguments: int, **named: int | None) -> int:
         if name == path:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return real(name, *arguments)  # type: ignore[call-overload, no-any-return]
+        return real(name, *arguments, **named)  # type: ignore[call-overload, no-any-return]
 
     monkeypatch.setattr(os, "open", refuse)
     assert leases.read_all(store.layout) == []

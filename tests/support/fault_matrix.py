@@ -39,6 +39,10 @@ def _cells() -> tuple[Cell, ...]:
     mirror, ecr = f"{_I}/stages/test_pin_and_mirror.py", f"{_I}/stages/test_ecr_path.py"
     systems, images = f"{_I}/test_filesystems.py", f"{_I}/test_image_path.py"
     nodes = f"{_I}/cluster/test_node_faults.py"
+    believed, damaged = (
+        "tests/regression/test_prune_cache_believed.py",
+        "tests/regression/test_store_damaged_files.py",
+    )
     fetch, rows = f"{faults}::test_converting_from_a_registry", []
     for fault, name, ends in (
         ("registry slow", "slow", ON),
@@ -51,6 +55,14 @@ def _cells() -> tuple[Cell, ...]:
     ):
         rows.append(("convert", fault, ends, f"{fetch}[{name}-"))
     rows += [
+        ("store", "a wrong digit in a cache", ON, f"{believed}::test_what_a_channel_names_stays_whatever_the_caches_say"),
+        ("store", "an older intact cache", ON, f"{believed}::test_an_older_intact_cache_is_noticed"),
+        ("store", "an event lost", CLEAR, f"{believed}::test_an_event_that_is_gone_stops_the_deletion"),
+        ("store", "a record lost", CLEAR, f"{believed}::test_a_lost_record_whose_version_events_name_stops_the_deletion"),
+        ("store", "a record or event damaged", CLEAR, f"{damaged}::test_what_is_no_record_or_event_is_one_sentence"),
+        ("store", "a byte that is no text in a cache", ON, f"{damaged}::test_a_byte_that_is_no_text_in_one_cache_stops_nobody"),
+        ("store", "a folder, pipe or link loop in a file's place", CLEAR, f"{damaged}::test_what_is_no_file_ends_no_verb_without_a_sentence"),
+        ("store", "any file changed", f"{ON}, or {CLEAR}", f"{_U}/store/test_mutations.py::test_some_files_changed_in_some_ways"),
         ("any request", "registry flaps", ON, f"{trouble}::test_trouble_that_passes_is_waited_out"),
         ("any request", "registry answers 500 for long", CLEAR, f"{trouble}::test_trouble_that_lasts_ends_in_a_sentence"),
         ("any request", "registry asks for an hour", CLEAR, f"{trouble}::test_an_hour_is_not_waited_for"),

@@ -115,16 +115,15 @@ def test_channels_refuse_what_was_made_elsewhere(store: Store) -> None:
 
 
 def test_two_that_decide_at_once_get_an_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, interfered = channels.load, []
+    read, interfered = channels.add_versions, []
 
-    def somebody_else_was_faster(*arguments: object) -> object:
-        loaded = load(*arguments)  # type: ignore[arg-type]
+    def somebody_else_was_faster(*arguments: object) -> None:
+        read(*arguments)  # type: ignore[arg-type]
         if not interfered:
             interfered.append(True)
             store.promote("demo:v1.0", "stable")
-        return loaded
 
-    monkeypatch.setattr(channels, "load", somebody_else_was_faster)
+    monkeypatch.setattr(channels, "add_versions", somebody_else_was_faster)
     store.promote("demo:v1.1", "stable")
     events = sorted(store.layout.events("demo").iterdir())
     assert json.loads(events[-1].read_bytes())["from"] == "v1.0"

