@@ -24,10 +24,10 @@ from bench import images, measuring
 from bench.measuring import Way
 from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
+from pipeline.convert.enroot_program import Enroot, Places, import_uri, write_credentials, write_curl_config
 from pipeline.errors import SqshpipeError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
-from pipeline.tools.enroot import Enroot, Places, import_uri, write_credentials, write_curl_config
 
 MEGABYTES = {"tiny": 3, "small": 60, "medium": 400, "large": 2000}
 ROUNDS = {"tiny": 1, "small": 3, "medium": 3, "large": 3}

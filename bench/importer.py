@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.cluster.install import ImporterSettings, install
+from pipeline.node.install import ImporterSettings, install
 from pipeline.store import leases
 from pipeline.store.store import Store
 from tests.support.handmade_store import squashfs_like

@@ -32,9 +32,9 @@ from pathlib import Path
 from demo.registry import PrivateRegistry
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient
-from pipeline.tools.registry.transfer import copy
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
+from pipeline.registry.transfer import copy
 
 # Shares of the whole, as a large base has them: one giant, some middling, some small.
 _SHARES = (0.42, 0.22, 0.14, 0.09, 0.06, 0.04, 0.02, 0.01)

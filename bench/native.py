@@ -30,7 +30,7 @@ from bench.native_enroot import BLOCK, LEVEL, SQUASH, enroot
 from bench.shell import measured, shell
 from pipeline.oci.layout import LayoutSource, open_layout
 from pipeline.oci.platform import Platform
-from pipeline.tools.mount import mounted
+from pipeline.system.mount import mounted
 
 READINGS = 5  # rounds of reading, at least
 
@@ -40,8 +40,8 @@ from pathlib import Path
 from pipeline.config import ConvertOptions
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
-from pipeline.stages.converters.native import convert_native
-from pipeline.stages.sources import opened_source
+from pipeline.convert.native import convert_native
+from pipeline.convert.sources import opened_source
 output, cache = map(Path, sys.argv[2:])
 platform = Platform(os="linux", architecture="amd64")
 started, cpu = time.monotonic(), time.process_time()
@@ -239,9 +239,9 @@ class Bench:
 
     def _forget_top(self) -> None:
         """As if the top layer were new: its pack is the one that was written for it."""
+        from pipeline.convert.native import pack_cache
         from pipeline.squashfs.cache import pack_key
         from pipeline.squashfs.codecs import Codec
-        from pipeline.stages.converters.native import pack_cache
 
         key = pack_key(str(self._source.config().diff_ids[-1]), Codec(level=LEVEL), BLOCK)
         (pack_cache(self._cache).folder / f"{key}.pack").unlink()

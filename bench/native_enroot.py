@@ -15,9 +15,9 @@ from typing import Protocol
 
 from bench.shell import shell
 from demo.registry import PrivateRegistry
+from pipeline.convert.enroot_program import Enroot, Places, import_uri
 from pipeline.oci.layout import LayoutSource
-from pipeline.tools.enroot import Enroot, Places, import_uri
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
 
 LEVEL = 3
 BLOCK = 131072

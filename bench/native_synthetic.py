@@ -20,6 +20,7 @@ from pathlib import Path
 
 import zstandard
 
+from pipeline.convert.native import entries
 from pipeline.oci.merge import merge
 from pipeline.squashfs.cache import PackCache
 from pipeline.squashfs.codecs import Codec
@@ -27,7 +28,6 @@ from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.pack import Pack
 from pipeline.squashfs.packindex import DIGEST_SIZE, PackIndex
 from pipeline.squashfs.stitch import StitchOptions, stitch
-from pipeline.stages.converters.native import entries
 
 BLOCK = 1 << 17
 SIZE = 100  # bytes of a file

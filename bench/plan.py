@@ -22,15 +22,15 @@ from pathlib import Path
 from bench import measuring
 from bench.measuring import Way
 from demo.registry import PrivateRegistry
-from pipeline import inputs
-from pipeline.config import load
-from pipeline.lock import Lock, LockedBase, write_lock
+from pipeline.config.lock import Lock, LockedBase, write_lock
+from pipeline.config.reading import load
+from pipeline.image import inputs
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 from pipeline.store.record import Record
 from pipeline.store.store import Store
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient
 
 IMAGES = {"tiny": (2, 5), "small": (10, 500), "medium": (10, 500), "large": (10, 500)}
 ROUNDS = {"tiny": 1, "small": 3, "medium": 5, "large": 7}

@@ -27,11 +27,11 @@ from demo.engine import PrivateEngine
 from demo.ranks import Rank, bytes_delivered, run_ranks
 from demo.registry import PrivateRegistry
 from pipeline.cli import logs, output
+from pipeline.docker.engine import Engine
 from pipeline.errors import SqshpipeError, ToolError
 from pipeline.oci.reference import Reference
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.docker import Engine
-from pipeline.tools.mount import mounted
+from pipeline.registry.credentials import Credentials
+from pipeline.system.mount import mounted
 
 RANKS = 8
 PROJECT = Path(__file__).resolve().parent.parent

@@ -20,12 +20,12 @@ from pathlib import Path
 import docker
 from docker.errors import DockerException
 
+from pipeline.docker.engine import Engine
 from pipeline.errors import ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.reference import Reference
-from pipeline.tools import process
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.docker import Engine
+from pipeline.registry.credentials import Credentials
+from pipeline.system import process
 
 # What no rank needs of the standard library.
 _LEFT_OUT = frozenset(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ToolError
-from pipeline.tools import process
-from pipeline.tools.mount import Mounted
+from pipeline.system import process
+from pipeline.system.mount import Mounted
 
 PATIENCE = 60  # seconds for a rank to speak
 

@@ -17,7 +17,7 @@ from types import TracebackType
 import httpx
 
 from pipeline.errors import ToolError
-from pipeline.tools import process
+from pipeline.system import process
 
 _HINT = "install it first: sudo apt-get install docker-registry apache2-utils"
 _READY_SECONDS = 20.0

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
 from pipeline.cli import output
+from pipeline.docker.engine import Engine
 from pipeline.errors import SqshpipeError, ToolError
-from pipeline.tools.docker import Engine
 
 
 def main(argv: list[str]) -> int:

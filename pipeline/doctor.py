@@ -17,8 +17,8 @@ from typing import Literal
 
 from pipeline.config.types import Config
 from pipeline.errors import SqshpipeError
+from pipeline.system import process
 from pipeline.system.workers import each
-from pipeline.tools import process
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -79,7 +79,7 @@ def _docker(config: Config | None) -> Check:
     needed = config is None or any(not spec.mirrored for spec in config.images.values())
     secrets = config is not None and any(spec.secrets for spec in config.images.values())
     try:
-        from pipeline.tools.docker import Engine
+        from pipeline.docker.engine import Engine
 
         with Engine.connect() as engine:
             buildkit = engine.has_buildkit
@@ -94,7 +94,7 @@ def _docker(config: Config | None) -> Check:
 
 
 def _mksquashfs(config: Config | None) -> Check:
-    from pipeline.tools.mksquashfs import Mksquashfs
+    from pipeline.convert.mksquashfs_program import Mksquashfs
 
     needed = config is not None and _pinned(config, "mksquashfs")
     try:
@@ -106,7 +106,7 @@ def _mksquashfs(config: Config | None) -> Check:
 
 
 def _enroot(config: Config | None) -> Check:
-    from pipeline.tools.enroot import Enroot
+    from pipeline.convert.enroot_program import Enroot
 
     needed = config is not None and _pinned(config, "enroot")
     if not needed and not _there("enroot"):
@@ -198,8 +198,8 @@ def _registry(config: Config) -> Check:
 
 def _repositories(config: Config) -> Check:
     """Whether the repositories in ECR are as images.yaml wants them; a push makes missing ones."""
-    from pipeline.stages import repository
-    from pipeline.tools.ecr.client import Ecr
+    from pipeline.aws.ecr import Ecr
+    from pipeline.image import repository
 
     assert config.registry.ecr is not None  # noqa: S101 - asked for such a registry alone
     asked = Ecr(config.registry.ecr.account, config.registry.ecr.region)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pipeline.words import escaped
+from pipeline.text import escaped
 
 EXIT_DONE = 0
 EXIT_PLAN_HAS_CHANGES = 10

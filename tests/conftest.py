@@ -79,8 +79,8 @@ def registry() -> Iterator[PrivateRegistry]:
 def base(engine: PrivateEngine, registry: PrivateRegistry) -> Reference:
     """A base image with /bin/sh and Python, in the private registry alone: ``HOST/base/python:24.01-py3``."""
     from demo.base import push_base
-    from pipeline.tools.credentials import Credentials
-    from pipeline.tools.docker import Engine
+    from pipeline.docker.engine import Engine
+    from pipeline.registry.credentials import Credentials
 
     reference = Reference.parse(f"{registry.address}/base/python:24.01-py3")
     with Engine.connect(engine.host) as connected:

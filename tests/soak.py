@@ -29,8 +29,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster import pyxis_importer
 from pipeline.errors import SqshpipeError
+from pipeline.node import pyxis_importer
 from pipeline.store import prune, scrub
 from pipeline.store.reading import load
 from pipeline.store.retention import LiveJobs, Policy

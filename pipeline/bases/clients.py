@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from types import TracebackType
 
+from pipeline.config.lock import Lock, LockedBase
 from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import SqshpipeError
-from pipeline.lock import Lock, LockedBase
+from pipeline.image.pin import find
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages.pin import find
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import CredentialsProvider, credentials_provider
 from pipeline.system.workers import each
-from pipeline.tools.credentials import CredentialsProvider, credentials_provider
-from pipeline.tools.registry import RegistryClient
 
 _WORKERS = 32
 

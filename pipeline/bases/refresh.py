@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.bases import clients as bases
+from pipeline.config.lock import Lock, render_lock
 from pipeline.config.reading import load
+from pipeline.config.tag_pattern import Pattern
 from pipeline.config.types import Config, ImageSpec
 from pipeline.config.yamlfile import Document, read
 from pipeline.errors import ConfigError, PublishError, SqshpipeError
-from pipeline.lock import Lock, render_lock
 from pipeline.oci.reference import Reference
-from pipeline.store.atomic import replace as replace_file
+from pipeline.registry import RegistryClient
+from pipeline.registry.tags import known_tags
+from pipeline.system.atomic import replace as replace_file
 from pipeline.system.workers import each
-from pipeline.tools.registry import RegistryClient
-from pipeline.tools.tags import known_tags
-from pipeline.track import Pattern
-from pipeline.words import markdown
+from pipeline.text import markdown
 
 Kind = Literal["moved", "locked", "newer", "announced"]
 _WORKERS = 32

@@ -28,10 +28,10 @@ def image(
 
     What is there already stays. Example: sqshpipe attest image megatron-training:v1.0 --store /fsx/containers
     """
+    from pipeline.attest import attest as stage
     from pipeline.bases.clients import Clients
-    from pipeline.config import load
-    from pipeline.stages import attest as stage
-    from pipeline.tools.registry import RegistryClient
+    from pipeline.config.reading import load
+    from pipeline.registry import RegistryClient
 
     opened = open_store(store, config)
     release = opened.resolve(name, host_platform())
@@ -68,8 +68,8 @@ def sign(
     platform: Platform = None,
 ) -> None:
     """Sign the record of a release; prints the path of the signature."""
+    from pipeline.attest import signing
     from pipeline.store import attest
-    from pipeline.tools import signing
 
     opened = open_store(store, config)
     release = opened.resolve(name, platform or host_platform())
@@ -86,8 +86,8 @@ def verify(
     record_only: Annotated[bool, typer.Option("--record-only", help="Do not read the bytes back.")] = False,
 ) -> None:
     """Check that this key signed the record, and that the bytes are what it names; exit code 7 when not."""
+    from pipeline.attest import signing
     from pipeline.store import attest
-    from pipeline.tools import signing
 
     opened = open_store(store, config)
     release = opened.resolve(name, platform or host_platform())

@@ -15,8 +15,8 @@ from pipeline.errors import ConfigError, SqshpipeError, ToolError
 from pipeline.system import untrusted
 
 if TYPE_CHECKING:
-    from pipeline.actions.event import Run
-    from pipeline.stages.push import PushedImage
+    from pipeline.github.event import Run
+    from pipeline.image.push import PushedImage
 
 ci = typer.Typer(help="What the GitHub workflows call.", no_args_is_help=True)
 
@@ -27,11 +27,11 @@ Version = Annotated[str, typer.Option("--tag", "-t", help="The version.")]
 @ci.command()
 def plan(config: options.ConfigFile = options.DEFAULT_CONFIG) -> None:
     """Say what this run's event asks for: images, version, whether to publish, whether to trust it."""
-    from pipeline.actions.event import decide
-    from pipeline.actions.summary import wanted_markdown
-    from pipeline.config import load
+    from pipeline.config.names import check_version
+    from pipeline.config.reading import load
+    from pipeline.github.event import decide
+    from pipeline.github.summary import wanted_markdown
     from pipeline.plan.affected import affected_since
-    from pipeline.store.names import check_version
 
     settings = load(config)
     reasons: dict[str, tuple[str, ...]] = {}
@@ -69,12 +69,12 @@ def check(
     sarif: Annotated[Path | None, typer.Option("--sarif", help="Where the findings go.")] = None,
 ) -> None:
     """Build, scan, convert, verify and test an image without publishing it; print repository@digest."""
-    from pipeline.actions.summary import checked_markdown
     from pipeline.cli.release import opened
+    from pipeline.config.names import check_version
+    from pipeline.github.summary import checked_markdown
     from pipeline.release.path import release
     from pipeline.release.run import Stage
     from pipeline.scan.gate import Blocked
-    from pipeline.store.names import check_version
 
     reference, verdict, error = "", None, ""
 
@@ -115,11 +115,11 @@ def publish(
     registry: options.Registry = None,
 ) -> None:
     """Publish the image that another machine built and handed over by digest; print the path."""
-    from pipeline.actions.summary import checked_markdown
     from pipeline.cli.release import notifying, opened
+    from pipeline.config.names import check_version
+    from pipeline.github.summary import checked_markdown
     from pipeline.release.path import release
     from pipeline.release.pinned import verify_handoff
-    from pipeline.store.names import check_version
 
     error, path = "", Path()
     with (
@@ -153,7 +153,7 @@ def trust(
     partition: Annotated[str, typer.Option("--partition", help="aws, aws-cn or aws-us-gov.")] = "aws",
 ) -> None:
     """Print the trust policies of the roles that the workflows assume, and the set-up they need."""
-    from pipeline.actions.trust import Trust
+    from pipeline.github.trust import Trust
 
     wanted = {"refs": tuple(refs)} if refs else {}
     made = Trust(repository=repository, account=account, partition=partition, **wanted)
@@ -167,8 +167,8 @@ def trust(
 
 
 def _run_from_environment(config: Path) -> Run:
-    from pipeline.actions.event import Run
-    from pipeline.tools.git import Checkout
+    from pipeline.github.event import Run
+    from pipeline.github.git import Checkout
 
     found = {
         name: os.environ.get(f"GITHUB_{name}", "") for name in ("EVENT_NAME", "EVENT_PATH", "REF", "SHA")
@@ -213,7 +213,7 @@ def _summary(text: str) -> None:
 def _write_sarif(
     path: Path, verdict: Any, name: str, reference: str, dockerfile: Path | None, config: Path
 ) -> None:
-    from pipeline.scanning.sarif import as_sarif
+    from pipeline.scan.sarif import as_sarif
 
     file = dockerfile or config
     root = config.resolve().parent

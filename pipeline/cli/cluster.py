@@ -60,8 +60,8 @@ def install(
     ] = False,
 ) -> None:
     """Put the pyxis importer on this node (as root) and print the line for plugstack.conf."""
-    from pipeline.cluster.install import ImporterSettings, plugstack_line
-    from pipeline.cluster.install import install as put
+    from pipeline.node.install import ImporterSettings, plugstack_line
+    from pipeline.node.install import install as put
 
     program = put(
         ImporterSettings(

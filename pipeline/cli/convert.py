@@ -15,7 +15,7 @@ import typer
 from pipeline.cli import options, output
 
 if TYPE_CHECKING:
-    from pipeline.config import ConvertOptions
+    from pipeline.config.types import ConvertOptions
     from pipeline.oci.entry import Limits
 
 
@@ -79,12 +79,12 @@ def convert(
     Example: sqshpipe convert docker://nvcr.io/nvidia/pytorch:24.01-py3 -o pytorch.sqsh
     """
     from pipeline.cli.progress import Teller
+    from pipeline.convert import convert as stage
+    from pipeline.convert.sources import opened_source
+    from pipeline.convert.verify import verify as verify_file
     from pipeline.errors import ConfigError
     from pipeline.oci.platform import Platform
-    from pipeline.stages import convert as stage
-    from pipeline.stages.scratch import default_cache, default_scratch
-    from pipeline.stages.sources import opened_source
-    from pipeline.stages.verify import verify as verify_file
+    from pipeline.system.scratch import default_cache, default_scratch
 
     if file.exists() and not force:
         raise ConfigError(f"{file} exists", hint="choose another --output, or give --force to replace it")
@@ -159,12 +159,12 @@ def verify(
     Example: sqshpipe verify pytorch.sqsh docker://nvcr.io/nvidia/pytorch:24.01-py3
     """
     from pipeline.cli.progress import Teller
+    from pipeline.convert.sources import opened_source
+    from pipeline.convert.unpack import Keep
+    from pipeline.convert.verify import described
+    from pipeline.convert.verify import verify as verify_file
     from pipeline.oci.platform import Platform
-    from pipeline.stages.converters.unpack import Keep
-    from pipeline.stages.scratch import default_cache, default_scratch
-    from pipeline.stages.sources import opened_source
-    from pipeline.stages.verify import described
-    from pipeline.stages.verify import verify as verify_file
+    from pipeline.system.scratch import default_cache, default_scratch
 
     limits, teller = _limits(max_unpacked, max_ratio), Teller()
     with teller.stage("verify") as meter:
@@ -195,19 +195,10 @@ def verify(
 
 
 def _limits(max_unpacked: str, max_ratio: int) -> Limits:
-    from pydantic import TypeAdapter, ValidationError
-
-    from pipeline.config.document import Size
-    from pipeline.errors import ConfigError
+    from pipeline.config.quantities import parse_size
     from pipeline.oci.entry import Limits
 
-    try:
-        size = TypeAdapter[int](Size).validate_python(max_unpacked)
-    except ValidationError as error:
-        raise ConfigError(
-            f"--max-unpacked {max_unpacked!r} is none", hint="write bytes, or such as 500M, 64G or 1T"
-        ) from error
-    return Limits(max_unpacked=size, max_ratio=max_ratio)
+    return Limits(max_unpacked=parse_size(max_unpacked), max_ratio=max_ratio)
 
 
 def _options(
@@ -221,8 +212,8 @@ def _options(
 ) -> ConvertOptions:
     from pydantic import TypeAdapter, ValidationError
 
-    from pipeline.config import ConvertOptions
     from pipeline.config.document import BlockSize
+    from pipeline.config.types import ConvertOptions
     from pipeline.errors import ConfigError
 
     try:

@@ -17,7 +17,7 @@ def doctor(
     as_json: options.Json = False,
 ) -> None:
     """Check tools, space, daemon, registry and store; exit with 3 if something needed is missing."""
-    from pipeline.config import load
+    from pipeline.config.reading import load
     from pipeline.doctor import examine
 
     problem = None

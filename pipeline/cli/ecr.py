@@ -10,8 +10,8 @@ from pipeline.cli import options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.config import Config, EcrSettings
-    from pipeline.stages.repository import Difference
+    from pipeline.config.types import Config, EcrSettings
+    from pipeline.image.repository import Difference
 
 Names = Annotated[list[str] | None, typer.Argument(help="Images; all of images.yaml if none is named.")]
 ecr = typer.Typer(no_args_is_help=True, help="Repositories in Amazon ECR and who may use them.")
@@ -31,9 +31,9 @@ def apply(
     as_json: options.Json = False,
 ) -> None:
     """Make the ECR repositories of images.yaml, and mend those that differ from it."""
-    from pipeline.config import load
-    from pipeline.stages import repository
-    from pipeline.tools.ecr.client import Ecr
+    from pipeline.aws.ecr import Ecr
+    from pipeline.config.reading import load
+    from pipeline.image import repository
 
     settings = load(config)
     wanted = _ecr_settings(settings)
@@ -66,9 +66,9 @@ def policy(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
 ) -> None:
     """Print the least IAM policy of a role, as JSON for aws iam create-policy."""
-    from pipeline.config import load
-    from pipeline.tools.ecr.policies import ROLES
-    from pipeline.tools.ecr.policies import policy as document
+    from pipeline.aws.ecr_policies import ROLES
+    from pipeline.aws.ecr_policies import policy as document
+    from pipeline.config.reading import load
 
     known = next((one for one in ROLES if one == role), None)
     if known is None:
@@ -100,11 +100,11 @@ def mirror(
     """
     from pipeline.bases.clients import Clients
     from pipeline.cli.progress import Teller
-    from pipeline.config import load
-    from pipeline.lock import read_lock
-    from pipeline.stages import mirror as stage
-    from pipeline.stages import repository as repositories
-    from pipeline.stages.pin import pin
+    from pipeline.config.lock import read_lock
+    from pipeline.config.reading import load
+    from pipeline.image import mirror as stage
+    from pipeline.image import repository as repositories
+    from pipeline.image.pin import pin
 
     settings = load(config, registry=registry)
     specs = [spec for spec in settings.select(names or ()) if names or spec.mirrored]

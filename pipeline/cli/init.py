@@ -29,8 +29,8 @@ def init(
     import jinja2
 
     from pipeline import __version__
+    from pipeline.config.names import check_image
     from pipeline.oci.reference import Reference
-    from pipeline.store.names import check_image
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.cli", "starters"),

@@ -93,7 +93,7 @@ def render(
 
 
 def _hand_over(spec: JobSpec, text: str, *, test_only: bool) -> None:
-    from pipeline.tools import slurm
+    from pipeline.slurm import client
 
     if spec.launcher == "mpirun":
         raise ConfigError("a script for mpirun is not Slurm's to take", hint="run it with bash")
@@ -101,6 +101,6 @@ def _hand_over(spec: JobSpec, text: str, *, test_only: bool) -> None:
         script = Path(folder) / f"{spec.name}.sbatch"
         script.write_text(text, encoding="utf-8")
         if test_only:
-            slurm.check_script(script)
+            client.check_script(script)
         else:
-            output.data(slurm.submit(script))
+            output.data(client.submit(script))

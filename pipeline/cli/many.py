@@ -13,8 +13,8 @@ from pipeline.cli import output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.batch import Executor, Outcome, Task
-    from pipeline.config import Config
+    from pipeline.batch.local import Executor, Outcome, Task
+    from pipeline.config.types import Config
 
 
 class ExecutorName(str, Enum):
@@ -48,8 +48,8 @@ def release_all(
 
     Ends with the first failure's exit code, after all have been tried.
     """
-    from pipeline import batch
-    from pipeline.config import load
+    from pipeline.batch import local as batch
+    from pipeline.config.reading import load
 
     settings = load(config, store=store, registry=registry)
     tasks = batch.tasks_for(settings, settings.select(names), lambda _: tag)
@@ -66,8 +66,8 @@ def release_all(
 
 def executor_for(settings: Config, name: ExecutorName, jobs: int, shared: Path | None) -> Executor:
     """The executor; ``jobs`` bounds what runs at once, ``shared`` holds Slurm's results."""
-    from pipeline.batch import LocalExecutor
-    from pipeline.batch_slurm import SlurmExecutor
+    from pipeline.batch.local import LocalExecutor
+    from pipeline.batch.slurm import SlurmExecutor
 
     if name is ExecutorName.local:
         return LocalExecutor(limit=jobs)
@@ -77,8 +77,8 @@ def executor_for(settings: Config, name: ExecutorName, jobs: int, shared: Path |
 
 def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple[Outcome, ...]:
     """Run ``tasks``, say each outcome as it comes, and tell people of it."""
-    from pipeline import batch
-    from pipeline.notify import Notifier, ended
+    from pipeline.batch import local as batch
+    from pipeline.notify.messages import Notifier, ended
 
     with Notifier(settings.notify, settings.cache / "told") as notifier:
 

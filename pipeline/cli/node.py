@@ -12,8 +12,8 @@ from pipeline.cli import completion, options, output
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.cluster.running import ImageFile
-    from pipeline.tools.mount import Kind
+    from pipeline.node.run import ImageFile
+    from pipeline.system.mount import Kind
 
 Image = Annotated[
     str,
@@ -36,7 +36,7 @@ With = Annotated[
 
 def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFile:
     """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names."""
-    from pipeline.cluster.running import ImageFile, image_file
+    from pipeline.node.run import ImageFile, image_file
 
     first, slash, _ = name.partition("/")
     if "#" in name or (slash and ":" in first):
@@ -51,7 +51,7 @@ def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFil
 
 def _refuse_reference(name: str) -> None:
     """Raise ConfigError for a registry's or an engine's image, unless a file has that path."""
-    from pipeline.stages.sources import what_to_write
+    from pipeline.convert.sources import what_to_write
 
     if not Path(name).exists():
         raise ConfigError(
@@ -80,9 +80,9 @@ def mount(
 
     The mount stays until every holder has called `unmount` or has ended.
     """
-    from pipeline.cluster import running, shared_mount
+    from pipeline.node import run, shared_mount
 
-    holder = shared_mount.job_holder(job) if job else running.holder_for_caller(holder_pid)
+    holder = shared_mount.job_holder(job) if job else run.holder_for_caller(holder_pid)
     found = wanted(image, store, digest)
     shared = shared_mount.acquire(found.path, found.sha256, holder, kind=_kind(by))
     if json:
@@ -100,10 +100,10 @@ def unmount(
     job: Job = None,
 ) -> None:
     """Count the caller no longer; the last one unmounts. Also clears away what killed callers left."""
-    from pipeline.cluster import running, shared_mount
+    from pipeline.node import run, shared_mount
 
     if image is not None:
-        holder = shared_mount.job_holder(job) if job else running.holder_for_caller(holder_pid)
+        holder = shared_mount.job_holder(job) if job else run.holder_for_caller(holder_pid)
         shared_mount.release(wanted(image, store).sha256, holder)
     elif job:
         shared_mount.release_job(job)
@@ -131,11 +131,11 @@ def run(
     by: With = None,
 ) -> None:
     """Run a command in an image that all tasks of this node share, with the image's environment."""
-    from pipeline.cluster import running
-    from pipeline.cluster.enter import Bind
+    from pipeline.node import run
+    from pipeline.node.enter import Bind
 
     named = [each if "=" in each else f"{each}={os.environ.get(each, '')}" for each in env or ()]
-    code = running.run(
+    code = run.run(
         wanted(image, store),
         command or (),
         binds=[Bind.parse(each) for each in bind or ()],

@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, SqshpipeError, ToolError
 from pipeline.report.text import cells
-from pipeline.words import escaped
+from pipeline.text import escaped
 
 _NO_ORDER = "#\\u0023["  # the same to whoever reads JSON
 _ORDER = re.compile(r"^(\s*)::")

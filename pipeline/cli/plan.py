@@ -13,9 +13,9 @@ from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError
 
 if TYPE_CHECKING:
     from pipeline.bases.clients import BaseAnswer
-    from pipeline.config import Config, ImageSpec
+    from pipeline.config.types import Config, ImageSpec
+    from pipeline.image.repository import Difference
     from pipeline.plan.changes import Plan
-    from pipeline.stages.repository import Difference
 
 Names = Annotated[
     list[str] | None,
@@ -38,7 +38,7 @@ def plan(
     as_json: options.Json = False,
 ) -> None:
     """Tell for each image and stage what would run, and why; exit with 10 if something would."""
-    from pipeline.config import load
+    from pipeline.config.reading import load
 
     settings = load(config, store=store, registry=registry)
     specs = settings.select(names or ())
@@ -71,8 +71,8 @@ def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[Di
     ecr = settings.registry.ecr
     if ecr is None:
         return []
-    from pipeline.stages import repository
-    from pipeline.tools.ecr.client import Ecr
+    from pipeline.aws.ecr import Ecr
+    from pipeline.image import repository
 
     try:
         return repository.drift(
@@ -103,10 +103,10 @@ def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str
 
 def _made(settings: Config, specs: tuple[ImageSpec, ...], tag: str | None) -> Plan:
     from pipeline.bases import clients as bases
-    from pipeline.lock import read_lock
+    from pipeline.config.lock import read_lock
+    from pipeline.config.names import check_version
     from pipeline.plan import changes as planning
     from pipeline.plan import observe
-    from pipeline.store.names import check_version
 
     for spec in specs:
         if tag is not None:
@@ -159,8 +159,8 @@ def lock(
 ) -> None:
     """Write images.lock: which digest each base's tag stands for now."""
     from pipeline.bases import clients as bases
-    from pipeline.config import load
-    from pipeline.lock import read_lock, write_lock
+    from pipeline.config.lock import read_lock, write_lock
+    from pipeline.config.reading import load
 
     settings = load(config)
     specs = settings.select(names or ())

@@ -13,7 +13,7 @@ import structlog
 
 from pipeline.cli import output
 from pipeline.progress import Meter, Story
-from pipeline.words import said
+from pipeline.text import said
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

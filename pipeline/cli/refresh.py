@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import sys
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -17,9 +16,9 @@ from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
 
 if TYPE_CHECKING:
     from pipeline.bases.refresh import Refreshed
-    from pipeline.batch import Outcome
-    from pipeline.config import Config
-    from pipeline.lock import Lock
+    from pipeline.batch.local import Outcome
+    from pipeline.config.lock import Lock
+    from pipeline.config.types import Config
 
 
 class Unit(str, Enum):
@@ -55,8 +54,8 @@ def refresh(
         )
     from pipeline.bases import clients as bases
     from pipeline.bases import refresh as refreshing
-    from pipeline.config import load
-    from pipeline.lock import read_lock
+    from pipeline.config.lock import read_lock
+    from pipeline.config.reading import load
 
     settings = load(config, store=store, registry=registry)
     lock = read_lock(settings.lock_path)
@@ -94,7 +93,7 @@ def _tell(found: Refreshed) -> None:
 
 
 def _notify(settings: Config, found: Refreshed) -> None:
-    from pipeline.notify import Event, Notifier
+    from pipeline.notify.messages import Event, Notifier
 
     with Notifier(settings.notify, settings.cache / "told") as notifier:
         for change in found.changes:
@@ -106,9 +105,9 @@ def _notify(settings: Config, found: Refreshed) -> None:
 
 def _pull_request(settings: Config, found: Refreshed, branch: str, onto: str) -> str:
     from pipeline.bases.refresh import pull_request, sources
-    from pipeline.lock import parse_lock
-    from pipeline.tools.git import Checkout
-    from pipeline.tools.github import GitHub
+    from pipeline.config.lock import parse_lock
+    from pipeline.github.api import GitHub
+    from pipeline.github.git import Checkout
 
     github = GitHub.from_environment()
     checkout = Checkout.around(settings.path.resolve().parent)
@@ -127,10 +126,10 @@ def _rebuild(
     settings: Config, found: Refreshed, executor: many.ExecutorName, jobs: int, shared: Path | None
 ) -> tuple[Outcome, ...]:
     """Release every image that differs from its newest release, if it had one or its base changed now."""
-    from pipeline import batch
     from pipeline.bases import clients as bases
     from pipeline.bases.refresh import next_version
-    from pipeline.lock import read_lock
+    from pipeline.batch import local
+    from pipeline.config.lock import read_lock
     from pipeline.plan import changes, observe
     from pipeline.store.store import Store
 
@@ -148,7 +147,7 @@ def _rebuild(
         output.log().info("nothing to rebuild")
         return ()
     store = Store(settings.store.root)
-    tasks = batch.tasks_for(
+    tasks = local.tasks_for(
         settings,
         wanted,
         lambda spec: next_version(
@@ -190,17 +189,10 @@ def _print(found: Refreshed, address: str, outcomes: tuple[Outcome, ...], *, as_
 
 
 def _rendered(unit: Unit, config: Path) -> str:
-    from pipeline.schedule import Schedule, crontab, systemd
+    from pipeline.bases.schedule import Schedule, crontab, systemd
+    from pipeline.system import self_command
 
-    words: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "refresh",
-        "--config",
-        config.absolute(),
-        "--rebuild",
-    ]
+    words: list[str | Path] = [*self_command.installed("refresh", "--config"), config.absolute(), "--rebuild"]
     for option, variable in (("--store", "SQSHPIPE_STORE"), ("--registry", "SQSHPIPE_REGISTRY")):
         if os.environ.get(variable):
             words += [option, os.environ[variable]]

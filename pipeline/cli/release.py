@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import completion, many, options, output
+from pipeline.config.names import check_version
 from pipeline.errors import ConfigError, SqshpipeError
 from pipeline.release.run import Run, Stage
-from pipeline.store.names import check_version
 
 if TYPE_CHECKING:
     from pipeline.cli.progress import Teller
-    from pipeline.config import Config, ImageSpec
+    from pipeline.config.types import Config, ImageSpec
 
 MaybeName = Annotated[
     str | None,
@@ -158,8 +158,8 @@ def opened(
 
     from pipeline.bases.clients import Clients
     from pipeline.cli.progress import Teller
-    from pipeline.config import load
-    from pipeline.lock import read_lock
+    from pipeline.config.lock import read_lock
+    from pipeline.config.reading import load
 
     settings = load(config, store=store, registry=registry)
     spec = settings.image(name)
@@ -186,8 +186,8 @@ class Message:
 @contextmanager
 def notifying(opening: Opened, version: str, *, notify: bool = True) -> Iterator[Message]:
     """Around a release: those whom images.yaml names are notified how it ended; metrics are written."""
-    from pipeline import metrics
-    from pipeline.notify import Notifier, ended
+    from pipeline.notify import metrics
+    from pipeline.notify.messages import Notifier, ended
 
     message, code, error = Message(), 0, ""
     try:
@@ -211,6 +211,6 @@ def notifying(opening: Opened, version: str, *, notify: bool = True) -> Iterator
 
 def revision_of(config: Path) -> str | None:
     """The commit that images.yaml is checked out at, for the record; None outside of git."""
-    from pipeline.tools.git import revision
+    from pipeline.github.git import revision
 
     return revision(config.absolute().parent)

@@ -106,7 +106,7 @@ def diff(
 def _release(store: Store, name: str, platform: str | None) -> Release:
     """A release by any of its names, whatever its state: what was yanked is compared too."""
     from pipeline.cli.store import host_platform
-    from pipeline.store.names import split_name
+    from pipeline.config.names import split_name
 
     image, wanted = split_name(name)
     version = store.state(image).current(wanted) or wanted

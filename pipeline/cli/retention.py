@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from pipeline.store.prune import Report
     from pipeline.store.retention import LiveJobs, Policy
 
-_DURATION = re.compile(r"0|([0-9]{1,15})([mhdw])")
-_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 WithoutSlurm = Annotated[
     bool, typer.Option("--no-slurm", help="No Slurm cluster uses this store: do not ask for its jobs.")
 ]
@@ -30,17 +27,12 @@ store_verbs = typer.Typer(help="Care of the whole store.", no_args_is_help=True)
 
 def duration(text: str, option: str) -> timedelta:
     """90m, 12h, 30d or 2w. Raises ConfigError naming the option."""
-    from pipeline.store.retention import LONGEST
+    from pipeline.config.quantities import parse_duration
 
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ConfigError(f"{option} {text!r} is not a duration", hint="write 90m, 12h, 30d or 2w")
-    seconds = int(match[1] or 0) * _UNITS[match[2] or "m"]
-    if seconds > LONGEST.total_seconds():
-        raise ConfigError(
-            f"{option} {text} is longer than {LONGEST.days} days", hint="mark what must stay: sqshpipe keep"
-        )
-    return timedelta(seconds=seconds)
+    try:
+        return timedelta() if text == "0" else parse_duration(text)
+    except ConfigError as error:
+        raise ConfigError(f"{option}: {error.message}", hint=error.hint) from None
 
 
 def lease(
@@ -127,17 +119,17 @@ def prune(
 def ask_slurm() -> LiveJobs:
     """What Slurm's jobs use. Raises ToolError when it cannot be asked."""
     from pipeline.errors import ToolError
+    from pipeline.slurm import client
     from pipeline.store.retention import LiveJobs
-    from pipeline.tools import slurm
 
-    if not slurm.installed():
+    if not client.installed():
         raise ToolError(
             "squeue is not installed here",
             hint="run it on a host of the cluster; --no-slurm where no cluster uses the store",
         )
-    jobs = slurm.jobs()
+    jobs = client.jobs()
     digests = frozenset(digest for job in jobs for digest in job.digests)
-    return LiveJobs(digests=digests, ids=frozenset(job.id for job in jobs), cluster=slurm.cluster_name())
+    return LiveJobs(digests=digests, ids=frozenset(job.id for job in jobs), cluster=client.cluster_name())
 
 
 def _policy(
@@ -148,7 +140,7 @@ def _policy(
 
     policy = Policy()
     if config.is_file():
-        from pipeline.config import load
+        from pipeline.config.reading import load
 
         read = load(config)
         policy = Policy(

@@ -11,13 +11,13 @@ import typer
 from pipeline.cli import options, output
 from pipeline.errors import ConfigError, RegistryError, ScanRejected
 from pipeline.system import untrusted
-from pipeline.words import escaped
+from pipeline.text import escaped
 
 if TYPE_CHECKING:
     from pipeline.bases.clients import Clients
-    from pipeline.config import Config, ImageSpec
-    from pipeline.scanning.policy import Verdict
-    from pipeline.stages.push import PushedImage
+    from pipeline.config.types import Config, ImageSpec
+    from pipeline.image.push import PushedImage
+    from pipeline.scan.policy import Verdict
 
 Names = Annotated[list[str] | None, typer.Argument(help="Images; all of images.yaml if none is named.")]
 
@@ -52,7 +52,7 @@ def scan(
         _published(tuple(names or ()), config, store, as_json=as_json)
         return
     from pipeline.bases.clients import Clients
-    from pipeline.config import load
+    from pipeline.config.reading import load
 
     settings = load(config, store=store, registry=registry)
     rejected: list[ScanRejected] = []
@@ -120,11 +120,11 @@ def _verdict(
 
 def _in_registry(settings: Config, spec: ImageSpec, clients: Clients, tag: str | None) -> PushedImage:
     """What is in the registry for the image as images.yaml means it now, or under ``tag``."""
-    from pipeline import inputs
-    from pipeline.lock import read_lock
-    from pipeline.stages.pin import pin
-    from pipeline.stages.push import PushedImage, adopt
-    from pipeline.tools.registry import image_manifest
+    from pipeline.config.lock import read_lock
+    from pipeline.image import inputs
+    from pipeline.image.pin import pin
+    from pipeline.image.push import PushedImage, adopt
+    from pipeline.registry import image_manifest
 
     repository = settings.registry.repository(spec.name)
     client = clients(repository.registry)
@@ -176,7 +176,7 @@ def table(image: str, verdict: Verdict) -> list[str]:
 
 
 def _sarif_runs(settings: Config, spec: ImageSpec, pushed: PushedImage, verdict: Verdict) -> list[object]:
-    from pipeline.scanning.sarif import as_sarif
+    from pipeline.scan.sarif import as_sarif
 
     folder = settings.path.parent.resolve()
     file = spec.dockerfile or settings.path
@@ -199,7 +199,7 @@ def _write_sarif(path: Path, runs: list[object]) -> None:
 def _published(images: tuple[str, ...], config: Path, root: Path | None, *, as_json: bool) -> None:
     from pipeline.bases.clients import Clients
     from pipeline.cli.store import open_store
-    from pipeline.config import load
+    from pipeline.config.reading import load
     from pipeline.scan.judge import Judge
     from pipeline.scan.rescan import rescan
 

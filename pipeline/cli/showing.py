@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.report.text import cells, clock, mapping, padded, rows, size
-from pipeline.words import shown
+from pipeline.text import shown
 
 if TYPE_CHECKING:
     from pipeline.store.record import Release

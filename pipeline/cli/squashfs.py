@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli import options, output
-from pipeline.words import escaped
+from pipeline.text import escaped
 
 if TYPE_CHECKING:
     from pipeline.squashfs.inode import Inode
@@ -28,8 +27,6 @@ MaxAge = Annotated[
     str | None, typer.Option("--max-age", help="Trim what was not used for so long: 30d, 12h.")
 ]
 
-_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_AGES = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 _TYPES = {
     1: stat.S_IFREG,
     2: stat.S_IFDIR,
@@ -78,17 +75,18 @@ def cache(max_size: MaxSize = None, max_age: MaxAge = None, as_json: options.Jso
     What a conversion is using stays. Example: sqshpipe cache --max-size 50G --max-age 30d
     """
     from pipeline.cli.progress import human_bytes
+    from pipeline.config.quantities import parse_duration, parse_size
+    from pipeline.convert.native import pack_cache
     from pipeline.squashfs.cache import CachedPack
-    from pipeline.stages.converters.native import pack_cache
-    from pipeline.stages.scratch import default_cache
+    from pipeline.system.scratch import default_cache
 
     packs = pack_cache(default_cache())
     removed: list[CachedPack] = []
     if max_size is not None or max_age is not None:
         removed = packs.trim(
             now=datetime.now(timezone.utc),
-            max_size=None if max_size is None else _bytes(max_size),
-            max_age=None if max_age is None else _age(max_age),
+            max_size=None if max_size is None else 0 if max_size == "0" else parse_size(max_size),
+            max_age=None if max_age is None else parse_duration(max_age),
         )
     left = packs.packs()
     if as_json:
@@ -167,21 +165,3 @@ def _packs(packs: Any) -> list[dict[str, Any]]:
         }
         for pack in packs
     ]
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        from pipeline.errors import ConfigError
-
-        raise ConfigError(f"--max-size {text!r} is no size", hint="write 50G, 500M or 0")
-    return int(float(match[1]) * _SIZES[match[2].upper()])
-
-
-def _age(text: str) -> timedelta:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([mhdw])", text.strip())
-    if match is None or float(match[1]) > 1e6:
-        from pipeline.errors import ConfigError
-
-        raise ConfigError(f"--max-age {text!r} is no time", hint="write 30d, 12h or 2w")
-    return float(match[1]) * _AGES[match[2]]

@@ -14,7 +14,7 @@ from pipeline.cli import completion, options, output
 from pipeline.errors import ConfigError, PublishError
 
 if TYPE_CHECKING:
-    from pipeline.config import StoreSettings
+    from pipeline.config.types import StoreSettings
     from pipeline.store.record import Release
     from pipeline.store.store import Listed, Store
 
@@ -55,7 +55,7 @@ def look_up_store(root: Path | None, config: Path) -> Store:
 
 def load_settings(config: Path, root: Path | None = None) -> StoreSettings:
     """What images.yaml says of the store. Raises ConfigError."""
-    from pipeline.config import load
+    from pipeline.config.reading import load
 
     return load(config, store=root).store
 
@@ -89,7 +89,7 @@ def list_releases(
             f"there is no store at {opened.root}", hint="name it with --store or SQSHPIPE_STORE"
         )
     if image is not None and image not in opened.images():
-        from pipeline.store.names import check_image, nearest
+        from pipeline.config.names import check_image, nearest
 
         raise ConfigError(
             f"no release of {check_image(image)!r} in {opened.root}", hint=nearest(image, opened.images())
@@ -133,7 +133,7 @@ def show(
     json: options.Json = False,
 ) -> None:
     """Everything that the record of a release says, whatever its state."""
-    from pipeline.store.names import split_name
+    from pipeline.config.names import split_name
 
     opened = look_up_store(store, config)
     image, wanted = split_name(name)
@@ -186,7 +186,7 @@ def publish(
     it.
     """
     from pipeline.cli.progress import Teller
-    from pipeline.stages.publish import publish_external
+    from pipeline.release.publish import publish_external
 
     opened = open_store(store, config)
     with Teller().stage("publish") as meter:
@@ -220,7 +220,7 @@ def promote(
     reason: Reason = "",
 ) -> None:
     """Let a channel name a release."""
-    from pipeline.store.names import split_name
+    from pipeline.config.names import split_name
 
     opened = open_store(store, config)
     changed = opened.promote(name, channel, allow_external=allow_external, reason=reason)

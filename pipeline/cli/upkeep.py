@@ -98,7 +98,7 @@ def adopt(
 ) -> None:
     """Take .sqsh files that exist already in as releases. The files themselves stay where they are."""
     from pipeline.cli.progress import Teller
-    from pipeline.stages.publish import publish_external
+    from pipeline.release.publish import publish_external
     from pipeline.store.adopt import guess_name
 
     if len(files) > 1 and tag is not None and image is not None:
@@ -139,10 +139,10 @@ def sync(
     """Copy the releases that are missing at DST: verified, gone on from where a copy was cut, records
     last.
     """
+    from pipeline.aws.s3 import S3Bucket
     from pipeline.cli.progress import Teller
     from pipeline.store.sync import parse_place
     from pipeline.store.sync import sync as run
-    from pipeline.tools.s3 import S3Bucket
 
     places = [parse_place(text, S3Bucket) for text in (source, target)]
     with Teller().stage("sync") as meter:

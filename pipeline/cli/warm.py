@@ -13,7 +13,7 @@ from pipeline.cli import options, output
 from pipeline.errors import ConfigError, ToolError, VerificationError
 
 if TYPE_CHECKING:
-    from pipeline.cluster.warming import Warmed
+    from pipeline.node.file_cache import Warmed
 
 node = typer.Typer(no_args_is_help=True, help="Does an image fit this node, and where does its time go.")
 STATE = Path("/var/lib/sqshpipe")
@@ -38,14 +38,14 @@ def prewarm(
     json: options.Json = False,
 ) -> None:
     """Bring an image to nodes before the job: one Slurm task a node; prints rate and time of each."""
-    from pipeline.cluster import prewarm as warming
-    from pipeline.tools import slurm
+    from pipeline.node import prewarm as prewarming
+    from pipeline.slurm import client
 
     if (nodes is None) == (partition is None):
         raise ConfigError("say which nodes", hint="give either --nodes LIST or --partition NAME")
-    hosts = slurm.hostnames(nodes) if nodes else slurm.partition_nodes(partition or "")
+    hosts = client.hostnames(nodes) if nodes else client.partition_nodes(partition or "")
     found = node_verbs.wanted(image, store)
-    order = warming.Order(
+    order = prewarming.Order(
         file=found.path,
         sha256=found.sha256,
         nodes=hosts,
@@ -56,7 +56,7 @@ def prewarm(
         sbcast=sbcast,
         options=(f"--partition={partition}",) if partition else (),
     )
-    outcomes = warming.prewarm(order)
+    outcomes = prewarming.prewarm(order)
     if json:
         output.data_json([_as_json(each.node, each.warmed, each.error) for each in outcomes])
     else:
@@ -82,12 +82,12 @@ def warm_here(
     import json
     import os
 
-    from pipeline.cluster import warming
+    from pipeline.node import file_cache
 
     if local is None:
-        done = warming.into_page_cache(file, digest if check else None)
+        done = file_cache.into_page_cache(file, digest if check else None)
     else:
-        done = warming.onto_disk(file, digest, local, state=state, brought=brought)
+        done = file_cache.onto_disk(file, digest, local, state=state, brought=brought)
     node_name = os.environ.get("SLURMD_NODENAME") or done.host
     output.data(json.dumps(_as_json(node_name, done, "")))
 
@@ -102,7 +102,7 @@ def check_node(
     json: options.Json = False,
 ) -> None:
     """Compare an image with this node: architecture, CUDA and driver, EFA. Exit code 7: it does not fit."""
-    from pipeline.cluster import node_check
+    from pipeline.node import check as node_check
 
     found = node_check.check(node_verbs.wanted(image, store).path, node_check.this_host(), efa=efa)
     if json:
@@ -128,7 +128,7 @@ def bench_node(
     json: options.Json = False,
 ) -> None:
     """Seconds to the first rank and of import-like work: unpacked, squashfuse, kernel mount, prewarmed."""
-    from pipeline.cluster import bench
+    from pipeline.node import bench
 
     rows = []
     if not json:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.cluster.install import ImporterSettings, importer_source
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import ClusterSettings
 from pipeline.errors import ConfigError
+from pipeline.node.install import ImporterSettings, importer_source
 
 
 def script(settings: ClusterSettings) -> str:

@@ -15,7 +15,7 @@ from typing import Literal
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import Jobs
 from pipeline.errors import ConfigError
-from pipeline.tools.slurm import comment_for
+from pipeline.slurm.client import comment_for
 
 Launcher = Literal["pytorch", "torchrun", "mpi", "mpirun"]
 Runtime = Literal["pyxis", "path", "run"]

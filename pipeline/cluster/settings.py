@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pipeline.config.ecr_hosts import REGION_PATTERN, EcrHost, parse_host
 from pipeline.errors import ConfigError
-from pipeline.tools.ecr.hosts import REGION_PATTERN, EcrHost, parse_host
 
 # A word that a shell, YAML and slurm.conf all take as it is.
 Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:@%+=,\[\]-]+$")]

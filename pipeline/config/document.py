@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -23,15 +23,15 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.errors import SqshpipeError
+from pipeline.config import names
+from pipeline.config.ecr_hosts import REGION_PATTERN
+from pipeline.config.quantities import parse_duration, parse_size
+from pipeline.config.tag_pattern import Pattern
+from pipeline.errors import ConfigError, SqshpipeError
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.store import names
-from pipeline.store.retention import LONGEST
-from pipeline.tools.ecr.hosts import REGION_PATTERN
-from pipeline.track import Pattern
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+T = TypeVar("T")
 _SECRET_ANYWHERE = ("SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL")
 _SECRET_ENDINGS = ("TOKEN", "TOKENS", "APIKEY", "SSHKEY", "PRIVATEKEY", "ACCESSKEY")
 _SECRET_PARTS = frozenset({"KEY", "KEYS", "PASS", "PWD", "AUTH", "NETRC"})
@@ -53,28 +53,28 @@ def _checked(check: Callable[[str], object]) -> AfterValidator:
 def _duration(value: object) -> object:
     if isinstance(value, timedelta):
         return value
-    match = re.fullmatch(r"([1-9][0-9]{0,5})([smhdw])", value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("write a time such as 90m, 12h, 30d or 2w")
-    span = timedelta(seconds=int(match[1]) * _UNITS[match[2]])
-    if span > LONGEST:
-        raise ValueError(f"write at most {LONGEST.days}d")
-    return span
+    return _quantity(parse_duration, value)
 
 
 def _block_size(value: object) -> object:
-    match = re.fullmatch(r"([1-9][0-9]{0,6})(K|KiB|M|MiB)?", str(value))
-    size = int(match[1]) * {"K": 1024, "M": 1 << 20, "": 1}[(match[2] or "")[:1]] if match else 0
-    if isinstance(value, bool) or not (4096 <= size <= 1 << 20) or size & (size - 1):
+    size = _quantity(parse_size, value)
+    if not (4096 <= size <= 1 << 20) or size & (size - 1):
         raise ValueError("write a power of two from 4K to 1M, such as 128K")
     return size
 
 
 def _size(value: object) -> object:
-    match = re.fullmatch(r"([1-9][0-9]{0,14})([KMGT])?", str(value))
-    if isinstance(value, bool) or match is None:
-        raise ValueError("write a number of bytes, or such as 500M, 64G or 1T")
-    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2] or ""]
+    return _quantity(parse_size, value)
+
+
+def _quantity(parse: Callable[[str], T], value: object) -> T:
+    """What `parse` makes of a value that YAML gave: text, or a whole number."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError("write it as text, such as 30d or 50G")
+    try:
+        return parse(str(value))
+    except ConfigError as error:
+        raise ValueError(error.hint or error.message) from None
 
 
 def looks_secret(name: str) -> bool:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.config import document, yamlfile
+from pipeline.config.ecr_hosts import parse_host
 from pipeline.config.types import (
     Config,
     ConvertOptions,
@@ -31,7 +32,6 @@ from pipeline.errors import ConfigError
 from pipeline.oci.entry import Limits
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.tools.ecr.hosts import parse_host
 
 _MAX_ERRORS = 8
 _MISSING = "write one (sqshpipe schema describes it), or name another with --config"

@@ -8,12 +8,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+from pipeline.config.ecr_hosts import EcrHost
+from pipeline.config.names import DEFAULT_CHANNEL, nearest
 from pipeline.errors import ConfigError
 from pipeline.oci.entry import DEFAULT_LIMITS, Limits
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.store.names import DEFAULT_CHANNEL, nearest
-from pipeline.tools.ecr.hosts import EcrHost
 
 ConverterName = Literal["auto", "enroot", "mksquashfs", "native"]
 CompressorName = Literal["zstd", "gzip", "lz4"]

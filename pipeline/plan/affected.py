@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Config, ImageSpec, yamlfile
+from pipeline.config import yamlfile
+from pipeline.config.lock import Lock, parse_lock, read_lock
 from pipeline.config.reading import build
+from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import ConfigError
-from pipeline.lock import Lock, parse_lock, read_lock
-from pipeline.tools.dockerignore import Ignore
-from pipeline.tools.git import Checkout
-from pipeline.words import shown
+from pipeline.github.git import Checkout
+from pipeline.image.dockerignore import Ignore
+from pipeline.text import shown
 
 _COMPARED = (
     "base",

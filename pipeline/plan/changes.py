@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config.types import ImageSpec
-from pipeline.inputs import BuildInputs
+from pipeline.image.inputs import BuildInputs
 from pipeline.oci.digest import Digest
 from pipeline.plan.current import ReleaseFacts, image_changes, option_changes, short
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from pipeline import inputs as build_inputs
 from pipeline.config.types import ConvertOptions, ImageSpec
 from pipeline.errors import FormatError, PublishError
-from pipeline.inputs import BuildInputs
+from pipeline.image import inputs as build_inputs
+from pipeline.image.inputs import BuildInputs
 from pipeline.oci.digest import Digest
 from pipeline.store.events import moment
 from pipeline.store.record import Release

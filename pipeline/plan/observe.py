@@ -10,18 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 
-from pipeline import inputs
+from pipeline.config.lock import Lock
 from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import RegistryError, SqshpipeError
-from pipeline.lock import Lock
+from pipeline.image import inputs
+from pipeline.image.pin import BaseImage, pin
 from pipeline.oci.digest import Digest
 from pipeline.plan.changes import Observation
 from pipeline.plan.current import ReleaseFacts, image_key, is_same_image
-from pipeline.stages.pin import BaseImage, pin
+from pipeline.registry import RegistryClient
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.system.workers import each
-from pipeline.tools.registry import RegistryClient
 
 _WORKERS = 16
 _LIVE = ("published", "hidden", "yanked")

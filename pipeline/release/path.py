@@ -11,18 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.config.names import Version
 from pipeline.config.types import ImageSpec
 from pipeline.plan.current import published
 from pipeline.release.pinned import Pinned, pin_base
 from pipeline.release.run import Run, Stage
-from pipeline.store.names import Version
 from pipeline.store.record import Release
 
 if TYPE_CHECKING:
+    from pipeline.convert.verify import VerifiedSquashfs
+    from pipeline.image.build import BuiltImage
+    from pipeline.image.push import PushedImage
     from pipeline.scan.gate import ScanReport
-    from pipeline.stages.build import BuiltImage
-    from pipeline.stages.push import PushedImage
-    from pipeline.stages.verify import VerifiedSquashfs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

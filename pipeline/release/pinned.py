@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline import inputs
 from pipeline.config.types import ImageSpec
 from pipeline.errors import RegistryError
-from pipeline.inputs import BuildInputs
+from pipeline.image import inputs
+from pipeline.image.inputs import BuildInputs
+from pipeline.image.pin import BaseImage, pin
 from pipeline.oci.digest import Digest
 from pipeline.release.run import Run
-from pipeline.stages.pin import BaseImage, pin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from pipeline.bases.clients import Clients
+from pipeline.config.lock import Lock
 from pipeline.config.types import Config
-from pipeline.lock import Lock
 from pipeline.progress import Story
 from pipeline.store.store import Store
 

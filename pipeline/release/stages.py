@@ -7,28 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
+from pipeline.attest.attest import attest
+from pipeline.config.names import Version
 from pipeline.config.types import ImageSpec
+from pipeline.convert.convert import CONVERTER_VERSIONS, SquashfsFile, convert, convert_key
+from pipeline.convert.verify import VerifiedSquashfs, verify
+from pipeline.docker.engine import Engine
 from pipeline.errors import ConfigError
-from pipeline.inputs import scan_policy
+from pipeline.image.build import BuiltImage, build
+from pipeline.image.inputs import scan_policy
+from pipeline.image.mirror import mirror
+from pipeline.image.push import PushedImage, adopt, push, tag_version
+from pipeline.image.repository import prepare
+from pipeline.registry import RegistrySource, image_manifest
 from pipeline.release.pinned import Pinned
+from pipeline.release.publish import publish, publish_again
 from pipeline.release.run import Run, Stage
+from pipeline.release.smoke_test import try_image
 from pipeline.scan.gate import ScanReport, scan
 from pipeline.scan.judge import Judge, chosen
-from pipeline.stages.attest import attest
-from pipeline.stages.build import BuiltImage, build
-from pipeline.stages.convert import CONVERTER_VERSIONS, SquashfsFile, convert, convert_key
-from pipeline.stages.mirror import mirror
-from pipeline.stages.publish import publish, publish_again
-from pipeline.stages.push import PushedImage, adopt, push, tag_version
-from pipeline.stages.repository import prepare
-from pipeline.stages.scratch import scratch_folder
-from pipeline.stages.try_image import try_image
-from pipeline.stages.verify import VerifiedSquashfs, verify
-from pipeline.store.names import Version
 from pipeline.store.record import Release
 from pipeline.store.store import Store
-from pipeline.tools.docker import Engine
-from pipeline.tools.registry import RegistrySource, image_manifest
+from pipeline.system.scratch import scratch_folder
 
 
 def require_scanner(run: Run, spec: ImageSpec) -> None:

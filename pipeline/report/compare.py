@@ -12,7 +12,7 @@ from pipeline.report.contents import Contents, Package
 from pipeline.report.sbom import Sbom
 from pipeline.report.text import growth, mapping, rows, short, size
 from pipeline.store.record import Record
-from pipeline.words import shown
+from pipeline.text import shown
 
 _NONE = "none"
 

@@ -19,7 +19,7 @@ from pipeline.store.events import Event, moment, read_events
 from pipeline.store.leases import Lease
 from pipeline.store.record import Release
 from pipeline.store.store import Listed, Store
-from pipeline.words import shown
+from pipeline.text import shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from pipeline import __version__, words
+from pipeline import __version__
+from pipeline import text as words
 from pipeline.report import chart, text
 from pipeline.report.compare import scan_words
 from pipeline.report.gather import Report, ReportedRelease

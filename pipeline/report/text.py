@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pipeline.words import shown
+from pipeline.text import shown
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _NEVER = "1970"

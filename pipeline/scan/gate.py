@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pipeline.config.types import Config, ScanPolicy
 from pipeline.errors import ScanRejected
+from pipeline.image.push import PushedImage
 from pipeline.scan.judge import Judge, subject_of
-from pipeline.scanning.policy import Verdict
-from pipeline.stages.push import PushedImage
+from pipeline.scan.policy import Verdict
 
 _NAMED = 5  # findings that the sentence of a rejection names
 

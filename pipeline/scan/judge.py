@@ -9,22 +9,22 @@ from typing import Literal
 
 import structlog
 
+from pipeline.authn import place_of
+from pipeline.aws.ecr import Ecr
+from pipeline.config.ecr_hosts import parse_host
 from pipeline.config.types import Config, ScanPolicy
 from pipeline.errors import ConfigError, RegistryError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import NotOneImage
 from pipeline.oci.reference import Reference
-from pipeline.scanning.findings import Base, ScanResult
-from pipeline.scanning.policy import Verdict, evaluate
-from pipeline.scanning.waivers import read_waivers
-from pipeline.stages import scan_ecr
-from pipeline.stages.scan_ecr import Waiting
-from pipeline.tools.credentials import CredentialsProvider, credentials_for
-from pipeline.tools.ecr.client import Ecr
-from pipeline.tools.ecr.hosts import parse_host
-from pipeline.tools.login import place_of
-from pipeline.tools.registry import RegistryClient, image_manifest
-from pipeline.tools.trivy import Trivy
+from pipeline.registry import RegistryClient, image_manifest
+from pipeline.registry.credentials import CredentialsProvider, credentials_for
+from pipeline.scan import ecr as scan_ecr
+from pipeline.scan.ecr import Waiting
+from pipeline.scan.findings import Base, ScanResult
+from pipeline.scan.policy import Verdict, evaluate
+from pipeline.scan.trivy import Trivy
+from pipeline.scan.waivers import read_waivers
 
 log = structlog.get_logger()
 

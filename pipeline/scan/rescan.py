@@ -21,12 +21,12 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.reference import Reference
 from pipeline.scan.gate import blocked
 from pipeline.scan.judge import Judge, Subject, subject_of
-from pipeline.scanning.policy import Verdict
+from pipeline.scan.policy import Verdict
+from pipeline.scan.trivy import Trivy
 from pipeline.store import attachments
 from pipeline.store.layout import SBOM
 from pipeline.store.record import Release
 from pipeline.store.store import Store
-from pipeline.tools.trivy import Trivy
 
 log = structlog.get_logger()
 

@@ -26,14 +26,7 @@ from pipeline.squashfs.codecs import Codec, Stored, make_expand
 from pipeline.squashfs.compressors import Compressors
 from pipeline.squashfs.copying import copy_ranges, hash_file, hash_ranges
 from pipeline.squashfs.inode import NO_FRAGMENT, Kind
-from pipeline.squashfs.layout import (
-    ALIGNMENT,
-    LAYER_SHIFT,
-    Layout,
-    copy_place,
-    file_words,
-    lay_out,
-)
+from pipeline.squashfs.layout import ALIGNMENT, LAYER_SHIFT, Layout, copy_place, file_words, lay_out
 from pipeline.squashfs.metadata import indexed_table
 from pipeline.squashfs.pack import Pack, PackDamaged
 from pipeline.squashfs.packindex import PackIndex

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pipeline.config.names import check_image, check_version
 from pipeline.errors import ConfigError, SqshpipeError
-from pipeline.store.names import check_image, check_version
 
 _PARTS = re.compile(r"(?P<image>.+?)[-_@](?P<version>v?[0-9].*)")
 

@@ -15,10 +15,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.errors import PublishError
-from pipeline.store import atomic, folders
+from pipeline.store import folders
 from pipeline.store.layout import Layout
 from pipeline.store.record import Record
-from pipeline.system import untrusted
+from pipeline.system import atomic, untrusted
 
 LIMIT = 256 << 20
 """Bytes of one attachment: an SBOM of a large image has some tens of megabytes."""

@@ -18,9 +18,10 @@ from securesystemslib.exceptions import VerificationError as BadSignature
 from securesystemslib.signer import Key, Signature
 
 from pipeline.errors import PublishError, VerificationError
-from pipeline.store import atomic, attachments, folders
+from pipeline.store import attachments, folders
 from pipeline.store.layout import Layout
 from pipeline.store.record import Record, Release
+from pipeline.system import atomic
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.store import atomic, folders, sealed
+from pipeline.config.names import stem
+from pipeline.store import folders, sealed
 from pipeline.store.index import SCHEMA, write_head, write_index
 from pipeline.store.layout import LINK_SUFFIX, Layout
-from pipeline.store.names import stem
 from pipeline.store.reading import (
     Loaded,
     Signature,
@@ -32,6 +32,7 @@ from pipeline.store.reading import (
     signature_of,
 )
 from pipeline.store.state import File, ImageState
+from pipeline.system import atomic
 
 _ROUNDS = 200
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from pipeline.config.names import CHANNELS, DEFAULT_PLATFORM, check_channel, nearest
 from pipeline.errors import ConfigError, PublishError
-from pipeline.store import atomic, folders
+from pipeline.store import folders
 from pipeline.store.events import Change, Event, append
 from pipeline.store.layout import Layout
-from pipeline.store.names import CHANNELS, DEFAULT_PLATFORM, check_channel, nearest
 from pipeline.store.reading import add_versions, exists, fold_events, load, read_record, refuse_newer
 from pipeline.store.record import claim
 from pipeline.store.state import ImageState, Standing
+from pipeline.system import atomic
 
 Decision = Callable[[ImageState], Change | None]
 Wanted = Callable[[ImageState], Iterable[str]]

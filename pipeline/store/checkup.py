@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SqshpipeError
-from pipeline.store import atomic, leases, preflight
+from pipeline.store import leases, preflight
 from pipeline.store.layout import Layout
 from pipeline.store.prune import temporaries
 from pipeline.store.reading import cache_bytes, index_is_current, lost_events, read_head, read_truth
-from pipeline.store.writer import is_orphan, temporary_name
-from pipeline.system import untrusted
+from pipeline.system import atomic, untrusted
+from pipeline.system.temporary import is_orphan, temporary_name
 
 LOW_BYTES = 50 << 30
 

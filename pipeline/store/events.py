@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
+from pipeline.config.names import is_channel, is_version
 from pipeline.errors import PublishError
-from pipeline.store import atomic, sealed
+from pipeline.store import sealed
 from pipeline.store.layout import Layout
-from pipeline.store.names import is_channel, is_version
+from pipeline.system import atomic
 
 SCHEMA = 1
 KINDS = frozenset(

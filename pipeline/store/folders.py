@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.store import atomic
+from pipeline.system import atomic
 
 ALONE_MODE = 0o755
 SHARED_MODE = 0o2775

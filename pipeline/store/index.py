@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config.names import is_channel, is_version, stem
 from pipeline.store import sealed
-from pipeline.store.names import is_channel, is_version, stem
 from pipeline.store.state import ImageState, Standing, parse_channels, parse_standing
 
 SCHEMA = 1

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.config.names import stem
 from pipeline.store import sealed
 from pipeline.store.layout import LINK_SUFFIX, Layout
-from pipeline.store.names import stem
 from pipeline.store.reading import cache_bytes, lost_events, read_truth, records_in
 from pipeline.store.state import ImageState
-from pipeline.words import escaped
+from pipeline.text import escaped
 
 _HEX = re.compile(rb"[0-9a-f]{64}")
 _SUM = re.compile(rb"([0-9a-f]{64})  (.+)\.sqsh")

@@ -18,7 +18,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.store.names import is_image, stem
+from pipeline.config.names import is_image, stem
 
 RECORD_SUFFIX = ".json"
 LINK_SUFFIX = ".sqsh"

@@ -23,11 +23,12 @@ from typing import Any
 import structlog
 
 from pipeline.errors import ConfigError, PublishError
-from pipeline.store import atomic, folders
+from pipeline.store import folders
 from pipeline.store.events import moment, whoami
 from pipeline.store.layout import Layout
 from pipeline.store.record import Release
-from pipeline.words import shown
+from pipeline.system import atomic
+from pipeline.text import shown
 
 SCHEMA = 1
 LONGEST_SECONDS = 60 * 24 * 3600.0

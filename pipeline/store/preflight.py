@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, ToolError
 from pipeline.store.layout import Layout
-from pipeline.store.writer import temporary_name
+from pipeline.system.temporary import temporary_name
 
 MARGIN_BYTES = 16 << 20
 PROBED_BYTES = 1 << 20
@@ -68,7 +68,7 @@ def lustre_quota_left(root: Path) -> int | None:
     """
     if os.geteuid() == 0 or file_system(root) != "lustre" or shutil.which("lfs") is None:
         return None
-    from pipeline.tools import process
+    from pipeline.system import process
 
     left: list[int] = []
     for option, number in (("-u", os.geteuid()), ("-g", root.stat().st_gid)):
@@ -105,7 +105,7 @@ def stripe(layout: Layout, *, count: int, size: int) -> bool:
     """
     if file_system(layout.root) != "lustre" or shutil.which("lfs") is None:
         return False
-    from pipeline.tools import process
+    from pipeline.system import process
 
     process.run(
         ["lfs", "setstripe", "-c", str(count), "-S", str(size), layout.blobs],
@@ -116,7 +116,7 @@ def stripe(layout: Layout, *, count: int, size: int) -> bool:
 
 def striping(layout: Layout) -> tuple[int, int]:
     """(targets, bytes of a piece) of new files in the store on Lustre. Raises ToolError as lfs does."""
-    from pipeline.tools import process
+    from pipeline.system import process
 
     told = process.run(["lfs", "getstripe", "-d", "-c", "-S", layout.blobs], timeout=30).stdout
     numbers = [int(word) for word in told.split() if word.lstrip("-").isdigit()]

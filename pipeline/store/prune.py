@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 
 from pipeline.errors import ToolError
-from pipeline.store import atomic, caches, channels, exclusive, inventory, leases, retention
+from pipeline.store import caches, channels, inventory, leases, retention
 from pipeline.store.events import Change
 from pipeline.store.inventory import Inventory
 from pipeline.store.layout import LINK_SUFFIX, Layout
@@ -29,7 +29,8 @@ from pipeline.store.reading import cache_bytes, index_is_current, read_head
 from pipeline.store.retention import DELETE, HIDE, KEEP, UNHIDE, WAIT, LiveJobs, Policy, Verdict
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import ImageState
-from pipeline.store.writer import (
+from pipeline.system import atomic, exclusive
+from pipeline.system.temporary import (
     FOREIGN_WRITER_AGE_SECONDS,
     is_foreign,
     is_orphan,

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.config.names import DEFAULT_PLATFORM
 from pipeline.errors import PublishError
 from pipeline.progress import SILENT, Meter
-from pipeline.store import atomic, caches, channels, folders, preflight, publishing
+from pipeline.store import caches, channels, folders, preflight, publishing
 from pipeline.store.events import Change
 from pipeline.store.layout import Layout
-from pipeline.store.names import DEFAULT_PLATFORM
 from pipeline.store.reading import add_versions, exists, fold_events, read_record, refuse_newer
 from pipeline.store.record import Record
 from pipeline.store.state import ImageState, Standing
-from pipeline.store.writer import is_temporary, temporary_name
+from pipeline.system import atomic
+from pipeline.system.temporary import is_temporary, temporary_name
 
 
 def publish(

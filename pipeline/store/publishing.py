@@ -20,12 +20,12 @@ from pathlib import Path
 
 from pipeline.errors import PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
-from pipeline.store import atomic, exclusive, folders, preflight
+from pipeline.store import folders, preflight
 from pipeline.store.layout import Layout
 from pipeline.store.reading import exists, read_record
 from pipeline.store.record import Record
-from pipeline.store.writer import temporary_name
-from pipeline.system import untrusted
+from pipeline.system import atomic, exclusive, untrusted
+from pipeline.system.temporary import temporary_name
 
 _PIECE = 4 << 20
 

@@ -16,14 +16,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.config.names import is_of, may_be_of
 from pipeline.store import index, sealed
 from pipeline.store.events import checksum_of, read_events
 from pipeline.store.index import Head, head_of
 from pipeline.store.layout import INDEX, LINK_SUFFIX, RECORD_SUFFIX, Layout
-from pipeline.store.names import is_of, may_be_of
 from pipeline.store.record import Record, parse_own
 from pipeline.store.state import ImageState
-from pipeline.words import escaped
+from pipeline.text import escaped
 
 Signature = tuple[int, int]
 """Inode and modification time (ns): tells whether a file is still the one that was read or written."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.names import DEFAULT_PLATFORM, is_platform, is_version, stem
 from pipeline.store import sealed
-from pipeline.store.names import DEFAULT_PLATFORM, is_platform, is_version, stem
 
 SCHEMA = 1
 _HEX = re.compile(r"[0-9a-f]{64}")

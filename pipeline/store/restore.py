@@ -11,15 +11,16 @@ import secrets
 from datetime import datetime, timezone
 from pathlib import Path
 
+from pipeline.config.names import check_platform, check_version, split_name, stem
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
-from pipeline.store import atomic, channels, events, folders, index, publishing, sealed
+from pipeline.store import channels, events, folders, index, publishing, sealed
 from pipeline.store.events import Change, Event, now, read_event, whoami
 from pipeline.store.layout import LINK_SUFFIX, RECORD_SUFFIX, Layout
-from pipeline.store.names import check_platform, check_version, split_name, stem
 from pipeline.store.reading import cache_bytes, exists, fold_events, read_record, read_truth, records_in
 from pipeline.store.record import Record, is_sha256, parse_own
 from pipeline.store.state import Bytes, ImageState, Standing
+from pipeline.system import atomic
 
 _SEE = "sqshpipe store rebuild says which files cannot be read"
 UNKNOWN = "0" * 64

@@ -14,8 +14,6 @@ from pipeline.store.events import moment
 from pipeline.store.leases import Lease
 from pipeline.store.state import ImageState, Standing
 
-LONGEST = timedelta(days=36500)
-"""A longer time than this is a mistake; the calendar ends in the year 9999."""
 KEEP, HIDE, WAIT, DELETE, UNHIDE, GONE = "keep", "hide", "wait", "delete", "unhide", "gone"
 
 

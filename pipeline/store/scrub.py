@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.names import check_image, nearest, split_name
 from pipeline.errors import ConfigError
 from pipeline.progress import SILENT, Meter
-from pipeline.store import atomic, caches, channels, folders, inventory, sealed
+from pipeline.store import caches, channels, folders, inventory, sealed
 from pipeline.store.events import Change
 from pipeline.store.inventory import Inventory
 from pipeline.store.layout import Layout
-from pipeline.store.names import check_image, nearest, split_name
 from pipeline.store.state import ImageState
-from pipeline.system import untrusted
+from pipeline.system import atomic, untrusted
 
 _PIECE = 4 << 20
 _NOTE_SECONDS = 5.0

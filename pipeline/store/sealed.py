@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.errors import FormatError, PublishError
 from pipeline.oci import strict_json
 from pipeline.system import untrusted
-from pipeline.words import escaped
+from pipeline.text import escaped
 
 SMALL = 16 << 20
 """Bytes that a record or an event may have."""

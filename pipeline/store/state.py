@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pipeline.config.names import is_channel, is_platform, is_version, stem
 from pipeline.store.events import Event
-from pipeline.store.names import is_channel, is_platform, is_version, stem
 from pipeline.store.record import Record, is_sha256
 
 HISTORY = 50

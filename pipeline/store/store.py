@@ -13,12 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.errors import ConfigError, PublishError, VerificationError
-from pipeline.progress import SILENT, Meter
-from pipeline.store import atomic
-from pipeline.store.index import Head
-from pipeline.store.layout import SIGNATURE, Layout
-from pipeline.store.names import (
+from pipeline.config.names import (
     CHANNELS,
     DEFAULT_CHANNEL,
     DEFAULT_PLATFORM,
@@ -29,10 +24,15 @@ from pipeline.store.names import (
     split_name,
     stem,
 )
+from pipeline.errors import ConfigError, PublishError, VerificationError
+from pipeline.progress import SILENT, Meter
+from pipeline.store.index import Head
+from pipeline.store.layout import SIGNATURE, Layout
 from pipeline.store.reading import current_head, exists, load, read_record
 from pipeline.store.record import Record, Release, release_of
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import ImageState
+from pipeline.system import atomic
 
 
 class Listed(NamedTuple):

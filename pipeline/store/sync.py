@@ -7,73 +7,37 @@ arrives is hashed and compared with its record.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
-from pipeline.errors import ConfigError, PublishError, VerificationError
+from pipeline.config.names import DEFAULT_CHANNEL, split_name, stem
+from pipeline.errors import ConfigError, VerificationError
 from pipeline.progress import SILENT, Meter
-from pipeline.store import atomic, attachments, caches, channels, preflight, publisher, publishing
+from pipeline.store import attachments, caches, channels, preflight, publisher, publishing
 from pipeline.store.attachments import NotOfTheStoreError
 from pipeline.store.layout import RECORD_SUFFIX, Layout
-from pipeline.store.names import DEFAULT_CHANNEL, is_image, split_name, stem
 from pipeline.store.reading import fold_events, read_record, read_truth
-from pipeline.store.record import Record, is_claim, parse_record
-from pipeline.store.sealed import UnreadableError
+from pipeline.store.record import Record, parse_record
 from pipeline.store.state import ImageState, Standing
 from pipeline.store.store import Store
-from pipeline.store.writer import is_orphan, temporary_name
-from pipeline.system import untrusted
+from pipeline.store.sync_source import (
+    Bucket,
+    BucketSource,
+    MountedSource,
+    Report,
+    SyncSource,
+    attachment_prefix,
+    published,
+    recorded,
+)
+from pipeline.system import atomic, untrusted
+from pipeline.system.temporary import is_orphan, temporary_name
 
 _PIECE = 4 << 20
-_RECORD = re.compile(r"([^/]+)/([^/]+)\.json")
-
-
-class Bucket(Protocol):
-    """What an object store must offer; keys are relative to its prefix. `tools.s3.S3Bucket` is one."""
-
-    name: str
-
-    def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """(key, size) of every object under `prefix`."""
-
-    def get(self, key: str) -> bytes | None: ...
-    def put_new(self, key: str, content: bytes) -> bool:
-        """Write an object that must not be there; False when it is."""
-
-    def size(self, key: str) -> int | None: ...
-    def upload(self, key: str, path: Path, *, sha256: str, meter: Meter) -> None:
-        """Bring a file there, going on with what an earlier attempt brought; raises unless its sha256 is
-        that.
-        """
-
-    def open_from(self, key: str, offset: int) -> BinaryIO:
-        """Read an object from that byte on."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Report:
-    """Names of the releases copied, those that were there, those that were pruned there and stay so, and the
-    bytes that travelled.
-
-    `refused` has one sentence for each release that was not copied, because something of it is not a regular
-    file of the source.
-    """
-
-    copied: list[str] = field(default_factory=list)
-    present: int = 0
-    pruned: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    bytes_copied: int = 0
-    broken: list[str] = field(default_factory=list)
-    """Records and events of the source that cannot be read, one sentence each; they are not copied."""
 
 
 def sync(
@@ -94,13 +58,13 @@ def sync(
     report = Report()
     wanted = [_wanted(name) for name in names]
     if isinstance(source, Store):
-        records = _published(source, wanted, report)
+        records = published(source, wanted, report)
         if isinstance(target, Store):
-            _to_store(records, _Mounted(source.layout), target, wanted, report, meter)
+            _to_store(records, MountedSource(source.layout), target, wanted, report, meter)
         else:
             _to_bucket(source.layout, records, target, report, meter)
     elif isinstance(target, Store):
-        _to_store(_recorded(source, wanted, report), _Remote(source), target, wanted, report, meter)
+        _to_store(recorded(source, wanted, report), BucketSource(source), target, wanted, report, meter)
     else:
         raise ConfigError(
             "one side of a sync must be a mounted store", hint="copy buckets with the provider's own tool"
@@ -114,125 +78,9 @@ def _wanted(name: str) -> tuple[str, str | None]:
     return split_name(name) if ":" in name else (split_name(name)[0], None)
 
 
-def _is_wanted(wanted: list[tuple[str, str | None]], image: str, version: str) -> bool:
-    return not wanted or (image, version) in wanted or (image, None) in wanted
-
-
-def _published(store: Store, wanted: list[tuple[str, str | None]], report: Report) -> Iterator[Record]:
-    """Records of what resolves, oldest first."""
-    with atomic.told(f"reading the store {store.root}"):
-        there = store.root.is_dir()
-    if not there:
-        raise ConfigError(f"there is no store at {store.root}", hint="name a folder that is one")
-    for image in store.layout.images():
-        with atomic.told(f"reading {image} in {store.root}"):
-            state = _truth(store.layout, image, report)
-        for version, standing in reversed(state.newest_first()):
-            for platform in sorted(standing.platforms):
-                if standing.state(platform) == "published" and _is_wanted(wanted, image, version):
-                    with atomic.told(f"reading the record of {image}:{version} in {store.root}"):
-                        record = read_record(store.layout, image, version, platform)
-                    if record is not None:
-                        yield record
-
-
-def _truth(layout: Layout, image: str, report: Report) -> ImageState:
-    """What records and events of `image` say. What cannot be read is reported; other images are copied."""
-    try:
-        loaded = read_truth(layout, image)
-    except UnreadableError as error:
-        report.broken.append(error.message)
-        return ImageState(image=image)
-    report.broken += loaded.broken
-    return loaded.state
-
-
-def _recorded(bucket: Bucket, wanted: list[tuple[str, str | None]], report: Report) -> Iterator[Record]:
-    found = []
-    for key, _ in bucket.keys(""):
-        match = _RECORD.fullmatch(key)
-        if match is None or not is_image(match[1]):
-            continue
-        raw = bucket.get(key) or b""
-        try:
-            record = None if is_claim(raw) else parse_record(raw, Path(f"{bucket.name}/{key}"))
-        except UnreadableError as error:
-            report.broken.append(error.message)
-            continue
-        if record is None or not _is_wanted(wanted, record.image, record.version):
-            continue
-        if (record.image, stem(record.version, record.platform)) != (match[1], match[2]):
-            raise PublishError(f"{bucket.name}/{key} is the record of {record.image}:{record.version}")
-        found.append(record)
-    yield from sorted(found, key=lambda record: record.created)
-
-
-class _From(Protocol):
-    """Where a mounted store copies from."""
-
-    def check(self, record: Record) -> None:
-        """Raise NotOfTheStoreError when record or bytes are not regular files of the store."""
-
-    def open_from(self, record: Record, offset: int) -> BinaryIO: ...
-    def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
-        """(name, bytes) of what is attached to a release."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Mounted:
-    layout: Layout
-
-    def check(self, record: Record) -> None:
-        paths = (
-            self.layout.record(record.image, record.version, record.platform),
-            self.layout.blob(record.sha256),
-        )
-        for path in paths:
-            opened = attachments.open_file(self.layout, path)
-            if opened is not None:
-                os.close(opened)
-
-    def open_from(self, record: Record, offset: int) -> BinaryIO:
-        path = self.layout.blob(record.sha256)
-        opened = attachments.open_file(self.layout, path)
-        if opened is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        file = os.fdopen(opened, "rb", buffering=0)
-        file.seek(offset)
-        return file
-
-    def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
-        for name in attachments.names(self.layout, record):
-            content = attachments.read(self.layout, record, name)
-            if content is not None:
-                yield name, content
-
-
-@dataclass(frozen=True, slots=True)
-class _Remote:
-    bucket: Bucket
-
-    def check(self, record: Record) -> None:
-        """A bucket has nothing but objects."""
-
-    def open_from(self, record: Record, offset: int) -> BinaryIO:
-        return self.bucket.open_from(record.file, offset)
-
-    def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
-        prefix = _attachments(record)
-        for key, _ in self.bucket.keys(prefix):
-            content = self.bucket.get(key)
-            if content is not None and "/" not in key.removeprefix(prefix):
-                yield key.removeprefix(prefix), content
-
-
-def _attachments(record: Record) -> str:
-    return f"{record.image}/.meta/{stem(record.version, record.platform)}/"
-
-
 def _to_store(
     records: Iterable[Record],
-    source: _From,
+    source: SyncSource,
     target: Store,
     wanted: list[tuple[str, str | None]],
     report: Report,
@@ -259,7 +107,7 @@ def _to_store(
 
 def _bring(
     record: Record,
-    source: _From,
+    source: SyncSource,
     layout: Layout,
     before: dict[str, ImageState],
     wanted: list[tuple[str, str | None]],
@@ -296,12 +144,12 @@ def _advance(layout: Layout, record: Record) -> None:
     channels.advance(layout, record.image, record.version, DEFAULT_CHANNEL)
 
 
-def _bring_attachments(layout: Layout, record: Record, source: _From) -> None:
+def _bring_attachments(layout: Layout, record: Record, source: SyncSource) -> None:
     for name, content in list(source.attached(record)):  # all of them can be read, or nothing is brought
         attachments.add(layout, record, name, content)
 
 
-def _bring_release(layout: Layout, record: Record, source: _From, report: Report, meter: Meter) -> None:
+def _bring_release(layout: Layout, record: Record, source: SyncSource, report: Report, meter: Meter) -> None:
     if publishing.bytes_are_there(layout, record):
         publisher.commit_present(layout, record)
     else:
@@ -345,7 +193,7 @@ def _is_own(path: Path) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
 
 
-def _fetch(staged: Path, record: Record, source: _From, report: Report, meter: Meter) -> str:
+def _fetch(staged: Path, record: Record, source: SyncSource, report: Report, meter: Meter) -> str:
     """Complete `staged` from where it ends, and give the sha256 of the whole."""
     digest = hashlib.sha256()
     opened = untrusted.open_regular(staged, flags=os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -381,16 +229,16 @@ def _to_bucket(
 
 
 def _upload(layout: Layout, record: Record, bucket: Bucket, report: Report, meter: Meter) -> None:
-    source = _Mounted(layout)
+    source = MountedSource(layout)
     source.check(record)
     key = f"{record.image}/{stem(record.version, record.platform)}{RECORD_SUFFIX}"
     there = bucket.get(key)
     if there is not None:
         publishing.refuse_other_content(record, parse_record(there, Path(f"{bucket.name}/{key}")))
-    present = set(dict(bucket.keys(_attachments(record))))
+    present = set(dict(bucket.keys(attachment_prefix(record))))
     for name, content in list(source.attached(record)):  # all of them can be read, or nothing is brought
-        if _attachments(record) + name not in present:
-            bucket.put_new(_attachments(record) + name, content)
+        if attachment_prefix(record) + name not in present:
+            bucket.put_new(attachment_prefix(record) + name, content)
     if there is not None and bucket.size(record.file) == record.size:
         report.present += 1
         return

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batch import Outcome, Task
-from pipeline.batch_slurm import SlurmExecutor
-from pipeline.config import SlurmSettings
+from pipeline.batch.local import Outcome, Task
+from pipeline.batch.slurm import SlurmExecutor
+from pipeline.config.types import SlurmSettings
 from pipeline.errors import ToolError
 from tests.support import slurm
 from tests.support.slurm import Slurm

@@ -17,17 +17,17 @@ import pytest
 from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
 from pipeline.config.types import ImageSpec, SecretSource
+from pipeline.convert.sources import opened_source
+from pipeline.docker import buildkit
+from pipeline.docker.engine import Engine
 from pipeline.errors import ConfigError, RegistryError, ToolError
+from pipeline.image.build import BuiltImage, build, build_key
+from pipeline.image.pin import BaseImage, pin
+from pipeline.image.push import PushedImage, adopt, key_tag, push, tag_version
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages.build import BuiltImage, build, build_key
-from pipeline.stages.pin import BaseImage, pin
-from pipeline.stages.push import PushedImage, adopt, key_tag, push, tag_version
-from pipeline.stages.sources import opened_source
-from pipeline.tools import buildkit
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.docker import Engine
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 
 pytestmark = pytest.mark.needs("dockerd", "docker", "docker-registry", "htpasswd", "root")
 
@@ -303,13 +303,13 @@ from pathlib import Path
 from pipeline.config.types import ImageSpec
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages.build import build, build_key
-from pipeline.stages.pin import pin
-from pipeline.stages.sources import opened_source
-from pipeline.stages.push import push
-from pipeline.tools.credentials import credentials_for
-from pipeline.tools.docker import Engine
-from pipeline.tools.registry import RegistryClient
+from pipeline.image.build import build, build_key
+from pipeline.image.pin import pin
+from pipeline.convert.sources import opened_source
+from pipeline.image.push import push
+from pipeline.registry.credentials import credentials_for
+from pipeline.docker.engine import Engine
+from pipeline.registry import RegistryClient
 dockerfile, base, repository, greeting = sys.argv[1:]
 file = Path(dockerfile)
 spec = ImageSpec(name="demo", base=Reference.parse(base), platform=Platform.parse("linux/amd64"),

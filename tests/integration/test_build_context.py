@@ -14,18 +14,18 @@ import pytest
 from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
 from pipeline.config.types import ImageSpec
+from pipeline.docker import buildkit
+from pipeline.docker.engine import Engine
 from pipeline.errors import ConfigError
-from pipeline.inputs import gather
+from pipeline.image.build import build, build_key
+from pipeline.image.context import members
+from pipeline.image.dockerignore import Ignore
+from pipeline.image.inputs import gather
+from pipeline.image.pin import BaseImage, pin
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages.build import build, build_key
-from pipeline.stages.pin import BaseImage, pin
-from pipeline.tools import buildkit
-from pipeline.tools.build_context import members
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.docker import Engine
-from pipeline.tools.dockerignore import Ignore
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 
 pytestmark = pytest.mark.needs("dockerd", "docker", "docker-registry", "htpasswd", "root")
 

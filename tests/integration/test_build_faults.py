@@ -17,17 +17,17 @@ import pytest
 from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
 from pipeline.config.types import ImageSpec
+from pipeline.docker import buildkit
+from pipeline.docker.engine import Engine
 from pipeline.errors import ToolError
+from pipeline.image import build as stage
+from pipeline.image.build import BuiltImage, build, build_key
+from pipeline.image.pin import pin
+from pipeline.image.push import adopt, push
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages import build as stage
-from pipeline.stages.build import BuiltImage, build, build_key
-from pipeline.stages.pin import pin
-from pipeline.stages.push import adopt, push
-from pipeline.tools import buildkit
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.docker import Engine
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs("dockerd", "docker", "docker-registry", "htpasswd", "root", "mount")

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import SquashfsFile, convert
+from pipeline.convert.verify import verify
 from pipeline.errors import FormatError, ToolError
 from pipeline.oci.source import ImageSource
 from pipeline.squashfs.reader import SquashfsImage
-from pipeline.stages.convert import SquashfsFile, convert
-from pipeline.stages.verify import verify
-from pipeline.tools.mount import mounted
+from pipeline.system.mount import mounted
 from tests.support.images import assert_case, assert_times_and_owners, image, of_case
 from tests.support.layer_cases import LAYER_CASES, LayerCase
 from tests.support.layers import LayerBuilder, raw_header, write_layout
@@ -260,7 +260,7 @@ def test_a_disk_that_fills_up_meanwhile(
     source = image(
         tmp_path / "image", [BASE, LayerBuilder().file("f", os.urandom(20 << 20))], compression="none"
     )
-    monkeypatch.setattr("pipeline.stages.converters.mksquashfs.require_space", lambda _needs: None)
+    monkeypatch.setattr("pipeline.convert.mksquashfs.require_space", lambda _needs: None)
     places = {**places, full: small_disk}
     with pytest.raises(ToolError, match="no space left") as caught:
         converted(source, places)

@@ -12,15 +12,15 @@ import pytest
 
 from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import SquashfsFile, convert
+from pipeline.convert.sources import open_registry, opened_source
+from pipeline.convert.verify import verify
 from pipeline.errors import RegistryError
 from pipeline.oci.reference import Reference
 from pipeline.oci.source import ImageSource
-from pipeline.stages.convert import SquashfsFile, convert
-from pipeline.stages.sources import open_registry, opened_source
-from pipeline.stages.verify import verify
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 from tests.support.images import LINUX, image
 from tests.support.layers import LayerBuilder
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from demo.engine import PrivateEngine
-from pipeline.stages.dockerfile_words import substituted
-from pipeline.tools import buildkit
-from pipeline.tools.docker import Engine
+from pipeline.docker import buildkit
+from pipeline.docker.engine import Engine
+from pipeline.image.dockerfile_words import substituted
 
 pytestmark = pytest.mark.needs("dockerd", "docker", "root")
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from demo.base import push_base
+from pipeline.aws.ecr_policies import Role, policy
+from pipeline.docker.engine import Engine
 from pipeline.oci.reference import Reference
+from pipeline.registry.credentials import Credentials
 from pipeline.store.store import Store
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.docker import Engine
-from pipeline.tools.ecr.policies import Role, policy
 from tests.support import aws, scans
 from tests.support.ecr_front import HOST
 from tests.support.real_names import NGC, Watched, World, installed, world

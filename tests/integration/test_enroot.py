@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from demo.registry import PrivateRegistry
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import SquashfsFile, convert
+from pipeline.convert.verify import verify
 from pipeline.errors import ConfigError, RegistryError, SqshpipeError, ToolError, VerificationError
 from pipeline.oci.source import ImageSource
-from pipeline.stages.convert import SquashfsFile, convert
-from pipeline.stages.verify import verify
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient, RegistrySource
+from pipeline.registry import RegistryClient, RegistrySource
+from pipeline.registry.credentials import Credentials
 from tests.support.images import image, of_case
 from tests.support.layer_cases import LAYER_CASES, LayerCase
 from tests.support.layers import LayerBuilder

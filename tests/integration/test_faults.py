@@ -22,22 +22,22 @@ import pytest
 from demo.base import push_base
 from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
-from pipeline.cluster import pyxis_importer
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import convert
+from pipeline.convert.verify import verify
+from pipeline.docker.engine import Engine
 from pipeline.errors import ConfigError, RegistryError, SqshpipeError, ToolError, VerificationError
+from pipeline.image.pin import pin
+from pipeline.node import pyxis_importer
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages import scratch
-from pipeline.stages.convert import convert
-from pipeline.stages.pin import pin
-from pipeline.stages.verify import verify
+from pipeline.registry import Patience, RegistryClient, RegistrySource
+from pipeline.registry.credentials import Credentials
 from pipeline.store import leases, prune
 from pipeline.store.store import Store
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.docker import Engine
-from pipeline.tools.registry import Patience, RegistryClient, RegistrySource
+from pipeline.system import scratch
 from tests.integration.test_crash import judge, prepared  # noqa: F401 - a fixture
 from tests.integration.test_filesystems import mount, run  # noqa: F401 - a fixture
 from tests.support import crash, crash_actions, invariants
@@ -129,8 +129,8 @@ def test_the_engine_is_killed_in_the_middle_of_a_build_and_of_a_push(
 ) -> None:
     """Three engines: one killed while it builds, one while it pushes, and the session's, which ends it."""
     from pipeline.config.types import ImageSpec
-    from pipeline.stages.build import BuiltImage, build, build_key
-    from pipeline.stages.push import adopt, push
+    from pipeline.image.build import BuiltImage, build, build_key
+    from pipeline.image.push import adopt, push
 
     login = Credentials(username=registry.username, password=registry.password)
     own = PrivateEngine()

@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 
 from demo.registry import PrivateRegistry
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import convert
 from pipeline.errors import ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.layout import open_layout
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages.convert import convert
+from pipeline.registry import RegistryClient, RegistrySource
+from pipeline.registry.credentials import Credentials
+from pipeline.scan.trivy import Trivy
 from pipeline.store.store import Store
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient, RegistrySource
-from pipeline.tools.trivy import Trivy
 from tests.support.layers import LayerBuilder, write_layout
 from tests.support.pushed import push_image
 from tests.support.releases import publish
@@ -91,7 +91,7 @@ WRITES = (
 def test_a_conversion(
     converter: str, full: str, kind: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.stages.converters.mksquashfs.require_space", lambda _needs: None)
+    monkeypatch.setattr("pipeline.convert.mksquashfs.require_space", lambda _needs: None)
     places = {name: tmp_path / name for name in ("cache", "out", "scratch")} | {full: small.folder}
     places["out"].mkdir(exist_ok=True)
     source = open_layout(large(tmp_path), platform=LINUX)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages import scratch
-from pipeline.stages.scratch import scratch_folder
+from pipeline.system import scratch
+from pipeline.system.scratch import scratch_folder
 from tests.support.crash import Nursery, Point, calls, run_with
 
 

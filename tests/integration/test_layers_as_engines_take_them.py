@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from demo.engine import PrivateEngine
+from pipeline.convert.tree import read_tree
 from pipeline.errors import FormatError
 from pipeline.oci.archive import open_archive
 from pipeline.progress import SILENT
-from pipeline.stages.tree import read_tree
 from tests.support.images import LINUX
 from tests.support.layers import LayerBuilder, write_docker_archive
 

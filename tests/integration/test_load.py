@@ -16,14 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import inputs
-from pipeline.config import ConvertOptions, load
+from pipeline.config.reading import load
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import convert
+from pipeline.convert.verify import verify
+from pipeline.image import inputs
 from pipeline.oci.digest import Digest
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.plan import changes
-from pipeline.stages.convert import convert
-from pipeline.stages.verify import verify
 from tests import soak
 from tests.support.layers import LayerBuilder, write_layout
 

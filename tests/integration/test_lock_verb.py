@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from demo.registry import PrivateRegistry
 from pipeline.cli.app import app
-from pipeline.config import load
+from pipeline.config.lock import read_lock
+from pipeline.config.reading import load
 from pipeline.errors import ConfigError, RegistryError
-from pipeline.lock import read_lock
-from pipeline.tools.credentials import credentials_provider
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import credentials_provider
 from tests.support.tiny_images import push_image, push_index
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from demo.registry import PrivateRegistry
-from pipeline.tools.credentials import credentials_provider
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import credentials_provider
 from tests.support import slurm
 from tests.support.slurm import Slurm
 from tests.support.tiny_images import push_image

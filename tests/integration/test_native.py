@@ -12,7 +12,9 @@ from typing import Literal
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.interface import Converted
+from pipeline.convert.native import convert_native
 from pipeline.oci.entry import Limits
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
@@ -20,9 +22,7 @@ from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.layout import Layout, lay_out
 from pipeline.squashfs.pack import Pack
 from pipeline.squashfs.reader import SquashfsImage
-from pipeline.stages.converters.interface import Converted
-from pipeline.stages.converters.native import convert_native
-from pipeline.tools.mount import mounted
+from pipeline.system.mount import mounted
 from tests.support.layers import LayerBuilder, write_layout
 from tests.support.snapshot import Seen, expected, from_tar, snapshot
 

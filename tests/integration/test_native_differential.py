@@ -9,15 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.mksquashfs import convert_mksquashfs
+from pipeline.convert.native import convert_native
 from pipeline.errors import FormatError
 from pipeline.oci.entry import DEFAULT_LIMITS
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
-from pipeline.stages.converters.mksquashfs import convert_mksquashfs
-from pipeline.stages.converters.native import convert_native
-from pipeline.tools.mount import mounted
+from pipeline.system.mount import mounted
 from tests.support.layers import LayerBuilder, write_layout
 from tests.support.snapshot import Seen, snapshot
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert import native
+from pipeline.convert.native import convert_native, pack_cache
 from pipeline.errors import ToolError
 from pipeline.oci.layout import LayoutSource, open_layout
 from pipeline.oci.platform import Platform
 from pipeline.squashfs.pack import Pack
-from pipeline.stages.converters import native
-from pipeline.stages.converters.native import convert_native, pack_cache
 from tests.support.layers import LayerBuilder, write_layout
 
 PLATFORM = Platform(os="linux", architecture="amd64")
@@ -32,7 +32,7 @@ from pathlib import Path
 from pipeline.config import ConvertOptions
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
-from pipeline.stages.converters.native import convert_native
+from pipeline.convert.native import convert_native
 image, output, cache = map(Path, sys.argv[1:])
 source = open_layout(image, platform=Platform(os="linux", architecture="amd64"))
 source.config()

@@ -17,11 +17,11 @@ from typer.testing import CliRunner, Result
 
 from demo.registry import PrivateRegistry
 from pipeline.cli.app import app
-from pipeline.config import load
-from pipeline.lock import read_lock
+from pipeline.config.lock import read_lock
+from pipeline.config.reading import load
 from pipeline.oci.digest import Digest
-from pipeline.tools.credentials import credentials_provider
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import credentials_provider
 from tests.support.github import FakeGitHub
 from tests.support.registry import Fault, FaultyProxy, serving
 from tests.support.tiny_images import push_image

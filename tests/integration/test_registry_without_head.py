@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from demo.registry import PrivateRegistry
 from pipeline.cli.app import app
-from pipeline.lock import read_lock
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient
+from pipeline.config.lock import read_lock
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 from tests.support.registry import Fault, FaultyProxy
 from tests.support.tiny_images import push_image
 

@@ -11,12 +11,12 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from pipeline.attest import signing
+from pipeline.aws.s3 import S3Bucket
 from pipeline.errors import ConfigError, PublishError, ToolError, VerificationError
 from pipeline.store import attest
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from pipeline.tools import signing
-from pipeline.tools.s3 import S3Bucket
 from tests.support.releases import publish
 
 PART = 5 << 20

@@ -19,8 +19,8 @@ import yaml
 from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
 from pipeline.oci.reference import Reference
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 from tests.conftest import missing
 from tests.support.actions import JobRun, Workflows, runner_environment
 from tests.support.github import FakeGitHub

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from demo.registry import PrivateRegistry
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import convert
+from pipeline.convert.sources import open_registry
 from pipeline.errors import RegistryError
 from pipeline.oci.reference import Reference
-from pipeline.stages.convert import convert
-from pipeline.stages.sources import open_registry
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 from tests.support.images import LINUX, image
 from tests.support.layers import LayerBuilder
 from tests.support.registry import Fault, FaultyProxy

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import urllib3
 
+from pipeline.docker.engine import Engine
 from pipeline.errors import ToolError
 from pipeline.oci.reference import Reference
-from pipeline.tools.docker import Engine
 
 BROKEN = [
     urllib3.exceptions.ProtocolError("Connection broken", None),

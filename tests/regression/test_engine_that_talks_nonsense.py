@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.docker import engine as docker
+from pipeline.docker.engine import BuildOrder, Engine
 from pipeline.errors import SqshpipeError, ToolError
 from pipeline.oci.reference import Reference
-from pipeline.tools import docker
-from pipeline.tools.docker import BuildOrder, Engine
 
 VERSION = {"ApiVersion": "1.41", "Version": "20.10"}
 INFO = {"OSType": "linux", "Architecture": "x86_64", "DriverStatus": None}

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import zstandard
 
+from pipeline.convert.enroot import _checked, _Handed
 from pipeline.errors import FormatError
 from pipeline.oci.entry import Limits
 from pipeline.oci.layout import LayoutSource
 from pipeline.progress import SILENT
-from pipeline.stages.converters.enroot import _checked, _Handed
 from tests.support.images import image
 from tests.support.layers import LayerBuilder
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import SquashfsFile, convert
+from pipeline.convert.verify import verify
 from pipeline.errors import FormatError, VerificationError
 from pipeline.squashfs.metadata import MetadataWriter, read_indexed
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.squashfs.superblock import METADATA_SIZE, Superblock
 from pipeline.squashfs.xattr import XattrReader
-from pipeline.stages.convert import SquashfsFile, convert
-from pipeline.stages.verify import verify
 from tests.support.images import image
 from tests.support.layers import LayerBuilder
 from tests.support.squashfs import Stitcher
@@ -109,7 +109,7 @@ def test_a_hole_of_terabytes_is_not_read_to_be_refused(
         read.append(len(inodes))
         return 0
 
-    monkeypatch.setattr("pipeline.stages.verify.read_all", watched)
+    monkeypatch.setattr("pipeline.convert.verify.read_all", watched)
     with pytest.raises(VerificationError, match="size 262144, should be 5"):
         verify(seen)
     assert read == [0]

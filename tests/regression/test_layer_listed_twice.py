@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.convert.tree import read_tree
 from pipeline.errors import FormatError
 from pipeline.oci.entry import Limits
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
-from pipeline.stages.tree import read_tree
 from tests.support.layers import LayerBuilder, write_layout
 
 LINUX = Platform(os="linux", architecture="amd64")

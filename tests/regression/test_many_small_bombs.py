@@ -9,13 +9,13 @@ from typing import BinaryIO
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.native import convert_native
+from pipeline.convert.tree import read_tree
 from pipeline.errors import FormatError
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.progress import SILENT
-from pipeline.stages.converters.native import convert_native
-from pipeline.stages.tree import read_tree
 from tests.support.hostile_tars import sparse
 from tests.support.images import image
 from tests.support.layers import LayerBuilder

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert import convert as stage
 from pipeline.errors import ToolError
 from pipeline.oci.entry import Limits
-from pipeline.stages import convert as stage
 from pipeline.system.memory import out_of_memory
 from tests.support.images import image
 from tests.support.layers import LayerBuilder

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import convert
 from pipeline.errors import FormatError
-from pipeline.stages.convert import convert
 from tests.support.images import image
 from tests.support.layers import LayerBuilder
 

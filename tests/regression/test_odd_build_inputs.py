@@ -12,12 +12,12 @@ import pytest
 
 from pipeline.config.types import ImageSpec
 from pipeline.errors import ConfigError
-from pipeline.inputs import explain, gather
+from pipeline.image.build import labels
+from pipeline.image.inputs import explain, gather
+from pipeline.image.pin import BaseImage
 from pipeline.oci.digest import Digest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages.build import labels
-from pipeline.stages.pin import BaseImage
 
 BASE = Digest.of(b"base")
 LINUX = Platform.parse("linux/amd64")

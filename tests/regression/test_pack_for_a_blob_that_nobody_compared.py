@@ -15,7 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import convert
+from pipeline.convert.enroot import _checked, _Handed
+from pipeline.convert.interface import Converted
+from pipeline.convert.native import convert_native, pack_cache
+from pipeline.convert.sources import open_registry
+from pipeline.convert.unpack import Keep
+from pipeline.convert.verify import described
 from pipeline.errors import FormatError, SqshpipeError
 from pipeline.oci.archive import open_archive
 from pipeline.oci.entry import Limits
@@ -24,13 +31,6 @@ from pipeline.oci.reference import Reference
 from pipeline.oci.source import ImageSource
 from pipeline.progress import SILENT
 from pipeline.squashfs.cache import PackCache
-from pipeline.stages.convert import convert
-from pipeline.stages.converters.enroot import _checked, _Handed
-from pipeline.stages.converters.interface import Converted
-from pipeline.stages.converters.native import convert_native, pack_cache
-from pipeline.stages.converters.unpack import Keep
-from pipeline.stages.sources import open_registry
-from pipeline.stages.verify import described
 from tests.support.fake_registry import HOST, FakeRegistry
 from tests.support.images import LINUX
 from tests.support.layers import LayerBuilder, compressed

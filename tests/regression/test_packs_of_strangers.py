@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.native import convert_native
 from pipeline.errors import ToolError
-from pipeline.stages.converters.native import convert_native
 from tests.support.images import image
 from tests.support.layers import LayerBuilder
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tools import docker_config as module
-from pipeline.tools.docker_config import docker_config
+from pipeline.docker import config as module
+from pipeline.docker.config import docker_config
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.tools import docker_config as module
+from pipeline.docker import config as module
 module._MEMORY = Path(sys.argv[1])
 with module.docker_config({}):
     os.kill(os.getpid(), signal.SIGKILL)

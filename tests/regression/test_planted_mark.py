@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from pipeline.cluster import pyxis_importer
+from pipeline.node import pyxis_importer
 
 
 def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:

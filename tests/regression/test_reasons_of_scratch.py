@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.convert.tree import open_entries, read_tree
+from pipeline.convert.unpack import Keep, unpack
 from pipeline.errors import ToolError
 from pipeline.progress import SILENT
-from pipeline.stages.converters.unpack import Keep, unpack
-from pipeline.stages.crew import Halt
-from pipeline.stages.tree import open_entries, read_tree
+from pipeline.system.parallel import Halt
 from tests.support.images import image
 from tests.support.layers import LayerBuilder
 

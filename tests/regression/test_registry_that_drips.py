@@ -15,9 +15,9 @@ import pytest
 
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
-from pipeline.tools.registry import Patience, RegistryClient, pace
-from pipeline.tools.registry.errors import Unreachable
-from pipeline.tools.registry.referrers import referrers
+from pipeline.registry import Patience, RegistryClient, pace
+from pipeline.registry.errors import Unreachable
+from pipeline.registry.referrers import referrers
 
 DATA = b"a layer" * 300_000
 BLOB = Descriptor(media_type=OCI_LAYER, digest=Digest.of(DATA), size=len(DATA))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import convert
+from pipeline.convert.unpack import Keep
+from pipeline.convert.verify import described
 from pipeline.errors import FormatError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.manifest import OCI_MANIFEST, parse_manifest
-from pipeline.stages.convert import convert
-from pipeline.stages.converters.unpack import Keep
-from pipeline.stages.verify import described
 from tests.regression.test_pack_for_a_blob_that_nobody_compared import (
     SHELL,
     as_layout,

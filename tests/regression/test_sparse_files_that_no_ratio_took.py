@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.native import convert_native
 from pipeline.errors import FormatError
 from pipeline.oci.entry import DEFAULT_LIMITS, Limits
 from pipeline.oci.source import ImageSource
 from pipeline.squashfs.reader import SquashfsImage
-from pipeline.stages.converters.native import convert_native
 from tests.support.hostile_tars import sparse
 from tests.support.images import image
 from tests.support.layers import LayerBuilder

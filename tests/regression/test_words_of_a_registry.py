@@ -14,10 +14,10 @@ import pytest
 from pipeline.errors import FormatError, RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import Patience, RegistryClient
-from pipeline.tools.registry.download import chunks
-from pipeline.tools.registry.referrers import referrers
+from pipeline.registry import Patience, RegistryClient
+from pipeline.registry.credentials import Credentials
+from pipeline.registry.download import chunks
+from pipeline.registry.referrers import referrers
 from tests.support.fake_registry import Body, Streamed
 
 HOST = "registry.example.com"

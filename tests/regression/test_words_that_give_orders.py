@@ -12,16 +12,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline import words
-from pipeline.actions.event import Wanted
-from pipeline.actions.summary import checked_markdown, wanted_markdown
+from pipeline import text as words
 from pipeline.bases.refresh import Problem, Refreshed, pull_request
 from pipeline.cli import ci, output
 from pipeline.config.types import Notify
 from pipeline.errors import ConfigError, RegistryError, ToolError
-from pipeline.notify import Event, deliver
+from pipeline.github.event import Wanted
+from pipeline.github.summary import checked_markdown, wanted_markdown
+from pipeline.notify.messages import Event, deliver
 from pipeline.oci.reference import Reference
-from pipeline.tools import process
+from pipeline.system import process
 
 ORDERS = ("::error file=x::owned", "  ::add-mask::a", "done ##[set-output name=reference]evil", "##[group]x")
 EVIL = "![p](https://evil.example/p) [docs](https://evil.example) <img src=x> | @everyone `x` **b**\u202e"

@@ -134,12 +134,12 @@ def serve() -> None:
     import pipeline.cli.logs
     import pipeline.cli.progress
     import pipeline.config
-    import pipeline.stages.convert
-    import pipeline.stages.converters.enroot
-    import pipeline.stages.converters.mksquashfs
-    import pipeline.stages.converters.native
-    import pipeline.stages.sources
-    import pipeline.stages.verify
+    import pipeline.convert.convert
+    import pipeline.convert.enroot
+    import pipeline.convert.mksquashfs
+    import pipeline.convert.native
+    import pipeline.convert.sources
+    import pipeline.convert.verify
 
     # Making click's commands of typer's functions takes longer than what most of these do.
     app = pipeline.cli.app

@@ -21,10 +21,10 @@ import pipeline.store.channels
 import pipeline.store.publisher
 import pipeline.store.sync
 from pipeline.errors import SqshpipeError
-from pipeline.stages.scratch import scratch_folder
 from pipeline.store import prune as pruning
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
+from pipeline.system.scratch import scratch_folder
 from tests.support.releases import record_for
 
 BEGIN, END = "/marker-begin", "/marker-end"

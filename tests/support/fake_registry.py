@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import httpx
 
 from pipeline.oci.digest import Digest
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import Patience, RegistryClient
+from pipeline.registry import Patience, RegistryClient
+from pipeline.registry.credentials import Credentials
 
 HOST = "registry.example.com"
 USER = Credentials(username="user", password="hunter2-of-the-fake")

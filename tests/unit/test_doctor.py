@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pipeline import doctor
 from pipeline.cli.app import app
-from pipeline.config import load
+from pipeline.config.reading import load
 from pipeline.doctor import Check, examine
 from pipeline.errors import ConfigError
 
@@ -25,7 +25,7 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tools = tmp_path / "bin"
     tools.mkdir()
     monkeypatch.setenv("PATH", str(tools))
-    monkeypatch.setattr("pipeline.tools.process._MORE_PATH", ())
+    monkeypatch.setattr("pipeline.system.process._MORE_PATH", ())
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     for name in ("SQSHPIPE_STORE", "SQSHPIPE_REGISTRY", "SQSHPIPE_SCRATCH", "SQSHPIPE_CACHE"):
         monkeypatch.delenv(name, raising=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # The importer is copied to nodes as one file of the standard library, so it cannot use the door.
-DOORS = {"pipeline/tools/process.py", "pipeline/cluster/pyxis_importer.py"}
+DOORS = {"pipeline/system/process.py", "pipeline/node/pyxis_importer.py"}
 SHELLS = {
     *("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "pty.spawn"),
     *(

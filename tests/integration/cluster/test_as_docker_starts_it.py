@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from demo.engine import PrivateEngine
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.convert import convert
+from pipeline.convert.sources import opened_source
 from pipeline.oci.platform import Platform
-from pipeline.stages.convert import convert
-from pipeline.stages.sources import opened_source
 from tests.support import small_root
 from tests.support.layers import LayerBuilder, write_docker_archive
 from tests.support.variables import CARRIED, LOST

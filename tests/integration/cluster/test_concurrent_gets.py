@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.install import ImporterSettings, install
 from pipeline.errors import ConfigError, PublishError
+from pipeline.node.install import ImporterSettings, install
 from pipeline.store import leases
 from pipeline.store.prune import prune
 from pipeline.store.retention import LiveJobs, Policy

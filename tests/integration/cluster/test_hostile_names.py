@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import enter, page_cache, running, shared_mount
 from pipeline.errors import ConfigError, FormatError, ToolError
+from pipeline.node import enter, page_cache, run, shared_mount
 from pipeline.squashfs.reader import SquashfsImage
-from pipeline.tools import mount as mounts
+from pipeline.system import mount as mounts
 from tests.support import people, small_root
 
 pytestmark = pytest.mark.needs("root", "mksquashfs")
@@ -275,7 +275,7 @@ def test_a_sqsh_that_is_no_regular_file_is_not_waited_for(how: str, tmp_path: Pa
     else:
         _made("image.sqsh", how)(tmp_path, "")
     with pytest.raises(ConfigError, match="cannot read"):
-        running.image_file(path)
+        run.image_file(path)
     with pytest.raises(FormatError, match="cannot open"):
         SquashfsImage.open(path)
     if path.exists():

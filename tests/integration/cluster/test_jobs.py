@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.slurm import client as edge
 from pipeline.store.store import Store
-from pipeline.tools import slurm as edge
 from tests.support.slurm import Slurm
 
 NODES, TASKS = 2, 8

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import bootstrap
-from pipeline.cluster.install import ImporterSettings, install
+from pipeline.node.install import ImporterSettings, install
 from pipeline.store.store import Store
 from tests import conftest
 from tests.integration.cluster.conftest import record_of

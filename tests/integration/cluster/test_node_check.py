@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.node_check import Host, check, this_host
 from pipeline.errors import FormatError
+from pipeline.node.check import Host, check, this_host
 
 pytestmark = pytest.mark.needs("mksquashfs")
 

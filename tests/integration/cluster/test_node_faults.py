@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import pyxis_importer, warming
 from pipeline.errors import ToolError
+from pipeline.node import file_cache, pyxis_importer
 from pipeline.store.store import Store
 from tests.support.handmade_store import squashfs_like
 from tests.support.releases import publish
@@ -33,9 +33,9 @@ def test_a_prewarm_onto_a_disk_that_fails(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", failing)
         with pytest.raises(ToolError, match=r"nvme"):
-            warming.onto_disk(file, sha256, local, state=None)
+            file_cache.onto_disk(file, sha256, local, state=None)
     assert list(local.iterdir()) == []
-    assert warming.onto_disk(file, sha256, local, state=None).path.read_bytes() == data
+    assert file_cache.onto_disk(file, sha256, local, state=None).path.read_bytes() == data
 
 
 @pytest.mark.parametrize("error", [errno.ESTALE, errno.EIO, errno.ENOTCONN])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.install import ImporterSettings, install, plugstack_line
+from pipeline.node.install import ImporterSettings, install, plugstack_line
 from pipeline.store.store import Store
 from tests.integration.cluster.conftest import record_of
 from tests.support.slurm import Slurm, missing, private_slurm

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import running, shared_mount
 from pipeline.errors import ConfigError, FormatError, ToolError
-from pipeline.tools.mount import Kind
+from pipeline.node import run as running
+from pipeline.node import shared_mount
+from pipeline.system.mount import Kind
 
 CALLERS = 8
 SQSHPIPE = [sys.executable, "-m", "pipeline"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ToolError
-from pipeline.tools import slurm as edge
+from pipeline.slurm import client as edge
 from tests.support.slurm import Slurm
 
 DIGEST = "ab" * 32

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.bases.clients import Clients
-from pipeline.config import load
+from pipeline.config.lock import Lock
+from pipeline.config.reading import load
 from pipeline.errors import VerificationError
-from pipeline.lock import Lock
 from pipeline.progress import UNTOLD
 from pipeline.release import stages
 from pipeline.release.run import Run
-from pipeline.stages.try_image import try_image
+from pipeline.release.smoke_test import try_image
 from tests.support.slurm import Slurm
 
 

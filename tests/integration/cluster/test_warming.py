@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import page_cache, warming
-from pipeline.cluster import prewarm as prewarming
-from pipeline.cluster.install import ImporterSettings, install
 from pipeline.errors import ToolError, VerificationError
+from pipeline.node import file_cache, page_cache
+from pipeline.node import prewarm as prewarming
+from pipeline.node.install import ImporterSettings, install
 from pipeline.store.store import Store
 from tests.support import squashed
 
@@ -98,12 +98,12 @@ def test_wrong_bytes_get_no_name(tmp_path: Path) -> None:
     file = tmp_path / "file.sqsh"
     file.write_bytes(b"x" * 5000)
     with pytest.raises(VerificationError):
-        warming.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None)
+        file_cache.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None)
     assert list((tmp_path / "nvme").iterdir()) == []
     with pytest.raises(ToolError, match="MiB free"):
-        warming.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None, reserve=1 << 60)
+        file_cache.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None, reserve=1 << 60)
     with pytest.raises(VerificationError):
-        warming.into_page_cache(file, "0" * 64)
+        file_cache.into_page_cache(file, "0" * 64)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mincore answers root only for files of others")
@@ -116,7 +116,7 @@ def test_the_page_cache_is_told_truly(tmp_path: Path) -> None:
         os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
         source.read(1 << 20)
     assert 1 << 20 <= page_cache.resident(file) < 3 << 20
-    warming.into_page_cache(file, None)
+    file_cache.into_page_cache(file, None)
     assert page_cache.resident(file) == 3 << 20
 
 

@@ -20,8 +20,8 @@ import pytest
 from demo.registry import PrivateRegistry
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 from tests.support.bounded import Ended
 from tests.support.hostile_images import HOSTILE_IMAGES, HostileImage
 from tests.support.hostile_place import PEAK, Place, cleared, judge, prepared, untouched, written

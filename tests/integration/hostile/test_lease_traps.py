@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from pipeline.cluster import pyxis_importer
 from pipeline.errors import PublishError
+from pipeline.node import pyxis_importer
 from pipeline.store import leases, prune
 from pipeline.store.layout import Layout
 from pipeline.store.store import Store

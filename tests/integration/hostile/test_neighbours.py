@@ -26,23 +26,24 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from pipeline.cli import logs, output
-from pipeline.cluster import pyxis_importer
-from pipeline.config import ConvertOptions
+from pipeline.config import names
+from pipeline.config.types import ConvertOptions
+from pipeline.convert import convert as conversion
+from pipeline.convert.interface import Converted
 from pipeline.errors import ConfigError, FormatError, RegistryError
+from pipeline.node import pyxis_importer
 from pipeline.oci.archive import open_archive
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages import convert as conversion
-from pipeline.stages import scratch
-from pipeline.stages.converters.interface import Converted
-from pipeline.store import leases, names, prune
+from pipeline.registry import Patience, RegistryClient
+from pipeline.registry.credentials import Credentials
+from pipeline.registry.errors import refused
+from pipeline.store import leases, prune
 from pipeline.store.store import Store
-from pipeline.tools import http as our_http
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import Patience, RegistryClient
-from pipeline.tools.registry.errors import refused
+from pipeline.system import http as our_http
+from pipeline.system import scratch
 from tests.support.fake_registry import Streamed
 from tests.support.hostile_images import base
 from tests.support.images import image

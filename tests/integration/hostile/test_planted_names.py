@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import bootstrap, pyxis_importer, shared_mount, warming
+from pipeline.cluster import bootstrap
+from pipeline.convert.enroot_program import Places
+from pipeline.node import file_cache, pyxis_importer, shared_mount
 from pipeline.squashfs.cache import PackCache
 from pipeline.store.store import Store
 from pipeline.system import untrusted
-from pipeline.tools.enroot import Places
 from tests.integration.cluster.test_bootstrap import SYSTEMS, make_root, run, values
 from tests.support.handmade_store import HandmadeStore, squashfs_like
 from tests.support.people import as_user
@@ -96,7 +97,7 @@ def test_a_copy_of_root_takes_its_name_from_whoever_planted_it(place: Path, how:
     local, state = for_all(place / "nvme"), place / "state"
     for_all(state / "verified")
     attack(local / COPY, how, place)
-    warmed = warming.onto_disk(place / "file.sqsh", SHA256, local, state=state)
+    warmed = file_cache.onto_disk(place / "file.sqsh", SHA256, local, state=state)
     untouched(place)
     copy = local / COPY
     assert warmed.path == copy
@@ -113,7 +114,7 @@ def test_a_service_user_warms_the_page_cache_where_another_holds_the_name(place:
     os.chown(place / "victim", SERVICE, SERVICE)
 
     def warm() -> None:
-        done = warming.onto_disk(place / "file.sqsh", SHA256, local, state=place / "state")
+        done = file_cache.onto_disk(place / "file.sqsh", SHA256, local, state=place / "state")
         assert done.path == place / "file.sqsh"
 
     assert as_user(SERVICE, warm, group=SERVICE) == ""
@@ -129,7 +130,7 @@ def test_a_folder_behind_another_users_link_is_refused(place: Path, user: int) -
     os.chown(place / "victim", user, user)
 
     def warm() -> None:
-        warming.onto_disk(place / "file.sqsh", SHA256, above / "nvme" / "deeper", state=None)
+        file_cache.onto_disk(place / "file.sqsh", SHA256, above / "nvme" / "deeper", state=None)
 
     told = as_user(user, warm, group=user)
     assert told.startswith("ToolError")
@@ -306,7 +307,7 @@ def test_a_loop_of_links_ends(place: Path, loop: str) -> None:
 def test_a_bit_flipped_in_a_copy_is_found_by_the_next_prewarm(place: Path, *, keep_time: bool) -> None:
     local, state = place / "nvme", place / "state"
     for_all(state / "verified")
-    copy = warming.onto_disk(place / "file.sqsh", SHA256, local, state=state).path
+    copy = file_cache.onto_disk(place / "file.sqsh", SHA256, local, state=state).path
     before = copy.stat()
     with copy.open("r+b") as file:
         file.seek(200_000)
@@ -316,14 +317,14 @@ def test_a_bit_flipped_in_a_copy_is_found_by_the_next_prewarm(place: Path, *, ke
     descriptor = open_copy(copy)
     assert not pyxis_importer.is_marked(descriptor, SHA256, str(state), (0,))
     os.close(descriptor)
-    warmed = warming.onto_disk(place / "file.sqsh", SHA256, local, state=state)
+    warmed = file_cache.onto_disk(place / "file.sqsh", SHA256, local, state=state)
     assert not warmed.there
     assert copy.read_bytes() == DATA
     descriptor = open_copy(copy)
     assert pyxis_importer.is_marked(descriptor, SHA256, str(state), (0,))
     os.close(descriptor)
     (place / "file.sqsh").write_bytes(DATA[:-1] + b"?")
-    assert warming.onto_disk(place / "file.sqsh", SHA256, local, state=state).there
+    assert file_cache.onto_disk(place / "file.sqsh", SHA256, local, state=state).there
 
 
 @pytest.mark.parametrize("how", WAYS)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from demo.registry import PrivateRegistry
+from pipeline.convert.tree import read_tree
 from pipeline.errors import RegistryError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
-from pipeline.stages.tree import read_tree
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient, RegistrySource
+from pipeline.registry import RegistryClient, RegistrySource
+from pipeline.registry.credentials import Credentials
 from tests.support.layers import LayerBuilder, write_layout
 from tests.support.pushed import push_bytes
 from tests.support.registry import Fault, FaultyProxy

@@ -17,25 +17,25 @@ import structlog
 from typer.testing import CliRunner
 
 from demo.registry import PrivateRegistry
+from pipeline.attest.attest import PROVENANCE, SIGNATURE, attest
+from pipeline.aws.ecr import AwsRefused, Ecr
 from pipeline.cli.app import app
-from pipeline.config import Config, ImageSpec, RegistrySettings, ScanPolicy, StoreSettings
+from pipeline.config.types import Config, ImageSpec, RegistrySettings, ScanPolicy, StoreSettings
 from pipeline.errors import ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
+from pipeline.registry.referrers import referrers
+from pipeline.scan.ecr import Waiting
 from pipeline.scan.judge import Judge
 from pipeline.scan.rescan import Rescan, rescan
-from pipeline.stages.attest import PROVENANCE, SIGNATURE, attest
-from pipeline.stages.scan_ecr import Waiting
+from pipeline.scan.trivy import Trivy
 from pipeline.store.layout import SBOM
 from pipeline.store.record import Record, Release
 from pipeline.store.store import Store
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.ecr.client import AwsRefused, Ecr
-from pipeline.tools.registry import RegistryClient
-from pipeline.tools.registry.referrers import referrers
-from pipeline.tools.trivy import Trivy
 from tests.support import scans
 from tests.support.pushed import push_image
 

@@ -15,18 +15,18 @@ import docker
 import pytest
 
 from demo.engine import PrivateEngine
-from pipeline.config import EcrSettings, RegistrySettings
+from pipeline.config.types import EcrSettings, RegistrySettings
+from pipeline.docker.engine import Engine
 from pipeline.errors import RegistryError
+from pipeline.image.build import BuiltImage
+from pipeline.image.pin import BaseImage
+from pipeline.image.push import PushedImage, push
+from pipeline.image.repository import prepare
 from pipeline.oci.digest import Digest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages.build import BuiltImage
-from pipeline.stages.pin import BaseImage
-from pipeline.stages.push import PushedImage, push
-from pipeline.stages.repository import prepare
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.docker import Engine
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 from tests.support import aws
 from tests.support.ecr_front import EcrFront
 from tests.support.registry import Fault

@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 import structlog
 
-from pipeline.config import EcrSettings, RegistrySettings, ScanPolicy
+from pipeline.aws import ecr_tokens
+from pipeline.config.types import EcrSettings, RegistrySettings, ScanPolicy
 from pipeline.errors import RegistryError, ScanRejected
+from pipeline.image.mirror import mirror
+from pipeline.image.pin import BaseImage, pin
+from pipeline.image.push import PushedImage, tag_version
+from pipeline.image.repository import prepare
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.registry import Patience, Refused, RegistryClient
+from pipeline.registry.credentials import Credentials, KnownCredentials
+from pipeline.scan.ecr import Waiting
 from pipeline.scan.gate import Blocked, scan
 from pipeline.scan.judge import Judge
-from pipeline.stages.mirror import mirror
-from pipeline.stages.pin import BaseImage, pin
-from pipeline.stages.push import PushedImage, tag_version
-from pipeline.stages.repository import prepare
-from pipeline.stages.scan_ecr import Waiting
-from pipeline.tools.credentials import Credentials, KnownCredentials
-from pipeline.tools.ecr import tokens
-from pipeline.tools.registry import Patience, Refused, RegistryClient
 from tests.support import aws, scans
 from tests.support.ecr_front import HOST, EcrFront
 from tests.support.pushed import push_image, push_index
@@ -57,7 +57,7 @@ def front(running: EcrFront, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     running.seen.clear()
     running.calls.clear()
     running.clock = 0.0
-    monkeypatch.setattr(tokens, "TOKENS", tokens.EcrTokens())
+    monkeypatch.setattr(ecr_tokens, "TOKENS", ecr_tokens.EcrTokens())
     return running
 
 
@@ -214,7 +214,7 @@ def test_what_aws_refuses_names_the_call_and_the_permission(
     front.scans[str(pushed.digest)] = [scans.complete([])]
     assert judge(pushed) == "passed"
     front.denied = {"GetAuthorizationToken"}
-    fresh = RegistryClient(HOST, credentials=tokens.EcrTokens(), patience=QUICK)
+    fresh = RegistryClient(HOST, credentials=ecr_tokens.EcrTokens(), patience=QUICK)
     with fresh, pytest.raises(RegistryError, match="denies ecr:GetAuthorizationToken"):
         fresh.head(demo.repository, "v1")
 
@@ -244,7 +244,7 @@ def test_no_password_is_ever_told(
         pushed = mirrored(ngc, ecr, demo)
         front.clock = 13 * 3600.0
         ecr.head(demo.repository, "v1")
-        shown = [repr(pushed), repr(ecr), repr(ecr.session), repr(ecr.session._auth), repr(tokens.TOKENS)]
+        shown = [repr(pushed), repr(ecr), repr(ecr.session), repr(ecr.session._auth), repr(ecr_tokens.TOKENS)]
         front.passwords.clear()
         front.denied = {"GetAuthorizationToken"}
         with pytest.raises(RegistryError) as caught:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from pipeline.aws import ecr_tokens
 from pipeline.cli.app import app
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError, ScanRejected, SqshpipeError
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.ecr import tokens
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 from tests.support import aws, scans
 from tests.support.ecr_front import HOST, EcrFront
 from tests.support.pushed import push_image
@@ -73,7 +73,7 @@ def project(
     running.scans.clear()
     running.used.clear()
     running.every = [scans.complete([])]
-    monkeypatch.setattr(tokens, "TOKENS", tokens.EcrTokens())
+    monkeypatch.setattr(ecr_tokens, "TOKENS", ecr_tokens.EcrTokens())
     login = Credentials(username=ngc.username, password=ngc.password).basic().partition(" ")[2]
     (tmp_path / "config.json").write_text(f'{{"auths": {{"{ngc.address}": {{"auth": "{login}"}}}}}}')
     configure(tmp_path, ngc, f"prefix-{abs(hash(tmp_path)) % 10**8}")
@@ -110,7 +110,7 @@ def test_a_missing_permission_is_named(
     project: EcrFront, ngc: TokenRegistry, action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = REFUSED[action]
-    monkeypatch.setattr("pipeline.stages.scan_ecr._START_AFTER", 0.0)
+    monkeypatch.setattr("pipeline.scan.ecr._START_AFTER", 0.0)
     prefix = f"p-{action.lower()}"
     if words[0] == "ecr":
         configure(tmp_path, ngc, prefix)

@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 
 from demo.registry import PrivateRegistry
+from pipeline.config.lock import Lock, LockedBase
 from pipeline.errors import ConfigError, RegistryError
-from pipeline.lock import Lock, LockedBase
+from pipeline.image.mirror import mirror
+from pipeline.image.pin import pin
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Index, Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages.mirror import mirror
-from pipeline.stages.pin import pin
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import Patience, RegistryClient, RegistrySource
+from pipeline.registry import Patience, RegistryClient, RegistrySource
+from pipeline.registry.credentials import Credentials
 from tests.support.pushed import push_image, push_index
 from tests.support.registry import Fault, FaultyProxy, TokenRegistry
 
@@ -234,10 +234,10 @@ _MIRROR = """
 import os, sys
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.stages.mirror import mirror
-from pipeline.stages.pin import pin
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient
+from pipeline.image.mirror import mirror
+from pipeline.image.pin import pin
+from pipeline.registry.credentials import Credentials
+from pipeline.registry import RegistryClient
 base, repository = map(Reference.parse, sys.argv[1:])
 users = [Credentials(username=os.environ[f"USER{n}"], password=os.environ[f"WORD{n}"]) for n in (0, 1)]
 source = RegistryClient(base.registry, credentials=lambda _: users[0])

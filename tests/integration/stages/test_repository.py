@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pipeline.aws.ecr import Ecr
 from pipeline.cli.app import app
-from pipeline.config import EcrSettings, RegistrySettings, load
+from pipeline.config.reading import load
+from pipeline.config.types import EcrSettings, RegistrySettings
 from pipeline.doctor import _repositories
 from pipeline.errors import ConfigError
-from pipeline.stages import repository
-from pipeline.tools.ecr.client import Ecr
+from pipeline.image import repository
 from tests.support import aws
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RegistryError
-from pipeline.tools.credentials import KnownCredentials
-from pipeline.tools.registry import RegistryClient
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import KnownCredentials
 from tests.support.registry import Quiet, serving
 
 pytestmark = pytest.mark.needs("skopeo")

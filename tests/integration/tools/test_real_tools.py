@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from demo.registry import PrivateRegistry
+from pipeline.attest import image_signing
+from pipeline.attest.sbom import make_sbom
 from pipeline.oci.reference import Reference
-from pipeline.tools import image_signing
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import RegistryClient
-from pipeline.tools.registry.referrers import referrers
-from pipeline.tools.sbom import make_sbom
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
+from pipeline.registry.referrers import referrers
 from tests.conftest import missing
 from tests.integration.tools.test_trivy import PACKAGE, RELEASE, layer, push
 

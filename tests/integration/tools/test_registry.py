@@ -18,8 +18,8 @@ from demo.registry import PrivateRegistry
 from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, OCI_MANIFEST, Descriptor
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.registry import Patience, Refused, RegistryClient, RegistrySource
+from pipeline.registry import Patience, Refused, RegistryClient, RegistrySource
+from pipeline.registry.credentials import Credentials
 from tests.support.pushed import push_image
 from tests.support.registry import Fault, FaultyProxy, TokenRegistry, error_body
 
@@ -337,7 +337,7 @@ def test_the_registry_of_a_killed_owner_is_gone() -> None:
 def test_tags_over_several_pages(
     through: RegistryClient, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.tools.registry.client._PAGE", 3)
+    monkeypatch.setattr("pipeline.registry.client._PAGE", 3)
     manifest = push_image(through, "many/tags", b"layer")
     wanted = sorted(f"v{n}" for n in range(1, 9))
     for tag in wanted:

@@ -16,24 +16,24 @@ from typing import Any
 import pytest
 
 from demo.registry import PrivateRegistry
-from pipeline.config import ScanPolicy
+from pipeline.aws.ecr import Ecr
+from pipeline.config.types import ScanPolicy
 from pipeline.errors import ScanRejected
+from pipeline.image.pin import BaseImage
+from pipeline.image.push import PushedImage
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.registry import RegistryClient
+from pipeline.registry.credentials import Credentials
 from pipeline.scan.gate import Blocked, scan
 from pipeline.scan.judge import Judge
 from pipeline.scan.rescan import rescan
-from pipeline.stages.pin import BaseImage
-from pipeline.stages.push import PushedImage
+from pipeline.scan.trivy import Trivy
 from pipeline.store.layout import SBOM
 from pipeline.store.record import Record
 from pipeline.store.store import Store
-from pipeline.tools.credentials import Credentials
-from pipeline.tools.ecr.client import Ecr
-from pipeline.tools.registry import RegistryClient
-from pipeline.tools.trivy import Trivy
 from tests.conftest import missing
 from tests.support import scans
 from tests.support.ecr_front import HOST

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lock import Lock, LockedBase, write_lock
+from pipeline.config.lock import Lock, LockedBase, write_lock
 from pipeline.oci.digest import Digest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from pipeline import __version__
 from pipeline.cli.app import app
-from pipeline.config import load
+from pipeline.config.reading import load
 from pipeline.errors import ConfigError
 
 

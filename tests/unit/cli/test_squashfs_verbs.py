@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.native import convert_native
 from pipeline.errors import ConfigError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
-from pipeline.stages.converters.native import convert_native
 from tests.support.layers import LayerBuilder, write_layout
 
 

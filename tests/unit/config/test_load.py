@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, ConvertOptions, EcrSettings, SecretSource, Track, load
+from pipeline.config.reading import load
+from pipeline.config.types import Config, ConvertOptions, EcrSettings, SecretSource, Track
 from pipeline.errors import ConfigError
 from pipeline.oci.entry import DEFAULT_LIMITS, Limits
 

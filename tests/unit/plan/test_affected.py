@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load
+from pipeline.config.reading import load
 from pipeline.errors import ConfigError
 from pipeline.oci.digest import Digest
 from pipeline.plan.affected import affected_since

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import ConvertOptions, ImageSpec, ScanPolicy
-from pipeline.inputs import BuildInputs
+from pipeline.config.types import ConvertOptions, ImageSpec, ScanPolicy
+from pipeline.image.inputs import BuildInputs
 from pipeline.oci.digest import Digest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference

@@ -10,9 +10,12 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from pipeline.config.lock import Lock
+from pipeline.config.names import Version
 from pipeline.config.types import Config, ImageSpec, RegistrySettings, ScanPolicy, StoreSettings
 from pipeline.errors import ConfigError
-from pipeline.lock import Lock
+from pipeline.image.pin import BaseImage
+from pipeline.image.push import PushedImage
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import DEFAULT_LIMITS
 from pipeline.oci.platform import Platform
@@ -22,9 +25,6 @@ from pipeline.release import path, stages
 from pipeline.release.pinned import Pinned
 from pipeline.release.run import Run, Stage
 from pipeline.scan.gate import ScanReport
-from pipeline.stages.pin import BaseImage
-from pipeline.stages.push import PushedImage
-from pipeline.store.names import Version
 
 BASE = Reference.parse("registry.example/base:1")
 LINUX = Platform.parse("linux/amd64")

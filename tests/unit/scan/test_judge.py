@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
+from pipeline.aws.ecr import AwsRefused, Ecr
 from pipeline.config.types import Config, EcrSettings, ImageSpec, RegistrySettings, ScanPolicy, StoreSettings
 from pipeline.errors import ScanRejected
+from pipeline.image.pin import BaseImage
+from pipeline.image.push import PushedImage
 from pipeline.oci.digest import Digest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.scan.ecr import Waiting
 from pipeline.scan.gate import scan
 from pipeline.scan.judge import Judge
 from pipeline.scan.rescan import rescan
-from pipeline.stages.pin import BaseImage
-from pipeline.stages.push import PushedImage
-from pipeline.stages.scan_ecr import Waiting
 from pipeline.store.record import Record
 from pipeline.store.store import Store
-from pipeline.tools.ecr.client import AwsRefused, Ecr
 from tests.support import scans
 
 NOW = datetime(2026, 6, 15, tzinfo=timezone.utc)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
+from pipeline.convert.native import convert_native, pack_cache
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.squashfs import copying
@@ -18,7 +19,6 @@ from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.layout import ALIGNMENT, Range, content_number, lay_out, split_number
 from pipeline.squashfs.pack import Pack
 from pipeline.squashfs.reader import SquashfsImage
-from pipeline.stages.converters.native import convert_native, pack_cache
 from tests.support.layers import LayerBuilder, write_layout
 
 BLOCK = 4096

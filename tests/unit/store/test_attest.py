@@ -10,11 +10,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from pipeline.attest import signing
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.store import attest
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from pipeline.tools import signing
 from tests.support.releases import publish, record_for
 
 

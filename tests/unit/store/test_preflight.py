@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, ToolError
 from pipeline.store import checkup, folders, preflight
 from pipeline.store.adopt import guess_name
 from pipeline.store.store import Store
-from pipeline.store.writer import temporary_name
+from pipeline.system.temporary import temporary_name
 from tests.support.releases import folder, publish, record_for
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PublishError, ToolError
-from pipeline.store import leases, prune, writer
+from pipeline.store import leases, prune
 from pipeline.store.prune import no_jobs
 from pipeline.store.retention import LiveJobs, Policy
 from pipeline.store.store import Store
+from pipeline.system import temporary as writer
 from tests.support.releases import folder, publish
 
 NOW = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, PublishError, VerificationError
-from pipeline.store import exclusive, writer
 from pipeline.store.store import Store
+from pipeline.system import exclusive, temporary
 from tests.support.releases import folder, publish, record_for
 
 
@@ -193,7 +193,7 @@ def test_a_claim_of_the_dead_is_broken_and_one_of_the_living_is_not(
     publish(store, "v1.0")
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(exclusive, "_CLAIM_SECONDS", 0.1)
-    own = writer.temporary_name()
+    own = temporary.temporary_name()
     dead = own.replace(f".{os.getpid()}.", ".4194304.")
     claim = store.root / "demo/.claim.v1.1.json"
     claim.symlink_to(dead)

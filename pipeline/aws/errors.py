@@ -1,0 +1,83 @@
+"""boto3's own configuration and credentials, and what is wrong with them in one sentence.
+
+boto3 reads profiles, files, variables and programs when a client is made and again when a request is signed.
+Each of them can be damaged, and boto3 raises more than its own exceptions for that. boto3 is imported when it
+is first needed: it is slow to load.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from pipeline.authn import NoCredentials
+from pipeline.errors import ConfigError, RegistryError, SqshpipeError
+from pipeline.text import shown
+
+_WHERE = "check the AWS_… variables and the files ~/.aws/config and ~/.aws/credentials"
+_SOURCES = "aws sso login, AWS_PROFILE, an instance role, or OIDC in Actions; whatever boto3 takes"
+
+
+class NoAwsCredentials(NoCredentials):
+    """boto3's chain found nothing to sign with; the message says why."""
+
+
+def client(service: str) -> Any:
+    """boto3's client for ``service``, such as ``s3``. Raises what `trouble` gives."""
+    import boto3
+    from botocore import exceptions as aws
+
+    try:
+        # a session of its own: the one that boto3 shares is not safe in threads, and remembers
+        return boto3.Session().client(service)  # type: ignore[call-overload]  # not a constant name
+    except (aws.BotoCoreError, OSError, ValueError, LookupError) as error:
+        raise trouble(error, asked=service) from None
+
+
+def profile() -> str:
+    """``profile NAME``, for the hint of an error."""
+    return f"profile {os.environ.get('AWS_PROFILE', 'default')}"
+
+
+def trouble(error: Exception, *, asked: str) -> SqshpipeError:
+    """The error of ours for what boto3 raised before AWS answered; ``asked`` is the action, ``ecr:PutImage``.
+
+    NoAwsCredentials where there is nothing to sign with, ConfigError where the configuration of AWS cannot be
+    used, RegistryError for the rest.
+    """
+    from botocore import exceptions as aws
+
+    if isinstance(error, aws.ProfileNotFound):
+        return NoAwsCredentials(
+            f"the AWS profile {os.environ.get('AWS_PROFILE', '')!r} does not exist",
+            hint="aws configure list-profiles; set or unset AWS_PROFILE",
+        )
+    login_error = getattr(aws, "LoginError", aws.SSOError)  # newer than the oldest botocore that we take
+    if isinstance(error, (aws.TokenRetrievalError, aws.SSOError, aws.NoAuthTokenError, login_error)):
+        return NoAwsCredentials(
+            f"the AWS sign-in is over, asked for {asked}", hint=f"aws sso login ({profile()}): {shown(error)}"
+        )
+    if isinstance(error, aws.PartialCredentialsError):
+        return NoAwsCredentials(f"{shown(error)} asked for {asked}", hint=f"{_WHERE}, or {_SOURCES}")
+    if isinstance(error, (aws.NoCredentialsError, aws.CredentialRetrievalError, aws.MetadataRetrievalError)):
+        name = type(error).__name__
+        # what a credential_process printed is not shown: it may hold a secret
+        return NoAwsCredentials(f"no AWS credentials were found, asked for {asked} ({name})", hint=_SOURCES)
+    if isinstance(error, aws.BotoCoreError):
+        if re.search(r"Config|^Invalid|^Unknown|^MissingDependency", type(error).__name__):
+            return ConfigError(f"the AWS configuration cannot be used: {shown(error)}", hint=_WHERE)
+        return RegistryError(f"AWS failed on {asked}: {type(error).__name__}", hint="try again")
+    if isinstance(error, OSError):
+        what = error.filename or "a file or a program"
+        why = error.strerror or type(error).__name__
+        return NoAwsCredentials(
+            f"the AWS configuration names {shown(what)}, which cannot be used ({why}), asked for {asked}",
+            hint=_WHERE,
+        )
+    # a text that was quoted could hold a password: only boto3's own word for an address is shown
+    address = str(error) if str(error).startswith("Invalid endpoint") and "@" not in str(error) else ""
+    said = shown(address) if address else type(error).__name__
+    return ConfigError(
+        f"the AWS configuration cannot be used: {said}", hint=f"{_WHERE}; AWS_ENDPOINT_URL too"
+    )

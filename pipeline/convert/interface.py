@@ -1,0 +1,43 @@
+"""What every converter takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.config.types import ConvertOptions
+from pipeline.oci.entry import Limits
+from pipeline.oci.source import ImageSource
+from pipeline.oci.tree import Tree
+from pipeline.progress import Meter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """What a converter has written: the tree that must be in the file, and the versions that made it.
+
+    A converter that knows sha256 (hex) and size gives them, and has seen to it that the file is on disk.
+    """
+
+    tree: Tree
+    versions: Mapping[str, str]
+    sha256: str | None = None
+    size: int = 0
+
+
+class Converter(Protocol):
+    """Writes ``output`` from ``source``. ``scratch`` is an empty folder that the caller removes."""
+
+    def __call__(
+        self,
+        source: ImageSource,
+        options: ConvertOptions,
+        *,
+        output: Path,
+        scratch: Path,
+        cache: Path,
+        limits: Limits,
+        meter: Meter,
+    ) -> Converted: ...

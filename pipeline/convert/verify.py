@@ -1,0 +1,307 @@
+"""Verify: a .sqsh against the image that it was made from. Every byte is read back before it is published.
+
+The reader is our own and shares no code with mksquashfs; what it finds is compared with the merged layers, as
+they were read from the image.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from pipeline.convert.blobs import CachedSource
+from pipeline.convert.convert import ConverterRecord, SquashfsFile, hash_stream
+from pipeline.convert.enroot_differences import Aspect, Difference, is_known
+from pipeline.convert.names import shown
+from pipeline.convert.tree import content_size, read_tree, require_sizes, worker_count
+from pipeline.convert.unpack import Keep
+from pipeline.errors import FormatError, VerificationError
+from pipeline.oci.entry import DEFAULT_LIMITS, EntryKind, Limits
+from pipeline.oci.rootfs import FORMAT_VERSION
+from pipeline.oci.source import ImageSource
+from pipeline.oci.tree import Node
+from pipeline.progress import SILENT, Meter
+from pipeline.registry import RegistrySource
+from pipeline.squashfs.inode import Inode
+from pipeline.squashfs.readback import read_all
+from pipeline.squashfs.reader import SquashfsImage
+
+log = structlog.get_logger()
+
+CHECKS = ("superblock", "length", "tree", "content", "start files")
+_PADDING = 4096
+_NAMED = 5  # differences that the message names
+_MOST = 1000  # differences after which the rest is not looked for
+_LINKS = 40  # symlinks in one path, as Linux allows
+_START_FILES = (b"bin/sh", b"etc/rc", b"etc/environment")
+_DEVICES = (EntryKind.CHAR, EntryKind.BLOCK)
+_CHECK_THE_DISK = "convert again; if it stays so, check the disk or use another --converter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedSquashfs:
+    """A file and the checks that it passed."""
+
+    file: SquashfsFile
+    checks: tuple[str, ...]
+
+
+def verify(file: SquashfsFile, meter: Meter = SILENT) -> VerifiedSquashfs:
+    """Read ``file`` back entirely and compare it with its tree.
+
+    Raises VerificationError, which names the first few differences; also for a file that is damaged.
+    """
+    meter.total(content_size(file.tree))
+    try:
+        with SquashfsImage.open(file.path) as image:
+            _check_superblock(image, file)
+            comparison = _Comparison(file)
+            comparison.names(image)
+            comparison.content(image, meter)
+    except FormatError as error:
+        raise VerificationError(
+            f"{file.path} cannot be read back: {error.message}",
+            hint=_CHECK_THE_DISK,
+        ) from error
+    if comparison.differences:
+        raise _failure(file, comparison.differences)
+    _check_start_files(comparison.found, file)
+    if comparison.known:
+        log.debug("known differences of the converter", paths=comparison.known)
+    return VerifiedSquashfs(file=file, checks=CHECKS)
+
+
+def described(
+    path: Path,
+    source: ImageSource,
+    *,
+    keep: Keep,
+    by_enroot: bool,
+    cache: Path,
+    limits: Limits = DEFAULT_LIMITS,
+    meter: Meter = SILENT,
+) -> SquashfsFile:
+    """A .sqsh that is there already, as if it had just been made from ``source``, to be verified.
+
+    Its block size and compressor are taken as they are. Raises VerificationError when it is no squashfs file,
+    FormatError or RegistryError when the image cannot be read.
+    """
+    try:
+        with SquashfsImage.open(path) as image:
+            superblock = image.superblock
+    except FormatError as error:
+        raise VerificationError(error.headline, hint=error.hint) from error
+    require_sizes(source, limits)
+    if isinstance(source, RegistrySource):
+        source = CachedSource(source, cache)
+        source.fetch(meter)
+    tree = read_tree(source, keep_owners=keep.owners, keep_xattrs=keep.xattrs, limits=limits, meter=meter)
+    try:
+        with path.open("rb") as stream:
+            sha256, size = hash_stream(stream), stream.tell()
+    except OSError as error:
+        raise VerificationError(f"cannot read {path}: {error.strerror}", hint=_CHECK_THE_DISK) from error
+    name = "enroot" if by_enroot else "external"
+    return SquashfsFile(
+        path=path,
+        sha256=sha256,
+        size=size,
+        source=source.manifest().digest,
+        converter=ConverterRecord(
+            name=name,
+            options={"compressor": superblock.compressor.name.lower(), "block_size": superblock.block_size},
+            versions={},
+            format=FORMAT_VERSION,
+        ),
+        convert_key="",
+        tree=tree,
+        config=source.config(),
+        layers=source.manifest().layers,
+    )
+
+
+def _check_superblock(image: SquashfsImage, file: SquashfsFile) -> None:
+    """What was asked for, and a length without anything missing or added; magic and version: the reader."""
+    superblock = image.superblock
+    compressor, asked = superblock.compressor.name.lower(), file.converter.options.get("compressor", "zstd")
+    if compressor != asked:
+        raise VerificationError(f"{file.path} is compressed with {compressor}, not {asked}")
+    wanted = file.converter.options["block_size"]
+    if superblock.block_size != wanted:
+        raise VerificationError(f"{file.path} has blocks of {superblock.block_size} bytes, not {wanted}")
+    length = file.path.stat().st_size
+    padded = -(-superblock.bytes_used // _PADDING) * _PADDING
+    if length != file.size or length not in (superblock.bytes_used, padded):
+        raise VerificationError(
+            f"{file.path} is {length} bytes long, with {superblock.bytes_used} in use; "
+            f"it was {file.size} when it was made",
+            hint="something else writes to it, or the disk lost data; convert again",
+        )
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """What is found in a file beside what should be there."""
+
+    file: SquashfsFile
+    found: dict[bytes, Inode] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    known: int = 0
+
+    def names(self, image: SquashfsImage) -> None:
+        """All that is in inodes: every path once, in both directions."""
+        tree = self.file.tree
+        places: dict[bytes, tuple[int, int]] = {}
+        first_names: dict[int, bytes] = {}
+        for path, inode in image.walk():
+            node = tree.get(path)
+            self.found[path] = inode
+            if node is None:
+                self._add(Difference(path=path, aspect=Aspect.EXTRA, node=None))
+                continue
+            for difference in _inode_differences(path, inode, node):
+                self._add(difference)
+            first = node.link_to if node.link_to is not None else path
+            # The kernel takes inodes with one number for one, whichever it sees first.
+            shared = first_names.setdefault(inode.number, first) != first
+            place = (inode.number, inode.reference)
+            apart = places.setdefault(first, place) != place
+            # mksquashfs, which enroot runs too, gives each name of a symlink an inode of its own
+            taken = node.entry.kind is EntryKind.SYMLINK and self.file.converter.name != "native"
+            if shared or (apart and not taken):
+                self._add(Difference(path=path, aspect=Aspect.LINKS, node=node))
+            self.known += apart and taken
+            if len(self.differences) >= _MOST:
+                return
+        for path in tree:
+            if path not in self.found:
+                self._add(Difference(path=path, aspect=Aspect.MISSING, node=tree[path]))
+
+    def content(self, image: SquashfsImage, meter: Meter) -> None:
+        """Every file's bytes, read once an inode."""
+        by_number = {
+            inode.number: path
+            for path, inode in self.found.items()
+            if inode.kind == EntryKind.FILE.value and self._has_its_size(path, inode)
+        }
+        inodes = [self.found[path] for path in by_number.values()]
+
+        def compare(number: int, crc32: int) -> None:
+            path = by_number[number]
+            node = self.file.tree.get(path)
+            meter.advance(self.found[path].size)
+            if node is not None and node.entry.kind is EntryKind.FILE and crc32 != _checksum(node):
+                self._add(Difference(path=path, aspect=Aspect.CONTENT, node=node))
+
+        read_all(image, compare, workers=worker_count(), inodes=inodes)
+
+    def _has_its_size(self, path: bytes, inode: Inode) -> bool:
+        """Whether a file is worth reading: the others are differences already, and may claim any size."""
+        node = self.file.tree.get(path)
+        return node is not None and inode.size == node.entry.size
+
+    def _add(self, difference: Difference) -> None:
+        if self.file.converter.name == "enroot" and is_known(difference, self.file.config):
+            self.known += 1
+        else:
+            self.differences.append(difference)
+
+
+def _inode_differences(path: bytes, inode: Inode, node: Node) -> Iterator[Difference]:
+    entry = node.entry
+    differs = functools.partial(Difference, path=path, node=node)
+    if inode.kind != entry.kind.value:
+        yield differs(aspect=Aspect.KIND, found=inode.kind.name.lower(), expected=entry.kind.name.lower())
+        return
+    if inode.mode != entry.mode:
+        yield differs(aspect=Aspect.MODE, found=f"{inode.mode:o}", expected=f"{entry.mode:o}")
+    if (inode.uid, inode.gid) != (entry.uid, entry.gid):
+        yield differs(
+            aspect=Aspect.OWNER, found=f"{inode.uid}:{inode.gid}", expected=f"{entry.uid}:{entry.gid}"
+        )
+    time = min(max(entry.mtime, 0), 0xFFFF_FFFF)  # squashfs keeps unsigned 32-bit seconds
+    if inode.mtime != time:
+        yield differs(aspect=Aspect.TIME, found=str(inode.mtime), expected=str(time))
+    if entry.kind is EntryKind.FILE and inode.size != entry.size:
+        yield differs(aspect=Aspect.SIZE, found=str(inode.size), expected=str(entry.size))
+    if entry.kind is EntryKind.SYMLINK and inode.target != entry.target:
+        yield differs(aspect=Aspect.TARGET, found=shown(inode.target), expected=shown(entry.target))
+    if entry.kind in _DEVICES and (inode.major, inode.minor) != (entry.major, entry.minor):
+        found, expected = f"{inode.major}:{inode.minor}", f"{entry.major}:{entry.minor}"
+        yield differs(aspect=Aspect.DEVICE, found=found, expected=expected)
+    if sorted(inode.xattrs) != sorted(entry.xattrs):
+        yield differs(aspect=Aspect.XATTRS)
+
+
+def _checksum(node: Node) -> int:
+    return node.entry.crc32 if node.content is None else zlib.crc32(node.content)
+
+
+def _check_start_files(found: dict[bytes, Inode], file: SquashfsFile) -> None:
+    """What enroot needs to start a container, looked for as the kernel would inside of it."""
+    for path in _START_FILES:
+        inode = found.get(_followed(path, found))
+        if inode is None or inode.kind != EntryKind.FILE.value:
+            if path == b"bin/sh":
+                raise VerificationError(
+                    "the image has no /bin/sh, by which enroot and Pyxis start every image",
+                    hint="add a shell to the image; a static busybox is enough",
+                )
+            raise VerificationError(
+                f"{file.path} has no {shown(path)}, without which enroot cannot start it",
+                hint="convert with another --converter",
+            )
+
+
+def _followed(path: bytes, found: dict[bytes, Inode]) -> bytes:
+    """Where ``path`` leads through symlinks, which never leave the root; itself when it leads nowhere."""
+    parts = path.split(b"/")
+    at: list[bytes] = []
+    links = 0
+    while parts:
+        part = parts.pop(0)
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            del at[-1:]
+            continue
+        at.append(part)
+        inode = found.get(b"/".join(at))
+        if inode is not None and inode.kind == EntryKind.SYMLINK.value:
+            links += 1
+            if links > _LINKS:
+                return path
+            at = [] if inode.target.startswith(b"/") else at[:-1]
+            parts = inode.target.split(b"/") + parts
+    return b"/".join(at)
+
+
+def _failure(file: SquashfsFile, differences: list[Difference]) -> VerificationError:
+    told = [f"  {shown(each.path)}: {_told(each)}" for each in differences[:_NAMED]]
+    more = len(differences) - len(told)
+    if more:
+        told.append(f"  and {more} more" + (" at least" if len(differences) >= _MOST else ""))
+    count = f"{len(differences)} places" if len(differences) > 1 else "one place"
+    return VerificationError(
+        f"{file.path} differs from its image in {count}:",
+        details=told,
+        hint=(
+            "use --converter native or mksquashfs"
+            if file.converter.name == "enroot"
+            else "convert again; if it stays so, please report it with the image's name"
+        ),
+    )
+
+
+def _told(difference: Difference) -> str:
+    what = difference.aspect.value
+    if difference.found or difference.expected:
+        return f"{what} {difference.found}, should be {difference.expected}"
+    if difference.aspect in (Aspect.MISSING, Aspect.EXTRA):
+        return what
+    return f"{what} differ" if difference.aspect in (Aspect.LINKS, Aspect.XATTRS) else f"{what} differs"

@@ -1,0 +1,259 @@
+"""BuildKit through the command line that offers it.
+
+Only the ``docker`` command speaks BuildKit's session protocol (contexts, secrets, credentials), and not
+every one does: ``docker buildx build`` where the plugin is installed; a command line before 23 by itself,
+with ``DOCKER_BUILDKIT=1``; one from 23 on without the plugin refuses. A machine may have several, so each
+``docker`` in PATH is looked at.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from pipeline.docker.engine import BuildOrder, Engine
+from pipeline.docker.errors import lost
+from pipeline.docker.events import build_failure
+from pipeline.errors import ConfigError, ToolError
+from pipeline.oci.digest import Digest
+from pipeline.progress import SILENT, Meter
+from pipeline.system import process
+from pipeline.system.disk import write_text
+
+log = structlog.get_logger()
+
+_BUILDX = re.compile(r"docker/buildx\s+v?(\d+)\.(\d+)")
+_OLDEST_BUILDX = (0, 10)  # the first that knows --provenance
+_FIRST_REFUSING = 23  # the first docker command line that leaves BuildKit to the plugin
+_PROBE_TIMEOUT = 30.0  # seconds
+_LOOK = 300.0  # seconds between two looks at the engine while it builds
+_MISSED = 2  # looks in a row that it may not miss: one may come at a bad moment
+_METADATA = ".metadata.json"
+_KEPT_LINES = 2000
+_NUMBERED = re.compile(r"#(\d+) (.*)")
+_NOISE = ("sha256:", "extracting ", "resolve ", "DONE ", "...")
+_STEP_FAILED = re.compile(r"#(\d+) ERROR")
+# what a step says has a time before it; its name, and what the builder says of it, has none
+_STEP_LINE = re.compile(r"#(\d+) (?:\d+\.\d+ |(?!sha256:|ERROR|CANCELED|\d))(.*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontend:
+    """A command line that builds with BuildKit: ``argv`` up to and with ``build``."""
+
+    argv: tuple[str, ...]
+    version: str
+    has_buildx: bool
+
+
+def find_frontend(engine: Engine) -> Frontend | None:
+    """The command line to build with on this engine; None when only the classic builder is left."""
+    if not engine.has_buildkit:
+        return None
+    programs = _docker_programs()
+    return _with_buildx(programs) or _old_enough(programs, engine.host)
+
+
+def build(
+    frontend: Frontend,
+    order: BuildOrder,
+    engine: Engine,
+    *,
+    docker_config: Path,
+    folder: Path,
+    meter: Meter = SILENT,
+) -> Digest | None:
+    """Build and leave the image in the engine under its tag; gives its config's digest where buildx tells it.
+
+    `docker_config` is a folder with the bases' credentials, `folder` an empty one to work in. Raises
+    ToolError with the last lines of the step that failed, and for a full disk.
+    """
+    dockerfile = folder / order.path.name
+    write_text(dockerfile, order.dockerfile)
+    # The context is a copy without what is left out, so its .dockerignore must not be applied once more: this
+    # file wins over it.
+    write_text(folder / f"{order.path.name}.dockerignore", "# nothing\n")
+    argv = [*frontend.argv, *_options(frontend, order, dockerfile), str(order.context)]
+    told: deque[str] = deque(maxlen=_KEPT_LINES)
+    internal: set[str] = set()
+
+    def listen(line: str) -> None:
+        told.append(line)
+        if _worth_telling(line, internal):
+            meter.line(line)
+
+    environment = _environment(engine.host, docker_config)
+    with _watched(engine) as gone:
+        try:
+            done = process.run(argv, env=environment, on_line=listen, check=False, stop=gone)
+        except ToolError as error:
+            if not gone.is_set():
+                raise
+            raise lost(f"building {order.path} failed", silent=True) from error
+    if done.returncode != 0:
+        raise _failure(order, list(told), engine)
+    return _config_digest(dockerfile.with_name(_METADATA))
+
+
+@contextmanager
+def _watched(engine: Engine) -> Iterator[threading.Event]:
+    """Gives what is set when the engine hangs: a step may be silent for hours, and so is a builder whose
+    engine hangs.
+    """
+    gone, ended = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        missed = 0
+        while missed < _MISSED and not ended.wait(_LOOK):
+            missed = 0 if engine.answers() else missed + 1
+        if missed == _MISSED:
+            gone.set()
+
+    thread = threading.Thread(target=watch, daemon=True, name="engine")
+    thread.start()
+    try:
+        yield gone
+    finally:
+        ended.set()
+
+
+def secret_option(identifier: str, source: str) -> str:
+    """The value of one ``--secret``, which is read as CSV; `source` is ``env=NAME`` or ``src=FILE``."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow([f"id={identifier}", source])
+    return line.getvalue()
+
+
+def _options(frontend: Frontend, order: BuildOrder, dockerfile: Path) -> list[str]:
+    options = ["--progress=plain", f"--file={dockerfile}", f"--tag={order.tag}"]
+    if frontend.has_buildx:
+        # attestations would turn one image into an index of two manifests
+        options += ["--load", "--provenance=false", "--sbom=false"]
+        options += [f"--metadata-file={dockerfile.with_name(_METADATA)}"]
+    if order.network is not None:
+        options += [f"--network={order.network}"]
+    if order.platform is not None:
+        options += [f"--platform={order.platform}"]
+    if order.target is not None:
+        options += [f"--target={order.target}"]
+    if order.no_cache:
+        options += ["--no-cache"]
+    options += [f"--build-arg={name}={value}" for name, value in sorted(order.build_args.items())]
+    options += [f"--label={name}={value}" for name, value in sorted(order.labels.items())]
+    options += [f"--secret={secret_option(name, source)}" for name, source in sorted(order.secrets.items())]
+    return options
+
+
+def _environment(host: str, docker_config: Path) -> dict[str, str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("DOCKER_CONTEXT", "BUILDX_BUILDER")
+    }
+    if environment.get("DOCKER_TLS_VERIFY"):
+        # the command line looks for certificates beside its configuration, and that is another one here
+        environment.setdefault("DOCKER_CERT_PATH", str(Path.home() / ".docker"))
+    return environment | {
+        "DOCKER_HOST": host,
+        "DOCKER_CONFIG": str(docker_config),
+        "DOCKER_BUILDKIT": "1",
+        "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
+        "DOCKER_CLI_HINTS": "false",
+    }
+
+
+def _config_digest(metadata: Path) -> Digest | None:
+    """With the containerd image store the metadata are the only place that tells it."""
+    try:
+        found = json.loads(metadata.read_bytes()).get("containerimage.config.digest")
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError) as error:
+        raise ToolError(f"buildx leaves metadata that cannot be read: {error}") from error
+    return Digest.parse(str(found)) if found else None
+
+
+def _worth_telling(line: str, internal: set[str]) -> bool:
+    """Whether a line is about the user's own steps; `internal` collects the numbers of BuildKit's."""
+    match = _NUMBERED.match(line)
+    if match is None:
+        return bool(line.strip())
+    number, text = match.groups()
+    if text.startswith(("[internal]", "[auth]", "exporting ")):
+        internal.add(number)
+    return number not in internal and not text.startswith(_NOISE)
+
+
+def _failure(order: BuildOrder, told: list[str], engine: Engine) -> ToolError:
+    """Steps run side by side: of the one that failed the lines are picked by its number.
+
+    BuildKit's last line is the reason, unless the engine is gone.
+    """
+    if not engine.answers():  # the command line says "unexpected EOF" at most
+        return lost(f"building {order.path} failed")
+    reason = re.sub(r"^(ERROR|error): ", "", told[-1]) if told else "the builder said nothing"
+    failed = next((match[1] for line in reversed(told) if (match := _STEP_FAILED.match(line))), None)
+    step = [match[2] for line in told if (match := _STEP_LINE.match(line)) and match[1] == failed]
+    return build_failure(order.path, reason, step, root=engine.root)
+
+
+def _docker_programs() -> list[str]:
+    """Every ``docker`` in PATH, in PATH's order, each file once."""
+    found: dict[Path, str] = {}
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        program = Path(folder or ".") / "docker"
+        # in this order: access() answers for a folder of PATH that may not be entered, is_file() raises
+        if os.access(program, os.X_OK) and program.is_file():
+            found.setdefault(program.resolve(), str(program))
+    return list(found.values())
+
+
+def _with_buildx(programs: list[str]) -> Frontend | None:
+    for program in programs:
+        answer = process.run([program, "buildx", "version"], check=False, timeout=_PROBE_TIMEOUT)
+        match = _BUILDX.search(answer.stdout) if answer.returncode == 0 else None
+        if match is None:
+            continue
+        if (int(match[1]), int(match[2])) < _OLDEST_BUILDX:
+            log.warning("this buildx is too old and is not used", program=program, version=match[0])
+            continue
+        # the builder named default is the engine itself, whatever `docker buildx use` has chosen
+        argv = (program, "buildx", "build", "--builder=default")
+        return Frontend(argv=argv, version=f"buildx {match[1]}.{match[2]}", has_buildx=True)
+    return None
+
+
+def _old_enough(programs: list[str], host: str) -> Frontend | None:
+    for program in programs:
+        # the server's version makes it talk to the engine, which may be too new for so old a command line
+        query = "{{.Client.Version}} {{.Server.Version}}"
+        argv = [program, "--host", host, "version", "--format", query]
+        answer = process.run(argv, check=False, timeout=_PROBE_TIMEOUT)
+        major = answer.stdout.split(".", 1)[0]
+        if answer.returncode == 0 and major.isdigit() and int(major) < _FIRST_REFUSING:
+            return Frontend(
+                argv=(program, "build"), version=f"docker {answer.stdout.split()[0]}", has_buildx=False
+            )
+    return None
+
+
+def secret_source(identifier: str, env: str | None, file: Path | None) -> str:
+    """Where a secret comes from, in ``--secret``'s words. Raises ConfigError when nothing is there."""
+    if env is not None:
+        if not os.environ.get(env):
+            raise ConfigError(
+                f"secret {identifier}: the environment variable {env} is not set", hint=f"export {env}=…"
+            )
+        return f"env={env}"
+    if file is None or not (os.access(file, os.R_OK) and file.is_file()):
+        raise ConfigError(f"secret {identifier}: there is no readable file {file}")
+    return f"src={file}"

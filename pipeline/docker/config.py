@@ -1,0 +1,101 @@
+"""A Docker client configuration that holds exactly the credentials of one build, for as long as the build
+runs."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.authn import Credentials
+from pipeline.registry.docker_login import docker_config_path
+from pipeline.system.disk import write_text
+
+_DOCKER_HUB = "docker.io"
+_DOCKER_HUB_KEY = "https://index.docker.io/v1/"
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of mode 0700 is made in it
+_PREFIX = "sqshpipe-docker-"
+_ROOM = 1 << 16  # bytes
+_YOUNG = 60.0  # seconds in which a folder may still be without its lock
+
+
+@contextmanager
+def docker_config(credentials: Mapping[str, Credentials | None]) -> Iterator[Path]:
+    """Give a folder to set DOCKER_CONFIG to, with a config.json that knows these registry hosts and no other.
+
+    The builder cannot be handed a password in another way than by file. This one is for the owner alone, in
+    memory where the machine has a tmpfs with room, and gone when the build ends; what a build that was killed
+    left there goes with the next. The user's own config.json is left
+    out of it, so that a credential helper that is not installed breaks no build; its proxies and plugins
+    are kept.
+    """
+    parent = _MEMORY if _has_room(_MEMORY) else Path(tempfile.gettempdir())
+    _remove_orphans(parent)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent) as name, _held(Path(name)):
+        folder = Path(name)
+        config = {**_kept(), "auths": {_key(host): _entry(found) for host, found in credentials.items()}}
+        path = folder / "config.json"
+        path.touch(mode=0o600)
+        write_text(path, json.dumps(config))
+        plugins = docker_config_path().with_name("cli-plugins")
+        if plugins.is_dir():
+            (folder / "cli-plugins").symlink_to(plugins.absolute())
+        yield folder
+
+
+def _has_room(folder: Path) -> bool:
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        return False
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize >= _ROOM and (not status.f_files or status.f_favail > 8)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep others from taking ``folder`` for one that nobody uses."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _remove_orphans(parent: Path) -> None:
+    """A password that a killed build left in memory would stay there until the machine restarts."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            found = folder.lstat()
+            if found.st_uid == os.geteuid() and time.time() - found.st_mtime > _YOUNG:
+                with _held(folder):
+                    shutil.rmtree(folder)
+
+
+def _kept() -> dict[str, object]:
+    try:
+        config = json.loads(docker_config_path().read_bytes())
+    except (OSError, ValueError):
+        return {}
+    kept = ("proxies", "cliPluginsExtraDirs")
+    return {name: config[name] for name in kept if name in config} if isinstance(config, dict) else {}
+
+
+def _key(host: str) -> str:
+    return _DOCKER_HUB_KEY if host == _DOCKER_HUB else host
+
+
+def _entry(found: Credentials | None) -> dict[str, str]:
+    if found is None:
+        return {}
+    if found.identity_token:
+        return {"identitytoken": found.identity_token}
+    pair = f"{found.username}:{found.password}".encode()
+    return {"auth": base64.b64encode(pair).decode("ascii")}

@@ -1,0 +1,354 @@
+"""The Docker Engine, through its HTTP API.
+
+The engine answers ``200 OK`` before it begins a build or a push, and tells a failure as one more event of
+the stream; docker-py passes such events on like any other. So each stream is read here to its end, and an
+error in it is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, final
+
+import docker
+import requests
+import structlog
+import tenacity
+from docker.context import ContextAPI
+from docker.errors import DockerException
+from docker.utils import kwargs_from_env
+
+from pipeline.docker.errors import NONSENSE, NotThere, reason, told
+from pipeline.docker.events import (
+    LAST_LINES,
+    STEP,
+    Passing,
+    Transfer,
+    build_failure,
+    lines,
+    push_failure,
+    pushed_digest,
+)
+from pipeline.errors import RegistryError, ToolError
+from pipeline.oci.digest import Digest
+from pipeline.oci.platform import Platform
+from pipeline.oci.reference import Reference
+from pipeline.progress import SILENT, Meter
+from pipeline.registry.credentials import Credentials
+from pipeline.system.disk import cannot_write
+
+log = structlog.get_logger()
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+_CONNECT_TIMEOUT = 10  # seconds
+_ANSWER_TIMEOUT = 120  # seconds: a question that no work hangs on; an engine under load takes its time
+_SILENCE_TIMEOUT = 1800  # seconds: the engine says nothing while it compresses or commits a large layer
+_SAVE_PIECE = 1 << 20  # bytes
+_PUSH_ATTEMPTS = 5
+_BUILDKIT_API = (1, 39)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalImage:
+    """An image that the engine holds. `local_id` is its own word for it, not always the config's digest."""
+
+    local_id: str
+    config_digest: Digest | None
+    platform: Platform
+    labels: Mapping[str, str]
+    diff_ids: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOrder:
+    """One build, for whichever builder does it.
+
+    `secrets` are what BuildKit's ``--secret`` takes: id to ``env=NAME`` or ``src=FILE``, never a value.
+    `platform` and `network` are None for the engine's own.
+    """
+
+    tag: str  # the local name that the image gets
+    context: Path  # all of it is sent
+    path: Path  # of the Dockerfile on disk
+    dockerfile: str  # the text to build, in which the base is pinned
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    target: str | None = None
+    platform: str | None = None
+    network: str | None = None
+    registries: tuple[str, ...] = ()  # hosts of the images that it builds on
+    no_cache: bool = False
+
+
+@final
+class Engine:
+    """A connection to a Docker Engine; a context manager.
+
+    Raises ToolError where the engine fails or cannot be reached, RegistryError where a registry refuses the
+    engine.
+    """
+
+    def __init__(self, client: docker.APIClient, host: str) -> None:
+        self._client = client
+        self._info: dict[str, Any] | None = None
+        self.host = host
+
+    @classmethod
+    def connect(cls, host: str | None = None) -> Engine:
+        """Connect to `host`, else where DOCKER_HOST or the chosen docker context leads, else the usual
+        socket.
+
+        Raises ToolError when no engine answers within 10 s.
+        """
+        tls: dict[str, Any] = {}
+        if host is None and os.environ.get("DOCKER_HOST"):
+            tls = {k: v for k, v in kwargs_from_env().items() if k == "tls"}
+            host = os.environ["DOCKER_HOST"]
+        elif host is None:
+            host = _context_host() or DEFAULT_HOST
+        hint = "start Docker, or set DOCKER_HOST to an engine that runs; sqshpipe doctor says more"
+        try:
+            _check_socket(host)
+            client = docker.APIClient(base_url=host, version="auto", timeout=_CONNECT_TIMEOUT, **tls)
+        except PermissionError as error:
+            raise ToolError(
+                f"no permission for the Docker Engine at {host}", hint="join the group docker, or be root"
+            ) from error
+        except (DockerException, requests.RequestException, OSError, *NONSENSE) as error:
+            raise ToolError(f"no Docker Engine answers at {host}: {reason(error)}", hint=hint) from error
+        client.timeout = _SILENCE_TIMEOUT
+        return cls(client, host)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+    # What it is
+
+    def info(self) -> Mapping[str, Any]:
+        """The engine's own description of itself (``docker info``), asked for once."""
+        if self._info is None:
+            with self._asking("asking the Docker Engine about itself"):
+                self._info = dict(self._client.info())
+        return self._info
+
+    @property
+    def version(self) -> str:
+        return str(self.info().get("ServerVersion", "unknown"))
+
+    @property
+    def platform(self) -> Platform:
+        info = self.info()
+        with told("reading what the Docker Engine says of itself"):
+            return Platform.parse(f"{info['OSType']}/{info['Architecture']}")
+
+    @property
+    def root(self) -> str:
+        """The folder, on the engine's machine, of its images and of what it builds; nothing is asked."""
+        return str((self._info or {}).get("DockerRootDir", "/var/lib/docker"))
+
+    @property
+    def containerd_store(self) -> bool:
+        """True where an image's Id is the digest of its manifest, not of its config (Docker 29's default)."""
+        return any(
+            "containerd.snapshotter" in str(value)
+            for row in self.info().get("DriverStatus") or ()
+            for value in row
+        )
+
+    @property
+    def has_buildkit(self) -> bool:
+        """True where the engine itself can build with BuildKit: Linux engines since 18.09 (API 1.39)."""
+        api = tuple(int(part) for part in str(self._client.api_version).split("."))
+        return self.platform.os == "linux" and api >= _BUILDKIT_API
+
+    def answers(self) -> bool:
+        """Whether the engine is still there."""
+        try:
+            _check_socket(self.host)
+            with self._asking("looking for the Docker Engine"):
+                return bool(self._client.ping())
+        except (ToolError, OSError):
+            return False
+
+    def default_network(self) -> str | None:
+        """The network that a build's RUN steps need to be told: ``host`` on an engine without a bridge."""
+        with self._asking("listing the Docker Engine's networks"):
+            names = {network["Name"] for network in self._client.networks()}
+        return None if "bridge" in names else "host"
+
+    # Its images
+
+    def image(self, name: str) -> LocalImage | None:
+        """The local image of that name or Id; None when there is none."""
+        containerd = self.containerd_store
+        try:
+            with self._asking(f"looking for the local image {name}"):
+                found: dict[str, Any] = self._client.inspect_image(name)  # type: ignore[no-untyped-call]
+                return LocalImage(
+                    local_id=found["Id"],
+                    config_digest=None if containerd else Digest.parse(found["Id"]),
+                    platform=Platform.parse(f"{found['Os']}/{found['Architecture']}"),
+                    labels=dict((found.get("Config") or {}).get("Labels") or {}),
+                    diff_ids=tuple(Digest.parse(text) for text in found["RootFS"].get("Layers") or ()),
+                )
+        except NotThere:
+            return None
+
+    def tag(self, local_id: str, reference: Reference) -> None:
+        """Give a local image the name that it is pushed under."""
+        with self._asking(f"tagging {local_id} as {reference}"):
+            self._client.tag(local_id, reference.name, tag=reference.tag)
+
+    def untag(self, reference: Reference) -> None:
+        """Take a name away; the image goes with its last name. A name that is not there is fine."""
+        with contextlib.suppress(NotThere), told(f"removing the tag {reference}"):
+            self._client.remove_image(str(reference), noprune=False)
+
+    def save(self, name: str, dest: Path, meter: Meter = SILENT) -> None:
+        """Write a local image to `dest` as a docker-archive; about 160 MB/s.
+
+        Raises ToolError when the engine has no such image; `dest` may then hold a part.
+        """
+        try:
+            with told(f"saving the local image {name}"), dest.open("wb") as file:
+                size = self._client.inspect_image(name).get("Size")  # type: ignore[no-untyped-call]
+                meter.total(int(size or 0))
+                pieces = self._client.get_image(name, chunk_size=_SAVE_PIECE)
+                with contextlib.closing(pieces):
+                    for piece in pieces:
+                        file.write(piece)
+                        meter.advance(len(piece))
+        except OSError as error:
+            raise cannot_write(error, dest) from error
+
+    # Its work
+
+    def build(
+        self,
+        context: IO[bytes],
+        dockerfile: str,
+        order: BuildOrder,
+        *,
+        docker_config: Path | None = None,
+        meter: Meter = SILENT,
+    ) -> None:
+        """Build with the engine's classic builder, which leaves the image under its tag.
+
+        `context` is a tar that holds the Dockerfile under the name `dockerfile`. `docker_config` is a
+        folder whose config.json has the credentials for the bases. Raises ToolError with the last lines of
+        a failing step.
+        """
+        if docker_config is not None:
+            self._client.reload_config(str(docker_config / "config.json"))
+        step: deque[str] = deque(maxlen=LAST_LINES)
+        with told(f"building {order.path}"):
+            events = self._client.build(
+                fileobj=context,
+                custom_context=True,
+                tag=order.tag,
+                dockerfile=dockerfile,
+                buildargs=dict(order.build_args),
+                labels=dict(order.labels),
+                target=order.target,
+                platform=order.platform,
+                network_mode=order.network,
+                nocache=order.no_cache,
+                rm=True,
+                forcerm=True,  # else a failing RUN leaves its container behind
+                use_config_proxy=False,
+                decode=True,
+            )
+            failure = None
+            for event in events:
+                failure = failure or event.get("error")
+                for line in lines(event):
+                    if STEP.match(line):
+                        step.clear()
+                    step.append(line)
+                    meter.line(line)
+        if failure:
+            raise build_failure(order.path, str(failure), step, root=self.root)
+
+    def push(self, reference: Reference, credentials: Credentials | None, meter: Meter = SILENT) -> Digest:
+        """Push a local image under its own name and return the manifest's digest, as the engine tells it.
+
+        Tried again, up to 5 times, on what passes by itself: rate limits, 5xx, cut connections, timeouts.
+        Raises RegistryError when the registry refuses or cannot be reached.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Passing),
+            stop=tenacity.stop_after_attempt(_PUSH_ATTEMPTS),
+            wait=tenacity.wait_exponential_jitter(initial=1, max=30),
+            before_sleep=lambda state: log.warning("push failed, trying again", attempt=state.attempt_number),
+            reraise=True,
+        )
+        return retrying(self._push_once, reference, credentials, meter)
+
+    def _push_once(self, reference: Reference, credentials: Credentials | None, meter: Meter) -> Digest:
+        transfer = Transfer(meter)
+        failure: str | None = None
+        digest: str | None = None
+        with told(f"pushing {reference}"):
+            events = self._client.push(
+                reference.name, tag=reference.tag, auth_config=_auth(credentials), stream=True, decode=True
+            )
+            for event in events:
+                failure = failure or event.get("error")
+                digest = pushed_digest(event) or digest
+                transfer.take(event)
+        if failure:
+            raise push_failure(str(failure), reference, root=self.root)
+        if digest is None:
+            raise RegistryError(f"the Docker Engine pushed {reference} and did not tell its digest")
+        return Digest.parse(digest)
+
+    @contextlib.contextmanager
+    def _asking(self, doing: str) -> Iterator[None]:
+        """`told`, of a question: an engine that hangs is not waited for as one at work is."""
+        self._client.timeout = _ANSWER_TIMEOUT
+        try:
+            with told(doing):
+                yield
+        finally:
+            self._client.timeout = _SILENCE_TIMEOUT
+
+
+def _auth(credentials: Credentials | None) -> dict[str, str]:
+    if credentials is None:
+        return {}  # not None, at which docker-py would look for others itself
+    if credentials.identity_token:
+        return {"identitytoken": credentials.identity_token}
+    return {"username": credentials.username, "password": credentials.password}
+
+
+def _context_host() -> str | None:
+    """Where the docker context leads that the user has chosen (Docker Desktop and colima set one)."""
+    try:
+        context = ContextAPI.get_current_context()
+        return str(context.Host) if context is not None and context.Host else None
+    except (DockerException, OSError, ValueError, KeyError):
+        return None
+
+
+def _check_socket(host: str) -> None:
+    """Raise OSError where nobody listens; docker-py would leave the socket of a refused connection open."""
+    if host.startswith("unix://"):
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+            probe.settimeout(_CONNECT_TIMEOUT)
+            probe.connect(host.removeprefix("unix://"))

@@ -1,0 +1,55 @@
+"""Mirror: a base goes from its registry to ours as it is, without an engine and without a copy on disk.
+
+Bytes are not changed, so digests stay what they are: the platform's manifest keeps its digest, and with all
+platforms the index keeps its own.
+"""
+
+from __future__ import annotations
+
+from pipeline.image.pin import BaseImage
+from pipeline.image.push import PushedImage, key_tag
+from pipeline.oci.reference import Reference
+from pipeline.progress import SILENT, Meter
+from pipeline.registry import RegistryClient, image_manifest
+from pipeline.registry.transfer import copy
+
+
+def mirror(
+    base: BaseImage,
+    repository: Reference,
+    source_client: RegistryClient,
+    target_client: RegistryClient,
+    meter: Meter = SILENT,
+    *,
+    all_platforms: bool = False,
+) -> PushedImage:
+    """Copy the base's image into ``repository``; what is there already is not sent again.
+
+    The platform's manifest gets the tag ``key-<its hex>``, so that no clean-up of untagged images takes
+    it; with
+    ``all_platforms`` the index around it gets one too. The result is the platform's image either way. Raises
+    RegistryError; an interrupted copy goes on where it was when it is called again.
+    """
+    wanted = base.index_digest if all_platforms and base.index_digest is not None else base.digest
+    known = target_client.head(repository.repository, key_tag(wanted.hex))
+    adopted = known is not None and known.digest == wanted
+    if not adopted:
+        copy(
+            source_client,
+            base.reference.repository,
+            wanted,
+            target_client,
+            repository.repository,
+            tags={wanted: key_tag(wanted.hex), base.digest: key_tag(base.digest.hex)},
+            meter=meter,
+        )
+    manifest = image_manifest(target_client, repository.with_digest(base.digest), None)
+    return PushedImage(
+        repository=repository,
+        digest=manifest.digest,
+        config_digest=manifest.config.digest,
+        size=manifest.config.size + manifest.size,
+        base=base,
+        build_key=None,
+        adopted=adopted,
+    )

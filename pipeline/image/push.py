@@ -1,0 +1,169 @@
+"""Push: from the engine to the registry under the key of what was built, and the version's tag when it is
+published.
+
+The key's tag is what makes a build unnecessary: a run that died after its push goes on from there, also on
+another machine. A version's tag comes last, so that a version which the scan stopped is not burnt where
+tags are immutable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from pipeline.authn import place_of
+from pipeline.docker.engine import Engine
+from pipeline.docker.events import Denied
+from pipeline.errors import RegistryError, SqshpipeError, ToolError
+from pipeline.image.build import BuiltImage
+from pipeline.image.pin import BaseImage
+from pipeline.oci.digest import Digest
+from pipeline.oci.manifest import Manifest
+from pipeline.oci.reference import Reference
+from pipeline.progress import SILENT, Meter
+from pipeline.registry import RegistryClient, image_manifest
+from pipeline.registry.credentials import CredentialsProvider, RenewableProvider, credentials_for
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushedImage:
+    """An image in the registry: ``repository@digest``. `size` is the bytes of config and layers as they are
+    stored.
+
+    `build_key` is None for a base that was mirrored. `adopted` says that it was there already.
+    """
+
+    repository: Reference
+    digest: Digest
+    config_digest: Digest
+    size: int
+    base: BaseImage
+    build_key: str | None
+    adopted: bool
+
+    @property
+    def reference(self) -> Reference:
+        """``host/repo@sha256:…``."""
+        return self.repository.with_digest(self.digest)
+
+
+def key_tag(key: str) -> str:
+    """The tag under which an image with this build key is pushed."""
+    return f"key-{key}"
+
+
+def adopt(repository: Reference, key: str, base: BaseImage, client: RegistryClient) -> PushedImage | None:
+    """The image that was pushed under `key` before; None when there is none.
+
+    Raises RegistryError when the registry cannot be asked.
+    """
+    found = client.head(repository.repository, key_tag(key))
+    if found is None:
+        return None
+    manifest = image_manifest(client, repository.with_digest(found.digest), base.platform)
+    return _pushed(repository, manifest, base, key, adopted=True)
+
+
+def push(
+    built: BuiltImage,
+    repository: Reference,
+    engine: Engine,
+    client: RegistryClient,
+    *,
+    credentials: CredentialsProvider = credentials_for,
+    meter: Meter = SILENT,
+) -> PushedImage:
+    """Push `built` as ``repository:key-<key>``, or adopt what another run has pushed there meanwhile.
+
+    Two runs with the same key may build at the same time. Where tags are immutable the registry refuses the
+    second one, which takes the image of the first. The digest is the one that the engine gives, and the
+    registry has to confirm it under the tag. Raises RegistryError when the registry refuses, cannot be
+    reached, or has something else than was pushed.
+    """
+    target = repository.with_tag(key_tag(built.key))
+    engine.tag(built.local_id, target)
+    try:
+        digest = _send(target, engine, credentials, meter)
+    except RegistryError:
+        winner = _winner(built, repository, client)
+        if winner is None:
+            raise
+        return winner
+    found = client.head(repository.repository, key_tag(built.key))
+    if found is None or found.digest != digest:
+        has = "nothing" if found is None else str(found.digest)
+        raise RegistryError(
+            f"{target} was pushed as {digest}, but the registry has {has} there",
+            hint="somebody else pushes to this repository, or the registry is not consistent; run it again",
+        )
+    manifest = image_manifest(client, repository.with_digest(digest), built.base.platform)
+    if built.config_digest is not None and manifest.config.digest != built.config_digest:
+        raise ToolError(
+            f"{target} has the config {manifest.config.digest}, but {built.config_digest} was built",
+            hint="the Docker Engine pushed another image than it built; run it again",
+        )
+    return _pushed(repository, manifest, built.base, built.key, adopted=False)
+
+
+def _winner(built: BuiltImage, repository: Reference, client: RegistryClient) -> PushedImage | None:
+    """The image that another run has pushed under the key of `built`; None when it cannot be seen."""
+    try:
+        found = adopt(repository, built.key, built.base, client)
+    except SqshpipeError:  # the push's own error says more
+        return None
+    if found is not None:
+        log.info("another run has pushed this build, adopting its image", image=str(found.reference))
+    return found
+
+
+def _send(target: Reference, engine: Engine, credentials: CredentialsProvider, meter: Meter) -> Digest:
+    """The engine's push, repeated once when the password has ended on the way: ECR's last 12 hours.
+
+    The engine gets a password when it begins, and does not say whether a refusal means its end.
+    """
+    place = place_of(credentials, target.name)
+    given = credentials(place)
+    try:
+        return engine.push(target, given, meter)
+    except Denied:
+        fresh = credentials.renew(place) if isinstance(credentials, RenewableProvider) else None
+        if fresh is None or fresh == given:
+            raise
+        log.warning("the registry no longer takes the password, going on with a fresh one", image=str(target))
+        return engine.push(target, fresh, meter)
+
+
+def tag_version(pushed: PushedImage, version: str, client: RegistryClient) -> None:
+    """Put the image's manifest under the version's tag; nothing to do when it is there already.
+
+    Raises RegistryError when the tag stands for another image.
+    """
+    name = pushed.repository.repository
+    found = client.head(name, version)
+    if found is not None and found.digest == pushed.digest:
+        return
+    if found is not None:
+        raise RegistryError(
+            f"{pushed.repository.with_tag(version)} is another image already: {found.digest}"
+            f", not {pushed.digest}",
+            hint="a version is never moved to other content: choose the next version",
+        )
+    manifest = client.get_manifest(name, str(pushed.digest))
+    client.put_manifest(name, version, manifest.raw, manifest.media_type)
+
+
+def _pushed(
+    repository: Reference, manifest: Manifest, base: BaseImage, key: str, *, adopted: bool
+) -> PushedImage:
+    return PushedImage(
+        repository=repository,
+        digest=manifest.digest,
+        config_digest=manifest.config.digest,
+        size=manifest.config.size + sum(layer.size for layer in manifest.layers),
+        base=base,
+        build_key=key,
+        adopted=adopted,
+    )

@@ -1,0 +1,381 @@
+"""What an ECR repository shall be, what it is, and what it takes to mend the difference.
+
+`wanted`, `compare` and `lifecycle_policy` are pure; `look` reads, `apply` changes. A repository is never
+made less
+strict than its owner made it by hand without being told, and nothing here deletes an image.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from pipeline.aws.ecr import AwsRefused, Ecr
+from pipeline.config.names import check_version
+from pipeline.config.types import EcrSettings, RegistrySettings
+from pipeline.errors import ConfigError
+from pipeline.oci.reference import Reference
+
+log = structlog.get_logger()
+
+# What ECR calls a repository where other rules hold for the tags that match its filters.
+_WITH_EXCLUSION = "_WITH_EXCLUSION"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """A repository's settings as ECR tells them; ``registry_scan`` is the registry's own frequency for it.
+
+    ``scan_type`` (BASIC or ENHANCED) is set for the whole registry.
+    """
+
+    name: str
+    arn: str
+    mutability: str
+    exclusions: tuple[str, ...]  # filters of tags for which the opposite of ``mutability`` holds
+    scan_on_push: bool
+    encryption: str
+    kms_key: str | None
+    lifecycle: Mapping[str, Any] | None
+    scan_type: str
+    registry_scan: str | None
+
+    @property
+    def scanned(self) -> bool:
+        """Whether what is pushed is scanned, by the repository's setting or by the registry's rules."""
+        if self.registry_scan in ("SCAN_ON_PUSH", "CONTINUOUS_SCAN"):
+            return True
+        return self.scan_on_push and self.scan_type == "BASIC"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One setting that is not as the config wants it; one that is not ``mendable`` needs a person, see
+    ``how``."""
+
+    repository: str
+    setting: str
+    found: str
+    wanted: str
+    mendable: bool = True
+    how: str = "sqshpipe ecr apply"
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.repository}  {self.setting} is {self.found}, not {self.wanted}: {self.how}"
+
+    def as_json(self) -> dict[str, str]:
+        """For machines; the keys are a promise."""
+        return {
+            "repository": self.repository,
+            "setting": self.setting,
+            "found": self.found,
+            "wanted": self.wanted,
+            "how": self.how,
+        }
+
+
+def lifecycle_policy(settings: EcrSettings) -> dict[str, Any]:
+    """A policy that deletes untagged leftovers alone.
+
+    Every image that sqshpipe puts keeps its ``key-`` tag, and the children of an index are kept by ECR as
+    long as the
+    index is there; so no digest that a release names is ever expired, tagged images are never counted at all.
+    """
+    return {
+        "rules": [
+            {
+                "rulePriority": 1,
+                "description": "sqshpipe: untagged leftovers; never anything that has a tag",
+                "selection": {
+                    "tagStatus": "untagged",
+                    "countType": "sinceImagePushed",
+                    "countUnit": "days",
+                    "countNumber": settings.untagged_days,
+                },
+                "action": {"type": "expire"},
+            }
+        ]
+    }
+
+
+def compare(found: Repository | None, name: str, settings: EcrSettings) -> tuple[Difference, ...]:
+    """Every setting in which the repository differs from the config; one difference when it is not there."""
+    if found is None:
+        return (Difference(repository=name, setting="repository", found="missing", wanted="there"),)
+    return (
+        *_mutability(found, settings),
+        *_scanning(found, settings),
+        *_encryption(found, settings),
+        *_lifecycle(found, settings),
+    )
+
+
+def _mutability(found: Repository, settings: EcrSettings) -> list[Difference]:
+    wanted = "IMMUTABLE" if settings.immutable else "MUTABLE"
+    rule, with_exclusion = found.mutability.removesuffix(_WITH_EXCLUSION), found.exclusions
+    if not found.mutability.endswith(_WITH_EXCLUSION):
+        with_exclusion = ()
+    ours = [each for each in with_exclusion if _may_be_ours(each)]
+    if "*" in (each.replace("**", "*") for each in ours):
+        rule = "MUTABLE" if rule == "IMMUTABLE" else "IMMUTABLE"  # the filter takes every tag
+        ours = []
+    if rule == wanted and not ours:
+        return []
+    said = found.mutability + (f" ({', '.join(with_exclusion)})" if with_exclusion else "")
+    return [Difference(repository=found.name, setting="tags", found=said, wanted=wanted)]
+
+
+def _may_be_ours(pattern: str) -> bool:
+    """Whether a filter can match a tag that sqshpipe puts: ``key-…``, or a version, which is any free name.
+
+    Only a filter without a wildcard can be sure not to: one that is a channel's name, as ``latest``.
+    """
+    if "*" in pattern:
+        return True
+    try:
+        check_version(pattern)
+    except ConfigError:
+        return pattern.startswith("key-")
+    return True
+
+
+def _scanning(found: Repository, settings: EcrSettings) -> list[Difference]:
+    if settings.scanning == "off" or (
+        settings.scanning == "basic" and found.scan_type == "BASIC" and found.scanned
+    ):
+        return []
+    if settings.scanning == "basic" and found.scan_type == "BASIC":
+        return [Difference(repository=found.name, setting="scanning", found="off", wanted="on push")]
+    if settings.scanning == "basic":
+        # enhanced finds more than basic: not a fault, as long as it covers the repository
+        covered = found.registry_scan in ("SCAN_ON_PUSH", "CONTINUOUS_SCAN")
+        return [] if covered else [_not_covered(found, "ENHANCED, not for this repository")]
+    if found.scan_type == "ENHANCED" and found.scanned:
+        return []
+    return [_not_covered(found, f"{found.scan_type}, {'on' if found.scanned else 'off'} for this repository")]
+
+
+def _not_covered(found: Repository, is_: str) -> Difference:
+    return Difference(
+        repository=found.name,
+        setting="registry scanning",
+        found=is_,
+        wanted="ENHANCED with a rule for this repository",
+        how="sqshpipe ecr apply --registry-scanning, which changes scanning and its price for the account",
+    )
+
+
+def _encryption(found: Repository, settings: EcrSettings) -> list[Difference]:
+    wanted = "KMS" if settings.kms_key else "AES256"
+    key_differs = settings.kms_key is not None and not _same_key(found.kms_key, settings.kms_key)
+    if settings.kms_key is None or (found.encryption in ("KMS", "KMS_DSSE") and not key_differs):
+        return []  # a KMS key where none was asked for is no fault
+    return [
+        Difference(
+            repository=found.name,
+            setting="encryption",
+            found=f"{found.encryption} {found.kms_key or ''}".strip(),
+            wanted=f"{wanted} {settings.kms_key or ''}".strip(),
+            mendable=False,
+            how="ECR sets it when a repository is made: make another one and mirror into it",
+        )
+    ]
+
+
+def _same_key(found: str | None, wanted: str) -> bool:
+    return found is not None and (found == wanted or found.endswith(("/" + wanted, ":" + wanted)))
+
+
+def _lifecycle(found: Repository, settings: EcrSettings) -> list[Difference]:
+    wanted = lifecycle_policy(settings)
+    if found.lifecycle == wanted:
+        return []
+    told = "none" if found.lifecycle is None else _told_rules(found.lifecycle)
+    untagged = f"untagged after {settings.untagged_days} days"
+    return [Difference(repository=found.name, setting="lifecycle", found=told, wanted=untagged)]
+
+
+def _told_rules(policy: Mapping[str, Any]) -> str:
+    rules = [rule.get("selection", {}) for rule in policy.get("rules", [])]
+    if any(rule.get("tagStatus") != "untagged" for rule in rules):
+        return "a policy that can delete published images"
+    return f"{len(rules)} other rule" + ("s" if len(rules) != 1 else "")
+
+
+def drift(ecr: Ecr, registry: RegistrySettings, images: Iterable[str]) -> list[Difference]:
+    """How the repositories of ``images`` differ from images.yaml. Raises RegistryError as `look` does."""
+    if registry.ecr is None:
+        return []
+    names = [registry.repository(image).repository for image in images]
+    return [one for name in names for one in compare(look(ecr, name), name, registry.ecr)]
+
+
+def look(ecr: Ecr, name: str) -> Repository | None:
+    """The repository as it is; None when there is none. Raises RegistryError with the permission that
+    lacks."""
+    try:
+        answer = ecr.call("describe_repositories", registryId=ecr.account, repositoryNames=[name])
+    except AwsRefused as error:
+        if error.code == "RepositoryNotFoundException":
+            return None
+        raise
+    one = answer["repositories"][0]
+    encryption = one.get("encryptionConfiguration", {})
+    scan_type, frequency = _registry_scanning(ecr, name)
+    return Repository(
+        name=name,
+        arn=str(one.get("repositoryArn", "")),
+        mutability=str(one.get("imageTagMutability", "MUTABLE")),
+        exclusions=tuple(
+            str(each.get("filter", "")) for each in one.get("imageTagMutabilityExclusionFilters", ())
+        ),
+        scan_on_push=bool(one.get("imageScanningConfiguration", {}).get("scanOnPush")),
+        encryption=str(encryption.get("encryptionType", "AES256")),
+        kms_key=encryption.get("kmsKey"),
+        lifecycle=_read_lifecycle(ecr, name),
+        scan_type=scan_type,
+        registry_scan=frequency,
+    )
+
+
+def _read_lifecycle(ecr: Ecr, name: str) -> Mapping[str, Any] | None:
+    try:
+        answer = ecr.call("get_lifecycle_policy", registryId=ecr.account, repositoryName=name)
+    except AwsRefused as error:
+        if error.code == "LifecyclePolicyNotFoundException":
+            return None
+        raise
+    policy = json.loads(answer["lifecyclePolicyText"])
+    return policy if isinstance(policy, dict) else None
+
+
+def _registry_scanning(ecr: Ecr, name: str) -> tuple[str, str | None]:
+    configuration = ecr.call("get_registry_scanning_configuration").get("scanningConfiguration", {})
+    best: str | None = None
+    for rule in configuration.get("rules", []):
+        if any(_filter_matches(entry, name) for entry in rule.get("repositoryFilters", [])):
+            frequency = str(rule.get("scanFrequency", ""))
+            best = frequency if best is None or frequency == "CONTINUOUS_SCAN" else best
+    return str(configuration.get("scanType", "BASIC")), best
+
+
+def _filter_matches(entry: Mapping[str, Any], name: str) -> bool:
+    """ECR's wildcard filter: ``*`` stands for any characters, and without one the text may be anywhere."""
+    text = str(entry.get("filter", ""))
+    return fnmatch.fnmatchcase(name, text) if "*" in text else text in name
+
+
+def apply(
+    ecr: Ecr, name: str, settings: EcrSettings, *, registry_scanning: bool = False
+) -> tuple[Difference, ...]:
+    """Make or mend the repository; gives what was changed. Nothing changes when it is as wanted.
+
+    The registry's scanning is the whole account's and is only touched with ``registry_scanning``.
+    """
+    changed: list[Difference] = []
+    for difference in compare(look(ecr, name), name, settings):
+        if difference.setting == "repository":
+            changed.append(difference)
+            create(ecr, name, settings)
+            changed += apply(ecr, name, settings, registry_scanning=registry_scanning)
+        elif difference.mendable and _mend(ecr, difference, settings, registry_scanning=registry_scanning):
+            changed.append(difference)
+    return tuple(changed)
+
+
+def create(ecr: Ecr, name: str, settings: EcrSettings) -> None:
+    """Make the repository with all that can be set at its birth; fine when somebody was faster."""
+    encryption: dict[str, str] = {"encryptionType": "AES256"}
+    if settings.kms_key:
+        encryption = {"encryptionType": "KMS", "kmsKey": settings.kms_key}
+    try:
+        ecr.call(
+            "create_repository",
+            registryId=ecr.account,
+            repositoryName=name,
+            imageTagMutability="IMMUTABLE" if settings.immutable else "MUTABLE",
+            imageScanningConfiguration={"scanOnPush": settings.scanning == "basic"},
+            encryptionConfiguration=encryption,
+        )
+    except AwsRefused as error:
+        if error.code != "RepositoryAlreadyExistsException":
+            raise
+    log.info("made a repository in ECR", repository=name)
+
+
+def ensure(ecr: Ecr, name: str, settings: EcrSettings) -> bool:
+    """Make the repository with its lifecycle when it is missing, change nothing when it is there.
+
+    True when it was made: what a push needs, and all that a builder's role may have to do.
+    """
+    try:
+        ecr.call("describe_repositories", registryId=ecr.account, repositoryNames=[name])
+    except AwsRefused as error:
+        if error.code != "RepositoryNotFoundException":
+            raise
+        create(ecr, name, settings)
+        _put_lifecycle(ecr, name, settings)
+        return True
+    return False
+
+
+def _mend(ecr: Ecr, difference: Difference, settings: EcrSettings, *, registry_scanning: bool) -> bool:
+    name = difference.repository
+    if difference.setting == "tags":
+        ecr.call(
+            "put_image_tag_mutability",
+            registryId=ecr.account,
+            repositoryName=name,
+            imageTagMutability=difference.wanted,
+        )
+        return True
+    if difference.setting == "scanning":
+        ecr.call(
+            "put_image_scanning_configuration",
+            registryId=ecr.account,
+            repositoryName=name,
+            imageScanningConfiguration={"scanOnPush": True},
+        )
+        return True
+    if difference.setting == "lifecycle":
+        _put_lifecycle(ecr, name, settings)
+        return True
+    if difference.setting == "registry scanning" and registry_scanning:
+        _put_registry_rule(ecr, settings)
+        return True
+    return False
+
+
+def _put_lifecycle(ecr: Ecr, name: str, settings: EcrSettings) -> None:
+    ecr.call(
+        "put_lifecycle_policy",
+        registryId=ecr.account,
+        repositoryName=name,
+        lifecyclePolicyText=json.dumps(lifecycle_policy(settings)),
+    )
+
+
+def _put_registry_rule(ecr: Ecr, settings: EcrSettings) -> None:
+    """Add our rule to those that the account has; theirs stay, since the call replaces all of them."""
+    if not settings.prefix:
+        raise ConfigError(
+            "the registry's scanning rule needs registry.ecr.prefix",
+            hint="without a prefix it would cover, and cost for, every repository of the account",
+        )
+    there = ecr.call("get_registry_scanning_configuration").get("scanningConfiguration", {})
+    ours = {"filter": f"{settings.prefix}/*", "filterType": "WILDCARD"}
+    kept = [rule for rule in there.get("rules", []) if ours not in rule.get("repositoryFilters", [])]
+    rule = {"scanFrequency": "CONTINUOUS_SCAN", "repositoryFilters": [ours]}
+    ecr.call("put_registry_scanning_configuration", scanType="ENHANCED", rules=[*kept, rule])
+
+
+def prepare(registry: RegistrySettings, repository: Reference) -> None:
+    """Make the ECR repository that a push needs; other registries make theirs by themselves."""
+    if registry.ecr is not None:
+        ensure(Ecr(registry.ecr.account, registry.ecr.region), repository.repository, registry.ecr)

@@ -1,0 +1,170 @@
+"""Does an image fit a node: architecture, CUDA against the driver, EFA and NCCL libraries in the image.
+
+Everything about the image is read from the .sqsh itself, nothing is started.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import ToolError
+from pipeline.oci import environment as image_environment
+from pipeline.squashfs.inode import Inode, Kind
+from pipeline.squashfs.reader import SquashfsImage
+from pipeline.system import process
+
+Verdict = Literal["ok", "warn", "bad", "unknown"]
+_MACHINES = {62: "x86_64", 183: "aarch64", 21: "ppc64le"}  # ELF e_machine
+_PROBES = (
+    b"bin/sh",
+    b"usr/bin/sh",
+    b"usr/bin/dash",
+    b"usr/bin/bash",
+    b"bin/bash",
+    b"usr/bin/busybox",
+    b"bin/busybox",
+)
+_LIBFABRIC = re.compile(rb"(^|/)libfabric\.so(\.|$)")
+_NCCL_NET = re.compile(rb"(^|/)libnccl-net(-ofi)?\.so(\.|$)")
+_ELF_HEAD = 20
+_LONGEST = 8 << 20  # bytes of /etc/environment: as long as an image's config may be
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One question, its answer, and what it means for a job."""
+
+    what: str
+    verdict: Verdict
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the node brings. `cuda` is the newest CUDA that its driver runs (13.0), empty without a GPU."""
+
+    machine: str
+    cuda: str
+    driver: str
+    efa: bool
+
+
+def this_host() -> Host:
+    """Look at the node that we are on."""
+    cuda = driver = ""
+    try:
+        told = process.run(["nvidia-smi"], check=False, timeout=60).stdout
+    except ToolError:
+        told = ""
+    found = re.search(r"Driver Version: (\S+)\s+CUDA Version: (\S+)", told)
+    if found:
+        driver, cuda = found.groups()
+    return Host(machine=os.uname().machine, cuda=cuda, driver=driver, efa=_has_efa())
+
+
+def check(file: Path, host: Host, *, efa: bool | None = None) -> list[Finding]:
+    """Compare an image with a node. `efa` None asks about EFA when the node has it.
+
+    Raises FormatError when the file is no sound squashfs.
+    """
+    with SquashfsImage.open(file) as image:
+        environment = _environment(image)
+        findings = [_architecture(image, host), _cuda(environment, host)]
+        if host.efa if efa is None else efa:
+            findings += _network(image)
+        findings.append(_shell(image))
+    return findings
+
+
+def _architecture(image: SquashfsImage, host: Host) -> Finding:
+    for path in _PROBES:
+        machine = _machine_of(image, path)
+        if machine:
+            verdict: Verdict = "ok" if machine == host.machine else "bad"
+            return Finding(what="architecture", verdict=verdict, text=f"image {machine}, node {host.machine}")
+    return Finding(what="architecture", verdict="unknown", text="no program in the image tells it")
+
+
+def _cuda(environment: dict[str, str], host: Host) -> Finding:
+    wanted = environment.get("CUDA_VERSION", "")
+    if not wanted:
+        return Finding(what="cuda", verdict="ok", text="the image names no CUDA version")
+    if not host.cuda:
+        return Finding(
+            what="cuda", verdict="warn", text=f"image CUDA {wanted}; this node shows no GPU driver"
+        )
+    text = f"image CUDA {wanted}, driver {host.driver} runs up to {host.cuda}"
+    if _version(wanted)[:2] <= _version(host.cuda)[:2]:
+        return Finding(what="cuda", verdict="ok", text=text)
+    if _version(wanted)[0] == _version(host.cuda)[0]:
+        # docs.nvidia.com/deploy/cuda-compatibility: minor versions of one major run on its oldest driver
+        return Finding(what="cuda", verdict="warn", text=f"{text}: minor version compatibility, PTX may fail")
+    return Finding(what="cuda", verdict="bad", text=f"{text}: needs a newer driver or the compat package")
+
+
+def _network(image: SquashfsImage) -> list[Finding]:
+    """EFA works with what is in the image: without it NCCL falls back to TCP and says nothing."""
+    names = [path for path, _ in image.walk()]
+    found = []
+    for what, pattern in (("libfabric", _LIBFABRIC), ("NCCL network plugin", _NCCL_NET)):
+        path = next((each for each in names if pattern.search(each)), None)
+        if path is None:
+            found.append(Finding(what=what, verdict="bad", text="not in the image: NCCL would use TCP"))
+        else:
+            found.append(Finding(what=what, verdict="ok", text="/" + os.fsdecode(path)))
+    return found
+
+
+def _shell(image: SquashfsImage) -> Finding:
+    if _find(image, b"bin/sh") is None:
+        return Finding(
+            what="start", verdict="bad", text="no /bin/sh, which enroot and pyxis start images with"
+        )
+    return Finding(what="start", verdict="ok", text="/bin/sh is there")
+
+
+def _environment(image: SquashfsImage) -> dict[str, str]:
+    inode = _find(image, b"etc/environment")
+    if inode is None or inode.kind is not Kind.FILE:
+        return {}
+    found = image_environment.read(image.read(inode, limit=_LONGEST), {})
+    return {name.decode(): value.decode("utf-8", "replace") for name, value in found.items()}
+
+
+def _machine_of(image: SquashfsImage, path: bytes) -> str:
+    inode = _find(image, path)
+    if inode is None or inode.kind != 1:
+        return ""
+    head = b""
+    for piece in image.open_file(inode):
+        head += piece
+        if len(head) >= _ELF_HEAD:
+            break
+    if head[:4] != b"\x7fELF" or len(head) < _ELF_HEAD:
+        return ""
+    order = "<" if head[5] == 1 else ">"
+    return _MACHINES.get(struct.unpack_from(order + "H", head, 18)[0], "another")
+
+
+def _find(image: SquashfsImage, path: bytes) -> Inode | None:
+    """What a path of the image leads to, through symlinks; None when there is nothing."""
+    try:
+        return image.resolve(path)
+    except FileNotFoundError:
+        return None
+
+
+def _has_efa() -> bool:
+    folder = Path("/sys/class/infiniband")
+    return folder.is_dir() and any(
+        each.name.startswith("efa") or "rdmap" in each.name for each in folder.iterdir()
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(each) for each in re.findall(r"\d+", text)) or (0,)

@@ -1,0 +1,208 @@
+"""What a prewarm does on one node: read the file into the page cache, or copy it to the node's own disk.
+
+A copy gets its name only when it is whole. Then it is read back; the code that compares its sha256 (in the
+importer) leaves the mark with which the importer need not read it again. The folder may be one where other
+users can write: no name in it is followed or believed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from pipeline.errors import ToolError, VerificationError
+from pipeline.node import pyxis_importer
+from pipeline.system import untrusted
+from pipeline.system.temporary import temporary_name
+
+log = structlog.get_logger()
+
+_BLOCK = 4 << 20
+_HELD = frozenset({errno.EPERM, errno.EACCES, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})
+"""What a rename answers when another user's file or folder has the name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmed:
+    """What happened on a node; `size` in bytes. `there`: nothing had to be copied."""
+
+    host: str
+    path: Path
+    size: int
+    seconds: float
+    there: bool
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second."""
+        return self.size / self.seconds if self.seconds > 0 else 0.0
+
+
+def into_page_cache(file: Path, sha256: str | None) -> Warmed:
+    """Read a file through, once, in order; with `sha256` also check it.
+
+    Raises VerificationError when the bytes are not those, ToolError when the file cannot be read.
+    """
+    began = time.monotonic()
+    digest = hashlib.sha256() if sha256 else None
+    size = 0
+    try:
+        with file.open("rb", buffering=0) as source:
+            os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            while block := source.read(_BLOCK):
+                size += len(block)
+                if digest is not None:
+                    digest.update(block)
+    except OSError as error:
+        raise ToolError(f"cannot read {file}: {error.strerror}") from error
+    if digest is not None and digest.hexdigest() != sha256:
+        raise VerificationError(f"{file} has sha256 {digest.hexdigest()}, not {sha256}")
+    return Warmed(
+        host=os.uname().nodename, path=file, size=size, seconds=time.monotonic() - began, there=False
+    )
+
+
+def onto_disk(
+    file: Path,
+    sha256: str,
+    folder: Path,
+    *,
+    state: Path | None,
+    brought: Path | None = None,
+    reserve: int = 1 << 30,
+) -> Warmed:
+    """Copy a file to FOLDER/<sha256>.sqsh, unless it is there; `brought` is a copy that sbcast made already.
+
+    The copy is read back and compared, also one that was there. `reserve` bytes stay free; for them older
+    copies of ours go, the least recently warmed first. Where another user holds the copy's name, the file is
+    read into the page cache instead. Raises ToolError when there is no space or no permission,
+    VerificationError when the bytes are not those.
+    """
+    began = time.monotonic()
+    name = f"{sha256}.sqsh"
+    try:
+        with untrusted.folder_to_write(folder, make=0o755) as place:
+            size = file.stat().st_size
+            there = brought is None and _verified(place, name, sha256, state, size)
+            if not there:
+                if brought is None:
+                    _make_room(place, folder, size + reserve, name)
+                if not (_copy(file, place, name) if brought is None else _adopt(brought, place, name)):
+                    return into_page_cache(file, sha256)
+                if not _verified(place, name, sha256, state, size):
+                    os.unlink(name, dir_fd=place)
+                    raise VerificationError(
+                        f"the copy of {file} in {folder} does not have sha256 {sha256}: it was removed",
+                        hint="run sqshpipe scrub to see whether the store has the right bytes",
+                    )
+    except OSError as error:
+        raise ToolError(
+            f"cannot prewarm {file} into {folder}: {error.strerror}",
+            hint="name a folder on the node's own disk that this user may write",
+        ) from error
+    return Warmed(
+        host=os.uname().nodename,
+        path=folder / name,
+        size=size,
+        seconds=time.monotonic() - began,
+        there=there,
+    )
+
+
+def _verified(place: int, name: str, sha256: str, state: Path | None, size: int) -> bool:
+    """Whether there is a copy of ours with the right bytes. It is read, and the importer's mark is left."""
+    try:
+        copy = untrusted.open_regular(name, dir_fd=place)
+    except OSError:
+        return False  # nothing, or something that another user planted
+    try:
+        status = os.fstat(copy)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022 or status.st_size != size:
+            return False
+        os.utime(
+            copy, ns=(time.time_ns(), status.st_mtime_ns)
+        )  # for _make_room; before the mark notes the time
+        return pyxis_importer.verify(copy, sha256, str(state or ""))
+    finally:
+        os.close(copy)
+
+
+def _copy(file: Path, place: int, name: str) -> bool:
+    """Copy a file into an open folder; False when another user holds the name."""
+    temporary = temporary_name(".sqsh")
+    try:
+        copy = untrusted.create_exclusive(temporary, dir_fd=place)
+        try:
+            with file.open("rb", buffering=0) as source:
+                while block := source.read(_BLOCK):
+                    view = memoryview(block)
+                    while view:
+                        view = view[os.write(copy, view) :]
+            os.fchmod(copy, 0o444)
+            os.fsync(copy)
+        finally:
+            os.close(copy)
+        return _placed(place, temporary, place, name)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=place)
+
+
+def _adopt(brought: Path, place: int, name: str) -> bool:
+    """Give a copy that sbcast made its name; False when another user holds the name."""
+    with untrusted.folder_to_write(brought.parent) as parent:
+        try:
+            copy = untrusted.open_regular(brought.name, dir_fd=parent)
+            try:
+                os.fchmod(copy, 0o444)
+            finally:
+                os.close(copy)
+            return _placed(parent, brought.name, place, name)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(brought.name, dir_fd=parent)
+
+
+def _placed(parent: int, temporary: str, place: int, name: str) -> bool:
+    """Rename a finished copy; False when another user holds the name and it cannot be taken from them."""
+    try:
+        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=place)
+    except OSError as error:
+        if error.errno not in _HELD:
+            raise
+        try:  # root moves a planted folder away
+            os.rename(name, f".planted.{secrets.token_hex(8)}", src_dir_fd=place, dst_dir_fd=place)
+            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=place)
+        except OSError:
+            status = os.stat(name, dir_fd=place, follow_symlinks=False)
+            log.warning("another user holds the name of the copy", name=name, uid=status.st_uid)
+            return False
+    return True
+
+
+def _make_room(place: int, folder: Path, needed: int, keep: str) -> None:
+    """Remove copies of ours, the least recently warmed first, until `needed` bytes are free."""
+    copies = sorted(
+        (status.st_atime_ns, name)
+        for name in os.listdir(place)
+        if name.endswith(".sqsh") and name != keep and not name.startswith(".")
+        if (status := os.stat(name, dir_fd=place, follow_symlinks=False)).st_uid == os.geteuid()
+        and stat.S_ISREG(status.st_mode)
+    )
+    while (free := os.statvfs(place).f_bavail * os.statvfs(place).f_frsize) < needed:
+        if not copies:
+            raise ToolError(
+                f"{folder} has {free >> 20} MiB free, {needed >> 20} MiB are needed",
+                hint="prewarm into the page cache instead (without --local), or free space",
+            )
+        with contextlib.suppress(FileNotFoundError):  # a mount of it stays whole until its last user
+            os.unlink(copies.pop(0)[1], dir_fd=place)

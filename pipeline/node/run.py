@@ -1,0 +1,178 @@
+"""Runs commands in an image that this node mounts once: for hosts without enroot, and for trying images."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError, FormatError, ToolError
+from pipeline.node import enter, shared_mount
+from pipeline.system import process, self_command, untrusted
+from pipeline.system.mount import Kind
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+
+_counter = itertools.count()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFile:
+    """A .sqsh to mount and the name by which callers of this node share the mount (64 hex digits)."""
+
+    path: Path
+    sha256: str
+
+
+def image_file(path: Path, digest: str | None = None) -> ImageFile:
+    """A .sqsh that is named by its path: shared by all who name the same file, unchanged, or give its digest.
+
+    The bytes of a store are named by their digest, so for them the name tells.
+
+    Raises ConfigError when there is no such file, FormatError when it is no squashfs.
+    """
+    try:
+        # A symlink is followed: releases and channels are symlinks. A pipe or a device is not waited for.
+        with os.fdopen(untrusted.open_regular(path, follow=True), "rb") as file:
+            magic, found = file.read(4), os.fstat(file.fileno())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    if magic != b"hsqs":
+        raise FormatError(f"{path} is not a squashfs file")
+    resolved = path.resolve()
+    digest = digest or (resolved.stem if resolved.parent.name == "sha256" else None)
+    if digest is not None and re.fullmatch(r"[0-9a-f]{64}", digest):
+        return ImageFile(path=resolved, sha256=digest)
+    identity = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
+    return ImageFile(path=resolved, sha256=hashlib.sha256(identity.encode()).hexdigest())
+
+
+@contextlib.contextmanager
+def held(image: ImageFile, *, kind: Kind | None = None) -> Iterator[shared_mount.SharedMount]:
+    """The image's shared mount for as long as the block lasts; blocks of one process may overlap."""
+    holder = f"{shared_mount.holder_of(os.getpid())}-{next(_counter)}"
+    mounted = shared_mount.acquire(image.path, image.sha256, holder, kind=kind)
+    try:
+        yield mounted
+    finally:
+        shared_mount.release(image.sha256, holder)
+
+
+def run(
+    image: ImageFile,
+    command: Sequence[str],
+    *,
+    binds: Sequence[enter.Bind] = (),
+    env: Sequence[tuple[str, str]] = (),
+    entrypoint: bool = False,
+    gpu: bool = True,
+    kind: Kind | None = None,
+) -> int:
+    """Run a command in the image with our stdin, stdout and stderr, pass signals on, and give its exit code.
+
+    A command that a signal ended gives 128 and the signal's number, as shells do.
+    """
+    with held(image, kind=kind) as mounted, _scratch() as scratch:
+        entering = enter.Entering(
+            image=str(mounted.root),
+            scratch=str(scratch),
+            command=tuple(command),
+            binds=tuple(binds),
+            env=tuple(env),
+            entrypoint=entrypoint,
+            gpu=gpu,
+        )
+        return _follow(entering)
+
+
+def capture(
+    image: ImageFile,
+    command: Sequence[str],
+    *,
+    binds: Sequence[enter.Bind] = (),
+    env: Sequence[tuple[str, str]] = (),
+    timeout: float | None = None,
+    kind: Kind | None = None,
+) -> process.Completed:
+    """Run a command in the image and keep what it says. Its exit code is the caller's to judge."""
+    with held(image, kind=kind) as mounted:
+        return capture_in(mounted.root, command, binds=binds, env=env, timeout=timeout)
+
+
+def capture_in(
+    root: Path,
+    command: Sequence[str],
+    *,
+    binds: Sequence[enter.Bind] = (),
+    env: Sequence[tuple[str, str]] = (),
+    timeout: float | None = None,
+) -> process.Completed:
+    """As `capture`, in a folder that holds the image: a mount, or the unpacked files."""
+    with _scratch() as scratch:
+        entering = enter.Entering(
+            image=str(root),
+            scratch=str(scratch),
+            command=tuple(command),
+            binds=tuple(binds),
+            env=tuple(env),
+        )
+        inside = self_command.module(enter.__name__, entering.as_json())
+        return process.run(inside, check=False, timeout=timeout)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """An empty folder for a new root; the tmpfs on it is seen in the command's namespace only."""
+    folder = shared_mount.node_folder() / f"root-{os.getpid()}"
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _follow(entering: enter.Entering) -> int:
+    """Fork, become the command in the child, and stay with it to its end: the mount is ours to release."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            for number in _PASSED_ON:
+                signal.signal(number, signal.SIG_DFL)
+            code = enter.attempt(entering)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    before = {number: signal.signal(number, lambda got, _: os.kill(child, got)) for number in _PASSED_ON}
+    try:
+        _, status = os.waitpid(child, 0)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def holder_for_caller(pid: int | None) -> str:
+    """Who holds a mount that a command makes for its caller: that process, by default our parent."""
+    caller = os.getppid() if pid is None else pid
+    if caller <= 1:
+        raise ToolError(
+            "nobody to hold the mount for: the caller has ended",
+            hint="name a living process with --holder-pid",
+        )
+    return shared_mount.holder_of(caller)

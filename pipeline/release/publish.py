@@ -1,0 +1,169 @@
+"""Publish: a verified .sqsh becomes an immutable release of the store.
+
+The store takes plain facts; this module gathers them from the values that the stages before it returned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.names import DEFAULT_CHANNEL, DEFAULT_PLATFORM
+from pipeline.convert.convert import SquashfsFile
+from pipeline.convert.verify import VerifiedSquashfs
+from pipeline.image.pin import BaseImage
+from pipeline.image.push import PushedImage
+from pipeline.progress import SILENT, Meter
+from pipeline.squashfs.reader import SquashfsImage
+from pipeline.store.publishing import copy_in
+from pipeline.store.record import EXTERNAL, Record, Release
+from pipeline.store.store import Store
+from pipeline.system import atomic
+
+_MOST_LAYERS = 512  # in a record; engines stop at 127
+
+
+def publish(
+    verified: VerifiedSquashfs,
+    *,
+    store: Store,
+    image: str,
+    version: str,
+    source: PushedImage | None = None,
+    scan: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+    platform: str = DEFAULT_PLATFORM,
+    channels: Iterable[str] = (DEFAULT_CHANNEL,),
+    meter: Meter = SILENT,
+) -> Release:
+    """Make `verified` the release image:version for `platform`, and let `channels` name it.
+
+    `scan` is what the record says of the scan: {"status": "unscanned" | "passed", "scanner", "findings"}. The
+    same content under the same version is done already. Raises PublishError when the version has other
+    content.
+    """
+    file = verified.file
+    keys = {"convert": file.convert_key}
+    if source is not None and source.build_key is not None:
+        keys["build"] = source.build_key
+    record = Record(
+        image=image,
+        version=version,
+        platform=platform,
+        sha256=file.sha256,
+        size=file.size,
+        source=_source(file, source),
+        base=None if source is None else _base(source.base),
+        keys=keys,
+        converter=dataclasses.asdict(file.converter),
+        scan=dict(scan),
+        provenance={**(provenance or {}), **_layers(file)},
+        checks=tuple(verified.checks),
+        created=_now(),
+    )
+    return store.publish(record, file.path, channels=channels, sha256=file.sha256, meter=meter)
+
+
+def publish_again(
+    same: Release,
+    *,
+    store: Store,
+    image: str,
+    version: str,
+    source: PushedImage,
+    scan: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    channels: Iterable[str] = (DEFAULT_CHANNEL,),
+    meter: Meter = SILENT,
+) -> Release:
+    """Publish the file of `same`, which was made from the same image with the same options, as image:version.
+
+    Its bytes are read back and compared with their digest. Raises VerificationError when they are damaged.
+    """
+    record = Record(
+        image=image,
+        version=version,
+        platform=same.platform,
+        sha256=same.sha256,
+        size=same.size,
+        source={
+            "repository": str(source.repository),
+            "digest": str(source.digest),
+            "config_digest": str(source.config_digest),
+        },
+        base=_base(source.base),
+        keys={"convert": same.keys["convert"]} | ({"build": source.build_key} if source.build_key else {}),
+        converter=same.converter,
+        scan=dict(scan),
+        provenance={**provenance, **_known_layers(same), "same_file_as": same.name},
+        checks=same.checks,
+        created=_now(),
+    )
+    return store.publish(record, same.path, channels=channels, sha256=same.sha256, meter=meter)
+
+
+def publish_external(
+    file: Path,
+    *,
+    store: Store,
+    image: str,
+    version: str,
+    platform: str = DEFAULT_PLATFORM,
+    allow_external: bool = False,
+    meter: Meter = SILENT,
+) -> Release:
+    """Take a .sqsh that was made elsewhere in as a release; its record says external, unscanned.
+
+    Raises FormatError when it is no sound squashfs file, PublishError when the version has other content.
+    """
+    with SquashfsImage.open(file) as opened:
+        compressor = str(opened.superblock.compressor)
+    store.make_room(file.stat().st_size)
+    with store.staging() as staged:
+        with atomic.told(f"copying {file} into {store.root}"):
+            sha256 = copy_in(file, staged, meter=meter)
+        record = Record(
+            image=image,
+            version=version,
+            platform=platform,
+            sha256=sha256,
+            size=staged.stat().st_size,
+            scan=dict(EXTERNAL),
+            provenance={"file": file.name, "compressor": compressor},
+            checks=("superblock and tables",),
+            created=_now(),
+        )
+        return store.publish(record, staged, allow_external=allow_external, sha256=sha256)
+
+
+def _layers(file: SquashfsFile) -> dict[str, Any]:
+    """Digests and stored bytes of the image's layers, base first; nothing for a monstrous list."""
+    if len(file.layers) > _MOST_LAYERS:
+        return {}
+    return {"layers": [{"digest": str(layer.digest), "size": layer.size} for layer in file.layers]}
+
+
+def _known_layers(same: Release) -> dict[str, Any]:
+    known = same.provenance.get("layers")
+    return {"layers": known} if known else {}
+
+
+def _source(file: SquashfsFile, source: PushedImage | None) -> dict[str, str]:
+    if source is None:
+        return {"digest": str(file.source)}
+    return {
+        "repository": str(source.repository),
+        "digest": str(source.digest),
+        "config_digest": str(source.config_digest),
+    }
+
+
+def _base(base: BaseImage) -> dict[str, str]:
+    return {"reference": str(base.reference), "digest": str(base.digest)}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,78 @@
+"""Try a finished .sqsh before a channel names it: the commands of ``test:``, here or on a GPU node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from pipeline.errors import VerificationError
+from pipeline.progress import SILENT, Meter
+from pipeline.slurm import client
+from pipeline.system import process, self_command
+from pipeline.text import said
+
+log = structlog.get_logger()
+
+SECONDS = 1800.0
+_LAST_LINES = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """A command that did what it should, and how long it took."""
+
+    command: str
+    seconds: float
+
+
+def try_image(
+    path: Path,
+    commands: Sequence[str],
+    *,
+    name: str = "",
+    slurm_options: Sequence[str] | None = None,
+    timeout: float = SECONDS,
+    meter: Meter = SILENT,
+) -> tuple[Tried, ...]:
+    """Run each command by ``/bin/sh -c`` inside the image, in the image's environment and working folder.
+
+    With `slurm_options` (``["--partition=gpu", "--gpus=1"]``) each is a step that Slurm places, so that CUDA
+    meets a driver; the nodes must then see the path. `timeout` (seconds, each command) includes the
+    waiting for Slurm. Raises VerificationError with the last lines of the first command that fails, ToolError
+    when the image cannot be mounted.
+    """
+    tried = []
+    for command in commands:
+        began = time.monotonic()
+        meter.line(f"test: {command}")
+        if slurm_options is None:
+            done = process.run(_inside(path, command), check=False, timeout=timeout)
+        else:
+            done = _on_a_node(path, command, slurm_options, timeout)
+        if done.returncode != 0:
+            raise _failed(name or path.name, command, done)
+        tried.append(Tried(command=command, seconds=time.monotonic() - began))
+        log.debug("test passed", command=command)
+    return tuple(tried)
+
+
+def _inside(path: Path, command: str) -> list[str]:
+    return self_command.verb("run", str(path), "--", "/bin/sh", "-c", command)
+
+
+def _on_a_node(path: Path, command: str, options: Sequence[str], timeout: float) -> process.Completed:
+    places = ["--nodes=1", "--ntasks=1", *options]
+    return client.srun(places, _inside(path, command), timeout=timeout, check=False, own_job=True)
+
+
+def _failed(name: str, command: str, done: process.Completed) -> VerificationError:
+    lines = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()][-_LAST_LINES:]
+    return VerificationError(
+        f"a test of {name} failed with exit code {done.returncode}: {command}",
+        details=[f"  | {said(line)}" for line in lines],
+        hint="nothing is published; fix the image or its test: in images.yaml",
+    )

@@ -1,1 +1,0 @@
-"""The scan gate's judgement: findings, waivers, policy, verdict. No network and no subprocess in here."""

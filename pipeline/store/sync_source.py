@@ -1,0 +1,181 @@
+"""Where `sync` reads from: a mounted store or a bucket, and what it may take from there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from pipeline.config.names import is_image, stem
+from pipeline.errors import ConfigError, PublishError
+from pipeline.progress import Meter
+from pipeline.store import attachments
+from pipeline.store.layout import Layout
+from pipeline.store.reading import read_record, read_truth
+from pipeline.store.record import Record, is_claim, parse_record
+from pipeline.store.sealed import UnreadableError
+from pipeline.store.state import ImageState
+from pipeline.store.store import Store
+from pipeline.system import atomic
+
+_RECORD = re.compile(r"([^/]+)/([^/]+)\.json")
+
+
+class Bucket(Protocol):
+    """What an object store must offer; keys are relative to its prefix. `tools.s3.S3Bucket` is one."""
+
+    name: str
+
+    def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(key, size) of every object under `prefix`."""
+
+    def get(self, key: str) -> bytes | None: ...
+    def put_new(self, key: str, content: bytes) -> bool:
+        """Write an object that must not be there; False when it is."""
+
+    def size(self, key: str) -> int | None: ...
+    def upload(self, key: str, path: Path, *, sha256: str, meter: Meter) -> None:
+        """Bring a file there, going on with what an earlier attempt brought; raises unless its sha256 is
+        that.
+        """
+
+    def open_from(self, key: str, offset: int) -> BinaryIO:
+        """Read an object from that byte on."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """Names of the releases copied, those that were there, those that were pruned there and stay so, and the
+    bytes that travelled.
+
+    `refused` has one sentence for each release that was not copied, because something of it is not a regular
+    file of the source.
+    """
+
+    copied: list[str] = field(default_factory=list)
+    present: int = 0
+    pruned: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    bytes_copied: int = 0
+    broken: list[str] = field(default_factory=list)
+    """Records and events of the source that cannot be read, one sentence each; they are not copied."""
+
+
+def is_wanted(wanted: list[tuple[str, str | None]], image: str, version: str) -> bool:
+    return not wanted or (image, version) in wanted or (image, None) in wanted
+
+
+def published(store: Store, wanted: list[tuple[str, str | None]], report: Report) -> Iterator[Record]:
+    """Records of what resolves, oldest first."""
+    with atomic.told(f"reading the store {store.root}"):
+        there = store.root.is_dir()
+    if not there:
+        raise ConfigError(f"there is no store at {store.root}", hint="name a folder that is one")
+    for image in store.layout.images():
+        with atomic.told(f"reading {image} in {store.root}"):
+            state = _truth(store.layout, image, report)
+        for version, standing in reversed(state.newest_first()):
+            for platform in sorted(standing.platforms):
+                if standing.state(platform) == "published" and is_wanted(wanted, image, version):
+                    with atomic.told(f"reading the record of {image}:{version} in {store.root}"):
+                        record = read_record(store.layout, image, version, platform)
+                    if record is not None:
+                        yield record
+
+
+def _truth(layout: Layout, image: str, report: Report) -> ImageState:
+    """What records and events of `image` say. What cannot be read is reported; other images are copied."""
+    try:
+        loaded = read_truth(layout, image)
+    except UnreadableError as error:
+        report.broken.append(error.message)
+        return ImageState(image=image)
+    report.broken += loaded.broken
+    return loaded.state
+
+
+def recorded(bucket: Bucket, wanted: list[tuple[str, str | None]], report: Report) -> Iterator[Record]:
+    found = []
+    for key, _ in bucket.keys(""):
+        match = _RECORD.fullmatch(key)
+        if match is None or not is_image(match[1]):
+            continue
+        raw = bucket.get(key) or b""
+        try:
+            record = None if is_claim(raw) else parse_record(raw, Path(f"{bucket.name}/{key}"))
+        except UnreadableError as error:
+            report.broken.append(error.message)
+            continue
+        if record is None or not is_wanted(wanted, record.image, record.version):
+            continue
+        if (record.image, stem(record.version, record.platform)) != (match[1], match[2]):
+            raise PublishError(f"{bucket.name}/{key} is the record of {record.image}:{record.version}")
+        found.append(record)
+    yield from sorted(found, key=lambda record: record.created)
+
+
+class SyncSource(Protocol):
+    """Where a mounted store copies from."""
+
+    def check(self, record: Record) -> None:
+        """Raise NotOfTheStoreError when record or bytes are not regular files of the store."""
+
+    def open_from(self, record: Record, offset: int) -> BinaryIO: ...
+    def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
+        """(name, bytes) of what is attached to a release."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountedSource:
+    layout: Layout
+
+    def check(self, record: Record) -> None:
+        paths = (
+            self.layout.record(record.image, record.version, record.platform),
+            self.layout.blob(record.sha256),
+        )
+        for path in paths:
+            opened = attachments.open_file(self.layout, path)
+            if opened is not None:
+                os.close(opened)
+
+    def open_from(self, record: Record, offset: int) -> BinaryIO:
+        path = self.layout.blob(record.sha256)
+        opened = attachments.open_file(self.layout, path)
+        if opened is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        file = os.fdopen(opened, "rb", buffering=0)
+        file.seek(offset)
+        return file
+
+    def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
+        for name in attachments.names(self.layout, record):
+            content = attachments.read(self.layout, record, name)
+            if content is not None:
+                yield name, content
+
+
+@dataclass(frozen=True, slots=True)
+class BucketSource:
+    bucket: Bucket
+
+    def check(self, record: Record) -> None:
+        """A bucket has nothing but objects."""
+
+    def open_from(self, record: Record, offset: int) -> BinaryIO:
+        return self.bucket.open_from(record.file, offset)
+
+    def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
+        prefix = attachment_prefix(record)
+        for key, _ in self.bucket.keys(prefix):
+            content = self.bucket.get(key)
+            if content is not None and "/" not in key.removeprefix(prefix):
+                yield key.removeprefix(prefix), content
+
+
+def attachment_prefix(record: Record) -> str:
+    return f"{record.image}/.meta/{stem(record.version, record.platform)}/"

@@ -1,0 +1,32 @@
+"""Start this program again as a process of its own: in a Slurm step, in a namespace, for another image.
+
+The one place that names the program in a string. It runs from a checkout as well as from an installed
+package, and the user's PYTHONPATH takes no part.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).resolve().parents[2])
+
+
+def verb(*words: str) -> list[str]:
+    """The argv of a verb, for example `verb("run", "x.sqsh", "--", "true")`."""
+    return _argv("from pipeline.__main__ import main; main()", words)
+
+
+def module(name: str, *words: str) -> list[str]:
+    """The argv that calls `main()` of the module `name` and exits with what it returns."""
+    return _argv(f"import importlib; sys.exit(importlib.import_module({name!r}).main())", words)
+
+
+def installed(*words: str) -> list[str]:
+    """The argv that people and timers write: the command `sqshpipe` beside this Python where it is there."""
+    command = Path(sys.executable).with_name("sqshpipe")
+    return [*([str(command)] if command.is_file() else [sys.executable, "-m", "pipeline"]), *words]
+
+
+def _argv(code: str, words: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {_PACKAGE!r}); {code}", *words]
