@@ -120,9 +120,9 @@ def test_one_module_prints() -> None:
     package = Path(streams.__file__).parents[1]
     doors = {"cli/output.py", "cli/streams.py", "cli/progress.py", "cli/help_page.py", "cli/verbs.py"}
     children = {
-        "cluster/running.py",
-        "cluster/enter.py",
-        "cluster/pyxis_importer.py",
+        "node/run.py",
+        "node/enter.py",
+        "node/pyxis_importer.py",
     }  # programs of their own
     writes = re.compile(
         r"\bprint\(|sys\.std(out|err)\.(write|buffer)|typer\.s?echo\(|\bConsole\(|os\.write\([12],"
