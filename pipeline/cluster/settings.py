@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,8 @@ from pipeline.errors import ConfigError
 # A word that a shell, YAML and slurm.conf all take as it is.
 Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:@%+=,\[\]-]+$")]
 Absolute = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/@+-]+$")]
+# 123456789012.dkr.ecr.us-east-1.amazonaws.com, and the dual-stack 123456789012.dkr-ecr.us-east-1.on.aws
+_ECR = re.compile(r"[0-9]{12}\.dkr[.-]ecr(?:-fips)?\.([a-z0-9-]+)\.[a-z0-9.]+")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -36,6 +39,8 @@ class Software(_Part):
     squashfuse: Pinned | None = (
         None  # source archive; without it the distribution's package, where it has one
     )
+    nvidia_container: tuple[Pinned, ...] = ()  # packages of libnvidia-container, for nodes with a GPU
+    awscli: Pinned | None = None  # the zip archive of AWS CLI 2
 
 
 class Node(_Part):
@@ -110,6 +115,7 @@ class ClusterSettings(_Part):
     prefix: Absolute = "/opt/sqshpipe"
     local: Absolute = "/opt/dlami/nvme/sqshpipe"  # on the node's own NVMe
     software: Software = Software()
+    plugstack: Literal["optional", "required"] = "optional"  # required: without pyxis slurmd does not start
     head: Node | None = None
     gpu: Gpu | None = None
     lustre: Lustre | None = None
@@ -131,7 +137,12 @@ class ClusterSettings(_Part):
     def ecr_hosts(self) -> tuple[str, ...]:
         """Registries of ECR among the declared ones."""
         hosts = (name.partition("/")[0] for name in self.registries)
-        return tuple(dict.fromkeys(host for host in hosts if ".dkr.ecr." in host))
+        return tuple(dict.fromkeys(host for host in hosts if _ECR.fullmatch(host)))
+
+    @staticmethod
+    def region_of(ecr_host: str) -> str:
+        """The region in the name of one of `ecr_hosts`."""
+        return _ECR.sub(r"\1", ecr_host)
 
 
 def load(path: Path) -> ClusterSettings:

@@ -82,7 +82,7 @@ def test_dry_run_in_a_root_of_its_own(tmp_path: Path, system: str, credentials: 
     assert "would run: systemctl restart slurmd" in done.stdout
     slurm = root / "opt" / "slurm" / "etc"
     plugin = (
-        "required /opt/sqshpipe/lib/spank_pyxis.so use_squashfuse=1 importer=/opt/sqshpipe/bin/pyxis-importer"
+        "optional /opt/sqshpipe/lib/spank_pyxis.so use_squashfuse=1 importer=/opt/sqshpipe/bin/pyxis-importer"
     )
     assert (slurm / "plugstack.conf.d" / "pyxis.conf").read_text() == plugin + "\n"
     assert "include /opt/slurm/etc/plugstack.conf.d/*\n" in (slurm / "plugstack.conf").read_text()
@@ -98,11 +98,43 @@ def test_dry_run_in_a_root_of_its_own(tmp_path: Path, system: str, credentials: 
     again = run(script, "--dry-run", "--root", root)
     assert "systemctl restart" not in again.stdout, "nothing changed, nothing is restarted"
     assert listing(root) == before
+    (root / "opt" / "sqshpipe" / "lib" / "spank_pyxis.so").write_bytes(b"\0importer=\0use_squashfuse=\0")
     assert run(script, "--check", "--root", root).returncode == 0
     (slurm / "plugstack.conf.d" / "pyxis.conf").write_text("required spank_pyxis.so\n")
     checked = run(script, "--check", "--root", root)
     assert checked.returncode == 1
-    assert "MISSING: pyxis starts straight from the file" in checked.stderr
+    assert "MISSING  pyxis starts straight from the file" in checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("known", "line"),
+    [
+        ("runtime_path= sbatch_support=", ""),
+        ("runtime_path= importer=", " importer=/opt/sqshpipe/bin/pyxis-importer"),
+        ("importer= use_squashfuse=", " use_squashfuse=1 importer=/opt/sqshpipe/bin/pyxis-importer"),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("wanted", ["optional", "required"])
+def test_without_slurm_to_ask_the_plugin_itself_shows_what_it_knows(
+    tmp_path: Path, known: str | None, line: str | None, wanted: str
+) -> None:
+    script, root = tmp_path / "bootstrap.sh", make_root(tmp_path, SYSTEMS["ubuntu2204"])
+    made = values(tmp_path, plugstack=wanted).model_copy(update={"software": settings.Software()})
+    script.write_text(bootstrap.script(made))
+    plugin = root / "usr" / "local" / "lib" / "slurm" / "spank_pyxis.so"
+    if known is not None:
+        plugin.parent.mkdir(parents=True)
+        plugin.write_bytes(b"\x7fELF\0" + known.replace(" ", "\0").encode() + b"\0")
+    done = run(script, "--dry-run", "--root", root)
+    written = root / "opt" / "slurm" / "etc" / "plugstack.conf.d" / "pyxis.conf"
+    if line is None:
+        assert "there is no spank_pyxis.so" in done.stderr
+        assert not written.exists()
+        assert not (written.parents[1] / "plugstack.conf").exists()
+    else:
+        assert done.returncode == 0, done.stderr
+        assert written.read_text() == f"{wanted} /usr/local/lib/slurm/spank_pyxis.so{line}\n"
 
 
 def test_an_unknown_system_is_refused(tmp_path: Path) -> None:
@@ -115,7 +147,7 @@ def test_an_unknown_system_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.needs("curl")
 def test_what_is_fetched_is_as_pinned_or_not_there(tmp_path: Path) -> None:
-    functions = bootstrap.script(values(tmp_path)).rpartition("\nfind_system\n")[0]
+    functions = bootstrap.script(values(tmp_path)).rpartition('\nif [ "$CHECK" = 1 ] ||')[0]
     source, script = tmp_path / "source", tmp_path / "bootstrap.sh"
     source.write_bytes(b"bytes")
     right = hashlib.sha256(b"bytes").hexdigest()
