@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from pipeline.config import yamlfile
 from pipeline.errors import ConfigError
 
 # A word that a shell, YAML and slurm.conf all take as it is.
@@ -16,7 +16,29 @@ Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:@%+=,\[\]-]+$")]
 Absolute = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/@+-]+$")]
 # 123456789012.dkr.ecr.us-east-1.amazonaws.com, and the dual-stack 123456789012.dkr-ecr.us-east-1.on.aws
 _ECR = re.compile(r"[0-9]{12}\.dkr[.-]ecr(?:-fips)?\.([a-z0-9-]+)\.[a-z0-9.]+")
+# What stands in quotes in a shell script.
+OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+_INSIDE = r"/[^\s,;:'\"$`\\]*"
+Mount = Annotated[
+    str,
+    Field(
+        pattern=rf"^{_INSIDE}(:(ro|rw)|:{_INSIDE}(:[a-z]+(\+[a-z]+)*)?)?$",
+        examples=["/fsx/data:/data:ro"],
+    ),
+]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _slurm_time(value: object) -> object:
+    """A time as Slurm writes it, as text; a plain number is minutes."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    forms = r"[0-9]+|[0-9]+:[0-9]{2}(:[0-9]{2})?|[0-9]+-[0-9]{1,2}(:[0-9]{2}(:[0-9]{2})?)?|UNLIMITED"
+    if isinstance(text, str) and re.fullmatch(forms, text):
+        return text
+    raise ValueError("write minutes, MM:SS, HH:MM:SS, DAYS-HH, DAYS-HH:MM, DAYS-HH:MM:SS or UNLIMITED")
+
+
+SlurmTime = Annotated[str, BeforeValidator(_slurm_time)]
 
 
 class _Part(BaseModel):
@@ -89,17 +111,52 @@ class OpenZfs(_Part):
     volume: Plain
 
 
+# Physical cores of usual GPU nodes: the cluster file switches SMT off, so these are what Slurm can give away.
+CORES = {
+    "p3dn.24xlarge": 48,
+    "p4d.24xlarge": 48,
+    "p4de.24xlarge": 48,
+    "p5.48xlarge": 96,
+    "p5e.48xlarge": 96,
+    "p5en.48xlarge": 96,
+    "p6-b200.48xlarge": 96,
+    "g5.12xlarge": 24,
+    "g5.24xlarge": 48,
+    "g5.48xlarge": 96,
+    "g6.12xlarge": 24,
+    "g6.24xlarge": 48,
+    "g6.48xlarge": 96,
+    "g6e.12xlarge": 24,
+    "g6e.24xlarge": 48,
+    "g6e.48xlarge": 96,
+}
+
+
 class Jobs(_Part):
     """What every job script gets."""
 
     partition: Plain | None = None
     gpus_per_node: int = Field(default=8, ge=1, le=16)
-    cpus_per_task: int | None = Field(default=None, ge=1)
-    time: Annotated[str, Field(pattern=r"^[0-9:-]+$")] | None = None
-    mounts: tuple[Annotated[str, Field(pattern=r"^/[^\s,;'\"$`]+$")], ...] = ()
-    writable: bool = False
-    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Plain] = {"NCCL_DEBUG": "WARN"}
-    port: int = Field(default=29500, ge=1024, le=65535)
+    cpus_per_task: int | None = Field(
+        default=None,
+        ge=1,
+        description="For each rank; left out: the node's cores by its GPUs, where gpu.instance is known.",
+    )
+    time: SlurmTime | None = Field(
+        default=None, description="As Slurm writes it: `90` (minutes), `00:05:00`, `2-00:00:00`."
+    )
+    mounts: tuple[Mount, ...] = Field(
+        default=(),
+        description="`/fsx`, `/fsx/data:/data` or `/fsx/data:/data:ro`; read-only only with `:ro`.",
+    )
+    container_writable: bool = Field(
+        default=False,
+        description="srun --container-writable: changes to the image's own files last until the step ends.",
+    )
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], OneLine] = {"NCCL_DEBUG": "WARN"}
+    port: int = Field(
+        default=29500, ge=1024, le=65535, description="Where the ranks meet, on the first node."
+    )
 
 
 class ClusterSettings(_Part):
@@ -146,27 +203,32 @@ class ClusterSettings(_Part):
 
 
 def load(path: Path) -> ClusterSettings:
-    """Read cluster.yaml. Raises ConfigError that names the file and the key."""
+    """Read cluster.yaml. Raises ConfigError that names the file, the line and the key."""
+    document = yamlfile.read(path, missing_hint="give --values FILE")
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="give --values FILE") from error
-    try:
-        return parse(yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        return parse(document.value or {})
     except ValidationError as error:
+        problems = [f"{document.where(each['loc'])}: {each['msg']}" for each in error.errors()[:4]]
+        raise ConfigError("; ".join(problems), hint="docs/cluster.md lists the keys") from error
+
+
+def load_jobs(path: Path) -> Jobs:
+    """What job scripts need of cluster.yaml, with defaults that fit its nodes. Raises ConfigError."""
+    made = load(path)
+    instance, jobs = made.gpu.instance if made.gpu else "", made.jobs
+    cores = CORES.get(instance)
+    if cores is None:
+        return jobs
+    most = cores // jobs.gpus_per_node
+    if (jobs.cpus_per_task or 0) > most:
         raise ConfigError(
-            f"{path}: {told(error)}", hint="sqshpipe cluster config --help lists the keys"
-        ) from error
+            f"{path}, jobs: {jobs.gpus_per_node} tasks of {jobs.cpus_per_task} CPUs do not fit {instance}:"
+            f" without SMT it has {cores}, so a job would stay pending",
+            hint=f"cpus_per_task: {most}, or leave it out",
+        )
+    return jobs.model_copy(update={"cpus_per_task": jobs.cpus_per_task or most})
 
 
 def parse(values: Any) -> ClusterSettings:
     """Check values that were read elsewhere. Raises pydantic's ValidationError."""
     return ClusterSettings.model_validate(values)
-
-
-def told(error: ValidationError) -> str:
-    """The first few things that are wrong, each with its key."""
-    lines = [f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors()[:4]]
-    return "; ".join(lines)

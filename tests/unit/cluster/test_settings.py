@@ -33,13 +33,18 @@ def load(tmp_path: Path, text: str) -> settings.ClusterSettings:
     ("text", "says"),
     [
         ("nam: x", "nam"),
-        ("name: [", "not YAML"),
+        ("name: [", "not valid YAML"),
         ("store: relative", "store"),
         ("store: /fsx/$(rm -rf /)", "store"),
         ("os: centos7", "os"),
         ("registries: ['https://x/y']", "without https"),
         ("lustre: {gib: 3000}", "multiple of 2400"),
-        ("jobs: {env: {NCCL_DEBUG: 'a; rm -rf /'}}", "NCCL_DEBUG"),
+        ('jobs: {env: {NCCL_DEBUG: "a\\nb"}}', "NCCL_DEBUG"),
+        ("jobs: {mounts: ['/x:y']}", "mounts"),
+        ("jobs: {mounts: ['/x:/y:']}", "mounts"),
+        ("jobs: {time: soon}", "HH:MM:SS"),
+        ("jobs: {time: 1:2:3:4}", "HH:MM:SS"),
+        ("a: 1\na: 2", "given twice"),
         ("jobs: {mounts: ['/x;y']}", "mounts"),
         ("software: {pyxis: {version: '1', url: 'http://x/y', sha256: abc}}", "url"),
         ("gpu: {subnet: x, capacity_reservation: nope}", "capacity_reservation"),
@@ -91,3 +96,34 @@ def test_no_token_is_in_the_script(tmp_path: Path, credentials: str) -> None:
 def test_hooks_need_absolute_paths() -> None:
     with pytest.raises(ConfigError, match="not an absolute path"):
         bootstrap.hooks(Path("/fsx"), "sqshpipe")
+
+
+@pytest.mark.parametrize(
+    "time", ["90", "05:00", "00:05:00", "48:00:00", "2-00", "2-12:30", "2-00:00:00", "UNLIMITED"]
+)
+def test_a_jobs_time_is_written_as_slurm_writes_it(tmp_path: Path, time: str) -> None:
+    assert load(tmp_path, f"jobs: {{time: {time}}}").jobs.time == time
+
+
+@pytest.mark.parametrize(
+    ("gpu", "jobs", "cpus"),
+    [
+        ("{subnet: x}", "{}", 6),
+        ("{subnet: x, instance: p5.48xlarge}", "{}", 12),
+        ("{subnet: x, instance: g5.12xlarge}", "{gpus_per_node: 4}", 6),
+        ("{subnet: x}", "{cpus_per_task: 4}", 4),
+        ("{subnet: x, instance: new.48xlarge}", "{}", None),
+        ("{subnet: x, instance: new.48xlarge}", "{cpus_per_task: 50}", 50),
+    ],
+)
+def test_cpus_of_a_task_fit_the_node(tmp_path: Path, gpu: str, jobs: str, cpus: int | None) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"gpu: {gpu}\njobs: {jobs}\n")
+    assert settings.load_jobs(path).cpus_per_task == cpus
+
+
+def test_cpus_that_no_node_has_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("gpu: {subnet: x}\njobs: {cpus_per_task: 12}\n")
+    with pytest.raises(ConfigError, match=r"12 CPUs do not fit p4d.24xlarge: without SMT it has 48"):
+        settings.load_jobs(path)
