@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -82,11 +83,18 @@ def script(spec: JobSpec) -> str:
         comment=comment_for(spec.image.sha256),
         tasks_per_node=per_node,
         cpus_per_task=cpus,
+        time=_time(spec.jobs.time) if spec.jobs.time else "",
         gpus=spec.gpus,
         pyxis=shlex.join(_pyxis(spec)) + " " if _pyxis(spec) else "",
         run=shlex.join(_run(spec)) + " " if _run(spec) else "",
         command=shlex.join(_command(spec)),
     )
+
+
+def _time(time: timedelta) -> str:
+    """DAYS-HH:MM:SS, as Slurm writes it."""
+    minutes, seconds = divmod(time.seconds, 60)
+    return f"{time.days}-{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
 
 
 def _pyxis(spec: JobSpec) -> list[str]:

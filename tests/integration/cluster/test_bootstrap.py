@@ -15,6 +15,7 @@ import pytest
 from pipeline.cluster import bootstrap, settings
 from tests.conftest import missing
 from tests.support.handmade_store import HandmadeStore
+from tests.unit.cluster.test_cluster_file import ENVIRONMENT, GUIDE
 from tests.unit.cluster.test_settings import FULL
 
 PINS = f"""
@@ -175,7 +176,15 @@ def test_what_is_rendered_passes_shellcheck(tmp_path: Path, credentials: str, so
 CHECK = """
 import sys, yaml
 from pcluster.schemas.cluster_schema import ClusterSchema
-ClusterSchema(cluster_name="checked").load(yaml.safe_load(sys.stdin))
+from pcluster.validators import slurm_settings_validator as slurm
+cluster = ClusterSchema(cluster_name="checked").load(yaml.safe_load(sys.stdin))
+check = slurm.CustomSlurmSettingsValidator()
+check._validate(
+    custom_settings=cluster.scheduling.settings.custom_slurm_settings,
+    deny_list=slurm.SLURM_SETTINGS_DENY_LIST["SlurmConf"]["Global"],
+    settings_level=slurm.CustomSlurmSettingLevel.SLURM_CONF,
+)
+assert not check._failures, check._failures
 """
 
 
@@ -198,15 +207,21 @@ def parallelcluster() -> Path:
     return python
 
 
-@pytest.mark.parametrize("variant", ["full", "reservation", "existing lustre", "no storage", "no efa"])
+@pytest.mark.parametrize(
+    "variant", ["full", "reservation", "existing lustre", "no storage", "no efa", "guide", "starter"]
+)
 def test_parallelclusters_own_schema_takes_the_file(
-    tmp_path: Path, parallelcluster: Path, variant: str
+    tmp_path: Path, parallelcluster: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     text = {
         "full": FULL,
         "reservation": FULL.replace("max: 8", "max: 8, capacity_reservation: cr-0123456789abcdef0"),
         "existing lustre": FULL.replace("{gib: 4800, throughput: 250}", "{id: fs-0123456789abcdef0}"),
         "no storage": FULL.replace("lustre:", "#").replace("openzfs:", "#"),
+        "guide": GUIDE,
+        "starter": bootstrap.starter("parallelcluster"),
         "no efa": FULL.replace("max: 8", "max: 8, efa: false, placement_group: false"),
     }[variant]
     path = tmp_path / "cluster.yaml"
@@ -215,6 +230,7 @@ def test_parallelclusters_own_schema_takes_the_file(
 
     def check(what: str) -> subprocess.CompletedProcess[str]:
         keys = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+        keys["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"  # nobody: it asks for the reservation
         return subprocess.run(
             [parallelcluster, "-W", "ignore", "-c", CHECK],
             input=what,
@@ -227,3 +243,4 @@ def test_parallelclusters_own_schema_takes_the_file(
     done = check(rendered)
     assert done.returncode == 0, done.stderr[-2000:]
     assert check(rendered.replace("ScaledownIdletime", "ScaledownIdleTime")).returncode != 0, "it does check"
+    assert check(rendered.replace("SlurmdTimeout: 1000", "ClusterName: x")).returncode != 0

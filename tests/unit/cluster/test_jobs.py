@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,14 @@ def test_every_script_is_good_shell_and_names_its_digest(launcher: Launcher, run
 @pytest.mark.parametrize("launcher", ["pytorch", "torchrun", "mpi", "mpirun"])
 @pytest.mark.parametrize("runtime", ["pyxis", "path", "run"])
 def test_every_script_passes_shellcheck(launcher: Launcher, runtime: Runtime) -> None:
-    jobs = Jobs(mounts=("/fsx/data",), env={}, partition="gpu", time="1:00:00", cpus_per_task=4)
+    jobs = Jobs(
+        mounts=("/fsx/data",), env={}, partition="gpu", time=timedelta(hours=50, minutes=5), cpus_per_task=4
+    )
     hosts = ("a", "b") if launcher == "mpirun" else ()
     for rendered in (text(launcher, runtime, hosts=hosts), text(launcher, runtime, hosts=hosts, jobs=jobs)):
         done = subprocess.run(["shellcheck", "-"], input=rendered, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout
+    assert launcher == "mpirun" or "#SBATCH --time=2-02:05:00\n" in rendered
 
 
 def test_pytorch_has_a_rank_for_each_gpu_and_no_mpi() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,10 @@ def load(tmp_path: Path, text: str) -> settings.ClusterSettings:
         ('jobs: {env: {NCCL_DEBUG: "a\\nb"}}', "NCCL_DEBUG"),
         ("jobs: {mounts: ['/x:y']}", "mounts"),
         ("jobs: {mounts: ['/x:/y:']}", "mounts"),
-        ("jobs: {time: soon}", "HH:MM:SS"),
-        ("jobs: {time: 1:2:3:4}", "HH:MM:SS"),
+        ("jobs: {time: soon}", "write a time"),
+        ("jobs: {time: 1:2:3:4}", "write a time"),
+        ("jobs: {time: '00:00:10'}", "at least one"),
+        ("jobs: {time: 0}", "write a time"),
         ("a: 1\na: 2", "given twice"),
         ("jobs: {mounts: ['/x;y']}", "mounts"),
         ("software: {pyxis: {version: '1', url: 'http://x/y', sha256: abc}}", "url"),
@@ -63,7 +66,9 @@ def test_the_cluster_file_has_what_the_nodes_need(tmp_path: Path) -> None:
     assert queue["ComputeResources"][0]["Efa"] == {"Enabled": True}
     assert queue["Networking"]["PlacementGroup"] == {"Enabled": True}
     assert rendered["Scheduling"]["SlurmSettings"]["ScaledownIdletime"] == 10
-    assert queue["CustomActions"]["OnNodeConfigured"]["Script"] == "s3://my-bucket/cluster/bootstrap.sh"
+    assert queue["CustomActions"]["OnNodeConfigured"]["Sequence"] == [
+        {"Script": "s3://my-bucket/cluster/bootstrap.sh"}
+    ]
     storage = {each["StorageType"]: each for each in rendered["SharedStorage"]}
     assert storage["FsxLustre"]["FsxLustreSettings"]["PerUnitStorageThroughput"] == 250
     assert storage["FsxOpenZfs"]["FsxOpenZfsSettings"] == {"VolumeId": "fsvol-0123456789abcdef0"}
@@ -99,10 +104,20 @@ def test_hooks_need_absolute_paths() -> None:
 
 
 @pytest.mark.parametrize(
-    "time", ["90", "05:00", "00:05:00", "48:00:00", "2-00", "2-12:30", "2-00:00:00", "UNLIMITED"]
+    ("written", "time"),
+    [
+        ("90", timedelta(minutes=90)),
+        ("05:30", timedelta(minutes=5, seconds=30)),
+        ("00:05:00", timedelta(minutes=5)),
+        ("48:00:00", timedelta(hours=48)),
+        ("2-00", timedelta(days=2)),
+        ("2-12:30", timedelta(days=2, hours=12, minutes=30)),
+        ("2-00:00:00", timedelta(days=2)),
+        ("2h", timedelta(hours=2)),
+    ],
 )
-def test_a_jobs_time_is_written_as_slurm_writes_it(tmp_path: Path, time: str) -> None:
-    assert load(tmp_path, f"jobs: {{time: {time}}}").jobs.time == time
+def test_a_jobs_time_is_written_as_slurm_writes_it(tmp_path: Path, written: str, time: timedelta) -> None:
+    assert load(tmp_path, f"jobs: {{time: {written}}}").jobs.time == time
 
 
 @pytest.mark.parametrize(
