@@ -243,4 +243,4 @@ def test_parallelclusters_own_schema_takes_the_file(
     done = check(rendered)
     assert done.returncode == 0, done.stderr[-2000:]
     assert check(rendered.replace("ScaledownIdletime", "ScaledownIdleTime")).returncode != 0, "it does check"
-    assert check(rendered.replace("SlurmdTimeout: 1000", "ClusterName: x")).returncode != 0
+    assert check(rendered.replace("SlurmdTimeout: 1000", "Prolog: /x")).returncode != 0

@@ -56,6 +56,7 @@ extra:
   Scheduling:
     SlurmSettings:
       CustomSlurmSettings:
+        - JobAcctGatherType: jobacct_gather/linux
         - JobCompType: jobcomp/filetxt
         - JobCompLoc: /fsx/slurm/jobs.txt
     SlurmQueues:
@@ -111,7 +112,7 @@ SAID: dict[str, Any] = {
     "Monitoring.Dashboards.CloudWatch.Enabled": True,
 }
 # Not rendered by default; the file says why.
-LEFT_OUT = ("JobCompType", "JobCompLoc", "GdrSupport")
+LEFT_OUT = ("JobAcctGatherType", "JobCompType", "JobCompLoc", "GdrSupport")
 
 
 def load(tmp_path: Path, text: str) -> settings.ClusterSettings:
