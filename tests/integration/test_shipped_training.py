@@ -128,7 +128,7 @@ def test_what_cannot_be_trained_on_is_said(python: Path, data: Path) -> None:
 def test_a_run_that_is_killed_continues_as_if_it_had_not_been(
     python: Path, data: Path, tmp_path: Path
 ) -> None:
-    words = ["--data", data / "dict", "--save-every=4", "--keep=2"]
+    words: list[str | Path] = ["--data", data / "dict", "--save-every=4", "--keep=2"]
     whole = losses(train(python, *words, "--steps=14", "--checkpoints", tmp_path / "whole"))
     folder = tmp_path / "killed"
     ranks = start(python, *words, "--steps=100000", "--checkpoints", folder)
@@ -157,7 +157,7 @@ def test_a_run_that_is_killed_continues_as_if_it_had_not_been(
 def test_layers_that_ranks_share_compute_what_one_rank_computes(
     python: Path, data: Path, tmp_path: Path
 ) -> None:
-    words = ["--data", data / "rows", "--steps=6"]
+    words: list[str | Path] = ["--data", data / "rows", "--steps=6"]
     alone = losses(train(python, *words, ranks=1))
     shared = losses(train(python, *words, "--tensor-parallel=2", "--checkpoints", tmp_path))
     assert shared == pytest.approx(alone, abs=2e-3)

@@ -138,6 +138,27 @@ def test_without_slurm_to_ask_the_plugin_itself_shows_what_it_knows(
         assert written.read_text() == f"{wanted} /usr/local/lib/slurm/spank_pyxis.so{line}\n"
 
 
+def test_aws_pcs_keeps_slurm_elsewhere(tmp_path: Path) -> None:
+    script, root = tmp_path / "bootstrap.sh", make_root(tmp_path, SYSTEMS["ubuntu2204"])
+    shutil.rmtree(root / "opt" / "slurm")
+    made = values(tmp_path).model_copy(update={"software": settings.Software()})
+    script.write_text(bootstrap.script(made))
+    for version, known in (("9.8", b"\0importer=\0"), ("24.11", b"\0importer=\0use_squashfuse=\0")):
+        folder = root / "opt" / "aws" / "pcs" / "scheduler" / f"slurm-{version}" / "lib" / "slurm"
+        folder.mkdir(parents=True)
+        (folder / "spank_pyxis.so").write_bytes(known)
+        (root / "etc" / "aws" / "pcs" / "scheduler" / f"slurm-{version}").mkdir(parents=True)
+    done = run(script, "--dry-run", "--root", root)
+    assert done.returncode == 0, done.stderr
+    (written,) = root.rglob("pyxis.conf")
+    assert str(written.relative_to(root)) == "etc/aws/pcs/scheduler/slurm-24.11/plugstack.conf.d/pyxis.conf"
+    assert written.read_text() == (
+        "optional /opt/aws/pcs/scheduler/slurm-24.11/lib/slurm/spank_pyxis.so"
+        " use_squashfuse=1 importer=/opt/sqshpipe/bin/pyxis-importer\n"
+    )
+    assert not list(root.rglob("plugstack.conf")), "the service has its own"
+
+
 def test_an_unknown_system_is_refused(tmp_path: Path) -> None:
     script = tmp_path / "bootstrap.sh"
     script.write_text(bootstrap.script(values(tmp_path)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -237,3 +239,28 @@ def test_a_store_outside_the_shared_file_systems_is_refused(tmp_path: Path) -> N
 )
 def test_extra_is_merged(below: Any, above: Any, result: Any) -> None:
     assert merged(below, above) == result
+
+
+def sqshpipe(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "pipeline", "cluster", *words]
+    return subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_from_nothing_to_a_cluster_file(tmp_path: Path) -> None:
+    assert sqshpipe(tmp_path, "init").stdout == "cluster.yaml\n"
+    assert yaml.safe_load(sqshpipe(tmp_path, "config").stdout)["Region"]
+    assert sqshpipe(tmp_path, "bootstrap").stdout.startswith("#!/bin/bash\n")
+    again = sqshpipe(tmp_path, "init")
+    assert (again.returncode, "cluster.yaml is there already" in again.stderr) == (2, True)
+    assert sqshpipe(tmp_path, "init", "--for", "pcs", "-o", "pcs.yaml").returncode == 0
+    none = sqshpipe(tmp_path, "config", "--values", "none.yaml")
+    assert (none.returncode, "sqshpipe cluster init writes one" in none.stderr) == (2, True)
+    other = sqshpipe(tmp_path, "config", "--values", "pcs.yaml")
+    assert (other.returncode, "has no head" in other.stderr) == (2, True)
+
+
+def test_the_schema_describes_the_starter(tmp_path: Path) -> None:
+    schema = json.loads(sqshpipe(tmp_path, "schema").stdout)
+    starter = yaml.safe_load(bootstrap.starter("parallelcluster"))
+    assert set(starter) <= set(schema["properties"])
+    assert schema["additionalProperties"] is False
