@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,7 @@ def install(
     leases: Annotated[
         Path | None, typer.Option("--leases", help="Where leases go, if not STORE/leases.")
     ] = None,
-    cluster_name: Annotated[str, typer.Option("--cluster-name", help="Told in leases.")] = "",
+    cluster_name: Annotated[str, typer.Option("--cluster-name", help="Written into leases.")] = "",
     enroot: Annotated[str, typer.Option("--enroot", help="The enroot to import with.")] = "enroot",
     verify: Annotated[
         bool, typer.Option("--verify", help="Check each file's whole sha256, once a node and digest.")
@@ -79,6 +80,36 @@ def install(
         prefix,
     )
     output.data(plugstack_line(program))
+
+
+class Kind(str, Enum):
+    parallelcluster = "parallelcluster"
+    pcs = "pcs"
+    hyperpod = "hyperpod"
+
+
+@cluster.command("init")
+def init(
+    kind: Annotated[
+        Kind, typer.Option("--for", help="AWS ParallelCluster, AWS PCS, or SageMaker HyperPod.")
+    ] = Kind.parallelcluster,
+    output_file: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = DEFAULT_VALUES,
+) -> None:
+    """Write a first cluster.yaml with comments; it renders as it stands."""
+    from pipeline.cluster import bootstrap as rendering
+
+    if output_file.exists():
+        raise ConfigError(f"{output_file} is there already", hint="--output names another file")
+    _give(rendering.starter(kind.value), output_file)
+    output.data(str(output_file))
+
+
+@cluster.command("schema")
+def schema() -> None:
+    """Print the JSON schema of cluster.yaml, for editors."""
+    from pipeline.cluster import settings
+
+    output.data_json(settings.json_schema())
 
 
 @cluster.command("bootstrap")

@@ -76,7 +76,7 @@ def render(
         runtime=runtime.value,
         nodes=nodes,
         gpus=gpus,
-        jobs=settings.load(values).jobs if values else settings.Jobs(),
+        jobs=settings.load_jobs(values) if values else settings.Jobs(),
         extra=tuple(sbatch or ()),
         hosts=tuple(host or ()),
     )

@@ -84,7 +84,7 @@ def test_without_a_verb_the_help_is_shown_and_nothing_else(words: list[str]) -> 
 
 
 def test_a_misspelt_verb_gets_the_right_one() -> None:
-    for words, wanted in ((["reslove", "demo"], "'resolve'"), (["cluster", "instal"], "'install'")):
+    for words, wanted in ((["reslove", "demo"], "'resolve'"), (["cluster", "bootstrp"], "'bootstrap'")):
         done = sqshpipe(*words)
         assert done.returncode == 2
         assert f"Did you mean {wanted}?" in done.stderr.decode()
