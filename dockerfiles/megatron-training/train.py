@@ -26,6 +26,13 @@ def main() -> None:
     rank, local_rank, world = place_in_job()
     device = own_device(local_rank)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world)
+    train(options, rank, world, device)
+    # together, and after train() has let go of its groups: a process can hang that ends with them
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train(options: argparse.Namespace, rank: int, world: int, device: torch.device) -> None:
     tensor, data = groups(rank, world, options.tensor_parallel)
     blocks = Blocks(options)
     options.vocabulary = max(options.vocabulary, blocks.vocabulary)
@@ -59,7 +66,6 @@ def main() -> None:
             checkpoints.save(step + 1, model, optimizer)
     if run is not None:
         run.finish()
-    dist.destroy_process_group()
 
 
 def parse_options() -> argparse.Namespace:
