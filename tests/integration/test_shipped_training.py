@@ -20,6 +20,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # the first test installs PyTorch
+
 SCRIPT = Path(__file__).parents[2] / "dockerfiles" / "megatron-training" / "train.py"
 WANTED = ["torch==2.13.0+cpu", "datasets==2.16.0", "numpy<2", "pyarrow<15"]
 SMALL = ["--length=16", "--width=32", "--heads=4", "--layers=2", "--batch=2", "--report-every=1"]
@@ -154,6 +156,7 @@ def test_a_run_that_is_killed_continues_as_if_it_had_not_been(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow  # four launches, the last with four ranks: minutes on two cores
 def test_layers_that_ranks_share_compute_what_one_rank_computes(
     python: Path, data: Path, tmp_path: Path
 ) -> None:
