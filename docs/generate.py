@@ -48,10 +48,10 @@ def _commands() -> str:
     lines = [
         "# Commands",
         "",
-        "`sqshpipe COMMAND --help` says the same. Global: `-q`, `-v`, `--log-format json`.",
+        "`sqshpipe COMMAND --help` says the same. `-q`, `-v` stand before or after the verb,",
+        "`--log-format json` before it.",
     ]
     every = typer.main.get_command(app)
-    every.load_all()  # type: ignore[attr-defined]
     for path, command in _walk(every, "sqshpipe"):
         lines += ["", f"## {path}", "", inspect.cleandoc(command.help or "").replace("\f", ""), ""]
         rows = [row for row in map(_parameter, command.params) if row]
@@ -93,7 +93,7 @@ def _configuration() -> str:
     head = [
         "# images.yaml",
         "",
-        "An unknown key is an error that names the line. `sqshpipe schema` prints this as",
+        "An unknown key is an error that names the line. `sqshpipe config schema` prints this as",
     ]
     head += ["JSON schema. Times are `90m`, `12h`, `30d` or `2w`."]
     return _schema(head, "ImagesFile", json_schema())
@@ -103,7 +103,7 @@ def _cluster() -> str:
     head = [
         "# cluster.yaml",
         "",
-        "An unknown key is an error that names the line. `sqshpipe cluster schema` prints this",
+        "An unknown key is an error that names the line. `sqshpipe config schema --cluster` prints this",
     ]
     head += ["as JSON schema, and `sqshpipe cluster init` writes a first file with comments."]
     return _schema(head, "ClusterSettings", cluster_settings.json_schema())

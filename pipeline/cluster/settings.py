@@ -250,7 +250,8 @@ def _checked(document: yamlfile.Document, part: Callable[[Any], Any]) -> Cluster
     except ValidationError as error:
         problems = [f"{document.where(each['loc'])}: {each['msg']}" for each in error.errors()[:4]]
         raise ConfigError(
-            "; ".join(problems), hint="docs/reference/cluster.md and sqshpipe cluster schema list the keys"
+            "; ".join(problems),
+            hint="docs/reference/cluster.md and sqshpipe config schema --cluster list the keys",
         ) from error
 
 

@@ -224,7 +224,7 @@ def parse(path: str, raw: bytes, *, sealed: bool = False) -> dict[str, object]:
         raise Damaged(path, "not a JSON object")
     schema = found.get("schema", 0)
     if isinstance(schema, int) and schema > SCHEMA:
-        raise Refused(f"{path} is newer than this importer: run `sqshpipe cluster install` on the nodes")
+        raise Refused(f"{path} is newer than this importer: run `sqshpipe node install` on the nodes")
     if ("crc32" in found or sealed) and not is_sound(raw):
         raise Damaged(path, "its checksum is wrong" if "crc32" in found else "it has no checksum")
     return found
@@ -871,7 +871,7 @@ def read_settings(program: str) -> Settings:
             settings = Settings(parse(beside, raw))
             if settings.store:
                 return settings
-    raise Refused(f"{beside} names no store: run `sqshpipe cluster install` on this node")
+    raise Refused(f"{beside} names no store: run `sqshpipe node install` on this node")
 
 
 def main(arguments: list[str]) -> int:

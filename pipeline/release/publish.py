@@ -18,7 +18,7 @@ from pipeline.image.pin import BaseImage
 from pipeline.image.push import PushedImage
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.reader import SquashfsImage
-from pipeline.store.publishing import copy_in
+from pipeline.store.publishing import copy_in, hash_file, link_in
 from pipeline.store.record import EXTERNAL, Record, Release
 from pipeline.store.store import Store
 from pipeline.system import atomic
@@ -113,18 +113,25 @@ def publish_external(
     version: str,
     platform: str = DEFAULT_PLATFORM,
     allow_external: bool = False,
+    move: bool = False,
     meter: Meter = SILENT,
 ) -> Release:
-    """Take a .sqsh that was made elsewhere in as a release; its record says external, unscanned.
+    """Make a release of a .sqsh that was made elsewhere; its record says external, unscanned.
 
-    Raises FormatError when it is no sound squashfs file, PublishError when the version has other content.
+    With `move` the file itself becomes the release, and its old name goes when the record is written. Raises
+    FormatError when it is not a sound squashfs file, PublishError when the version has other content,
+    ConfigError when a file cannot be moved.
     """
     with SquashfsImage.open(file) as opened:
         compressor = str(opened.superblock.compressor)
-    store.make_room(file.stat().st_size)
+    store.make_room(0 if move else file.stat().st_size)
     with store.staging() as staged:
-        with atomic.told(f"copying {file} into {store.root}"):
-            sha256 = copy_in(file, staged, meter=meter)
+        with atomic.told(f"taking {file} into {store.root}"):
+            if move:
+                link_in(file, staged)
+                sha256 = hash_file(staged, meter=meter)
+            else:
+                sha256 = copy_in(file, staged, meter=meter)
         record = Record(
             image=image,
             version=version,
@@ -136,7 +143,10 @@ def publish_external(
             checks=("superblock and tables",),
             created=_now(),
         )
-        return store.publish(record, staged, allow_external=allow_external, sha256=sha256)
+        release = store.publish(record, staged, allow_external=allow_external, sha256=sha256)
+    if move:
+        file.unlink()
+    return release
 
 
 def _layers(file: SquashfsFile) -> dict[str, Any]:

@@ -232,10 +232,16 @@ class PackCache:
         return sorted(found, key=lambda pack: (pack.used, pack.path.name))
 
     def trim(
-        self, *, now: datetime, max_size: int | None = None, max_age: timedelta | None = None
+        self,
+        *,
+        now: datetime,
+        max_size: int | None = None,
+        max_age: timedelta | None = None,
+        dry_run: bool = False,
     ) -> list[CachedPack]:
         """Remove dead writers' leftovers, packs unused for longer than `max_age`, then the longest unused
-        until at most `max_size` bytes stay. What is in use stays. Returns what was removed.
+        until at most `max_size` bytes stay. What is in use stays. Returns what was removed, or with `dry_run`
+        what would be.
         """
         packs = self.packs()
         left = sum(pack.size for pack in packs)
@@ -245,7 +251,7 @@ class PackCache:
             too_much = max_size is not None and left > max_size
             if pack.in_use or not (too_old or too_much or not pack.complete):
                 continue
-            if _remove_unused(pack.path):
+            if dry_run or _remove_unused(pack.path):
                 left -= pack.size
                 removed.append(pack)
         return removed
@@ -269,7 +275,7 @@ class PackCache:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return ToolError(
             f"cannot write a layer pack in {self.folder}: {error.strerror}",
-            hint="free space, or trim it with `sqshpipe cache --max-size 0`"
+            hint="free space, or trim it with `sqshpipe cache prune --max-size 0`"
             if full
             else "set SQSHPIPE_CACHE",
         )

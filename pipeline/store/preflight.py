@@ -28,7 +28,7 @@ def make_room(layout: Layout, size: int) -> None:
     if free < size + MARGIN_BYTES:
         raise ToolError(
             f"{layout.root} has {free >> 20:,} MiB free, and {(size + MARGIN_BYTES) >> 20:,} MiB is needed",
-            hint="see sqshpipe du and sqshpipe prune --dry-run for what could go",
+            hint="see sqshpipe store usage and sqshpipe store prune --dry-run for what could go",
         )
     if size >= PROBED_BYTES and layout.blobs.is_dir():
         _ask_for(layout, size)
@@ -57,7 +57,7 @@ def _ask_for(layout: Layout, size: int) -> None:
 def _over_quota(layout: Layout, size: int, why: str) -> ToolError:
     return ToolError(
         f"{size >> 20:,} MiB more are needed in {layout.root}, and {why}",
-        hint="raise the quota of its user, group or project, or let sqshpipe prune free some",
+        hint="raise the quota of its user, group or project, or let sqshpipe store prune free some",
     )
 
 

@@ -204,6 +204,11 @@ def _mark(
             caches.refresh_manifest(layout)
 
 
+def last_finding(layout: Layout) -> float | None:
+    """When a scrub last found a file sound, in seconds since 1970; None when none ever did."""
+    return max(_read_progress(layout).sound.values(), default=None)
+
+
 def _progress_path(layout: Layout) -> Path:
     return layout.meta / PROGRESS
 

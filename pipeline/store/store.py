@@ -164,7 +164,7 @@ class Store:
         if size != release.size:
             raise VerificationError(
                 f"{release.path} has {size} bytes instead of {release.size}",
-                hint="sqshpipe scrub marks what is damaged; publish the same content again to mend it",
+                hint="sqshpipe store scrub marks what is damaged; publish the same content again to mend it",
             )
 
     def _head(self, image: str) -> Head:

@@ -45,7 +45,7 @@ def test_the_wheel_works_without_the_checkout(dist: Path, tmp_path: Path) -> Non
     sqshpipe("init", "mine")
     sqshpipe("report", "-o", "page.html", "--config", "none.yaml")
     assert "megatron-training" in (tmp_path / "page.html").read_text()
-    assert "#!/bin/" in sqshpipe("job", "render", "pytorch", "--", "python", "train.py")
+    assert "#!/bin/" in sqshpipe("job", "script", "pytorch", "--", "python", "train.py")
 
 
 @pytest.mark.needs("dockerd", "docker-registry", "htpasswd", "mksquashfs", "unshare", "/dev/fuse", "root")

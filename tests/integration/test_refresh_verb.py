@@ -80,7 +80,7 @@ def test_a_moved_tag_is_followed_once(client: RegistryClient, repository: str, t
     assert changes(refresh(path, "--json")) == [("locked", str(first))]
     assert changes(refresh(path, "--json")) == []
     second = push_image(client, repository, "1", content="two")
-    assert refresh(path, "--check").exit_code == 10
+    assert refresh(path, "--dry-run").exit_code == 10
     assert locked(path, "a") == first
     result = refresh(path, "--json")
     assert changes(result) == [("moved", str(second))]
@@ -138,7 +138,7 @@ def test_what_fails_costs_only_its_own_bases(client: RegistryClient, repository:
         "DELETE", f"/v2/{repository}/manifests/{gone}", scopes=(), what="test", expected=(202,)
     )
     write(tmp_path, {**images, "dead": f"base: {NOBODY}/team/base:1\n    track: {{pattern: N}}"})
-    assert refresh(path, "--check").exit_code == 10, "what could be found out decides"
+    assert refresh(path, "--dry-run").exit_code == 10, "what could be found out decides"
     result = refresh(path, "--json")
     assert result.exit_code == 0, "a base that cannot be asked is a warning"
     assert changes(result) == [("moved", str(moved))]

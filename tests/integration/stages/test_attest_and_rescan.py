@@ -407,10 +407,10 @@ def test_the_verb_tells_and_exits_with_5(
     store, _ = publish(tmp_path, source)
     monkeypatch.chdir(tmp_path)
     run = CliRunner()
-    fine = run.invoke(app, ["scan", "--published", "--store", str(store.root)])
+    fine = run.invoke(app, ["store", "rescan", "--store", str(store.root)])
     assert (fine.exit_code, fine.stdout.strip()) == (0, "demo:v1.0  linux/amd64  acceptable"), fine
     report(trivy, "CVE-7")
-    bad = run.invoke(app, ["scan", "--published", "--store", str(store.root), "--json"])
+    bad = run.invoke(app, ["store", "rescan", "--store", str(store.root), "--json"])
     assert type(bad.exception).__name__ == "ScanRejected"
     verdict = json.loads(bad.stdout)[0]["verdict"]
     assert [(one["id"], one["decision"]) for one in verdict["findings"]] == [("CVE-7", "blocks")]

@@ -11,8 +11,6 @@ from pipeline.system import scratch
 from pipeline.system.scratch import (
     PREFIX,
     Need,
-    default_cache,
-    default_scratch,
     human,
     mount_of,
     remove_tree,
@@ -218,20 +216,6 @@ def test_the_mount_of_a_path(tmp_path: Path) -> None:
     assert mount_of(below / "not" / "there", mountinfo=mountinfo).point == tmp_path / "a b"
     assert mount_of(tmp_path, mountinfo=mountinfo).type == "ext4"
     assert mount_of(tmp_path, mountinfo=tmp_path / "none").type == "unknown"
-
-
-def test_places_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("SQSHPIPE_SCRATCH", "SQSHPIPE_CACHE", "TMPDIR", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_scratch() == Path("/var/tmp")
-    assert default_cache() == tmp_path / ".cache" / "sqshpipe"
-    monkeypatch.setenv("TMPDIR", "/somewhere")
-    assert default_scratch() == Path("/somewhere")
-    monkeypatch.setenv("SQSHPIPE_SCRATCH", "/local")
-    monkeypatch.setenv("SQSHPIPE_CACHE", "/cache")
-    assert default_scratch() == Path("/local")
-    assert default_cache() == Path("/cache")
 
 
 def test_removal_is_told_when_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

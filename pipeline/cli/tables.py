@@ -1,10 +1,10 @@
-"""Releases as people read them: a table that fits their terminal, and all that is known of one."""
+"""Releases as people read them: tables that fit their terminal, and all that is known of one."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.report.text import cells, clock, mapping, padded, rows, size
@@ -34,6 +34,20 @@ def listed(lines: Sequence[Listed]) -> list[str]:
         table = [row[:column] + row[column + 1 :] for row in table]
     if width and _width(table) > width:
         return [text for row in table[1:] for text in (row[0], *_filled(row[1:], width))]
+    widths = _widths(table)
+    return [
+        "  ".join(padded(cell, wide) for cell, wide in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
+
+
+def past(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line an event, the oldest first."""
+    table = [("WHEN", "WHAT", "VERSION", "CHANNEL", "BY", "REASON")]
+    for row in rows:
+        when = clock(row["at"])
+        rest = (row[key] or "-" for key in ("what", "version", "channel", "by"))
+        table.append(tuple(shown(cell) for cell in (when, *rest, row["reason"])))  # type: ignore[arg-type]
     widths = _widths(table)
     return [
         "  ".join(padded(cell, wide) for cell, wide in zip(row, widths, strict=True)).rstrip()

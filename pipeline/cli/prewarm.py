@@ -1,21 +1,19 @@
-"""Verbs about nodes and time: prewarm, node check, node bench."""
+"""``sqshpipe node prewarm``: bring an image to nodes before the job."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import node as node_verbs
 from pipeline.cli import options, output
-from pipeline.errors import ConfigError, ToolError, VerificationError
+from pipeline.cli.files import Image, wanted
+from pipeline.errors import ConfigError, ToolError
 
 if TYPE_CHECKING:
     from pipeline.node.file_cache import Warmed
 
-node = typer.Typer(no_args_is_help=True, help="Does an image fit this node, and where does its time go.")
 STATE = Path("/var/lib/sqshpipe")
 
 Local = Annotated[Path | None, typer.Option("--local", help="Copy into this folder of the node (NVMe).")]
@@ -24,7 +22,7 @@ Check = Annotated[bool, typer.Option("--check/--no-check", help="Compare the sha
 
 
 def prewarm(
-    image: node_verbs.Image,
+    image: Image,
     store: options.Store = None,
     nodes: Annotated[str | None, typer.Option("--nodes", help="Host list such as gpu[1-16].")] = None,
     partition: Annotated[str | None, typer.Option("--partition", help="All nodes of it that are up.")] = None,
@@ -35,16 +33,16 @@ def prewarm(
     sbcast: Annotated[
         bool | None, typer.Option("--sbcast/--no-sbcast", help="Default: when many nodes copy.")
     ] = None,
-    json: options.Json = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Bring an image to nodes before the job: one Slurm task a node; prints rate and time of each."""
+    """Bring an image to nodes before the job, one Slurm task a node."""
     from pipeline.node import prewarm as prewarming
     from pipeline.slurm import client
 
     if (nodes is None) == (partition is None):
         raise ConfigError("say which nodes", hint="give either --nodes LIST or --partition NAME")
     hosts = client.hostnames(nodes) if nodes else client.partition_nodes(partition or "")
-    found = node_verbs.wanted(image, store)
+    found = wanted(image, store)
     order = prewarming.Order(
         file=found.path,
         sha256=found.sha256,
@@ -57,7 +55,7 @@ def prewarm(
         options=(f"--partition={partition}",) if partition else (),
     )
     outcomes = prewarming.prewarm(order)
-    if json:
+    if as_json:
         output.data_json([_as_json(each.node, each.warmed, each.error) for each in outcomes])
     else:
         for each in outcomes:
@@ -90,64 +88,6 @@ def warm_here(
         done = file_cache.onto_disk(file, digest, local, state=state, brought=brought)
     node_name = os.environ.get("SLURMD_NODENAME") or done.host
     output.data(json.dumps(_as_json(node_name, done, "")))
-
-
-@node.command("check")
-def check_node(
-    image: node_verbs.Image,
-    store: options.Store = None,
-    efa: Annotated[
-        bool | None, typer.Option("--efa/--no-efa", help="Also libfabric and NCCL's plugin.")
-    ] = None,
-    json: options.Json = False,
-) -> None:
-    """Compare an image with this node: architecture, CUDA and driver, EFA. Exit code 7: it does not fit."""
-    from pipeline.node import check as node_check
-
-    found = node_check.check(node_verbs.wanted(image, store).path, node_check.this_host(), efa=efa)
-    if json:
-        output.data_json([{"what": each.what, "verdict": each.verdict, "text": each.text} for each in found])
-    else:
-        for each in found:
-            output.data(f"{each.verdict:<8} {each.what}: {each.text}")
-    bad = [each.what for each in found if each.verdict == "bad"]
-    if bad:
-        raise VerificationError(f"{image} does not fit this node: {', '.join(bad)}")
-
-
-@node.command("bench")
-def bench_node(
-    image: node_verbs.Image,
-    command: Annotated[
-        list[str] | None, typer.Argument(help="After --: the work, for example python -c 'import torch'.")
-    ] = None,
-    store: options.Store = None,
-    scratch: Annotated[
-        Path | None, typer.Option("--scratch", help="Where the image is unpacked; default: /tmp.")
-    ] = None,
-    json: options.Json = False,
-) -> None:
-    """Seconds to the first rank and of import-like work: unpacked, squashfuse, kernel mount, prewarmed."""
-    from pipeline.node import bench
-
-    rows = []
-    if not json:
-        output.data(f"{'':<20} first rank  work")
-    for each in bench.bench(
-        node_verbs.wanted(image, store), scratch or Path(tempfile.gettempdir()), command or ()
-    ):
-        rows.append(each)
-        if not json:
-            times = f"{_seconds(each.first_rank)}    {_seconds(each.work)}"
-            output.data(f"{each.way:<20} {times}  {each.note}".rstrip())
-    if json:
-        output.data_json(
-            [{"way": e.way, "first_rank": e.first_rank, "work": e.work, "note": e.note} for e in rows]
-        )
-
-
-def _seconds(value: float | None) -> str:
-    return "     -  " if value is None else f"{value:6.2f} s"
 
 
 def _as_json(node_name: str, warmed: Warmed | None, error: str) -> dict[str, object]:
