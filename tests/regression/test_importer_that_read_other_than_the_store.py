@@ -105,7 +105,7 @@ def test_utf_16_is_no_record_for_both(store: Store) -> None:
 
 
 def test_an_index_of_another_time_is_not_believed(store: Store) -> None:
-    """The events were brought back to an earlier state, and others happened since: as many as the index has."""
+    """The events were brought back to an earlier state, and as many others happened since."""
     last = Store(store.root).state("alpha").events
     change = Change(kind="promote", version="v1.1", channel="stable")
     path = store.layout.event("alpha", last)
