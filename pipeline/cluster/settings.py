@@ -251,7 +251,7 @@ def _checked(document: yamlfile.Document, part: Callable[[Any], Any]) -> Cluster
         problems = [f"{document.where(each['loc'])}: {each['msg']}" for each in error.errors()[:4]]
         raise ConfigError(
             "; ".join(problems),
-            hint="docs/reference/cluster.md and sqshpipe config schema --cluster list the keys",
+            hint="docs/reference/cluster.md lists the keys",
         ) from error
 
 
