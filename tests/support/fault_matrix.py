@@ -54,6 +54,9 @@ def _cells() -> tuple[Cell, ...]:
         ("registry answers 500 for long", "500 for long", f"{CLEAR}; {OVER}"),
     ):
         rows.append(("convert", fault, ends, f"{fetch}[{name}-"))
+    stalled = f"{_I}/test_signals.py::test_a_signal_is_not_kept_waiting_by_a_registry"
+    for stage, verb in (("convert", "native"), ("convert", "mksquashfs"), ("mirror", "mirror"), ("release", "release"), ("release", "all images")):
+        rows.append((stage, f"SIGTERM, SIGINT while the registry is silent ({verb})", CLEAR, f"{stalled}[{verb}-"))
     rows += [
         ("store", "a wrong digit in a cache", ON, f"{believed}::test_what_a_channel_names_stays_whatever_the_caches_say"),
         ("store", "an older intact cache", ON, f"{believed}::test_an_older_intact_cache_is_noticed"),
@@ -91,6 +94,7 @@ def _cells() -> tuple[Cell, ...]:
         ("convert", "cache damaged", ON, f"{_I}/test_native_faults.py::test_a_flipped_bit_anywhere_in_the_cache"),
         ("publish", "disk full", f"{CLEAR}; {OVER}", f"{systems}::test_a_disk_that_is_full_at_any_moment"),
         ("publish", "power lost", "what was told is there, whole", f"{faults}::test_power_is_lost_while_publishing"),
+        ("convert", "a pipe, symlink, folder or socket in the cache", f"{ON}, or {CLEAR}", f"{_U}/convert/test_traps_in_the_cache.py::test_packs_and_notes_that_are_no_files"),
         ("publish", "SIGINT, SIGTERM", CLEAR, f"{images}::test_ended_by_a_signal_nothing_is_half_there"),
         ("publish, get", "store read-only, away, and back", f"{CLEAR}; {OVER}", f"{faults}::test_the_store_goes_away_read_only_and_comes_back"),
         ("publish, promote, prune", "NFS loses a reply", ON, f"{systems}::test_a_life_on_a_file_system_that_misbehaves[lost-reply]"),
