@@ -12,6 +12,7 @@ import typer
 from pipeline.cli import options, output
 from pipeline.cli.store import Platform, host_platform, open_store
 from pipeline.errors import ConfigError
+from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
     from pipeline.store.prune import Report
@@ -176,7 +177,7 @@ def _print_report(report: Report, *, dry_run: bool, json: bool) -> None:
     for path, reason in report.kept:
         output.data(f"{'keep':<6}  {path}  {reason}")
     word = "would free" if dry_run else "freed"
-    structlog.get_logger().info(f"{word} {report.freed / (1 << 20):,.1f} MiB in {len(report.blobs)} files")
+    structlog.get_logger().info(f"{word} {human_bytes(report.freed)} in {len(report.blobs)} files")
 
 
 _WAYS_OUT = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli import options, output
-from pipeline.text import escaped
+from pipeline.text import escaped, human_bytes
 
 if TYPE_CHECKING:
     from pipeline.squashfs.inode import Inode
@@ -74,7 +74,6 @@ def cache(max_size: MaxSize = None, max_age: MaxAge = None, as_json: options.Jso
 
     What a conversion is using stays. Example: sqshpipe cache --max-size 50G --max-age 30d
     """
-    from pipeline.cli.progress import human_bytes
     from pipeline.config.quantities import parse_duration, parse_size
     from pipeline.convert.native import pack_cache
     from pipeline.squashfs.cache import CachedPack

@@ -11,6 +11,7 @@ import typer
 from pipeline.cli import options, output
 from pipeline.cli.store import AllowExternal, open_store
 from pipeline.errors import ConfigError, PublishError, VerificationError
+from pipeline.text import human_bytes
 
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[IMAGE[:VERSION]]…", help="Only these; default: everything.")
@@ -73,17 +74,14 @@ def du(
         return
     for cost in costs:
         output.data(
-            f"{_mib(cost.size)}  {_mib(cost.own)} of its own  {cost.image}:{cost.version}  {cost.state}"
+            f"{human_bytes(cost.size):>8}  {human_bytes(cost.own):>8} of its own  "
+            f"{cost.image}:{cost.version}  {cost.state}"
         )
     for name, total in found.images.items():
         if image in (None, name):
-            output.data(f"{_mib(total)}  {name}")
+            output.data(f"{human_bytes(total):>8}  {name}")
     if image is None:
-        output.data(f"{_mib(found.total)}  total")
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):>12,.1f} MiB"
+        output.data(f"{human_bytes(found.total):>8}  total")
 
 
 def adopt(

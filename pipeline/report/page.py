@@ -17,6 +17,7 @@ from pipeline import text as words
 from pipeline.report import chart, text
 from pipeline.report.compare import scan_words
 from pipeline.report.gather import Report, ReportedRelease
+from pipeline.text import human_bytes
 
 _SHOWN_BARS = 48
 
@@ -40,7 +41,7 @@ def page(report: Report) -> str:
     )
     environment.filters.update(
         shown=words.shown,
-        size=text.size,
+        size=human_bytes,
         when=text.when,
         short=text.short,
         mapping=text.mapping,

@@ -10,19 +10,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pipeline.text import shown
+from pipeline.text import human_bytes, shown
 
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _NEVER = "1970"
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(?:Z|\+00:00)\Z", re.ASCII)
-
-
-def size(amount: int) -> str:
-    """Bytes in the unit that leaves at most four digits before the point."""
-    value, unit = float(amount), 0
-    while abs(value) >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{amount} {_UNITS[0]}" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
 def growth(before: int, after: int) -> str:
@@ -31,7 +22,7 @@ def growth(before: int, after: int) -> str:
         return "same size"
     step = after - before
     share = f" ({step / before:+.1%})" if before else ""
-    return f"{'+' if step > 0 else '-'}{size(abs(step))}{share}"
+    return f"{'+' if step > 0 else '-'}{human_bytes(abs(step))}{share}"
 
 
 def when(moment: datetime) -> str:
