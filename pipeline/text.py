@@ -8,6 +8,8 @@ file names, a fork's images.yaml. Whatever they wrote is one line here, whatever
 from __future__ import annotations
 
 import re
+import time
+from datetime import datetime, timezone
 
 _LONGEST = 400
 _TAB = 8
@@ -51,6 +53,20 @@ def markdown(value: object, *, longest: int = _LONGEST) -> str:
 def code(value: object, *, longest: int = _LONGEST) -> str:
     """`value` as a code span of Markdown, which nothing in it can end; also within a table."""
     return "`" + shown(value, longest=longest).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def short(digest: object) -> str:
+    """The first 12 digits of a digest or key, after its ``sha256:`` if it has one, as people compare them."""
+    text = shown(digest)
+    head, colon, tail = text.rpartition(":")
+    return f"{head}{colon}{tail[:12]}" if len(tail) > 12 else text
+
+
+def utc(moment: datetime | float | None = None) -> str:
+    """A time (seconds since 1970 or with a time zone; now) in UTC, ISO 8601: ``2026-01-31T12:00:00Z``."""
+    if not isinstance(moment, datetime):
+        moment = datetime.fromtimestamp(time.time() if moment is None else moment, timezone.utc)
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def human_bytes(amount: int) -> str:

@@ -12,7 +12,7 @@ import typer
 from pipeline.cli import options, output
 from pipeline.cli.store import Platform, host_platform, open_store
 from pipeline.errors import ConfigError
-from pipeline.text import human_bytes
+from pipeline.text import human_bytes, short
 
 if TYPE_CHECKING:
     from pipeline.store.prune import Report
@@ -67,7 +67,7 @@ def lease(
             output.data_json([dataclasses.asdict(one) for one in present])
             return
         for one in present:
-            output.data(f"{one.name}  {one.image}:{one.version}  {one.sha256[:12]}  {one.holder()}")
+            output.data(f"{one.name}  {one.image}:{one.version}  {short(one.sha256)}  {one.holder()}")
 
 
 def _print_lease(path: Path, *, json: bool) -> None:

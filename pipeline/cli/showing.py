@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.report.text import cells, clock, mapping, padded, rows
-from pipeline.text import human_bytes, shown
+from pipeline.report.text import cells, clock, padded
+from pipeline.store.record import mapping, rows
+from pipeline.text import human_bytes, short, shown
 
 if TYPE_CHECKING:
     from pipeline.store.record import Release
@@ -52,7 +53,7 @@ def _row(line: Listed) -> tuple[str, ...]:
         line.platform,
         human_bytes(line.size),
         line.created,
-        line.sha256[:12],
+        short(line.sha256),
         ",".join(line.channels) or "-",
         line.state + (" kept" if line.kept else ""),
     )

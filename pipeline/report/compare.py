@@ -10,9 +10,9 @@ from typing import Any
 
 from pipeline.report.contents import Contents, Package
 from pipeline.report.sbom import Sbom
-from pipeline.report.text import growth, mapping, rows, short
-from pipeline.store.record import Record
-from pipeline.text import human_bytes, shown
+from pipeline.report.text import growth
+from pipeline.store.record import Record, mapping, rows
+from pipeline.text import human_bytes, short, shown
 
 _NONE = "none"
 
@@ -135,7 +135,7 @@ def _layers(before: Record, after: Record) -> tuple[tuple[Change, ...], str]:
 def _layer(layers: Sequence[Mapping[str, Any]], number: int) -> str:
     if number >= len(layers):
         return _NONE
-    return f"{human_bytes(_stored(layers[number]))}, {short(str(layers[number].get('digest', _NONE)))}"
+    return f"{human_bytes(_stored(layers[number]))}, {short(layers[number].get('digest', _NONE))}"
 
 
 def _stored(layer: Mapping[str, Any]) -> int:

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 from pipeline.text import human_bytes, shown
 
@@ -34,23 +32,6 @@ def clock(value: object) -> str:
     """A time in ISO 8601 as `when` shows it; anything else as it stands."""
     match = _ISO.match(str(value))
     return f"{match[1]} {match[2]}" if match else shown(value)
-
-
-def short(digest: object) -> str:
-    """The beginning of a digest or key, as people compare them."""
-    text = shown(digest)
-    head, colon, tail = text.rpartition(":")
-    return f"{head}{colon}{tail[:12]}" if len(tail) > 12 else text
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """`value` when it is a JSON object, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def rows(value: object) -> list[Mapping[str, Any]]:
-    """The JSON objects in `value` when it is a list, else nothing."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def cells(text: str) -> int:
