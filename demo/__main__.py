@@ -32,6 +32,7 @@ from pipeline.errors import SqshpipeError, ToolError
 from pipeline.oci.reference import Reference
 from pipeline.registry.credentials import Credentials
 from pipeline.system.mount import mounted
+from pipeline.text import human_bytes
 
 RANKS = 8
 PROJECT = Path(__file__).resolve().parent.parent
@@ -201,14 +202,15 @@ def _show_ranks(published: Path, folder: Path) -> None:
     print("  rank      pid  device  mount       read  sha256 of /app/weights.bin")
     for rank in ranks:
         print(
-            f"  {rank.rank:>4}  {rank.pid:>7}  {rank.device:>6}  {rank.mount_id:>5}  {_mib(rank.size):>9}"
-            f"  {rank.sha256[:24]}"
+            f"  {rank.rank:>4}  {rank.pid:>7}  {rank.device:>6}  {rank.mount_id:>5}  "
+            f"{human_bytes(rank.size):>9}  {rank.sha256[:24]}"
         )
     _check_shared(ranks)
-    print(f"\n  {RANKS} ranks read {_mib(sum(rank.size for rank in ranks))} through one mount", end="")
+    print(f"\n  {RANKS} ranks read {human_bytes(sum(rank.size for rank in ranks))} through one mount", end="")
     if before is not None and after is not None:
         print(
-            f";\n  {_mib(after - before)} came from the file, the rest from the page cache that they share",
+            f";\n  {human_bytes(after - before)} came from the file, "
+            "the rest from the page cache that they share",
             end="",
         )
     print(".")
@@ -249,10 +251,6 @@ def _short(path: Path) -> str:
 def _for_people(text: str) -> str:
     """Paths as seen from the project and digests by their beginning, so that lines fit on a screen."""
     return _DIGEST.sub(r"\1…", text.replace(f"{PROJECT}/", ""))
-
-
-def _mib(amount: int) -> str:
-    return f"{amount / (1 << 20):.1f} MiB"
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:

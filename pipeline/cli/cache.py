@@ -10,6 +10,7 @@ import typer
 from pipeline.cli import options, output
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
+from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,16 +80,12 @@ def _packs(config: Path) -> PackCache:
 
 
 def _line(pack: CachedPack) -> str:
-    from pipeline.cli.progress import human_bytes
-
     state = "in use" if pack.in_use else "" if pack.complete else "left over"
     used = pack.used.strftime("%Y-%m-%d %H:%M")
     return f"{human_bytes(pack.size):>9}  {used}  {pack.path.name}  {state}".rstrip()
 
 
 def _size(packs: list[CachedPack]) -> str:
-    from pipeline.cli.progress import human_bytes
-
     return f"{human_bytes(sum(pack.size for pack in packs)):>9}"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import options, output
+from pipeline.text import short
 
 if TYPE_CHECKING:
     from pipeline.config.types import ConvertOptions
@@ -105,7 +106,7 @@ def convert(
                     limits=limits,
                     meter=meter,
                 )
-            teller.result(f"{made.converter.name}, sha256:{made.sha256[:12]}")
+            teller.result(f"{made.converter.name}, sha256:{short(made.sha256)}")
         with teller.stage("verify") as meter:
             verified = verify_file(made, meter)
             teller.result(f"{len(made.tree)} entries read back, as in the image")

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError
+from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
     from pipeline.bases.clients import BaseAnswer
@@ -123,7 +124,7 @@ def plan_lines(made: Plan) -> Iterator[str]:
             same = next((step.reason for step in image.steps if step.stage in ("build", "mirror")), "")
             yield f"{name}  nothing to do: {same}"
         else:
-            writes = f", about {_size(image.writes)} to write" if image.writes else ""
+            writes = f", about {human_bytes(image.writes)} to write" if image.writes else ""
             where = f" to {image.target}" if image.target else ""
             yield f"{name}  would be released{where}{writes}"
             for step in image.steps:
@@ -133,10 +134,6 @@ def plan_lines(made: Plan) -> Iterator[str]:
             yield f"  note  {image.unknown}"
         if image.problem:
             yield f"  stop  {image.problem}"
-
-
-def _size(amount: int) -> str:
-    return f"{amount / (1 << 30):.1f} GiB" if amount >= 1 << 30 else f"{amount / (1 << 20):.1f} MiB"
 
 
 def lock(

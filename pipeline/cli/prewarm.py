@@ -10,6 +10,7 @@ import typer
 from pipeline.cli import options, output
 from pipeline.cli.files import Image, wanted
 from pipeline.errors import ConfigError, ToolError
+from pipeline.text import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from pipeline.node.file_cache import Warmed
@@ -106,5 +107,5 @@ def _as_json(node_name: str, warmed: Warmed | None, error: str) -> dict[str, obj
 def _line(node_name: str, warmed: Warmed | None, error: str) -> str:
     if warmed is None:
         return f"{node_name}: {error}"
-    done = "was there" if warmed.there else f"{warmed.rate / 1e6:.0f} MB/s"
-    return f"{node_name}: {warmed.size / 1e6:.0f} MB in {warmed.seconds:.1f} s, {done}"
+    done = "was there" if warmed.there else f"{human_bytes(round(warmed.rate))}/s"
+    return f"{node_name}: {human_bytes(warmed.size)} in {human_seconds(warmed.seconds)}, {done}"

@@ -12,6 +12,7 @@ import typer
 from pipeline.cli import options, output
 from pipeline.cli.stores import need_store, open_store
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
+from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
     from pipeline.store.prune import Report
@@ -134,4 +135,4 @@ def _print_report(report: Report, *, dry_run: bool, as_json: bool) -> None:
     for path, reason in report.kept:
         output.data(f"{'keep':<6}  {path}  {reason}")
     word = "would free" if dry_run else "freed"
-    output.log().info(f"{word} {report.freed / (1 << 20):,.1f} MiB in {len(report.blobs)} files")
+    output.log().info(f"{word} {human_bytes(report.freed)} in {len(report.blobs)} files")

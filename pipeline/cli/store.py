@@ -15,6 +15,7 @@ from pipeline.cli.rebuild import rebuild
 from pipeline.cli.stores import need_store, open_store
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import (
+from pipeline.text import human_bytes
     EXIT_PLAN_HAS_CHANGES,
     ConfigError,
     PublishError,
@@ -266,17 +267,14 @@ def usage(
         return
     for cost in costs:
         output.data(
-            f"{_mib(cost.size)}  {_mib(cost.own)} of its own  {cost.image}:{cost.version}  {cost.state}"
+            f"{human_bytes(cost.size):>9}  {human_bytes(cost.own):>9} of its own  {cost.image}:{cost.version}  {cost.state}"
         )
     for name, total in found.images.items():
         if image in (None, name):
-            output.data(f"{_mib(total)}  {name}")
+            output.data(f"{human_bytes(total):>9}  {name}")
     if image is None:
-        output.data(f"{_mib(found.total)}  total")
+        output.data(f"{human_bytes(found.total):>9}  total")
 
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):>12,.1f} MiB"
 
 
 @store.command()

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.report.text import cells, clock, mapping, padded, rows, size
-from pipeline.text import shown
+from pipeline.report.text import cells, clock, padded
+from pipeline.store.record import mapping, rows
+from pipeline.text import human_bytes, short, shown
 
 if TYPE_CHECKING:
     from pipeline.store.record import Release
@@ -64,9 +65,9 @@ def _row(line: Listed) -> tuple[str, ...]:
     row = (
         f"{line.image}:{line.version}",
         line.platform,
-        f"{line.size / (1 << 20):,.1f} MiB",
+        human_bytes(line.size),
         line.created,
-        line.sha256[:12],
+        short(line.sha256),
         ",".join(line.channels) or "-",
         line.state + (" kept" if line.kept else ""),
     )
@@ -125,7 +126,7 @@ def _facts(
     yield "state", f"{release.state}{kept}{reason}"
     yield "channels", ", ".join(channels)
     yield "path", release.public_path
-    yield "size", f"{size(release.size)} ({release.size:,} bytes)"
+    yield "size", f"{human_bytes(release.size)} ({release.size:,} bytes)"
     yield "sha256", release.sha256
     yield "platform", release.platform
     yield "created", f"{clock(release.created)} UTC"
@@ -141,7 +142,7 @@ def _facts(
 def _made(release: Release) -> Iterator[tuple[str, object]]:
     layers = rows(release.provenance.get("layers"))
     stored = sum(layer["size"] for layer in layers if isinstance(layer.get("size"), int))
-    yield "layers", f"{len(layers)}, {size(stored)} compressed" if layers else ""
+    yield "layers", f"{len(layers)}, {human_bytes(stored)} compressed" if layers else ""
     converter = mapping(release.converter)
     options = ", ".join(f"{key} {value}" for key, value in mapping(converter.get("options")).items())
     yield "converter", ", ".join(part for part in (str(converter.get("name") or ""), options) if part)

@@ -32,6 +32,7 @@ from pipeline.progress import SILENT, Meter
 from pipeline.registry.credentials import CredentialsProvider, credentials_for
 from pipeline.system.disk import cannot_write
 from pipeline.system.scratch import Need, require_space, scratch_folder
+from pipeline.text import utc
 
 log = structlog.get_logger()
 
@@ -222,7 +223,7 @@ def labels(spec: ImageSpec, base: BaseImage, *, version: str, revision: str | No
     found = {
         f"{prefix}.title": spec.name,
         f"{prefix}.version": version,
-        f"{prefix}.created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        f"{prefix}.created": utc(now),
         f"{prefix}.base.name": str(base.reference.with_digest(None)),
         f"{prefix}.base.digest": str(base.digest),
     }

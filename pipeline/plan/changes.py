@@ -14,7 +14,8 @@ from typing import Any, Literal
 from pipeline.config.types import ImageSpec
 from pipeline.image.inputs import BuildInputs
 from pipeline.oci.digest import Digest
-from pipeline.plan.current import ReleaseFacts, image_changes, option_changes, short
+from pipeline.plan.current import ReleaseFacts, image_changes, option_changes
+from pipeline.text import short
 
 StageName = Literal["pin", "build", "push", "mirror", "scan", "convert", "verify", "publish"]
 

@@ -9,8 +9,8 @@ from pipeline.errors import RegistryError
 from pipeline.image import inputs
 from pipeline.image.inputs import BuildInputs
 from pipeline.image.pin import BaseImage, pin
-from pipeline.oci.digest import Digest
 from pipeline.release.run import Run
+from pipeline.text import short
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +52,5 @@ def verify_handoff(run: Run, spec: ImageSpec, reference: str) -> None:
 
 def _sentence(base: BaseImage) -> str:
     how = "locked" if base.locked else "not locked, what the tag stands for now"
-    moved = f"; the tag has moved to {_short(base.moved_to)}, see sqshpipe lock" if base.moved_to else ""
-    return f"{base.reference} is {_short(base.digest)}, {how}{moved}"
-
-
-def _short(digest: Digest) -> str:
-    return str(digest)[: len("sha256:") + 12]
+    moved = f"; the tag has moved to {short(base.moved_to)}, see sqshpipe lock" if base.moved_to else ""
+    return f"{base.reference} is {short(base.digest)}, {how}{moved}"

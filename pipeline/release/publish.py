@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pipeline.store.publishing import copy_in, hash_file, link_in
 from pipeline.store.record import EXTERNAL, Record, Release
 from pipeline.store.store import Store
 from pipeline.system import atomic
+from pipeline.text import utc
 
 _MOST_LAYERS = 512  # in a record; engines stop at 127
 
@@ -62,7 +62,7 @@ def publish(
         scan=dict(scan),
         provenance={**(provenance or {}), **_layers(file)},
         checks=tuple(verified.checks),
-        created=_now(),
+        created=utc(),
     )
     return store.publish(record, file.path, channels=channels, sha256=file.sha256, meter=meter)
 
@@ -100,7 +100,7 @@ def publish_again(
         scan=dict(scan),
         provenance={**provenance, **_known_layers(same), "same_file_as": same.name},
         checks=same.checks,
-        created=_now(),
+        created=utc(),
     )
     return store.publish(record, same.path, channels=channels, sha256=same.sha256, meter=meter)
 
@@ -141,7 +141,7 @@ def publish_external(
             scan=dict(EXTERNAL),
             provenance={"file": file.name, "compressor": compressor},
             checks=("superblock and tables",),
-            created=_now(),
+            created=utc(),
         )
         release = store.publish(record, staged, allow_external=allow_external, sha256=sha256)
     if move:
@@ -173,7 +173,3 @@ def _source(file: SquashfsFile, source: PushedImage | None) -> dict[str, str]:
 
 def _base(base: BaseImage) -> dict[str, str]:
     return {"reference": str(base.reference), "digest": str(base.digest)}
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -30,6 +30,7 @@ from pipeline.scan.judge import Judge, chosen
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.system.scratch import scratch_folder
+from pipeline.text import short
 
 
 def require_scanner(run: Run, spec: ImageSpec) -> None:
@@ -56,7 +57,7 @@ def in_registry(run: Run, spec: ImageSpec, version: Version, pinned: Pinned) -> 
     key = pinned.inputs.key
     adopted = adopt(repository, key, pinned.base, client)
     if adopted is not None:
-        run.progress.skip("build", f"{repository} has key-{key[:12]}")
+        run.progress.skip("build", f"{repository} has key-{short(key)}")
         return adopted
     with Engine.connect() as engine:
         built = _built(run, spec, version, pinned, engine)
@@ -85,7 +86,7 @@ def _built(run: Run, spec: ImageSpec, version: Version, pinned: Pinned, engine: 
             scratch=run.config.scratch,
             meter=meter,
         )
-        run.progress.result(f"key-{key[:12]}")
+        run.progress.result(f"key-{short(key)}")
     return built
 
 
@@ -199,7 +200,7 @@ def _converted(
             staged=staged,
             meter=meter,
         )
-        run.progress.result(f"{file.converter.name}, sha256:{file.sha256[:12]}")
+        run.progress.result(f"{file.converter.name}, sha256:{short(file.sha256)}")
     return file
 
 

@@ -15,6 +15,7 @@ from pipeline.store.layout import Layout
 from pipeline.store.prune import temporaries
 from pipeline.store.reading import cache_bytes, index_is_current, lost_events, read_head, read_truth
 from pipeline.system import atomic, untrusted
+from pipeline.system.mountinfo import mount_of
 from pipeline.system.temporary import is_orphan, temporary_name
 
 LOW_BYTES = 50 << 30
@@ -39,9 +40,9 @@ def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | N
         return [Finding(level="warn", found=f"{root} does not exist yet", advice=advice)]
     if not root.is_dir():
         return [Finding(level="fail", found=f"{root} is no folder", advice="name a folder")]
-    findings = [
-        Finding(level="ok", found=f"{root} is on {preflight.file_system(root) or 'an unknown file system'}")
-    ]
+    kind = mount_of(root).type
+    known = "an unknown file system" if kind == "unknown" else kind
+    findings = [Finding(level="ok", found=f"{root} is on {known}")]
     findings += _writing(layout)
     if not any(one.level == "fail" for one in findings):
         findings += _folders(layout)
@@ -200,7 +201,7 @@ def _group(layout: Layout, group: str | None) -> Iterator[Finding]:
 
 
 def _striping(layout: Layout, count: int, size: int) -> Iterator[Finding]:
-    if preflight.file_system(layout.root) != "lustre":
+    if mount_of(layout.root).type != "lustre":
         found = "store: {stripe: …} is set, and the store is not on Lustre"
         yield Finding(level="warn", found=found, advice="leave it out, or look at the path")
     elif shutil.which("lfs") is None:

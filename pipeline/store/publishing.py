@@ -27,6 +27,7 @@ from pipeline.store.reading import exists, read_record
 from pipeline.store.record import Record
 from pipeline.system import atomic, exclusive, untrusted
 from pipeline.system.temporary import temporary_name
+from pipeline.text import short
 
 _PIECE = 4 << 20
 
@@ -162,7 +163,7 @@ def refuse_other_content(record: Record, there: Record) -> None:
     if there.sha256 != record.sha256:
         raise PublishError(
             f"{record.image}:{record.version} for {record.platform} was published at {there.created} with "
-            f"other content (sha256 {there.sha256[:12]}…, not {record.sha256[:12]}…)",
+            f"other content (sha256 {short(there.sha256)}…, not {short(record.sha256)}…)",
             hint="a published version never changes, also after it was pruned: choose another version",
         )
 

@@ -148,12 +148,12 @@ def _record(data: dict[str, Any], path: Path) -> Record:
             platform=_text(data, "platform", DEFAULT_PLATFORM),
             sha256=_text(data, "sha256"),
             size=_count(data, "size"),
-            source=_mapping(data, "source"),
-            base=_mapping(data, "base"),
-            keys=_mapping(data, "keys") or {},
-            converter=_mapping(data, "converter"),
-            scan=_mapping(data, "scan") or dict(EXTERNAL),
-            provenance=_mapping(data, "provenance") or {},
+            source=_object(data, "source"),
+            base=_object(data, "base"),
+            keys=_object(data, "keys") or {},
+            converter=_object(data, "converter"),
+            scan=_object(data, "scan") or dict(EXTERNAL),
+            provenance=_object(data, "provenance") or {},
             checks=_texts(data, "checks"),
             created=_text(data, "created", "1970-01-01T00:00:00Z"),
         )
@@ -194,10 +194,20 @@ def _count(data: dict[str, Any], key: str) -> int:
     return value
 
 
-def _mapping(data: dict[str, Any], key: str) -> dict[str, Any] | None:
+def _object(data: dict[str, Any], key: str) -> dict[str, Any] | None:
     value = data.get(key)
     if value is None:
         return None
     if not isinstance(value, dict):
         raise ValueError(f"{key} is not an object")
     return value
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """`value` when it is a JSON object, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def rows(value: object) -> list[Mapping[str, Any]]:
+    """The JSON objects in `value` when it is a list, else nothing."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []

@@ -175,7 +175,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     ("full", "said"),
-    [("cache", ["not enough space", "SQSHPIPE_CACHE"]), ("store", ["4 MiB free", "sqshpipe store usage"])],
+    [("cache", ["not enough space", "SQSHPIPE_CACHE"]), ("store", ["4.2 MB free", "sqshpipe store usage"])],
 )
 def test_a_full_disk_is_told_before_the_work(
     full: str,

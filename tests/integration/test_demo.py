@@ -43,7 +43,7 @@ def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_the_whole_path_and_eight_ranks_on_one_mount(demo: subprocess.Popen[str], tmp_path: Path) -> None:
     said, _ = demo.communicate(timeout=240)
     assert demo.returncode == 0, said
-    ranks = re.findall(r"^ +([0-7]) +\d+ +(\d+:\d+) +(\d+) +16\.0 MiB +([0-9a-f]{24})$", said, re.MULTILINE)
+    ranks = re.findall(r"^ +([0-7]) +\d+ +(\d+:\d+) +(\d+) +16\.8 MB +([0-9a-f]{24})$", said, re.MULTILINE)
     assert [rank[0] for rank in ranks] == list("01234567"), said
     assert len({rank[1:] for rank in ranks}) == 1, "one device, one mount, one content"
     assert (tmp_path / "out/containers/demo/v1.0.sqsh").resolve().stat().st_size > 16 << 20

@@ -100,7 +100,7 @@ def test_wrong_bytes_get_no_name(tmp_path: Path) -> None:
     with pytest.raises(VerificationError):
         file_cache.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None)
     assert list((tmp_path / "nvme").iterdir()) == []
-    with pytest.raises(ToolError, match="MiB free"):
+    with pytest.raises(ToolError, match="B free"):
         file_cache.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None, reserve=1 << 60)
     with pytest.raises(VerificationError):
         file_cache.into_page_cache(file, "0" * 64)
