@@ -76,7 +76,7 @@ def cache(max_size: MaxSize = None, max_age: MaxAge = None, as_json: options.Jso
     """
     from pipeline.cli.progress import human_bytes
     from pipeline.config.quantities import parse_duration, parse_size
-    from pipeline.convert.native import pack_cache
+    from pipeline.convert.packing import pack_cache
     from pipeline.squashfs.cache import CachedPack
     from pipeline.system.scratch import default_cache
 

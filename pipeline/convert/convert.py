@@ -183,8 +183,8 @@ def _unfinished(output: Path, *, staged: bool) -> Iterator[Path]:
 
 
 def _recorded(options: ConvertOptions) -> dict[str, str | int | bool]:
-    """The options that change the file; which converter was asked for is told elsewhere."""
-    return {key: value for key, value in asdict(options).items() if key != "converter"}
+    """The options that change the file: not which converter was asked for, nor when its work may begin."""
+    return {key: value for key, value in asdict(options).items() if key not in ("converter", "early")}
 
 
 def _is_registry(source: ImageSource) -> bool:
