@@ -36,6 +36,7 @@ from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged
 from pipeline.squashfs.packindex import PackIndex
+from pipeline.squashfs.ranges import of_layers
 from pipeline.squashfs.stitch import Stitched, StitchOptions, stitch
 from pipeline.system.memory import require_memory
 
@@ -134,7 +135,14 @@ class _Conversion:
             packing.meter.total(sum(pack.data_size for pack in packs))
             stitched = self._write(tree, packs, output, created_seconds(config.created))
         versions = {"native": str(FORMAT_VERSION), **packing.codec.versions()}
-        return Converted(tree=tree, versions=versions, sha256=stitched.sha256, size=stitched.size)
+        named = [(key, pack.data_size) for key, pack in zip(packing.keys(), packs, strict=True)]
+        return Converted(
+            tree=tree,
+            versions=versions,
+            sha256=stitched.sha256,
+            size=stitched.size,
+            ranges=of_layers(stitched.size, named, stitched.ranges),
+        )
 
     def _write(self, tree: Tree, packs: Sequence[Pack], output: Path, mkfs_time: int) -> Stitched:
         packing = self.packing
