@@ -239,7 +239,7 @@ class Bench:
 
     def _forget_top(self) -> None:
         """As if the top layer were new: its pack is the one that was written for it."""
-        from pipeline.convert.native import pack_cache
+        from pipeline.convert.packing import pack_cache
         from pipeline.squashfs.cache import pack_key
         from pipeline.squashfs.codecs import Codec
 

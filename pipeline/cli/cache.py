@@ -74,7 +74,7 @@ def prune(
 
 def _packs(config: Path) -> PackCache:
     from pipeline.config.folders import cache_folder
-    from pipeline.convert.native import pack_cache
+    from pipeline.convert.packing import pack_cache
 
     return pack_cache(cache_folder(config))
 

@@ -11,6 +11,7 @@ import typer
 from pipeline.cli import options, output
 from pipeline.cli.stores import host_platform, open_store
 from pipeline.cli.verbs import Verbs
+from pipeline.text import short
 
 lease = Verbs("Leases: who uses a release, so that prune leaves its file.")
 
@@ -50,7 +51,7 @@ def list_leases(
         output.data_json([dataclasses.asdict(one) for one in present])
         return
     for one in present:
-        output.data(f"{one.name}  {one.image}:{one.version}  {one.sha256[:12]}  {one.holder()}")
+        output.data(f"{one.name}  {one.image}:{one.version}  {short(one.sha256)}  {one.holder()}")
 
 
 @lease.command()

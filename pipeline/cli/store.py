@@ -15,7 +15,6 @@ from pipeline.cli.rebuild import rebuild
 from pipeline.cli.stores import need_store, open_store
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import (
-from pipeline.text import human_bytes
     EXIT_PLAN_HAS_CHANGES,
     ConfigError,
     PublishError,
@@ -23,6 +22,7 @@ from pipeline.text import human_bytes
     ToolError,
     VerificationError,
 )
+from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
     from pipeline.store.sync_source import Report
@@ -267,14 +267,14 @@ def usage(
         return
     for cost in costs:
         output.data(
-            f"{human_bytes(cost.size):>9}  {human_bytes(cost.own):>9} of its own  {cost.image}:{cost.version}  {cost.state}"
+            f"{human_bytes(cost.size):>9}  {human_bytes(cost.own):>9} of its own  "
+            f"{cost.image}:{cost.version}  {cost.state}"
         )
     for name, total in found.images.items():
         if image in (None, name):
             output.data(f"{human_bytes(total):>9}  {name}")
     if image is None:
         output.data(f"{human_bytes(found.total):>9}  total")
-
 
 
 @store.command()

@@ -227,6 +227,10 @@ class ConvertModel(Model):
         default=False, description="Keep uid and gid; otherwise all files belong to root."
     )
     keep_xattrs: bool = False
+    early: bool = Field(
+        default=True,
+        description="Let `native` pack layers while the image is scanned; the file stays the same.",
+    )
 
 
 class ScanModel(Model):

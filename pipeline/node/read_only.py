@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import ToolError
-from pipeline.system.scratch import unescaped
+from pipeline.system.mountinfo import unescaped
 
 _MOUNT_SETATTR = 442  # the number of the system call, on every architecture
 _RECURSIVE, _EMPTY_PATH, _ATTR_RDONLY = 0x8000, 0x1000, 1

@@ -310,6 +310,21 @@ class Store:
             )
         return release
 
+    def attach(self, release: Record, name: str, content: bytes) -> bool:
+        """Put a file beside a release whose record names its sha256; False when the record names another.
+
+        What is there already stays. Raises PublishError when the store cannot be written.
+        """
+        from hashlib import sha256
+
+        from pipeline.store import attachments
+
+        if release.attachments.get(name) != sha256(content).hexdigest():
+            return False
+        with atomic.told(f"writing {name} beside {release.image}:{release.version}"):
+            attachments.add(self.layout, release, name, content)
+        return True
+
     def promote(self, name: str, channel: str, *, allow_external: bool = False, reason: str = "") -> bool:
         """Let `channel` name the release "image:version" (or what another channel names). False: it does
         already.

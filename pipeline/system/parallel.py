@@ -18,14 +18,15 @@ PATIENCE = 0.5  # seconds that threads have after a signal to see that they shal
 
 
 class StoppedError(Exception):
-    """Raised inside a task when another one failed; never seen outside."""
+    """Raised inside a task when another one failed, and by `work` when its caller has ended the work."""
 
 
 class Halt:
-    """Asked by tasks between two pieces of their work."""
+    """Asked by tasks between two pieces of their work. When `outer` is set, this one counts as set too."""
 
-    def __init__(self) -> None:
+    def __init__(self, outer: Halt | None = None) -> None:
         self._event = threading.Event()
+        self._outer = outer
 
     def set(self) -> None:
         self._event.set()
@@ -34,6 +35,8 @@ class Halt:
         """Raise StoppedError when the others want this task to end."""
         if self._event.is_set():
             raise StoppedError
+        if self._outer is not None:
+            self._outer.check()
 
 
 def by_signal(kind: type[BaseException] | None) -> bool:
@@ -101,29 +104,33 @@ class Crew:
             thread.join(max(0.0, until - time.monotonic()) if by_signal(kind) else None)
 
 
-def work(tasks: Sequence[Callable[[Halt], T]], *, workers: int) -> list[T]:
+def work(tasks: Sequence[Callable[[Halt], T]], *, workers: int, halt: Halt | None = None) -> list[T]:
     """Run all tasks, at most ``workers`` at once, and give back their results in order.
 
     Each gets a `Halt` that it has to ask now and then. The first exception of a task makes the others stop,
     and is raised when they have. A signal makes them stop too; see `Crew` for those that do not.
+    Whoever gave ``halt`` can set it to end the work, which then raises StoppedError; it serves several calls,
+    one after the other.
     """
-    halt = Halt()
+    own = Halt(halt)
     futures: list[Future[T]] = []
     with Crew(min(workers, len(tasks)), name="crew") as crew:
         try:
             # one by one: a Ctrl-C may come between two of them
             for task in tasks:
-                futures.append(crew.submit(task, halt))  # noqa: PERF401
+                futures.append(crew.submit(task, own))  # noqa: PERF401
             # a bounded wait: a signal is handled between two of them on every platform
             while wait(futures, timeout=0.5, return_when=FIRST_EXCEPTION).not_done:
                 if any(future.done() and future.exception() for future in futures):
                     break
         finally:
-            halt.set()
+            own.set()
             for future in futures:
                 future.cancel()
     failures = [error for future in futures if not future.cancelled() and (error := future.exception())]
     for error in failures:
         if not isinstance(error, StoppedError):
             raise error
+    if failures or any(future.cancelled() for future in futures):
+        raise StoppedError
     return [future.result() for future in futures]

@@ -16,7 +16,8 @@ import pytest
 
 from pipeline.config.types import ConvertOptions
 from pipeline.convert import native
-from pipeline.convert.native import convert_native, pack_cache
+from pipeline.convert.native import convert_native
+from pipeline.convert.packing import pack_cache
 from pipeline.errors import ToolError
 from pipeline.oci.layout import LayoutSource, open_layout
 from pipeline.oci.platform import Platform

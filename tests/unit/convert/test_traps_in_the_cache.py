@@ -14,7 +14,8 @@ import pytest
 
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.blobs import CachedSource
-from pipeline.convert.native import convert_native, pack_cache
+from pipeline.convert.native import convert_native
+from pipeline.convert.packing import pack_cache
 from pipeline.errors import ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.layout import open_layout
