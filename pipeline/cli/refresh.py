@@ -192,9 +192,12 @@ def _rendered(unit: Unit, config: Path) -> str:
     from pipeline.bases.schedule import Schedule, crontab, systemd
     from pipeline.system import self_command
 
-    words: list[str | Path] = [*self_command.installed("refresh", "--config"), config.absolute(), "--rebuild"]
-    for option, variable in (("--store", "SQSHPIPE_STORE"), ("--registry", "SQSHPIPE_REGISTRY")):
-        if os.environ.get(variable):
-            words += [option, os.environ[variable]]
-    schedule = Schedule(command=words, folder=config.absolute().parent, user=getpass.getuser())
+    store = os.environ.get("SQSHPIPE_STORE")
+    schedule = Schedule(
+        program=self_command.installed(),
+        config=config.absolute(),
+        user=getpass.getuser(),
+        store=Path(store).absolute() if store else None,
+        registry=os.environ.get("SQSHPIPE_REGISTRY", ""),
+    )
     return systemd(schedule) if unit is Unit.systemd else crontab(schedule)
