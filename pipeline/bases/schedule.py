@@ -19,7 +19,7 @@ class Schedule:
     """What the timers run, where, and as whom.
 
     `program` is the argv of sqshpipe itself, without a verb. `config` is images.yaml; the jobs run in its
-    folder, and `page`, the HTML report, is relative to that folder. Where `store` and `registry` are not given,
+    folder, and `page`, the HTML report, is relative to it. Where `store` and `registry` are not given,
     images.yaml names them. `environment` is a file of NAME=value lines, for example with the passwords of
     registries; it may be missing. All paths but `page` are absolute.
     """
