@@ -1,4 +1,4 @@
-"""The least that each role needs in IAM, as policy documents (pure). docs/ecr.md explains them."""
+"""The least that each role needs in IAM, as policy documents (pure). docs/explanation/ecr.md explains them."""
 
 from __future__ import annotations
 
