@@ -1,4 +1,6 @@
-"""Writes docs/reference/ from the code: python docs/generate.py, or with --check says what is out of date.
+"""Writes docs/reference/ and docs/schema/ from the code: python docs/generate.py.
+
+With --check it says what is out of date, and writes nothing.
 
 Commands come from typer, images.yaml from the pydantic models, exit codes from pipeline/errors.py, records
 from pipeline/store/record.py.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +26,7 @@ from pipeline.store.record import SCHEMA, Record
 from pipeline.store.sealed import KEY
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
+SCHEMA_FILE = "../schema/images.schema.json"
 _CHECKSUM = (
     f"`{KEY}` is the last key: the CRC-32 of all bytes before its opening quote, in eight lower-case hex",
     "digits. Records of older versions lack it and are valid. Events and channel names have the same last",
@@ -33,7 +37,7 @@ HEAD = "<!-- Made by `python docs/generate.py` from the code: change it there. -
 
 
 def pages() -> dict[str, str]:
-    """File names with what has to be in them."""
+    """File names, seen from docs/reference, with what has to be in them."""
     made = {
         "commands.md": _commands(),
         "configuration.md": _configuration(),
@@ -41,7 +45,8 @@ def pages() -> dict[str, str]:
         "exit-codes.md": _exit_codes(),
         "records.md": _records(),
     }
-    return {name: HEAD + text for name, text in made.items()}
+    schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+    return {**{name: HEAD + text for name, text in made.items()}, SCHEMA_FILE: schema}
 
 
 def _commands() -> str:
@@ -165,7 +170,7 @@ def _records() -> str:
         "",
         f"`<store>/<image>/<version>.json`, schema {SCHEMA}. It never changes. [The store]",
     ]
-    lines[-1] += "(../store.md) has the other files."
+    lines[-1] += "(../explanation/store.md) has the other files."
     lines += ["", " ".join((inspect.getdoc(Record) or "").split()), "", "| key | type |", "|---|---|"]
     types = {field.name: str(field.type) for field in dataclasses.fields(Record)}
     example = Record(image="demo", version="v1.0", platform="linux/amd64", sha256="", size=0, created="")
@@ -185,7 +190,7 @@ def main() -> int:
     for name, text in pages().items():
         path = REFERENCE / name
         if "--check" not in sys.argv:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
             late.append(name)

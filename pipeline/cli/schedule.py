@@ -1,4 +1,4 @@
-"""Timers that run ``sqshpipe refresh --rebuild``."""
+"""Timers for refresh, prune, scrub, rescan and report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pipeline.bases.schedule import Schedule
 
-schedule = Verbs("Timers that run `sqshpipe refresh --rebuild`.")
+schedule = Verbs("Timers for refresh, prune, scrub, rescan and report.")
 
 
 @schedule.command()
@@ -21,7 +21,7 @@ def systemd(
     store: options.Store = None,
     registry: options.Registry = None,
 ) -> None:
-    """Print a systemd service and timer.
+    """Print systemd services and timers.
 
     Example: sqshpipe schedule systemd --store /fsx/containers
     """
@@ -36,7 +36,7 @@ def cron(
     store: options.Store = None,
     registry: options.Registry = None,
 ) -> None:
-    """Print a line for crontab.
+    """Print lines for a crontab.
 
     Example: sqshpipe schedule cron --store /fsx/containers
     """
@@ -51,9 +51,10 @@ def _schedule(config: Path, store: Path | None, registry: str | None) -> Schedul
     from pipeline.bases.schedule import Schedule
     from pipeline.system import self_command
 
-    argv: list[str | Path] = [*self_command.installed("refresh", "--config"), config.absolute(), "--rebuild"]
-    if store is not None:
-        argv += ["--store", store]
-    if registry:
-        argv += ["--registry", registry]
-    return Schedule(command=argv, folder=config.absolute().parent, user=getpass.getuser())
+    return Schedule(
+        program=self_command.installed(),
+        config=config.absolute(),
+        user=getpass.getuser(),
+        store=store.absolute() if store else None,
+        registry=registry or "",
+    )

@@ -112,10 +112,14 @@ def _tell(source: yamlfile.Document, error: ErrorDetails) -> str:
         return f"{source.where(key[:-1])}: {key[-1]} is missing{example}"
     if kind == "value_error":
         return f"{source.where(key)}: {error['ctx']['error']}"
-    if kind == "string_type" and isinstance(given, int | float) and not isinstance(given, bool):
-        return f'{source.where(key)}: {given} is a number here, put it in quotes: "{given}"'
+    typed = source.texts.get(key, str(given))  # 4.10, where the value is 4.1
+    if kind == "string_type" and isinstance(given, int | float):
+        what = "true or false" if isinstance(given, bool) else "a number"
+        return f'{source.where(key)}: {typed} is {what} here, put it in quotes: "{typed}"'
     message = error["msg"][0].lower() + error["msg"][1:]
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and len(str(given)) < 80 else ""
+    shown = ""
+    if isinstance(given, str | int | float | bool) and len(str(given)) < 80:
+        shown = f", not {given!r}" if isinstance(given, str) else f", not {typed}"
     return f"{source.where(key)}: {message}{shown}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -249,27 +248,3 @@ def test_a_branch_and_a_pull_request_with_the_reasons(
     # The token reaches git through its environment alone.
     assert "app-token" not in (work / ".git" / "config").read_text()
     assert os.environ["GH_TOKEN"] not in result.stderr
-
-
-def test_timer_and_crontab_are_rendered(tmp_path: Path) -> None:
-    path = tmp_path / "images 100%.yaml"
-    units = refresh(path, "--render", "systemd").stdout
-    assert "OnCalendar=" in units
-    assert f'"{str(path).replace("%", "%%")}"' in units
-    _, service, timer = re.split(r"^# /etc/systemd/system/(?=sqshpipe-refresh)", units, flags=re.MULTILINE)
-    for unit in (service, timer):
-        name, _, text = unit.partition("\n")
-        (tmp_path / name).write_text(text)
-    if shutil.which("systemd-analyze"):  # it reads no unit of this machine, and nothing is loaded
-        argv = [
-            "systemd-analyze",
-            "verify",
-            "--recursive-errors=no",
-            *tmp_path.glob("*.service"),
-            *tmp_path.glob("*.timer"),
-        ]
-        verified = subprocess.run(argv, capture_output=True, text=True, timeout=60)
-        assert (verified.returncode, verified.stderr) == (0, "")
-    line = refresh(path, "--render", "cron").stdout
-    assert line.count("\n") == 1
-    assert "100\\%.yaml" in line

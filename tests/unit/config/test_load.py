@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -303,6 +304,13 @@ def test_secret_values_written_as_defaults_never_come_back(write: Write) -> None
         with pytest.raises(ConfigError, match=f"{name} looks like a secret") as caught:
             quiet(write(IMAGE + f'    dockerfile: Dockerfile\n    build_args: {{{name}: "x-value"}}\n'))
         assert "x-value" not in str(caught.value)
+
+
+@pytest.mark.parametrize("typed", ["4.10", "24.10", "1.0", "12.", "007.50", "true", "False"])
+def test_the_hint_for_a_missing_quote_has_the_text_as_typed(write: Write, typed: str) -> None:
+    """The text of 4.10 is another than that of the number 4.1: in quotes it would be another version."""
+    with pytest.raises(ConfigError, match=re.escape(f'put it in quotes: "{typed}"')):
+        quiet(write(IMAGE + f"    dockerfile: Dockerfile\n    build_args: {{A: {typed}}}\n"))
 
 
 def test_ordinary_names_are_no_secrets(write: Write) -> None:
