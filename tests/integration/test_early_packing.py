@@ -29,8 +29,9 @@ from pipeline.oci.manifest import OCI_LAYER
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.progress import UNTOLD
-from pipeline.registry import RegistryClient, RegistrySource
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
+from pipeline.registry.source import RegistrySource
 from pipeline.release import path, stages
 from pipeline.release.run import Run, Stage
 from pipeline.scan.gate import ScanReport

@@ -22,7 +22,7 @@ from pipeline.oci.layout import open_layout
 from pipeline.oci.manifest import Manifest, parse_manifest
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
-from pipeline.registry import RegistrySource
+from pipeline.registry.source import RegistrySource
 from tests.support.fake_registry import FakeRegistry
 from tests.support.layers import LayerBuilder, write_layout
 
