@@ -29,7 +29,7 @@ def duration(text: str, option: str) -> timedelta:
     from pipeline.config.quantities import parse_duration
 
     try:
-        return timedelta() if text == "0" else parse_duration(text)
+        return parse_duration(text, zero=True)
     except ConfigError as error:
         raise ConfigError(f"{option}: {error.message}", hint=error.hint) from None
 

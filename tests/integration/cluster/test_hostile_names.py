@@ -302,7 +302,7 @@ def test_a_benchmark_reads_no_trap(host: Host, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("sqshpipe-bench-*"))
 
 
-@pytest.mark.parametrize("how", ["everybody may write", "a symlink", "a file"])
+@pytest.mark.parametrize("how", ["everybody may write", "another user's symlink", "a file"])
 def test_a_node_folder_in_which_others_could_plant_names_is_refused(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,8 +310,9 @@ def test_a_node_folder_in_which_others_could_plant_names_is_refused(
     if how == "everybody may write":
         node.mkdir()
         node.chmod(0o777)
-    elif how == "a symlink":
+    elif how == "another user's symlink":
         node.symlink_to(tmp_path)
+        os.lchown(node, 65534, 65534)
     else:
         node.touch()
     monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(node))
