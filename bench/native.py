@@ -37,7 +37,7 @@ READINGS = 5  # rounds of reading, at least
 CONVERT = """
 import json, resource, sys, time
 from pathlib import Path
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
 from pipeline.convert.native import convert_native

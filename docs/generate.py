@@ -17,6 +17,7 @@ import typer
 
 from pipeline import errors
 from pipeline.cli.app import app
+from pipeline.cluster import settings as cluster_settings
 from pipeline.config.document import json_schema
 from pipeline.store.record import SCHEMA, Record
 from pipeline.store.sealed import KEY
@@ -36,6 +37,7 @@ def pages() -> dict[str, str]:
     made = {
         "commands.md": _commands(),
         "configuration.md": _configuration(),
+        "cluster.md": _cluster(),
         "exit-codes.md": _exit_codes(),
         "records.md": _records(),
     }
@@ -88,19 +90,32 @@ def _parameter(parameter: Any) -> str:
 
 
 def _configuration() -> str:
-    schema = json_schema()
-    lines = [
+    head = [
         "# images.yaml",
         "",
         "An unknown key is an error that names the line. `sqshpipe config schema` prints this as",
     ]
-    lines += ["JSON schema. Times are `90m`, `12h`, `30d` or `2w`."]
-    order = ["ImagesFile", *schema["$defs"]]
-    for name in order:
-        model = schema if name == "ImagesFile" else schema["$defs"][name]
+    head += ["JSON schema. Times are `90m`, `12h`, `30d` or `2w`."]
+    return _schema(head, "ImagesFile", json_schema())
+
+
+def _cluster() -> str:
+    head = [
+        "# cluster.yaml",
+        "",
+        "An unknown key is an error that names the line. `sqshpipe cluster schema` prints this",
+    ]
+    head += ["as JSON schema, and `sqshpipe cluster init` writes a first file with comments."]
+    return _schema(head, "ClusterSettings", cluster_settings.json_schema())
+
+
+def _schema(lines: list[str], whole: str, schema: dict[str, Any]) -> str:
+    for name in [whole, *schema["$defs"]]:
+        model = schema if name == whole else schema["$defs"][name]
         if "properties" not in model:
             continue
-        lines += ["", f"## {_title(name)}", "", inspect.cleandoc(model.get("description", "")), ""]
+        title = "The file" if name == whole else _title(name)
+        lines += ["", f"## {title}", "", inspect.cleandoc(model.get("description", "")), ""]
         lines += ["| key | what | default |", "|---|---|---|"]
         required = set(model.get("required", ()))
         for key, entry in model["properties"].items():
@@ -109,7 +124,7 @@ def _configuration() -> str:
 
 
 def _title(name: str) -> str:
-    return "The file" if name == "ImagesFile" else name.removesuffix("Model")
+    return name.removesuffix("Model")
 
 
 def _key(key: str, entry: dict[str, Any], *, required: bool) -> str:

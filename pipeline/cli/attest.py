@@ -32,7 +32,7 @@ def create(
     from pipeline.attest import attest as stage
     from pipeline.bases.clients import Clients
     from pipeline.config.reading import load
-    from pipeline.registry import RegistryClient
+    from pipeline.registry.client import RegistryClient
 
     opened = open_store(store, config)
     release = opened.resolve(name, host_platform())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.cli.verbs import Verbs
-from pipeline.errors import ToolError
+from pipeline.errors import ConfigError, ToolError
 from pipeline.system import untrusted
 
 cluster = Verbs("Files for a whole cluster: bootstrap script, cluster file.")
@@ -17,6 +18,36 @@ cluster = Verbs("Files for a whole cluster: bootstrap script, cluster file.")
 
 DEFAULT_VALUES = Path("cluster.yaml")
 Values = Annotated[Path, typer.Option("--values", help="The few values of this cluster.")]
+
+
+class Kind(str, Enum):
+    parallelcluster = "parallelcluster"
+    pcs = "pcs"
+    hyperpod = "hyperpod"
+
+
+@cluster.command()
+def init(
+    kind: Annotated[
+        Kind, typer.Option("--for", help="AWS ParallelCluster, AWS PCS, or SageMaker HyperPod.")
+    ] = Kind.parallelcluster,
+    output_file: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = DEFAULT_VALUES,
+) -> None:
+    """Write a first cluster.yaml with comments; it renders as it stands."""
+    from pipeline.cluster import bootstrap as rendering
+
+    if output_file.exists():
+        raise ConfigError(f"{output_file} is there already", hint="--output names another file")
+    write_out(rendering.starter(kind.value), output_file)
+    output.data(str(output_file))
+
+
+@cluster.command()
+def schema() -> None:
+    """Print the JSON schema of cluster.yaml, for editors."""
+    from pipeline.cluster import settings
+
+    output.data_json(settings.json_schema())
 
 
 @cluster.command()

@@ -77,7 +77,7 @@ def script(
         runtime=runtime.value,
         nodes=nodes,
         gpus=gpus,
-        jobs=settings.load(values).jobs if values else settings.Jobs(),
+        jobs=settings.load_jobs(values) if values else settings.Jobs(),
         extra=tuple(sbatch or ()),
         hosts=tuple(host or ()),
     )

@@ -115,7 +115,7 @@ def _in_registry(settings: Config, spec: ImageSpec, clients: Clients, tag: str |
     from pipeline.image import inputs
     from pipeline.image.pin import pin
     from pipeline.image.push import PushedImage, adopt
-    from pipeline.registry import image_manifest
+    from pipeline.registry.images import image_manifest
 
     repository = settings.registry.repository(spec.name)
     client = clients(repository.registry)

@@ -17,7 +17,7 @@ from pipeline.errors import ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.manifest import Descriptor, Manifest
 from pipeline.progress import Meter
-from pipeline.registry import RegistrySource
+from pipeline.registry.source import RegistrySource
 from pipeline.system import untrusted
 
 log = structlog.get_logger()

@@ -188,7 +188,7 @@ def _recorded(options: ConvertOptions) -> dict[str, str | int | bool]:
 
 
 def _is_registry(source: ImageSource) -> bool:
-    from pipeline.registry import RegistrySource
+    from pipeline.registry.source import RegistrySource
 
     return isinstance(source, RegistrySource)
 

@@ -5,7 +5,7 @@
     pyxis-importer get docker://HOST/REPO[:TAG|@sha256:DIGEST], also HOST#REPO and USER@HOST#REPO
     pyxis-importer release
 
-plugstack.conf:  required spank_pyxis.so use_squashfuse=1 importer=PREFIX/bin/pyxis-importer
+plugstack.conf:  optional spank_pyxis.so use_squashfuse=1 importer=PREFIX/bin/pyxis-importer
 
 `get` prints one absolute path; all else goes to stderr, which pyxis shows when `get` fails. It runs as the
 job's user on every node of a step at once, so it takes no lock, writes nothing but a lease (who uses the
@@ -121,7 +121,9 @@ class Wanted:
             and (not at or is_digest(self.digest))
         )
         if not well or (separator and scheme != "docker"):
-            raise Refused(f"{text[:300]} is not an image reference that can be looked up")
+            raise Refused(
+                f"{text[:300]} is not an image reference that can be looked up{what_to_write(text)}"
+            )
 
     def is_repository(self, name: str) -> bool:
         """Whether `name` (host/repository, as records have it) is what the user means."""
@@ -433,6 +435,17 @@ def find(settings: Settings, wanted: Wanted) -> Found:
     return Found(wanted.image, version, entry)
 
 
+def what_to_write(text: str) -> str:
+    """Advice for the ways of writing a reference that pyxis or another tool takes and this one does not."""
+    rest = text.partition("://")[2] or text
+    if "dockerd://" in text or "podman://" in text:
+        return "; an image of this node's engine has to be published first: write IMAGE:VERSION"
+    host, sharp, path = rest.partition("#")
+    if sharp and path.startswith("/"):
+        return f"; no slash after the #: {host[:200]}#{path.lstrip('/')[:200]}"
+    return "; write IMAGE:VERSION, HOST/REPOSITORY:TAG or the path of a file, beginning with / or ./"
+
+
 def is_ours(settings: Settings, wanted: Wanted) -> bool:
     """Whether the repository is one that the settings declare to be an image of the store."""
     names = [f"{each.rstrip('/')}/{wanted.image}" for each in settings.registries]
@@ -457,6 +470,11 @@ def not_published(root: str, wanted: Wanted, image: Image) -> NotPublished:
     if platforms and platform() not in platforms:
         there = ", ".join(sorted(platforms))
         return NotPublished(f"{wanted.text} is not published for {platform()}, only for {there}")
+    if wanted.image.endswith((".sqsh", ".squashfs")):
+        text = f"{wanted.text} is taken for an image's name: the path of a file begins with / or ./"
+        return NotPublished(f"{text}; write ./{wanted.text}")
+    if wanted.digest and wanted.name and image.entry(image.channels.get(wanted.name, wanted.name)):
+        return NotPublished(f"{wanted.image}:{wanted.name} is published, but its digest is another one")
     hint = image.known(wanted)
     if not hint and not list_folder(image.folder):
         images = [each for each in list_folder(root) if is_name(each) and os.path.isdir(f"{root}/{each}")]

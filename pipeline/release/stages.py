@@ -19,7 +19,8 @@ from pipeline.image.inputs import scan_policy
 from pipeline.image.mirror import mirror
 from pipeline.image.push import PushedImage, adopt, push, tag_version
 from pipeline.image.repository import prepare
-from pipeline.registry import RegistrySource, image_manifest
+from pipeline.registry.images import image_manifest
+from pipeline.registry.source import RegistrySource
 from pipeline.release.pinned import Pinned
 from pipeline.release.publish import publish, publish_again
 from pipeline.release.run import Run, Stage

@@ -17,7 +17,7 @@ from demo.registry import PrivateRegistry
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support.layers import LayerBuilder
 from tests.support.pushed import push_image

@@ -14,7 +14,7 @@ from pipeline.cli.app import app
 from pipeline.config.lock import read_lock
 from pipeline.config.reading import load
 from pipeline.errors import ConfigError, RegistryError
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import credentials_provider
 from tests.support.tiny_images import push_image, push_index
 

@@ -29,7 +29,7 @@ KEPT = {".pack", ".pair"}
 DRIVER = """
 import sys
 from pathlib import Path
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.convert.native import convert_native

@@ -20,7 +20,7 @@ from pipeline.cli.app import app
 from pipeline.config.lock import read_lock
 from pipeline.config.reading import load
 from pipeline.oci.digest import Digest
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import credentials_provider
 from tests.support.github import FakeGitHub
 from tests.support.registry import Fault, FaultyProxy, serving

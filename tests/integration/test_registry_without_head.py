@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from demo.registry import PrivateRegistry
 from pipeline.cli.app import app
 from pipeline.config.lock import read_lock
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support.registry import Fault, FaultyProxy
 from tests.support.tiny_images import push_image

@@ -101,6 +101,11 @@ def test_imports_point_to_lower_ranks(module: str) -> None:
         )
 
 
+def test_a_folder_imports_nothing_by_itself() -> None:
+    """Whoever imports one module of it loads that module alone, also in two threads at once."""
+    assert not {name for name, path in MODULES.items() if path.name == "__init__.py" and IMPORTS[name]}
+
+
 def test_no_module_imports_itself_through_others() -> None:
     """Cycles inside a folder: between folders the ranks forbid them."""
     done: set[str] = set()

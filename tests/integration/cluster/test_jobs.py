@@ -25,8 +25,14 @@ def sqshpipe(*words: str | Path) -> str:
 @pytest.mark.parametrize("launcher", ["pytorch", "torchrun", "mpi"])
 @pytest.mark.parametrize("runtime", ["pyxis", "path", "run"])
 @pytest.mark.usefixtures("slurm")
-def test_sbatch_takes_every_script(published: Store, launcher: str, runtime: str) -> None:
+def test_sbatch_takes_every_script(published: Store, tmp_path: Path, launcher: str, runtime: str) -> None:
+    values = tmp_path / "cluster.yaml"
+    values.write_text(
+        "jobs: {time: 00:05:00, cpus_per_task: 1, mounts: [/tmp, /var/tmp:ro],"
+        " env: {NCCL_SOCKET_IFNAME: '^lo,docker0'}}\n"
+    )
     words = ["job", "script", "demo", "--launcher", launcher, "--runtime", runtime, "-N", str(NODES)]
+    words += ["--values", str(values)]
     assert sqshpipe(*words, "--test-only", "--", "python", "train.py") == ""
     assert f"sqshpipe:{published.resolve('demo').sha256}" in sqshpipe(*words, "--", "python", "train.py")
 

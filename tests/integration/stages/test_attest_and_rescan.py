@@ -26,7 +26,7 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.referrers import referrers
 from pipeline.scan.ecr import Waiting

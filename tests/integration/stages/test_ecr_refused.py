@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from pipeline.aws import ecr_tokens
 from pipeline.cli.app import app
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError, ScanRejected, SqshpipeError
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support import aws, scans
 from tests.support.ecr_front import HOST, EcrFront

@@ -319,3 +319,18 @@ def test_limits_of_images(write: Write) -> None:
     for wrong in ("unpacked: 1X", "unpacked: -5", "ratio: 0", "devices: drop", "bytes: 5"):
         with pytest.raises(ConfigError, match="limits"):
             quiet(write(f"{MINIMAL}limits: {{{wrong}}}\n"))
+
+
+@pytest.mark.parametrize(
+    ("written", "time"),
+    [
+        ("90m", timedelta(minutes=90)),
+        ("120", timedelta(hours=2)),
+        ("00:05:00", timedelta(minutes=5)),
+        ("2-00:00:00", timedelta(days=2)),
+        ("1-12", timedelta(hours=36)),
+    ],
+)
+def test_slurms_time_is_taken_as_slurm_writes_it(write: Write, written: str, time: timedelta) -> None:
+    text = MINIMAL + f"defaults: {{slurm: {{time: {written}}}}}\n"
+    assert quiet(write(text)).image("demo").slurm.time == time

@@ -133,6 +133,25 @@ def test_other_schemes_are_no_images_of_the_store(store: HandmadeStore) -> None:
         importer.get(settings(store), "dockerd://demo:v1.0")
 
 
+@pytest.mark.parametrize(
+    ("reference", "advice"),
+    [
+        ("docker://hello.sqsh", "write ./hello.sqsh"),
+        ("docker://team/hello.squashfs", "begins with / or ./"),
+        ("dockerd://demo:v1.0", "has to be published first"),
+        ("docker://127.0.0.1:5000#/team/x:v1", "127.0.0.1:5000#team/x:v1"),
+        (f"docker://demo:v1.0@sha256:{'0' * 64}", "its digest is another one"),
+        ("docker://UP//x", "write IMAGE:VERSION"),
+    ],
+)
+def test_the_sentence_says_what_to_write(store: HandmadeStore, reference: str, advice: str) -> None:
+    store.release("demo", "v1.0")
+    with pytest.raises(importer.Refused) as refused:
+        importer.find(settings(store), importer.Wanted(reference))
+    assert advice in str(refused.value)
+    assert "did you mean" not in str(refused.value)
+
+
 def test_declared_registries_need_no_record(store: HandmadeStore) -> None:
     (store.root / "demo" / "v1.0.json").unlink()
     reference = "mirror.example.com/x/demo:v1.0"
