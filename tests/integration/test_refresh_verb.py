@@ -251,9 +251,13 @@ def test_a_branch_and_a_pull_request_with_the_reasons(
     assert os.environ["GH_TOKEN"] not in result.stderr
 
 
+def schedule(kind: str, path: Path) -> str:
+    return CliRunner().invoke(app, ["schedule", kind, "--config", str(path)], catch_exceptions=False).stdout
+
+
 def test_timer_and_crontab_are_rendered(tmp_path: Path) -> None:
     path = tmp_path / "images 100%.yaml"
-    units = refresh(path, "--render", "systemd").stdout
+    units = schedule("systemd", path)
     assert "OnCalendar=" in units
     assert f'"{str(path).replace("%", "%%")}"' in units
     _, service, timer = re.split(r"^# /etc/systemd/system/(?=sqshpipe-refresh)", units, flags=re.MULTILINE)
@@ -270,6 +274,6 @@ def test_timer_and_crontab_are_rendered(tmp_path: Path) -> None:
         ]
         verified = subprocess.run(argv, capture_output=True, text=True, timeout=60)
         assert (verified.returncode, verified.stderr) == (0, "")
-    line = refresh(path, "--render", "cron").stdout
+    line = schedule("cron", path)
     assert line.count("\n") == 1
     assert "100\\%.yaml" in line

@@ -118,7 +118,9 @@ def test_a_path_that_is_no_text_reaches_a_script_as_it_is(locale: str, tmp_path:
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip(b"\n").endswith(b"v1.sqsh")
     assert Path(os.fsdecode(done.stdout.rstrip(b"\n"))).exists()
-    listed = shell("", "store", "lease", "create", "no:such", "--store", os.fsdecode(root), **LOCALES.get(locale, {}))
+    listed = shell(
+        "", "store", "lease", "create", "no:such", "--store", os.fsdecode(root), **LOCALES.get(locale, {})
+    )
     assert listed.returncode == 2
     assert b"\\xe9\\x9b" in listed.stderr
     assert b"\x9b" not in listed.stderr
