@@ -71,7 +71,7 @@ def _walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, command
         return
     for name, below in commands.items():
-        if not below.hidden:
+        if not below.hidden or hasattr(below, "commands"):  # ci is for workflows: hidden, and documented
             yield from _walk(below, f"{path} {name}")
 
 

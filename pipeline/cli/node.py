@@ -61,7 +61,7 @@ def install(
     leases: Annotated[
         Path | None, typer.Option("--leases", help="Where leases go, if not STORE/leases.")
     ] = None,
-    cluster_name: Annotated[str, typer.Option("--cluster-name", help="For the leases.")] = "",
+    cluster_name: Annotated[str, typer.Option("--cluster-name", help="Written into leases.")] = "",
     enroot: Annotated[str, typer.Option("--enroot", help="The enroot to import with.")] = "enroot",
     verify: Annotated[
         bool, typer.Option("--verify", help="Check each file's whole sha256, once a node and digest.")

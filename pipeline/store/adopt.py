@@ -26,5 +26,5 @@ def guess_name(file: Path) -> tuple[str, str]:
         return check_image(image), check_version(version)
     except SqshpipeError:
         raise ConfigError(
-            f"the name of {file} does not say image and version", hint="give --image NAME --tag VERSION"
+            f"the name of {file} does not say image and version", hint="give --as NAME:VERSION"
         ) from None

@@ -140,7 +140,8 @@ def _reference() -> dict[str, set[str]]:
     """Each command with its options, as the reference has them."""
     parts = (ROOT / "docs/reference/commands.md").read_text().split("\n## sqshpipe ")[1:]
     split = (part.partition("\n") for part in parts)
-    return {name: {"--help", *re.findall(r"(?<![\w-])--?[a-z][\w-]*", said)} for name, _, said in split}
+    everywhere = {"--help", "-q", "--quiet", "-v", "--verbose"}
+    return {name: {*everywhere, *re.findall(r"(?<![\w-])--?[a-z][\w-]*", said)} for name, _, said in split}
 
 
 def _calls(page: Path) -> Iterator[str]:
@@ -155,16 +156,19 @@ def _calls(page: Path) -> Iterator[str]:
 
 def test_the_commands_and_options_that_documents_name_are_there() -> None:
     known, seen = _reference(), 0
-    groups = {name.split()[0] for name in known if " " in name}
+    groups = {name.rsplit(" ", depth)[0] for name in known for depth in range(1, name.count(" ") + 1)}
     for page in PAGES:
         for call in _calls(page):
             words = call.split()
             if not words or not re.fullmatch(r"[a-z][a-z-]+", words[0]):
                 continue
-            name = " ".join(words[:2]) if words[0] in groups else words[0]
+            depth = 1
+            while " ".join(words[:depth]) in groups and depth < len(words):
+                depth += 1
+            name = " ".join(words[:depth])
             where = f"{page.relative_to(ROOT)}: sqshpipe {call}"
-            if words[0] in groups and name not in known:
-                assert len(words) == 1 or not re.fullmatch(r"[a-z-]+", words[1]), where
+            if name not in known and " ".join(words[: depth - 1] or words) in groups:
+                assert name in groups or not re.fullmatch(r"[a-z-]+", words[depth - 1]), where
                 continue
             assert name in known, where
             assert set(re.findall(r"(?<!\S)--?[a-z][\w-]*", call)) <= known[name], where

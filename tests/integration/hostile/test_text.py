@@ -97,6 +97,8 @@ CASES: dict[str, list[str]] = {
     "node check": ["Q", "F", "X --store S"],
     "node bench": ["Q", "F", "X --store S"],
     "node warm-here": ["X --digest X --local X --state X", "Q --digest X --local P/l --state P/s"],
+    "cluster init": ["-o P/cluster.yaml", "-o F", "--for X"],
+    "cluster schema": [""],
     "cluster bootstrap": ["--values F", "--values V", "--values X"],
     "cluster config": ["--values F", "--values V", "--values X"],
     "job script": ["demo:v2 X --store S", "X X --store S", "demo:v2 true --name X --store S --sbatch X"],
@@ -302,7 +304,8 @@ def test_the_page_of_a_hostile_store_is_text(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["list --all --store S", "show demo:v1 --store S", "lease --store S", "cat Q X"]
+    "words",
+    ["list --all --store S", "show demo:v1 --store S", "store lease list --store S", "squashfs cat Q X"],
 )
 def test_a_terminal_gets_text(words: str, place: Place) -> None:
     ours, theirs = pty.openpty()
@@ -314,7 +317,7 @@ def test_a_terminal_gets_text(words: str, place: Place) -> None:
             printed += piece
     os.close(ours)
     assert process.returncode in (0, 2, 6), printed
-    if words.startswith(("list", "lease")):  # cat prints a file's own lines, show breaks long ones at words
+    if words.startswith(("list", "store lease")):  # cat prints a file's lines, show breaks long ones
         check(printed.replace(b"\r\n", b"\n"), words)
     assert b"\x1b" not in printed
     assert printed.replace(b"\r\n", b"").decode().replace("\t", "").isprintable()

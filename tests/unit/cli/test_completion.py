@@ -63,7 +63,7 @@ def test_images_and_store_of_images_yaml(store: Store, tmp_path: Path) -> None:
 
 
 def test_verbs_and_those_of_a_group(tmp_path: Path) -> None:
-    assert _tab("sqshpipe re", tmp_path) == ["release", "refresh", "resolve", "report"]
+    assert _tab("sqshpipe re", tmp_path) == ["release", "refresh", "resolve", "report", "registry"]
     assert _tab("sqshpipe cluster b", tmp_path) == ["bootstrap"]
     assert _tab("sqshpipe warm", tmp_path) == []
 
