@@ -5,6 +5,7 @@ Caches are asked for one thing: which bytes they name. That can only keep bytes 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pipeline.config.names import stem
 from pipeline.store import sealed
 from pipeline.store.layout import LINK_SUFFIX, Layout
 from pipeline.store.reading import cache_bytes, lost_events, read_truth, records_in
+from pipeline.store.record import is_sha256
 from pipeline.store.state import ImageState
 from pipeline.text import escaped
 
@@ -80,13 +82,15 @@ def _names(layout: Layout) -> Iterator[tuple[str, str, str, str]]:
     for image in layout.images():
         links: set[str] = set()
         records_in(layout.image(image), links)
+        folder = layout.image(image)
         for link in sorted(links):
             try:
-                target = (layout.image(image) / link).readlink().name
+                target = os.readlink(f"{folder}/{link}")  # noqa: PTH115 - thousands of them
             except OSError:
                 continue
-            if found := _HEX.fullmatch(target.removesuffix(LINK_SUFFIX).encode(errors="replace")):
-                yield f"{image}/{link}", image, link.removesuffix(LINK_SUFFIX), found[0].decode()
+            target = target.rpartition("/")[2].removesuffix(LINK_SUFFIX)
+            if is_sha256(target):
+                yield f"{image}/{link}", image, link.removesuffix(LINK_SUFFIX), target
         for line in _bytes(layout, f"{image}/{layout.sums(image).name}").splitlines():
             if match := _SUM.fullmatch(line):
                 yield f"{image}/SHA256SUMS", image, match[2].decode(errors="replace"), match[1].decode()

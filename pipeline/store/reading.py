@@ -50,7 +50,7 @@ def read_record(layout: Layout, image: str, version: str, platform: str) -> Reco
     return _read_record(layout.record(image, version, platform))
 
 
-def _read_record(path: Path) -> Record | None:
+def _read_record(path: str | Path) -> Record | None:
     try:
         return parse_own(sealed.read_bytes(path), path)
     except (FileNotFoundError, NotADirectoryError):
@@ -92,7 +92,7 @@ def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> 
         if not any(may_be_of(name, version) for version in wanted):
             continue
         try:
-            record = _read_record(layout.image(state.image) / (name + RECORD_SUFFIX))
+            record = _read_record(f"{layout.image(state.image)}/{name}{RECORD_SUFFIX}")
         except sealed.UnreadableError:
             if any(is_of(name, version) for version in wanted):
                 raise
@@ -119,10 +119,10 @@ def load(layout: Layout, image: str) -> Loaded:
 def _add_records(layout: Layout, loaded: Loaded, there: set[str]) -> None:
     """Take in the records of the stems `there` that the state does not have."""
     state = loaded.state
+    folder = layout.image(state.image)
     for name in sorted(there.difference(name for name, _, _, _ in state.stems())):
-        path = layout.image(state.image) / (name + RECORD_SUFFIX)
         try:
-            record = _read_record(path)
+            record = _read_record(f"{folder}/{name}{RECORD_SUFFIX}")
         except sealed.UnreadableError as error:
             loaded.broken.append(error.message)
             loaded.skipped.add(name)
