@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.cli.store import Platform, host_platform, open_store
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PublishError
 
 if TYPE_CHECKING:
     from pipeline.store.prune import Report
@@ -234,6 +234,6 @@ def rebuild(
     broken = opened.rebuild()
     for message in broken:
         structlog.get_logger().warning(message)
-    if broken:
-        structlog.get_logger().warning(_WAYS_OUT)
     output.data_path(opened.layout.manifest)
+    if broken:
+        raise PublishError("not everything in the store can be read", hint=_WAYS_OUT)

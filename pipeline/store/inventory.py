@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config.names import stem
-from pipeline.store import sealed
+from pipeline.store import index, sealed
 from pipeline.store.layout import LINK_SUFFIX, Layout
-from pipeline.store.reading import cache_bytes, lost_events, read_truth, records_in
+from pipeline.store.reading import cache_bytes, lost_events, lost_image, read_truth, records_in
 from pipeline.store.record import is_sha256
 from pipeline.store.state import ImageState
 from pipeline.text import escaped
@@ -52,6 +52,7 @@ def take(layout: Layout) -> Inventory:
     found = Inventory()
     for name in layout.not_folders():
         found.faults[name] = [f"{escaped(str(layout.image(name)))} is neither a folder nor a file"]
+    listed = index.entries(_bytes(layout, layout.manifest.name))
     for image in layout.images():
         try:
             loaded = read_truth(layout, image)
@@ -59,9 +60,12 @@ def take(layout: Layout) -> Inventory:
             found.faults[image] = [error.message]
             continue
         found.states[image] = loaded.state
-        faults = [*loaded.broken, *filter(None, [lost_events(layout, loaded.state)])]
+        events = listed.get(image, (0, b""))[0]
+        faults = [*loaded.broken, *filter(None, [lost_events(layout, loaded.state, listed=events)])]
         if faults:
             found.faults[image] = faults
+    for image in listed.keys() - found.states.keys() - found.faults.keys():
+        found.faults[image] = [lost_image(layout, image)]
     return found
 
 
@@ -106,8 +110,8 @@ def _names(layout: Layout) -> Iterator[tuple[str, str, str, str]]:
     if data is None or not isinstance(data.get("images"), dict):
         yield from _all("manifest.json", raw)
         return
-    for image, index in data["images"].items():
-        yield from _index("manifest.json", image, index)
+    for image, entry in data["images"].items():
+        yield from _index("manifest.json", image, entry)
 
 
 def _index(where: str, image: str, data: Any) -> Iterator[tuple[str, str, str, str]]:

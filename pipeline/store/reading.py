@@ -176,19 +176,28 @@ def refuse_newer(layout: Layout, image: str) -> None:
         cache_bytes(path)
 
 
-def lost_events(layout: Layout, state: ImageState) -> str:
-    """The sentence for a sound cache that contains more events than are there; empty when none does."""
+def lost_events(layout: Layout, state: ImageState, *, listed: int = 0) -> str:
+    """The sentence for a sound cache that contains more events than are there; empty when none does.
+
+    `listed` is how many manifest.json contains.
+    """
     image = state.image
     head = index.read_head(cache_bytes(layout.head(image)), image)
     line = index.read_first_line(cache_bytes(layout.index(image)), image)
     for path, number in (
         (layout.head(image), head.events if head else 0),
         (layout.index(image), line[0] if line else 0),
+        (layout.manifest, listed),
     ):
         if number > state.events and not exists(layout.event(image, number)):
             missing = escaped(str(layout.event(image, number)))
             return f"{missing} is missing: {path.name} contains it"
     return ""
+
+
+def lost_image(layout: Layout, image: str) -> str:
+    """The sentence for an image that manifest.json names and that has no folder."""
+    return f"{escaped(str(layout.image(image)))} is missing: {layout.manifest.name} names its releases"
 
 
 def signature_of(path: Path) -> Signature:
