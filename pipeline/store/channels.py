@@ -39,7 +39,7 @@ def decide(
         add_versions(layout, present, wanted(present))
         change = decision(present)
         if change is not None:
-            folders.make(layout.events(image))
+            folders.make_of_image(layout, image)
         return present.events, change
 
     with atomic.told(f"recording a change of {image}"):

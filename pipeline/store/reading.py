@@ -88,9 +88,8 @@ def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> 
     wanted = frozenset(versions)
     if not wanted:
         return
-    for name in sorted(records_in(layout.image(state.image), set())):
-        if not any(may_be_of(name, version) for version in wanted):
-            continue
+    there = records_in(layout.image(state.image), set())
+    for name in sorted(name for name in there if any(may_be_of(name, version) for version in wanted)):
         try:
             record = _read_record(f"{layout.image(state.image)}/{name}{RECORD_SUFFIX}")
         except sealed.UnreadableError:
