@@ -8,6 +8,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.cli.stores import need_store, open_store
+from pipeline.errors import PublishError
 
 _WAYS_OUT = (
     "no bytes are deleted in this store while a record or event cannot be read: restore the file from a "
@@ -55,6 +56,6 @@ def rebuild(
     broken = opened.rebuild()
     for message in broken:
         output.log().warning(message)
-    if broken:
-        output.log().warning(_WAYS_OUT)
     output.data_path(opened.layout.manifest)
+    if broken:
+        raise PublishError("not everything in the store can be read", hint=_WAYS_OUT)

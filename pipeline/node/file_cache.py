@@ -57,7 +57,7 @@ def into_page_cache(file: Path, sha256: str | None) -> Warmed:
     digest = hashlib.sha256() if sha256 else None
     size = 0
     try:
-        with file.open("rb", buffering=0) as source:
+        with os.fdopen(untrusted.open_regular(file, follow=True), "rb", buffering=0) as source:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             while block := source.read(_BLOCK):
                 size += len(block)
@@ -143,7 +143,7 @@ def _copy(file: Path, place: int, name: str) -> bool:
     try:
         copy = untrusted.create_exclusive(temporary, dir_fd=place)
         try:
-            with file.open("rb", buffering=0) as source:
+            with os.fdopen(untrusted.open_regular(file, follow=True), "rb", buffering=0) as source:
                 while block := source.read(_BLOCK):
                     view = memoryview(block)
                     while view:

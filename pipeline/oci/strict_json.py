@@ -21,36 +21,47 @@ def parse_object(raw: bytes, *, max_size: int, what: str) -> dict[str, Any]:
     """Parse `raw`, a JSON object of at most `max_size` bytes. `what` names it in FormatError's sentence."""
     if len(raw) > max_size:
         raise FormatError(f"{what} has {len(raw)} bytes, more than the {max_size} that are allowed")
-
-    def integer(digits: str) -> int:
-        if len(digits.lstrip("-")) > _MAX_DIGITS:
-            raise FormatError(f"{what} holds a number beyond 64 bits")
-        return int(digits)
-
-    def constant(name: str) -> NoReturn:
-        raise FormatError(f"{what} holds {name}, which is not JSON")
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(items)
-        if len(made) != len(items):
-            twice = next(name for name, times in Counter(name for name, _ in items).items() if times > 1)
-            raise FormatError(f"{what} has the key {twice[:80]!r} twice in one object")
-        return made
-
     try:
-        value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=pairs, parse_int=integer, parse_constant=constant
-        )
+        value = _DECODER.decode(raw.decode("utf-8"))
+    except _RefusedError as error:
+        raise FormatError(f"{what} {error}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise FormatError(f"{what} is not JSON: {error}") from None
     except RecursionError:
         raise FormatError(f"{what} is nested too deeply") from None
     if not isinstance(value, dict):
         raise FormatError(f"{what} is not a JSON object")
-    _check_depth(value, what)
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:  # else it cannot be deeper
+        _check_depth(value, what)
     if rb"\u" in raw and not _is_text(value):
         raise FormatError(f"{what} holds half of a surrogate pair, which is no text")
     return value
+
+
+class _RefusedError(Exception):
+    """What a hook of the decoder refuses; the text continues a sentence."""
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS and len(digits.lstrip("-")) > _MAX_DIGITS:
+        raise _RefusedError("holds a number beyond 64 bits")
+    return int(digits)
+
+
+def _constant(name: str) -> NoReturn:
+    raise _RefusedError(f"holds {name}, which is not JSON")
+
+
+def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(items)
+    if len(made) != len(items):
+        twice = next(name for name, times in Counter(name for name, _ in items).items() if times > 1)
+        raise _RefusedError(f"has the key {twice[:80]!r} twice in one object")
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer, parse_constant=_constant)
+"""Made once: making one takes as long as reading a small object."""
 
 
 def _is_text(value: object) -> bool:

@@ -10,6 +10,7 @@ event, and go to the records.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from pipeline.config.names import stem
 from pipeline.store import folders, sealed
-from pipeline.store.index import SCHEMA, write_head, write_index
+from pipeline.store.index import SCHEMA, entries, read_first_line, read_index, write_head, write_index
 from pipeline.store.layout import LINK_SUFFIX, Layout
 from pipeline.store.reading import (
     Loaded,
@@ -27,6 +28,7 @@ from pipeline.store.reading import (
     index_is_current,
     load,
     lost_events,
+    lost_image,
     read_truth,
     records_in,
     signature_of,
@@ -54,6 +56,8 @@ def refresh(layout: Layout, image: str, *, rebuild: bool = False) -> Loaded:
         content, signature = write_index(loaded.state), loaded.signature
         links.repair(layout.image(image), loaded.links, every=rebuild)
         if content != loaded.index:
+            if not loaded.index:
+                _leave_traces(layout, loaded.state)
             _write(layout.sums(image), _sums(files).encode())
             signature = _write(layout.index(image), content)
         folders.make(layout.head(image).parent)
@@ -65,6 +69,20 @@ def refresh(layout: Layout, image: str, *, rebuild: bool = False) -> Loaded:
     return loaded  # where others keep changing it, each of them does the same after its change
 
 
+def _leave_traces(layout: Layout, state: ImageState) -> None:
+    """Before an index goes: its releases that have lost their record keep a symlink. `prune` leaves bytes
+    that one names, and `store rebuild --restore` finds them by it.
+    """
+    old = read_index(cache_bytes(layout.index(state.image)), state.image)
+    if old is None:
+        return
+    there = {name for name, _, _, _ in state.stems()}
+    for name, version, _, held in old.stems():
+        link = layout.image(state.image) / (name + LINK_SUFFIX)
+        if name not in there and not old.releases[version].pruned and not os.path.lexists(link):
+            atomic.replace_link(link, f"../{held.file}")
+
+
 def rebuild(layout: Layout) -> list[str]:
     """Write the caches of all images anew, the present ones not used; gives what could not be read.
 
@@ -74,18 +92,20 @@ def rebuild(layout: Layout) -> list[str]:
     for path in [layout.manifest, *map(layout.index, images), *map(layout.head, images)]:
         cache_bytes(path)
     broken: list[str] = []
+    listed = entries(cache_bytes(layout.manifest))
+    broken += [lost_image(layout, image) for image in sorted(listed.keys() - set(images))]
     for image in images:
-        broken += _rebuild(layout, image)
-    refresh_manifest(layout)
+        broken += _rebuild(layout, image, listed.get(image, (0, b""))[0])
+    refresh_manifest(layout, forget=True)
     return broken
 
 
-def _rebuild(layout: Layout, image: str) -> list[str]:
+def _rebuild(layout: Layout, image: str, listed: int) -> list[str]:
     try:
         loaded = read_truth(layout, image)
         if not loaded.state.releases and not loaded.broken:
             return []
-        lost = lost_events(layout, loaded.state)
+        lost = lost_events(layout, loaded.state, listed=listed)
         # A sound index may be all that says which bytes a damaged record had: it stays for `restore`.
         refresh(layout, image, rebuild=not loaded.broken)
         return [*filter(None, [lost]), *loaded.broken]
@@ -194,25 +214,31 @@ def _target(link: Path) -> str:
         return ""
 
 
-def refresh_manifest(layout: Layout) -> None:
+def refresh_manifest(layout: Layout, *, forget: bool = False) -> None:
     """Write manifest.json from the indexes of all images; their text goes in as it is.
 
-    An index that is not right is left to whoever changes its image next: what it should say goes in. An image
-    whose events cannot be read is left out.
+    An index that is not right is left to whoever changes its image next: what it should say goes in. What the
+    present manifest knows of an image that is gone, cannot be read or has fewer events now stays as it is: it
+    may be all that names the bytes. With `forget`, fewer events are taken for right.
     """
     for _ in range(_ROUNDS):
         images = layout.images()
-        before = _signature(layout, images)
+        signatures = _signature(layout, images)
+        present = cache_bytes(layout.manifest)
+        known = entries(present)
         parts = []
-        for image in images:
-            text = _index_of(layout, image).decode().strip()
-            if text:
+        for image in sorted({*images, *known}):
+            raw = _index_of(layout, image) if image in images else b""
+            events, before = known.get(image, (0, b""))
+            line = read_first_line(raw, image)
+            older = line is None or (line[0] < events and not forget)
+            if text := (before if older else raw).decode().strip():
                 parts.append(f"{json.dumps(image)}: {text}")
         body = ",\n".join(parts)
         content = sealed.seal(f'{{"schema": {SCHEMA}, "images": {{\n{body}\n}}}}')
-        if content != cache_bytes(layout.manifest):
+        if content != present:
             _write(layout.manifest, content)
-        if _signature(layout, layout.images()) == before:
+        if _signature(layout, layout.images()) == signatures:
             return
 
 

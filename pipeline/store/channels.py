@@ -37,11 +37,13 @@ def decide(
     def look() -> tuple[int, Change | None]:
         fold_events(layout, present)
         add_versions(layout, present, wanted(present))
-        return present.events, decision(present)
+        change = decision(present)
+        if change is not None:
+            folders.make_of_image(layout, image)
+        return present.events, change
 
     with atomic.told(f"recording a change of {image}"):
         refuse_newer(layout, image)
-        folders.make(layout.events(image))
         event = append(layout, image, look)
     if event is not None:
         present.apply(event)

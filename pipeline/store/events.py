@@ -20,6 +20,7 @@ from pipeline.errors import PublishError
 from pipeline.store import sealed
 from pipeline.store.layout import Layout
 from pipeline.system import atomic
+from pipeline.text import escaped
 
 SCHEMA = 1
 KINDS = frozenset(
@@ -28,6 +29,7 @@ KINDS = frozenset(
         *("hide", "unhide", "delete", "restore", "damaged", "repaired"),
     }
 )
+_TEXTS = ("event", "version", "channel", "from", "sha256", "platform", "reason", "by", "at")
 _ATTEMPTS = 1000
 _NAME = re.compile(r"([0-9]{8,12})\.json")
 
@@ -85,40 +87,39 @@ def whoami() -> str:
 
 def read_event(layout: Layout, image: str, number: int) -> Event | None:
     """The event of that number; None when there is none yet. Raises UnreadableError when it is damaged."""
-    path = layout.event(image, number)
+    path = layout.event_name(image, number)
     try:
         raw = sealed.read_bytes(path)
     except FileNotFoundError:
         return None
     except NotADirectoryError as error:
-        raise sealed.damaged(path.parent, "not a folder") from error
+        raise sealed.damaged(layout.events(image), "not a folder") from error
     data = sealed.check_schema(sealed.parse(raw, path), path, newest=SCHEMA)
     if data.get("image", image) != image or data.get("number", number) != number:
         raise sealed.damaged(path, f"it is event {data.get('number', number)!r} of {data.get('image')!r}")
-
-    def text(key: str) -> str:
-        value: Any = data.get(key) or ""
-        if not isinstance(value, str):
-            raise sealed.damaged(path, f"{key} is not text")
-        return value
-
+    texts = [data.get(key) or "" for key in _TEXTS]
+    if set(map(type, texts)) != {str}:
+        wrong = next(key for key, value in zip(_TEXTS, texts, strict=True) if not isinstance(value, str))
+        raise sealed.damaged(path, f"{wrong} is not text")
+    kind, version, channel, previous, sha256, platform, reason, by, at = texts
     change = Change(
-        kind=text("event"),
-        version=text("version"),
-        channel=text("channel"),
-        previous=text("from"),
-        sha256=text("sha256"),
-        platform=text("platform"),
-        reason=text("reason"),
+        kind=kind,
+        version=version,
+        channel=channel,
+        previous=previous,
+        sha256=sha256,
+        platform=platform,
+        reason=reason,
     )
     if change.kind and change.kind not in KINDS:
         raise sealed.UnreadableError(
-            f"{path} holds an event {change.kind!r} that this sqshpipe does not know", hint="upgrade this one"
+            f"{escaped(path)} holds an event {change.kind!r} that this sqshpipe does not know",
+            hint="upgrade this one",
         )
     names_channel = is_channel(change.channel) if change.kind in ("promote", "rollback") else True
     if not change.kind or not is_version(change.version) or not names_channel:
         raise sealed.damaged(path, "it does not say what was done to which version")
-    return Event(number=number, change=change, by=text("by"), at=text("at"), checksum=sealed.checksum(raw))
+    return Event(number=number, change=change, by=by, at=at, checksum=sealed.checksum(raw))
 
 
 def read_events(layout: Layout, image: str, after: int) -> Iterator[Event]:

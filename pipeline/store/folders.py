@@ -9,7 +9,8 @@ import shutil
 import stat
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PublishError
+from pipeline.store.layout import Layout
 from pipeline.system import atomic
 
 ALONE_MODE = 0o755
@@ -40,6 +41,28 @@ def make(path: Path) -> None:
     if stat.S_IMODE(path.stat().st_mode) != wanted:
         path.chmod(wanted)
     atomic.sync_folder(parent)
+
+
+def make_of_image(layout: Layout, image: str) -> None:
+    """Make the folders of an image. Raises PublishError where a symlink of another user stands for one: in a
+    store that a team shares, a member could lead others' writes, and root's, elsewhere.
+    """
+    for folder in (layout.blobs.parent, layout.blobs, layout.image(image), layout.head(image).parent):
+        _refuse_link(folder)
+    _refuse_link(layout.events(image))
+    make(layout.events(image))
+
+
+def _refuse_link(path: Path) -> None:
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISLNK(status.st_mode) and status.st_uid not in (0, os.geteuid()):
+        raise PublishError(
+            f"{path} is a symlink of user {status.st_uid}, so nothing is written there",
+            hint="look where it leads, and remove it, or make it anew as the store's owner",
+        )
 
 
 def _has_default_acl(folder: Path) -> bool:

@@ -7,6 +7,7 @@ so that an older one, another image's, and one of a store whose events were lost
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from pipeline.store import sealed
 from pipeline.store.state import ImageState, Standing, parse_channels, parse_standing
 
 SCHEMA = 1
+_ENTRY = re.compile(
+    rb'^"([a-z0-9._-]+)": \{"schema": 1, "image": "([a-z0-9._-]+)", "events": ([0-9]{1,12}),', re.MULTILINE
+)
 _DAMAGED = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 
@@ -102,6 +106,21 @@ def read_first_line(raw: bytes, image: str) -> tuple[int, str] | None:
         return (_count(data["events"]), str(data["newest_event"])) if data["image"] == image else None
     except _DAMAGED:
         return None
+
+
+def entries(raw: bytes) -> dict[str, tuple[int, bytes]]:
+    """The images in a manifest.json: (number of the newest event, the index as it was put in) of each.
+
+    Empty when it is not sealed.
+    """
+    if not sealed.is_sealed(raw):
+        return {}
+    found = [match for match in _ENTRY.finditer(raw) if match[1] == match[2]]
+    ends = [match.start() for match in found[1:]] + [raw.rfind(b"\n}")]
+    return {
+        match[1].decode(): (int(match[3]), raw[match.start(0) + len(match[1]) + 4 : end].rstrip(b",\n"))
+        for match, end in zip(found, ends, strict=False)
+    }
 
 
 def head_of(state: ImageState) -> Head:

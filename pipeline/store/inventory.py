@@ -5,15 +5,17 @@ Caches are asked for one thing: which bytes they name. That can only keep bytes 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config.names import stem
-from pipeline.store import sealed
+from pipeline.store import index, sealed
 from pipeline.store.layout import LINK_SUFFIX, Layout
-from pipeline.store.reading import cache_bytes, lost_events, read_truth, records_in
+from pipeline.store.reading import cache_bytes, lost_events, lost_image, read_truth, records_in
+from pipeline.store.record import is_sha256
 from pipeline.store.state import ImageState
 from pipeline.text import escaped
 
@@ -50,6 +52,7 @@ def take(layout: Layout) -> Inventory:
     found = Inventory()
     for name in layout.not_folders():
         found.faults[name] = [f"{escaped(str(layout.image(name)))} is neither a folder nor a file"]
+    listed = index.entries(_bytes(layout, layout.manifest.name))
     for image in layout.images():
         try:
             loaded = read_truth(layout, image)
@@ -57,9 +60,12 @@ def take(layout: Layout) -> Inventory:
             found.faults[image] = [error.message]
             continue
         found.states[image] = loaded.state
-        faults = [*loaded.broken, *filter(None, [lost_events(layout, loaded.state)])]
+        events = listed.get(image, (0, b""))[0]
+        faults = [*loaded.broken, *filter(None, [lost_events(layout, loaded.state, listed=events)])]
         if faults:
             found.faults[image] = faults
+    for image in listed.keys() - found.states.keys() - found.faults.keys():
+        found.faults[image] = [lost_image(layout, image)]
     return found
 
 
@@ -80,13 +86,15 @@ def _names(layout: Layout) -> Iterator[tuple[str, str, str, str]]:
     for image in layout.images():
         links: set[str] = set()
         records_in(layout.image(image), links)
+        folder = layout.image(image)
         for link in sorted(links):
             try:
-                target = (layout.image(image) / link).readlink().name
+                target = os.readlink(f"{folder}/{link}")  # noqa: PTH115 - thousands of them
             except OSError:
                 continue
-            if found := _HEX.fullmatch(target.removesuffix(LINK_SUFFIX).encode(errors="replace")):
-                yield f"{image}/{link}", image, link.removesuffix(LINK_SUFFIX), found[0].decode()
+            target = target.rpartition("/")[2].removesuffix(LINK_SUFFIX)
+            if is_sha256(target):
+                yield f"{image}/{link}", image, link.removesuffix(LINK_SUFFIX), target
         for line in _bytes(layout, f"{image}/{layout.sums(image).name}").splitlines():
             if match := _SUM.fullmatch(line):
                 yield f"{image}/SHA256SUMS", image, match[2].decode(errors="replace"), match[1].decode()
@@ -102,8 +110,8 @@ def _names(layout: Layout) -> Iterator[tuple[str, str, str, str]]:
     if data is None or not isinstance(data.get("images"), dict):
         yield from _all("manifest.json", raw)
         return
-    for image, index in data["images"].items():
-        yield from _index("manifest.json", image, index)
+    for image, entry in data["images"].items():
+        yield from _index("manifest.json", image, entry)
 
 
 def _index(where: str, image: str, data: Any) -> Iterator[tuple[str, str, str, str]]:

@@ -78,7 +78,11 @@ class Layout:
         return self.root / image / ".meta" / "events"
 
     def event(self, image: str, number: int) -> Path:
-        return Path(f"{self.root}/{image}/.meta/events/{number:08d}.json")
+        return Path(self.event_name(image, number))
+
+    def event_name(self, image: str, number: int) -> str:
+        """The path of an event as text: an image has thousands, and a Path takes long to make."""
+        return f"{self.root}/{image}/.meta/events/{number:08d}.json"
 
     def attachments(self, image: str, version: str, platform: str) -> Path:
         return self.root / image / ".meta" / stem(version, platform)

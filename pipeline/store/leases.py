@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 import time
@@ -34,6 +35,8 @@ LONGEST_SECONDS = 60 * 24 * 3600.0
 FOLDER_MODE = 0o1777
 _LIMIT = 64 << 10
 _NAMED = 5
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+"""How mountinfo writes spaces and line ends in a path."""
 _FAILS = frozenset(
     {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
@@ -136,7 +139,11 @@ def read_all(layout: Layout, *, warn: bool = False) -> list[Lease]:
             return []
     found: list[Lease] = []
     unread: list[str] = []
+    mounted = _mounted(layout.leases)
     for name in names:
+        if name in mounted:
+            unread.append(shown(f"{name} (a file system is mounted there)"))
+            continue
         lease = _read(layout.leases / name)
         if isinstance(lease, Lease):
             found.append(lease)
@@ -148,6 +155,19 @@ def read_all(layout: Layout, *, warn: bool = False) -> list[Lease]:
             files="; ".join(unread[:_NAMED]) + ("; …" if len(unread) > _NAMED else ""),
         )
     return found
+
+
+def _mounted(folder: Path) -> set[str]:
+    """Names in `folder` where a file system is mounted: with FUSE any user can do that to a folder of theirs,
+    and then decides what opening it answers, and when.
+    """
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return set()
+    where = os.path.realpath(folder)
+    points = [_OCTAL.sub(lambda code: bytes([int(code[1], 8)]), line.split()[4]) for line in lines]
+    return {name for above, name in map(os.path.split, map(os.fsdecode, points)) if above == where}
 
 
 def _read(path: Path) -> Lease | str:

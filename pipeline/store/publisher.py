@@ -105,8 +105,8 @@ def _bring(
     meter: Meter,
 ) -> None:
     """Steps 1 to 4, and the events that bring back what was hidden, pruned or damaged."""
-    for folder in (layout.blobs, layout.events(record.image)):
-        folders.make(folder)
+    folders.make(layout.blobs)
+    folders.make_of_image(layout, record.image)
     if _is_staged(layout, file):
         _bring_staged(layout, record, file, standing, sha256 or publishing.hash_file(file, meter=meter))
         return
@@ -129,7 +129,7 @@ def commit_staged(layout: Layout, record: Record, staged: Path) -> None:
     """Make the release exist from staged bytes whose sha256 is known to be the record's; caches are not
     written.
     """
-    folders.make(layout.events(record.image))
+    folders.make_of_image(layout, record.image)
     publishing.seal(staged, record, record.sha256)
     _commit_sealed(layout, record, staged)
 
@@ -138,7 +138,7 @@ def commit_present(layout: Layout, record: Record, *, meter: Meter = SILENT) -> 
     """Make the release exist from bytes that the store has already, read back first; caches are not
     written.
     """
-    folders.make(layout.events(record.image))
+    folders.make_of_image(layout, record.image)
     publishing.check_present(layout, record, meter=meter)
     if not publishing.commit(layout, record):
         _bring_back(layout, record)

@@ -50,7 +50,7 @@ def read_record(layout: Layout, image: str, version: str, platform: str) -> Reco
     return _read_record(layout.record(image, version, platform))
 
 
-def _read_record(path: Path) -> Record | None:
+def _read_record(path: str | Path) -> Record | None:
     try:
         return parse_own(sealed.read_bytes(path), path)
     except (FileNotFoundError, NotADirectoryError):
@@ -88,11 +88,10 @@ def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> 
     wanted = frozenset(versions)
     if not wanted:
         return
-    for name in sorted(records_in(layout.image(state.image), set())):
-        if not any(may_be_of(name, version) for version in wanted):
-            continue
+    there = records_in(layout.image(state.image), set())
+    for name in sorted(name for name in there if any(may_be_of(name, version) for version in wanted)):
         try:
-            record = _read_record(layout.image(state.image) / (name + RECORD_SUFFIX))
+            record = _read_record(f"{layout.image(state.image)}/{name}{RECORD_SUFFIX}")
         except sealed.UnreadableError:
             if any(is_of(name, version) for version in wanted):
                 raise
@@ -119,10 +118,10 @@ def load(layout: Layout, image: str) -> Loaded:
 def _add_records(layout: Layout, loaded: Loaded, there: set[str]) -> None:
     """Take in the records of the stems `there` that the state does not have."""
     state = loaded.state
+    folder = layout.image(state.image)
     for name in sorted(there.difference(name for name, _, _, _ in state.stems())):
-        path = layout.image(state.image) / (name + RECORD_SUFFIX)
         try:
-            record = _read_record(path)
+            record = _read_record(f"{folder}/{name}{RECORD_SUFFIX}")
         except sealed.UnreadableError as error:
             loaded.broken.append(error.message)
             loaded.skipped.add(name)
@@ -176,19 +175,28 @@ def refuse_newer(layout: Layout, image: str) -> None:
         cache_bytes(path)
 
 
-def lost_events(layout: Layout, state: ImageState) -> str:
-    """The sentence for a sound cache that contains more events than are there; empty when none does."""
+def lost_events(layout: Layout, state: ImageState, *, listed: int = 0) -> str:
+    """The sentence for a sound cache that contains more events than are there; empty when none does.
+
+    `listed` is how many manifest.json contains.
+    """
     image = state.image
     head = index.read_head(cache_bytes(layout.head(image)), image)
     line = index.read_first_line(cache_bytes(layout.index(image)), image)
     for path, number in (
         (layout.head(image), head.events if head else 0),
         (layout.index(image), line[0] if line else 0),
+        (layout.manifest, listed),
     ):
         if number > state.events and not exists(layout.event(image, number)):
             missing = escaped(str(layout.event(image, number)))
             return f"{missing} is missing: {path.name} contains it"
     return ""
+
+
+def lost_image(layout: Layout, image: str) -> str:
+    """The sentence for an image that manifest.json names and that has no folder."""
+    return f"{escaped(str(layout.image(image)))} is missing: {layout.manifest.name} names its releases"
 
 
 def signature_of(path: Path) -> Signature:

@@ -111,18 +111,19 @@ def release_of(record: Record, *, path: Path, link: Path, state: str) -> Release
     return Release(**facts, path=path, link=link, state=state)
 
 
-def parse_record(raw: bytes, path: Path) -> Record:
+def parse_record(raw: bytes, path: str | Path) -> Record:
     """Read the bytes of a record file. Raises UnreadableError naming `path` when they are not one."""
     return _record(sealed.parse(raw, path), path)
 
 
-def parse_own(raw: bytes, path: Path) -> Record | None:
+def parse_own(raw: bytes, path: str | Path) -> Record | None:
     """Read the bytes of the record file at `path`; None when they only claim its name for a channel.
 
     Raises UnreadableError when they are neither, or belong to another release than the file's name says.
     """
     data = sealed.parse(raw, path)
-    image, name = path.parent.name, path.name.removesuffix(".json")
+    folder, _, name = str(path).removesuffix(".json").rpartition("/")
+    image = folder.rpartition("/")[2]
     if "channel" in data and "sha256" not in data:
         sealed.check_schema(data, path, newest=SCHEMA)
         if (data.get("image"), data["channel"]) != (image, name):
@@ -145,7 +146,7 @@ def claim(image: str, channel: str) -> bytes:
     return sealed.seal(json.dumps({"schema": SCHEMA, "image": image, "channel": channel}))
 
 
-def _record(data: dict[str, Any], path: Path) -> Record:
+def _record(data: dict[str, Any], path: str | Path) -> Record:
     sealed.check_schema(data, path, newest=SCHEMA)
     try:
         record = Record(
@@ -167,6 +168,8 @@ def _record(data: dict[str, Any], path: Path) -> Record:
         )
         if not is_sha256(record.sha256):
             raise ValueError(f"sha256 {record.sha256!r}")
+        if data.get("file", record.file) != record.file:
+            raise ValueError(f"file {data['file']!r}")
         if not is_version(record.version) or not is_platform(record.platform):
             raise ValueError(f"version {record.version!r} for {record.platform!r}")
         if not isinstance((record.source or {}).get("digest", ""), str):

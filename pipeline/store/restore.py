@@ -19,7 +19,7 @@ from pipeline.store.layout import LINK_SUFFIX, RECORD_SUFFIX, Layout
 from pipeline.store.reading import cache_bytes, exists, fold_events, read_record, read_truth, records_in
 from pipeline.store.record import Record, is_sha256, parse_own
 from pipeline.store.state import Bytes, ImageState, Standing
-from pipeline.system import atomic
+from pipeline.system import atomic, untrusted
 from pipeline.text import utc
 
 _SEE = "sqshpipe store rebuild says which files cannot be read"
@@ -43,14 +43,12 @@ def restore(layout: Layout, name: str, platform: str, *, meter: Meter = SILENT) 
             f"{name} cannot be restored: {what}",
             hint=f"restore {path} from a backup, or: sqshpipe store rebuild --tombstone {name}",
         )
-    with atomic.told(f"reading {layout.blob(digest)}"):
-        found = publishing.hash_file(layout.blob(digest), meter=meter)
-        status = layout.blob(digest).stat()
-    if found != digest:
+    if (found := _sha256(layout, digest, meter)) != digest:
         raise VerificationError(
             f"{name} cannot be restored: the sha256 of {layout.blob(digest)} is {found}",
             hint=f"restore the file from a backup, or: sqshpipe store rebuild --tombstone {name}",
         )
+    status = layout.blob(digest).stat()
     listed = _listed(layout, image).get(version, Standing()).created
     created = utc(status.st_mtime)
     _replace(path, _record(image, version, platform, digest, status.st_size, listed or created, "restored"))
@@ -65,7 +63,7 @@ def bury(layout: Layout, name: str, platform: str) -> Path:
     image, version = _named(name, platform)
     path = _unreadable(layout, image, version, platform)
     digest = _digest(layout, image, stem(version, platform))
-    if digest and exists(layout.blob(digest)) and publishing.hash_file(layout.blob(digest)) == digest:
+    if digest and exists(layout.blob(digest)) and _sha256(layout, digest) == digest:
         raise PublishError(
             f"the bytes of {name} are there", hint=f"use sqshpipe store rebuild --restore {name}"
         )
@@ -108,6 +106,15 @@ def replace_event(layout: Layout, name: str) -> Path:
     event = Event(number=number, change=change, by=whoami(), at=now())
     _replace(path, events.as_bytes(image, event))
     return path
+
+
+def _sha256(layout: Layout, digest: str, meter: Meter = SILENT) -> str:
+    """sha256 of what lies under the name of those bytes; that it is no file stands for one of other bytes."""
+    with atomic.told(f"reading {layout.blob(digest)}"):
+        try:
+            return publishing.hash_file(layout.blob(digest), meter=meter)
+        except untrusted.NotRegularError:
+            return "unknown, since it is no regular file"
 
 
 def _named(name: str, platform: str) -> tuple[str, str]:

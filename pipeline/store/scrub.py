@@ -161,7 +161,7 @@ class _Pace:
 def _look(
     layout: Layout, digest: str, sizes: Collection[int], pace: _Pace, report: Report, meter: Meter
 ) -> tuple[int, str]:
-    """(size of the file, what is wrong with the bytes or nothing); an unrecorded size is wrong unread."""
+    """(size of the file, what is wrong with the bytes or nothing). A size in no record is wrong unread."""
     there = 0
     try:
         with os.fdopen(untrusted.open_regular(layout.blob(digest)), "rb", buffering=0) as file:

@@ -42,7 +42,7 @@ class UnreadableError(PublishError):
     """A file of the store that cannot be read: damaged, of a newer schema, or no regular file."""
 
 
-def damaged(path: Path, why: object) -> UnreadableError:
+def damaged(path: str | Path, why: object) -> UnreadableError:
     """The error for a file whose content is not what it must be."""
     return UnreadableError(f"{escaped(str(path))} is damaged: {escaped(str(why))}", hint=_RESTORE)
 
@@ -69,10 +69,10 @@ def is_sealed(raw: bytes) -> bool:
     """Whether `raw` ends with a checksum, and it is right."""
     start = raw.rfind(_OPENING)
     found = _CLOSING.fullmatch(raw, start) if start >= 0 else None
-    return found is not None and found[1].decode() == checksum(raw[:start])
+    return found is not None and int(found[1], 16) == binascii.crc32(memoryview(raw)[:start])
 
 
-def read_bytes(path: Path, *, limit: int = SMALL) -> bytes:
+def read_bytes(path: str | Path, *, limit: int = SMALL) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
     Raises FileNotFoundError and NotADirectoryError when there is none, UnreadableError when it cannot be
@@ -99,7 +99,7 @@ def read_bytes(path: Path, *, limit: int = SMALL) -> bytes:
         raise UnreadableError(f"{escaped(str(path))} cannot be read: {why}", hint=_RESTORE) from error
 
 
-def parse(raw: bytes, path: Path) -> dict[str, Any]:
+def parse(raw: bytes, path: str | Path) -> dict[str, Any]:
     """`raw` as a JSON object whose checksum, if there, is right. Raises UnreadableError naming `path`."""
     try:
         data = strict_json.parse_object(raw, max_size=SMALL, what="it")
@@ -121,7 +121,7 @@ def parse_cache(raw: bytes) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def check_schema(data: dict[str, Any], path: Path, *, newest: int) -> dict[str, Any]:
+def check_schema(data: dict[str, Any], path: str | Path, *, newest: int) -> dict[str, Any]:
     """`data` when this program knows its schema. Raises UnreadableError naming `path`."""
     schema = data.get("schema", 0)
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 0:

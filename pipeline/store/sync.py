@@ -22,6 +22,7 @@ from pipeline.store.attachments import NotOfTheStoreError
 from pipeline.store.layout import RECORD_SUFFIX, Layout
 from pipeline.store.reading import fold_events, read_record, read_truth
 from pipeline.store.record import Record, parse_record
+from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import ImageState, Standing
 from pipeline.store.store import Store
 from pipeline.store.sync_source import (
@@ -70,7 +71,7 @@ def sync(
             "one side of a sync must be a mounted store", hint="copy buckets with the provider's own tool"
         )
     for channel in mirror_channels:
-        _mirror(source, target, channel)
+        _mirror(source, target, channel, report)
     return report
 
 
@@ -133,6 +134,8 @@ def _to_store(
                         touched[record.image] = None
                 except NotOfTheStoreError as error:
                     report.refused.append(error.message)
+                except UnreadableError as error:  # of this image at the target: the others are copied
+                    report.broken += [error.message] if error.message not in report.broken else []
     finally:
         with atomic.told(f"writing the caches of {target.root}"):
             for image in touched:
@@ -288,13 +291,17 @@ def _upload(layout: Layout, record: Record, bucket: Bucket, report: Report, mete
     report.copied.append(f"{record.image}:{record.version}")
 
 
-def _mirror(source: Store | Bucket, target: Store | Bucket, channel: str) -> None:
+def _mirror(source: Store | Bucket, target: Store | Bucket, channel: str, report: Report) -> None:
     if not isinstance(source, Store) or not isinstance(target, Store):
         raise ConfigError("channels travel between mounted stores only", hint="promote at the target")
     for image in source.images():
-        version = fold_events(source.layout, ImageState(image=image)).current(channel)
-        if version is not None and target.release(image, version) is not None:
-            target.promote(f"{image}:{version}", channel, allow_external=True, reason=f"as at {source.root}")
+        try:
+            version = fold_events(source.layout, ImageState(image=image)).current(channel)
+            if version is not None and target.release(image, version) is not None:
+                name = f"{image}:{version}"
+                target.promote(name, channel, allow_external=True, reason=f"as at {source.root}")
+        except UnreadableError as error:  # noqa: PERF203 - the channels of other images are set
+            report.broken += [error.message] if error.message not in report.broken else []
 
 
 Opener = Callable[[str], Bucket]

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_PIECE = 1 << 20
+_READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS = 40
 """As many symlinks as the kernel follows in one path (path_resolution(7))."""
 
@@ -64,8 +66,16 @@ def open_regular(
 
 def read_regular(name: str | Path, *, limit: int, dir_fd: int | None = None) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises NotRegularError, OSError."""
-    descriptor = open_regular(name, dir_fd=dir_fd)
+    descriptor = os.open(name, _READING, dir_fd=dir_fd)
     try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotRegularError(errno.EINVAL, "not a regular file", str(name))
+        if status.st_size < _PIECE:
+            content = os.read(descriptor, min(status.st_size, limit) + 1)
+            if len(content) == status.st_size <= limit:
+                return content  # whole, in one call: a store has thousands of small files
+            os.lseek(descriptor, 0, os.SEEK_SET)
         return _read(descriptor, str(name), limit)
     finally:
         os.close(descriptor)
@@ -295,7 +305,7 @@ def _read(descriptor: int, name: str, limit: int) -> bytes:
     """All bytes of an open regular file; bounded, also when it grows meanwhile."""
     pieces: list[bytes] = []
     left = limit + 1
-    while left and (piece := os.read(descriptor, min(left, 1 << 20))):
+    while left and (piece := os.read(descriptor, min(left, _PIECE))):
         pieces.append(piece)
         left -= len(piece)
     if not left:

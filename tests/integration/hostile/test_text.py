@@ -98,7 +98,6 @@ CASES: dict[str, list[str]] = {
     "node bench": ["Q", "F", "X --store S"],
     "node warm-here": ["X --digest X --local X --state X", "Q --digest X --local P/l --state P/s"],
     "cluster init": ["-o P/cluster.yaml", "-o F", "--for X"],
-    "cluster schema": [""],
     "cluster bootstrap": ["--values F", "--values V", "--values X"],
     "cluster config": ["--values F", "--values V", "--values X"],
     "job script": ["demo:v2 X --store S", "X X --store S", "demo:v2 true --name X --store S --sbatch X"],
