@@ -21,8 +21,26 @@ class _StderrLogger:
     log = debug = info = warn = warning = error = critical = exception = fatal = msg
 
 
+class _Library(logging.Handler):
+    """A line of ours for each warning of a library, which may hold what a server sent, word for word.
+
+    Without a handler Python would print it as it is.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            structlog.get_logger().warning(record.getMessage(), tool=record.name)
+        except Exception:  # noqa: BLE001 - a line that cannot be printed ends nothing
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
+        """Say nothing: Python would print the record with a traceback."""
+
+
 def begin() -> None:
     """Set structlog up once a process, as the global options say."""
+    logging.lastResort = _Library(logging.WARNING)
+    logging.captureWarnings(capture=True)  # which nobody then prints: they are for programmers
     level = logging.ERROR if output.is_quiet() else logging.DEBUG if output.is_verbose() else logging.INFO
     renderer: Any = structlog.processors.JSONRenderer() if output.logs_json() else _plain_line
     structlog.configure(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, SqshpipeError, ToolError
-from pipeline.report.text import cells
+from pipeline.report.text import cells, folded
 from pipeline.text import escaped
 
 _NO_ORDER = "#\\u0023["  # the same to whoever reads JSON
@@ -41,6 +41,7 @@ class _Style:
 _style = _Style()
 
 
+_INDENT = 4  # spaces before the rest of a line of result that is longer than the terminal is wide
 _STAGE, _FAILURE = " " * 9, " " * 10  # what stands before the text of a stage's line and of an error's
 
 
@@ -67,22 +68,12 @@ def unwritable(error: OSError) -> ToolError:
 
 
 def fitted(text: str) -> str:
-    """`text` broken at spaces to the terminal's width; as it is where nobody watches, or in a machine's log.
-
-    A word longer than a line is left to the terminal, so that a path or digest can be copied whole.
-    """
+    """`text` broken to the terminal's width; as it is where nobody watches, or in a machine's log."""
     width = shutil.get_terminal_size().columns if draws_bars() else 0
-    if width < 40 or cells(text) <= width:
+    if not width or cells(text) <= width:
         return text
     indent = _FAILURE if text.startswith(("sqshpipe: ", _FAILURE)) else _STAGE
-    lines, line = [], ""
-    for word in re.findall(r" *[^ ]+", text):
-        if len(line) > len(indent) and cells(line + word) > width:
-            lines.append(line)
-            line = indent + word.lstrip()
-        else:
-            line += word
-    return "\n".join([*lines, line])
+    return "\n".join(folded(text, width, len(indent)))
 
 
 _writers: list[Callable[[str], None]] = [_to_stderr]
@@ -152,15 +143,18 @@ def _inert(line: str) -> str:
 
 
 def data(text: str) -> None:
-    """One line of result, escaped."""
-    _to_stdout(_inert(escaped(text)) + "\n")
+    """One line of result, escaped; on a terminal broken to its width."""
+    text = escaped(text)
+    on_terminal = sys.stdout.isatty()
+    for line in folded(text, shutil.get_terminal_size().columns, _INDENT) if on_terminal else [text]:
+        _to_stdout(_inert(line) + "\n")
 
 
 def data_path(path: Path) -> None:
     """The path of a result. A script gets also those bytes that are no text; a terminal has them escaped."""
     text = str(path)
     if sys.stdout.isatty() or escaped(text) == text or not _is_text_or_bytes(text):
-        data(text)
+        _to_stdout(_inert(escaped(text)) + "\n")
         return
     sys.stdout.flush()
     data_bytes([os.fsencode(text) + b"\n"])

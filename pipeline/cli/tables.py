@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.report.text import cells, clock, padded
+from pipeline.report.text import cells, clock, folded, padded
 from pipeline.store.record import mapping, rows
 from pipeline.text import human_bytes, short, shown
 
@@ -95,26 +95,12 @@ def _filled(words: Sequence[str], width: int) -> Iterator[str]:
 
 
 def facts(release: Release, standing: Standing | None, channels: Sequence[str]) -> Iterator[str]:
-    """What is known of a release, a fact a line, broken at words on a terminal.
-
-    A path or digest that is longer than a line is left to the terminal, so that it can be copied whole.
-    """
+    """What is known of a release, a fact a line, broken on a terminal."""
     width = _terminal()
     for name, value in _facts(release, standing, channels):
         if value:
-            yield from _folded(f"{name:<{_LABEL}}", shown(value, longest=_WHOLE), width)
-
-
-def _folded(line: str, text: str, width: int) -> Iterator[str]:
-    first, *words = text.split(" ") if width else [text]
-    line += first
-    for word in words:
-        if cells(line) + 1 + cells(word) > width:
-            yield line
-            line = " " * _LABEL + word
-        else:
-            line += f" {word}"
-    yield line
+            line = f"{name:<{_LABEL}}{shown(value, longest=_WHOLE)}"
+            yield from folded(line, width, _LABEL) if width else [line]
 
 
 def _facts(

@@ -17,10 +17,11 @@ DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
 MAX_NAME = 255
 
-_label = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_label = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _host_name = rf"{_label}(?:\.{_label})*"
 _ipv6 = r"\[[a-fA-F0-9:]+\]"
-_registry = rf"(?:{_host_name}|{_ipv6})(?::[0-9]{{1,5}})?"
+_port = r"(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_registry = rf"(?:{_host_name}|{_ipv6})(?::{_port})?"
 _alphanumeric = r"[a-z0-9]+"
 _separator = r"(?:[._]|__|-+)"
 _path_component = rf"{_alphanumeric}(?:{_separator}{_alphanumeric})*"

@@ -19,7 +19,7 @@ import httpx
 from pipeline.authn import Credentials, CredentialsProvider, RenewableProvider, login_hint, place_of
 from pipeline.errors import RegistryError
 from pipeline.registry.headers import Challenge, parse_challenges
-from pipeline.system.http import plain_http_allowed
+from pipeline.system.http import address, plain_http_allowed
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")  # what a header takes
 
@@ -172,16 +172,16 @@ class Authenticator:
     ) -> httpx.Request:
         realm = challenge.get("realm")
         try:
-            parts, url = urlsplit(realm), httpx.URL(realm)
-            _ = parts.port  # one that is none raises
-        except (ValueError, httpx.InvalidURL):
+            parts, url = urlsplit(realm), address(realm)
+            _ = parts.port  # one that is not valid raises
+        except ValueError:
             raise RegistryError(
                 f"{self._host} sends us to the token server {realm[:100]!r}, which is no address"
             ) from None
         secure = parts.scheme == "https" or (parts.scheme == "http" and plain_http_allowed(parts.netloc))
         if not secure:
             raise RegistryError(
-                f"{self._host} sends us to the token server {realm!r}, which is not https",
+                f"{self._host} sends us to the token server {realm[:100]!r}, which is not https",
                 hint="a password is not sent there; SQSHPIPE_PLAIN_HTTP can name hosts to trust without TLS",
             )
         service = challenge.get("service")

@@ -19,7 +19,7 @@ import structlog
 import tenacity
 
 from pipeline.aws.ecr_actions import needed
-from pipeline.errors import RegistryError
+from pipeline.errors import ConfigError, RegistryError
 from pipeline.registry.auth import Authenticator, Scope
 from pipeline.registry.credentials import CredentialsProvider
 from pipeline.registry.errors import refused, unreachable
@@ -76,7 +76,10 @@ class TryAgain(Exception):
 
 
 class Session:
-    """HTTP with one registry host. Safe to call from several threads; `close()` it at the end."""
+    """HTTP with one registry host. Safe to call from several threads; `close()` it at the end.
+
+    Raises ConfigError for a host that can have no address.
+    """
 
     def __init__(
         self,
@@ -91,6 +94,10 @@ class Session:
         self.host = host
         self.patience = patience or Patience()
         self._base = our_http.base_url(_HUB.get(host, host), plain_http)
+        try:
+            our_http.address(self._base)
+        except ValueError as error:
+            raise ConfigError(f"{host} is not the name of a host: {error}") from error
         self._client = our_http.client(host, connections=connections, transport=transport)
         # a client that nobody closed lets its connections go with itself
         self.close = weakref.finalize(self, self._client.close)
@@ -237,7 +244,8 @@ class Session:
             target = resolve(base, location)
             parts = urlsplit(target)
             _origin(target)
-        except ValueError:  # half an IPv6 address, a port that is none
+            our_http.address(target)
+        except ValueError:  # half an IPv6 address, a port or a host name that is not valid
             raise nowhere from None
         if parts.scheme not in ("http", "https") or not location:
             raise nowhere

@@ -11,6 +11,7 @@ from datetime import datetime
 from pipeline.text import human_bytes, shown
 
 _NEVER = "1970"
+_COPIED = re.compile(r"(?:[\w./@+=,-]|:(?!:))+", re.ASCII)  # the words that paths, digests and references are
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(?:Z|\+00:00)\Z", re.ASCII)
 
 
@@ -40,6 +41,38 @@ def cells(text: str) -> int:
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
         for char in text
     )
+
+
+def folded(text: str, width: int, indent: int) -> list[str]:
+    """`text` broken at spaces to `width` columns; each line but the first begins with `indent` spaces.
+
+    No line is left to the terminal to break, since what others wrote would stand where our lines begin. The
+    exception is what people copy as a whole: a path, a digest, a reference.
+    """
+    indent = min(indent, width // 3)
+    lines, line = [], ""
+    for word in re.findall(r" *[^ ]+", text):
+        rest, whole = word, _COPIED.fullmatch(word.strip())
+        if len(line) > indent and cells(line + word) > width:
+            lines.append(line)
+            line, rest = " " * indent, word.lstrip()
+        while not whole and cells(line + rest) > width:
+            room = _fitting(rest, width - cells(line))
+            lines.append(line + rest[:room])
+            line, rest = " " * indent, rest[room:]
+        line += rest
+    return [*lines, line]
+
+
+def _fitting(text: str, width: int) -> int:
+    """How many characters of `text`, at least one, fit into `width` columns."""
+    count, used = 0, 0
+    for char in text:
+        used += cells(char)
+        if count and used > width:
+            break
+        count += 1
+    return count
 
 
 def padded(text: str, columns: int) -> str:

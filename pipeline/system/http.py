@@ -59,6 +59,20 @@ def base_url(host: str, plain_http: bool | None = None) -> str:
     return f"{'http' if plain else 'https'}://{host}"
 
 
+def address(text: str) -> httpx.URL:
+    """``text`` as an address with a host that can be read, also an internationalized one.
+
+    Raises ValueError: httpx looks at some parts only when they are asked for.
+    """
+    try:
+        url = httpx.URL(text)
+        _ = url.host, url.port
+        url.raw_host.decode("ascii").encode("idna")  # as a socket does it, whose UnicodeError httpx passes on
+    except httpx.InvalidURL as error:
+        raise ValueError(str(error)) from error
+    return url
+
+
 def tls_context(host: str) -> ssl.SSLContext:
     """The system's authorities and certifi's, and those that Docker would trust for ``host``."""
     authorities = sorted((_DOCKER_CERTIFICATES / host).glob("*.crt"))
@@ -95,4 +109,13 @@ def client(host: str, *, connections: int = 16, transport: httpx.BaseTransport |
         follow_redirects=False,
         trust_env=not is_loopback(host),
         transport=transport,
+        event_hooks={"response": [_has_a_location]},
     )
+
+
+def _has_a_location(response: httpx.Response) -> None:
+    """httpx reads each Location, though nothing follows it, and not all that it raises is an httpx error."""
+    try:
+        address(response.headers.get("location", ""))
+    except ValueError as error:
+        raise httpx.RemoteProtocolError("a Location that is no address", request=response.request) from error
