@@ -9,7 +9,6 @@ packed again. It gives the same tree as ``mksquashfs``.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import gc
 import itertools
@@ -49,6 +48,7 @@ from pipeline.squashfs.packindex import PackIndex
 from pipeline.squashfs.packwriter import PackWriter
 from pipeline.squashfs.stitch import Stitched, StitchOptions, stitch
 from pipeline.squashfs.superblock import Compressor
+from pipeline.system.disk import cannot_write
 from pipeline.system.memory import require_memory
 from pipeline.system.parallel import Halt, work
 from pipeline.system.scratch import THE_RESULT, Need, require_space
@@ -294,11 +294,7 @@ class _Conversion:
             with _created(output) as target:
                 return stitch(tree, packs, target, options, on_bytes=self.meter.advance)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise ToolError(
-                f"cannot write {output}: {error.strerror or error}",
-                hint="free space there or choose another --output" if full else "",
-            ) from error
+            raise cannot_write(error, output, hint="free space there or choose another --output") from error
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from pipeline.registry.pace import steadily
 from pipeline.registry.session import WORTH_AGAIN, Session
 from pipeline.system import untrusted
 from pipeline.system.disk import cannot_write
+from pipeline.system.hashing import hashed
 
 log = structlog.get_logger()
 
@@ -248,17 +249,10 @@ def _has(path: Path, blob: Descriptor) -> bool:
     try:
         if path.stat().st_size != blob.size:
             return False
-        return _hash_file(path, blob.digest) == blob.digest.hex
+        with path.open("rb", buffering=0) as file:
+            return hashed(file, into=blob.digest.hasher()).hexdigest() == blob.digest.hex
     except FileNotFoundError:
         return False
-
-
-def _hash_file(path: Path, digest: Digest) -> str:
-    seen = digest.hasher()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_READ):
-            seen.update(block)
-    return seen.hexdigest()
 
 
 def _fill(
@@ -269,12 +263,9 @@ def _fill(
     meter: Meter,
     stop: threading.Event | None,
 ) -> None:
-    seen = blob.digest.hasher()
     file.seek(0)
-    offset = 0
-    while block := file.read(_READ):
-        seen.update(block)
-        offset += len(block)
+    seen = hashed(file, into=blob.digest.hasher())
+    offset = file.tell()
     if offset > blob.size:
         raise _BadPartial
     meter.advance(offset)

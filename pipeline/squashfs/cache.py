@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -21,6 +20,7 @@ from pipeline.squashfs.codecs import Codec, Stored
 from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged, footer
 from pipeline.squashfs.packindex import PackIndex
 from pipeline.squashfs.writing import write_at
+from pipeline.system.disk import is_full
 
 _SUFFIX = ".pack"
 _PARTIAL = ".partial-"
@@ -266,11 +266,10 @@ class PackCache:
 
     def unwritable(self, error: OSError) -> ToolError:
         """The error to raise when writing into the cache fails."""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return ToolError(
             f"cannot write a layer pack in {self.folder}: {error.strerror}",
             hint="free space, or trim it with `sqshpipe cache --max-size 0`"
-            if full
+            if is_full(error)
             else "set SQSHPIPE_CACHE",
         )
 

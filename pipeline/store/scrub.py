@@ -8,7 +8,6 @@ it.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import time
@@ -26,6 +25,7 @@ from pipeline.store.inventory import Inventory
 from pipeline.store.layout import Layout
 from pipeline.store.state import ImageState
 from pipeline.system import atomic, untrusted
+from pipeline.system.hashing import hashed
 
 _PIECE = 4 << 20
 _NOTE_SECONDS = 5.0
@@ -161,12 +161,13 @@ def _look(layout: Layout, digest: str, size: int, pace: _Pace, report: Report, m
             if there != size:
                 return f"{there} bytes instead of {size}"
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            hashed = hashlib.sha256()
-            while piece := file.read(_PIECE):
-                hashed.update(piece)
+
+            def count(piece: bytes) -> None:
                 report.bytes_read += len(piece)
                 meter.advance(len(piece))
                 pace.passed(len(piece))
+
+            found = hashed(file, count).hexdigest()
     except FileNotFoundError:
         return "the file is missing"
     except untrusted.NotRegularError:
@@ -177,7 +178,7 @@ def _look(layout: Layout, digest: str, size: int, pace: _Pace, report: Report, m
         if error.errno != errno.EIO:
             raise  # no right to read, a stale handle: that says nothing about the bytes
         return "the disk cannot read it"
-    return "" if hashed.hexdigest() == digest else f"its sha256 is {hashed.hexdigest()}"
+    return "" if found == digest else f"its sha256 is {found}"
 
 
 def _mark(

@@ -205,9 +205,8 @@ def test_a_run_that_was_killed_leaves_nothing(node: Path, image: Path) -> None:
 
 
 def test_capture_keeps_what_a_command_says(node: Path, image: Path) -> None:
-    done = running.capture(
-        running.image_file(image), ["sh", "-c", "cat /word; echo no >&2; exit 3"], timeout=60
-    )
+    with running.held(running.image_file(image)) as mounted:
+        done = running.capture_in(mounted.root, ["sh", "-c", "cat /word; echo no >&2; exit 3"], timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (3, "one mount\n", "no\n")
     assert mounts(node) == []
 
