@@ -8,10 +8,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from pipeline.config import document, yamlfile
 from pipeline.config.ecr_hosts import parse_host
@@ -32,6 +31,9 @@ from pipeline.errors import ConfigError
 from pipeline.oci.entry import Limits
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _MAX_ERRORS = 8
 _MISSING = "write one (sqshpipe schema describes it), or name another with --config"

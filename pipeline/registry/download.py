@@ -21,7 +21,6 @@ from pipeline.oci.manifest import Descriptor
 from pipeline.oci.stream import ReadOnly
 from pipeline.progress import SILENT, Meter
 from pipeline.registry.auth import Scope
-from pipeline.registry.body import pieces
 from pipeline.registry.errors import Refused
 from pipeline.registry.pace import steadily
 from pipeline.registry.session import WORTH_AGAIN, Session
@@ -59,7 +58,7 @@ def chunks(
         started_at = position
         response, skip = _open_at(session, repository, blob, position, what)
         try:
-            for part in steadily(pieces(response), session.patience.clock):
+            for part in steadily(response.iter_raw(), session.patience.clock):
                 if stop is not None and stop.is_set():
                     raise Stopped
                 piece = part[skip:] if skip else part
