@@ -153,7 +153,7 @@ def test_commands_run_in_the_image_with_its_environment(node: Path, image: Path,
         image, "--", "sh", "-c", script, HOST_WORD="a word", OF_JOB="of the job", LD_PRELOAD=""
     ).splitlines()
     assert told[:3] == ["one mount", "/work", "from the image, a word, of the job"]
-    assert "/usr/lib/python3" in told[3] or "json" in told[3]
+    assert told[3].startswith("<module 'json' from '/usr/lib/python3")
     assert run(image, "-e", "GREETING=mine", "--", "sh", "-c", "echo $GREETING") == "mine\n"
     assert run(image, "--entrypoint", "--", "a", "b") == "entrypoint a b\n"
     assert run(image) == "entrypoint command\n"
