@@ -22,9 +22,10 @@ def init(
     store: options.Store = None,
     folder: Annotated[Path, typer.Option("--folder", help="Where to write.")] = Path(),
 ) -> None:
-    """Write a first images.yaml, Dockerfile and workflow; what is there already stays.
+    """Write a first images.yaml, Dockerfile and workflow.
 
-    Example: sqshpipe init my-training --registry registry.example.com/team
+    Existing files are kept. Example:
+    sqshpipe init my-training --registry registry.example.com/team
     """
     import jinja2
 

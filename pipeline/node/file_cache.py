@@ -103,7 +103,7 @@ def onto_disk(
                     os.unlink(name, dir_fd=place)
                     raise VerificationError(
                         f"the copy of {file} in {folder} does not have sha256 {sha256}: it was removed",
-                        hint="run sqshpipe scrub to see whether the store has the right bytes",
+                        hint="run sqshpipe store scrub to see whether the store has the right bytes",
                     )
     except OSError as error:
         raise ToolError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import structlog
+
 from pipeline.config.types import ImageSpec
 from pipeline.errors import RegistryError
 from pipeline.image import inputs
@@ -11,6 +13,11 @@ from pipeline.image.inputs import BuildInputs
 from pipeline.image.pin import BaseImage, pin
 from pipeline.release.run import Run
 from pipeline.text import short
+
+log = structlog.get_logger()
+
+# AWS's documents use these as examples; they belong to nobody.
+EXAMPLE_ACCOUNTS = frozenset({"123456789012", "111122223333", "000000000000"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +32,17 @@ class Pinned:
 
 
 def pin_base(run: Run, spec: ImageSpec) -> Pinned:
-    """Pin the base and fingerprint what is built on it. Raises RegistryError, ConfigError."""
+    """Pin the base and fingerprint what is built on it. Raises RegistryError, ConfigError.
+
+    Warns first when images.yaml still has an example account: whatever fails next, that has to be edited too.
+    """
+    ecr = run.config.registry.ecr
+    if ecr is not None and ecr.account in EXAMPLE_ACCOUNTS:
+        log.warning(
+            f"{run.config.path} has placeholders: write your own registry (ecr: account and region, or url) "
+            "and store (root) there, or give --registry and --store",
+            account=ecr.account,
+        )
     with run.progress.stage("pin"):
         base = pin(spec.base, spec.platform, run.lock, run.clients)
         run.progress.result(_sentence(base))

@@ -119,7 +119,7 @@ def _room(layout: Layout) -> Iterator[Finding]:
         yield Finding(
             level="warn",
             found=f"{free / 1e9:.1f} GB free",
-            advice="sqshpipe prune --dry-run says what could go",
+            advice="sqshpipe store prune --dry-run says what could go",
         )
     else:
         yield Finding(level="ok", found=f"{free / 1e9:.1f} GB free")
@@ -128,7 +128,7 @@ def _room(layout: Layout) -> Iterator[Finding]:
         yield Finding(
             level="warn",
             found=f"{left / 1e9:.1f} GB left of the quota",
-            advice="ask for more, or see sqshpipe prune --dry-run",
+            advice="ask for more, or see sqshpipe store prune --dry-run",
         )
     if inodes.f_files and inodes.f_favail < 10000:
         yield Finding(level="warn", found=f"{inodes.f_favail} inodes left", advice="ask for more inodes")
@@ -178,7 +178,7 @@ def _leftovers(layout: Layout) -> Iterator[Finding]:
         yield Finding(
             level="warn",
             found=f"{len(dead)} files of killed runs, {size / 1e9:.1f} GB",
-            advice="sqshpipe prune removes them",
+            advice="sqshpipe store prune removes them",
         )
 
 

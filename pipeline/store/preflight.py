@@ -30,7 +30,7 @@ def make_room(layout: Layout, size: int) -> None:
     if free < size + MARGIN_BYTES:
         raise ToolError(
             f"{layout.root} has {human_bytes(free)} free, and {human_bytes(size + MARGIN_BYTES)} is needed",
-            hint="see sqshpipe du and sqshpipe prune --dry-run for what could go",
+            hint="see sqshpipe store usage and sqshpipe store prune --dry-run for what could go",
         )
     if size >= PROBED_BYTES and layout.blobs.is_dir():
         _ask_for(layout, size)
@@ -59,7 +59,7 @@ def _ask_for(layout: Layout, size: int) -> None:
 def _over_quota(layout: Layout, size: int, why: str) -> ToolError:
     return ToolError(
         f"{human_bytes(size)} more are needed in {layout.root}, and {why}",
-        hint="raise the quota of its user, group or project, or let sqshpipe prune free some",
+        hint="raise the quota of its user, group or project, or let sqshpipe store prune free some",
     )
 
 

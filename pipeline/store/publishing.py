@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import PublishError, VerificationError
+from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
 from pipeline.store import folders, preflight
 from pipeline.store.layout import Layout
@@ -66,6 +67,29 @@ def copy_in(file: Path, staged: Path, *, meter: Meter = SILENT) -> str:
             return hashed(source, keep).hexdigest()
 
 
+def link_in(file: Path, staged: Path) -> None:
+    """Give `file` the name `staged` too: its bytes are not copied, and a kill loses neither name.
+
+    Raises ConfigError when it is a symlink, belongs to another user, has other names already, or lies in
+    another file system.
+    """
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid():
+        raise ConfigError(
+            f"{file} cannot be moved: it is not a file of this user with one name",
+            hint="leave out --move, then it is copied",
+        )
+    try:
+        os.link(file, staged)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+            raise
+        raise ConfigError(
+            f"{file} cannot be moved: it lies in another file system or quota than the store",
+            hint="leave out --move, then it is copied",
+        ) from error
+
+
 def hash_file(path: Path, *, meter: Meter = SILENT) -> str:
     """sha256 of a regular file in hex. Raises OSError for anything else, a symlink too."""
     with os.fdopen(untrusted.open_regular(path), "rb", buffering=0) as source:
@@ -105,7 +129,7 @@ def check_present(layout: Layout, record: Record, *, meter: Meter = SILENT) -> N
     if (digest := hash_file(blob, meter=meter)) != record.sha256:
         raise VerificationError(
             f"{blob} is damaged: its sha256 is {digest}",
-            hint="run sqshpipe scrub, which marks what is damaged; then publish again, which mends it",
+            hint="run sqshpipe store scrub, which marks what is damaged; then publish again, which mends it",
         )
 
 

@@ -39,6 +39,10 @@ class Record:
     scan: Mapping[str, Any] = field(default_factory=lambda: dict(EXTERNAL))
     provenance: Mapping[str, Any] = field(default_factory=dict)
     checks: tuple[str, ...] = ()
+    packs: tuple[str, ...] = ()
+    """Keys of the layer packs of which the bytes are, where the converter was native."""
+    attachments: Mapping[str, str] = field(default_factory=dict)
+    """sha256 in hex by name, of what lies beside the record and is believed only with that digest."""
     created: str
 
     @property
@@ -68,6 +72,8 @@ class Record:
             "scan": dict(self.scan),
             "provenance": dict(self.provenance),
             "checks": list(self.checks),
+            "packs": list(self.packs),
+            "attachments": dict(self.attachments),
             "created": self.created,
         }
 
@@ -155,6 +161,8 @@ def _record(data: dict[str, Any], path: Path) -> Record:
             scan=_object(data, "scan") or dict(EXTERNAL),
             provenance=_object(data, "provenance") or {},
             checks=_texts(data, "checks"),
+            packs=_texts(data, "packs"),
+            attachments=_object(data, "attachments") or {},
             created=_text(data, "created", "1970-01-01T00:00:00Z"),
         )
         if not is_sha256(record.sha256):
@@ -163,6 +171,9 @@ def _record(data: dict[str, Any], path: Path) -> Record:
             raise ValueError(f"version {record.version!r} for {record.platform!r}")
         if not isinstance((record.source or {}).get("digest", ""), str):
             raise ValueError("the digest of its source is not text")
+        named = (*record.packs, *record.attachments.values())
+        if not all(isinstance(one, str) and is_sha256(one) for one in named):
+            raise ValueError("a pack or an attachment is not named by 64 hex digits")
     except ValueError as error:
         raise sealed.damaged(path, error) from error
     return record

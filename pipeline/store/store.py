@@ -164,7 +164,7 @@ class Store:
         if size != release.size:
             raise VerificationError(
                 f"{release.path} has {size} bytes instead of {release.size}",
-                hint="sqshpipe scrub marks what is damaged; publish the same content again to mend it",
+                hint="sqshpipe store scrub marks what is damaged; publish the same content again to mend it",
             )
 
     def _head(self, image: str) -> Head:
@@ -309,6 +309,21 @@ class Store:
                 f"{record.image}:{record.version} was published and cannot be read back", hint="run it again"
             )
         return release
+
+    def attach(self, release: Record, name: str, content: bytes) -> bool:
+        """Put a file beside a release whose record names its sha256; False when the record names another.
+
+        What is there already stays. Raises PublishError when the store cannot be written.
+        """
+        from hashlib import sha256
+
+        from pipeline.store import attachments
+
+        if release.attachments.get(name) != sha256(content).hexdigest():
+            return False
+        with atomic.told(f"writing {name} beside {release.image}:{release.version}"):
+            attachments.add(self.layout, release, name, content)
+        return True
 
     def promote(self, name: str, channel: str, *, allow_external: bool = False, reason: str = "") -> bool:
         """Let `channel` name the release "image:version" (or what another channel names). False: it does

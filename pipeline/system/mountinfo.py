@@ -33,14 +33,15 @@ def mount_of(path: Path, *, mountinfo: Path = Path("/proc/self/mountinfo")) -> M
         return best
     for line in lines:
         before, _, after = line.partition(" - ")
-        point = Path(_unescaped(before.split(" ")[4]))
+        point = Path(unescaped(before.split(" ")[4]))
         # a later line hides an earlier one of the same place
         if real.is_relative_to(point) and len(point.parts) >= len(best.point.parts):
             best = MountPoint(point=point, type=after.split(" ")[0])
     return best
 
 
-def _unescaped(word: str) -> str:
+def unescaped(word: str) -> str:
+    """A path as proc(5) writes it in mountinfo and mounts."""
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         word = word.replace(code, character)
     return word

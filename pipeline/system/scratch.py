@@ -43,21 +43,6 @@ class Need:
     files: int = 0
 
 
-def default_scratch() -> Path:
-    """SQSHPIPE_SCRATCH, else TMPDIR, else /var/tmp: /tmp is memory on many hosts."""
-    for variable in (SCRATCH_VARIABLE, "TMPDIR"):
-        if chosen := os.environ.get(variable):
-            return Path(chosen)
-    return Path("/var/tmp")  # noqa: S108 - folders in it are made by mkdtemp
-
-
-def default_cache() -> Path:
-    """SQSHPIPE_CACHE, else the user's cache folder."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sqshpipe"
-
-
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """A new folder in ``parent`` for us alone; it is removed when the block ends, whatever happened inside.
@@ -243,7 +228,7 @@ def require_space(needs: Sequence[Need]) -> None:
         what = ", ".join(f"{human_bytes(n.size)} for {n.purpose} in {n.folder}" for n in together if n.size)
         hint = f"free some, or set {SCRATCH_VARIABLE} or {CACHE_VARIABLE} to a folder on a larger disk"
         if all(need.purpose == THE_RESULT for need in together):
-            hint = "free some there: in a store, sqshpipe du tells what costs, prune removes what is unused"
+            hint = "free some: sqshpipe store usage shows what costs, store prune deletes what is unused"
         raise ToolError(f"not enough {short} ({what})", hint=hint)
 
 

@@ -44,7 +44,7 @@ def test_nodes_get_copies_that_the_importer_prefers(published: Store, tmp_path: 
     local, state = tmp_path / "nvme", tmp_path / "state"
     settings = ImporterSettings(store=published.root, state=state, local=local, trusted_uids=(os.geteuid(),))
     program = install(settings, tmp_path / "prefix")
-    words = ["prewarm", "demo", "--nodes", "n[1-2]", "--local", local, "--state", state, "--json"]
+    words = ["node", "prewarm", "demo", "--nodes", "n[1-2]", "--local", local, "--state", state, "--json"]
     rows = json.loads(sqshpipe(*words, "--at-once", str(at_once)))
     release = published.resolve("demo")
     assert [row["node"] for row in rows] == ["n1", "n2"]
@@ -61,7 +61,7 @@ def test_nodes_get_copies_that_the_importer_prefers(published: Store, tmp_path: 
 @pytest.mark.usefixtures("slurm")
 def test_sbcast_brings_the_copy_where_it_pays(published: Store, tmp_path: Path) -> None:
     local = tmp_path / "nvme"
-    words = ["prewarm", "demo", "--nodes", "n1", "--local", local, "--state", tmp_path, "--sbcast"]
+    words = ["node", "prewarm", "demo", "--nodes", "n1", "--local", local, "--state", tmp_path, "--sbcast"]
     sqshpipe(*words, "--partition", "main", code=2)
     (row,) = json.loads(sqshpipe(*words, "--json"))
     release = published.resolve("demo")
@@ -73,7 +73,7 @@ def test_sbcast_brings_the_copy_where_it_pays(published: Store, tmp_path: Path) 
 def test_the_page_cache_is_filled_and_checked(published: Store) -> None:
     release = published.resolve("demo")
     page_cache.forget(release.path)
-    rows = sqshpipe("prewarm", "demo", "--partition", "main").splitlines()
+    rows = sqshpipe("node", "prewarm", "demo", "--partition", "main").splitlines()
     assert [row.partition(":")[0] for row in rows] == ["n1", "n2"]
     assert "MB/s" in rows[0]
     if os.geteuid() == 0:
@@ -84,7 +84,7 @@ def test_the_page_cache_is_filled_and_checked(published: Store) -> None:
 def test_a_node_that_cannot_be_warmed_is_told(published: Store, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    words = ["prewarm", "demo", "--nodes", "n1", "--local", blocked / "folder", "--state", tmp_path]
+    words = ["node", "prewarm", "demo", "--nodes", "n1", "--local", blocked / "folder", "--state", tmp_path]
     assert "n1: " in sqshpipe(*words, code=3)
     with pytest.raises(ToolError, match="did not run"):
         prewarming.prewarm(

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.cli.showing import facts, listed
+from pipeline.cli.tables import facts, listed
 from pipeline.report.text import cells
 from pipeline.store.store import Listed
 from tests.support.showcase import hostile, showcase

@@ -12,8 +12,6 @@ from pipeline.system.mountinfo import MountPoint
 from pipeline.system.scratch import (
     PREFIX,
     Need,
-    default_cache,
-    default_scratch,
     remove_tree,
     require_space,
     scratch_folder,
@@ -193,20 +191,6 @@ def test_missing_inodes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "statvfs", lambda _path: few)
     with pytest.raises(ToolError, match=r"not enough inodes .* 10 free, 11 needed"):
         require_space([Need(folder=tmp_path, size=0, purpose="unpacking", files=11)])
-
-
-def test_places_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("SQSHPIPE_SCRATCH", "SQSHPIPE_CACHE", "TMPDIR", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_scratch() == Path("/var/tmp")
-    assert default_cache() == tmp_path / ".cache" / "sqshpipe"
-    monkeypatch.setenv("TMPDIR", "/somewhere")
-    assert default_scratch() == Path("/somewhere")
-    monkeypatch.setenv("SQSHPIPE_SCRATCH", "/local")
-    monkeypatch.setenv("SQSHPIPE_CACHE", "/cache")
-    assert default_scratch() == Path("/local")
-    assert default_cache() == Path("/cache")
 
 
 def test_removal_is_told_when_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
