@@ -20,9 +20,9 @@ from pipeline.errors import FormatError, ToolError
 from pipeline.oci.source import ImageSource
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.system.mount import mounted
-from tests.support.images import assert_case, assert_times_and_owners, image, of_case
-from tests.support.layer_cases import LAYER_CASES, LayerCase
-from tests.support.layers import LayerBuilder, raw_header, write_layout
+from tests.support.images.images import assert_case, assert_times_and_owners, image, of_case
+from tests.support.images.layer_cases import LAYER_CASES, LayerCase
+from tests.support.images.layers import LayerBuilder, raw_header, write_layout
 
 pytestmark = pytest.mark.needs("mksquashfs", "unsquashfs")
 ROOT = os.geteuid() == 0

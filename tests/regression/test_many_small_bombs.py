@@ -17,9 +17,9 @@ from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.progress import SILENT
 from pipeline.squashfs.reader import SquashfsImage
-from tests.support.hostile_tars import sparse
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from tests.support.images.hostile_tars import sparse
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 LIMITS = Limits(ratio_floor=1 << 20)
 

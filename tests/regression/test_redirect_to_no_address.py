@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import RegistryError
 from pipeline.registry.client import RegistryClient
-from tests.support.fake_registry import Streamed
+from tests.support.servers.fake_registry import Streamed
 
 
 @pytest.mark.parametrize("location", ["http://[", "https://h.example:99999999/x"])

@@ -19,7 +19,7 @@ from pipeline.registry.credentials import Credentials
 from pipeline.registry.download import chunks
 from pipeline.registry.referrers import referrers
 from pipeline.registry.session import Patience
-from tests.support.fake_registry import Body, Streamed
+from tests.support.servers.fake_registry import Body, Streamed
 
 HOST = "registry.example.com"
 BLOB = Descriptor(media_type=OCI_LAYER, digest=Digest.of(b"1234"), size=4)

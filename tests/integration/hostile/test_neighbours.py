@@ -52,10 +52,10 @@ from pipeline.store import leases, prune
 from pipeline.store.store import Store
 from pipeline.system import http as our_http
 from pipeline.system import scratch
-from tests.support.fake_registry import Streamed
-from tests.support.hostile_images import base
-from tests.support.images import image
-from tests.support.releases import publish
+from tests.support.images.hostile_images import base
+from tests.support.images.images import image
+from tests.support.servers.fake_registry import Streamed
+from tests.support.store.releases import publish
 
 LINUX = Platform(os="linux", architecture="amd64")
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\nsqshpipe: published /fake\u202e"
@@ -122,7 +122,7 @@ def test_links_planted_where_a_lease_will_be_are_not_followed(
 
 
 def prune_policy() -> object:
-    from tests.support.crash_actions import ALL_OLD
+    from tests.support.faults.crash_actions import ALL_OLD
 
     return ALL_OLD
 

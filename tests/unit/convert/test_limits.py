@@ -11,8 +11,8 @@ from pipeline.convert.convert import convert
 from pipeline.errors import FormatError
 from pipeline.oci.entry import Limits
 from pipeline.squashfs.reader import SquashfsImage
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 ORDINARY = LayerBuilder().dir("bin").file("bin/sh", b"#!\n" * 1000, mode=0o755).dir("tmp", mode=0o3777)
 CASES = [

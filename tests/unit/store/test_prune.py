@@ -20,7 +20,7 @@ from pipeline.store.retention import LiveJobs, Policy
 from pipeline.store.store import Store
 from pipeline.system import alive
 from pipeline.system import temporary as writer
-from tests.support.releases import folder, publish
+from tests.support.store.releases import folder, publish
 
 NOW = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
 

@@ -17,7 +17,7 @@ from pipeline.store.retention import Policy
 from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from tests.support.releases import folder, publish
+from tests.support.store.releases import folder, publish
 
 
 @pytest.fixture
