@@ -24,8 +24,8 @@ from pathlib import Path
 from pipeline.node.install import ImporterSettings, install
 from pipeline.store import leases
 from pipeline.store.store import Store
-from tests.support.handmade_store import squashfs_like
-from tests.support.releases import record_for
+from tests.support.store.handmade_store import squashfs_like
+from tests.support.store.releases import record_for
 
 AT_ONCE = 64
 RATIO = 3.5

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import measuring
 from bench.measuring import Way
-from tests.support.showcase import showcase
+from tests.support.store.showcase import showcase
 
 ROUNDS = {"tiny": 1, "small": 9, "medium": 15, "large": 15}
 

@@ -35,9 +35,9 @@ from pipeline.store import prune, scrub
 from pipeline.store.reading import load
 from pipeline.store.retention import LiveJobs, Policy
 from pipeline.store.store import Store
-from tests.support import invariants
-from tests.support.handmade_store import squashfs_like
-from tests.support.releases import record_for
+from tests.support.store import invariants
+from tests.support.store.handmade_store import squashfs_like
+from tests.support.store.releases import record_for
 
 SYSTEM_CALLS = ("write", "fsync", "link", "replace", "rename", "symlink", "open", "unlink", "fchmod", "stat")
 ERRORS = {

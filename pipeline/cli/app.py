@@ -224,7 +224,9 @@ _WHAT_TO_DO = {
 
 def _refused_by_system(error: OSError) -> int:
     """A file that the system refuses is no defect of ours, wherever it was met."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:  # a write does not say where
+    from pipeline.system.disk import is_full
+
+    if is_full(error) and error.filename is None:  # a write does not say where
         output.failure(ToolError(f"a disk is full: {error.strerror}", hint=_FULL))
         return ToolError.exit_code
     if error.errno == errno.ENOENT and "temporary directory" in str(error):

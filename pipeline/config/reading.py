@@ -8,13 +8,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from pipeline.config import document, folders, yamlfile
 from pipeline.config.ecr_hosts import parse_host
+from pipeline.config.quantities import parse_size
 from pipeline.config.types import (
     Config,
     ConvertOptions,
@@ -32,6 +32,9 @@ from pipeline.errors import ConfigError
 from pipeline.oci.entry import Limits
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _MAX_ERRORS = 8
 _MISSING = "write one (sqshpipe config schema describes it), or name another with --config"
@@ -199,12 +202,11 @@ def _store(
 
 
 def _store_settings(model: document.StoreModel) -> StoreSettings:
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     stripe = model.stripe
     return StoreSettings(
         configured=None,
         group=model.group,
-        stripe=(stripe.count, int(stripe.size[:-1]) * units[stripe.size[-1]]) if stripe else None,
+        stripe=(stripe.count, parse_size(stripe.size)) if stripe else None,
         grace=model.grace,
         delete_after=model.delete_after,
     )

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import structlog
 
@@ -32,6 +31,7 @@ from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.ranges import PackRanges
+from pipeline.system.hashing import hashed
 from pipeline.system.memory import out_of_memory
 from pipeline.system.scratch import held_folder, scratch_folder
 
@@ -39,7 +39,6 @@ log = structlog.get_logger()
 
 # Counted up when a converter gives other bytes for the same input: releases are then made anew.
 CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 1}
-_HASH_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,19 +221,11 @@ def _require_writable(folder: Path) -> None:
         raise ToolError(f"cannot write to {folder}: permission denied", hint="choose another --output")
 
 
-def hash_stream(stream: BinaryIO) -> str:
-    """The sha256 of what is left of ``stream``, as hex."""
-    digest = hashlib.sha256()
-    while piece := stream.read(_HASH_PIECE):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
 def _seal(file: Path) -> tuple[str, int]:
     """sha256 and size of a complete file, which is on disk and readable by all afterwards."""
     try:
         with file.open("rb") as stream:
-            sha256 = hash_stream(stream)
+            sha256 = hashed(stream).hexdigest()
             os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
             return sha256, stream.tell()

@@ -9,7 +9,6 @@ packed again. It gives the same tree as ``mksquashfs``.
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import itertools
 import os
@@ -38,6 +37,7 @@ from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged
 from pipeline.squashfs.packindex import PackIndex
 from pipeline.squashfs.ranges import of_layers
 from pipeline.squashfs.stitch import Stitched, StitchOptions, stitch
+from pipeline.system.disk import cannot_write
 from pipeline.system.memory import require_memory
 
 log = structlog.get_logger()
@@ -153,11 +153,7 @@ class _Conversion:
             with _created(output) as target:
                 return stitch(tree, packs, target, options, on_bytes=packing.meter.advance)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise ToolError(
-                f"cannot write {output}: {error.strerror or error}",
-                hint="free space there or choose another --output" if full else "",
-            ) from error
+            raise cannot_write(error, output, hint="free space there or choose another --output") from error
 
 
 @contextlib.contextmanager

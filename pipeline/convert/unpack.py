@@ -22,6 +22,7 @@ from pipeline.errors import FormatError, ToolError
 from pipeline.oci.entry import Entry, EntryKind
 from pipeline.oci.tree import Node, Tree
 from pipeline.progress import Meter
+from pipeline.system.disk import is_full
 from pipeline.system.parallel import Halt, work
 
 LAST_TIME = 0xFFFF_FFFF  # squashfs keeps unsigned 32-bit seconds
@@ -321,7 +322,7 @@ class _told:  # noqa: N801 - reads as a word of the with statement
         if not isinstance(error, OSError):
             return
         name, where = shown(self._path), self._root.parent
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise ToolError(
                 f"no space left in {where} while unpacking {name}",
                 hint="free some, or set SQSHPIPE_SCRATCH to a folder on a larger local disk",

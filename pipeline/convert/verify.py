@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from pipeline.convert.blobs import CachedSource
-from pipeline.convert.convert import ConverterRecord, SquashfsFile, hash_stream
+from pipeline.convert.convert import ConverterRecord, SquashfsFile
 from pipeline.convert.enroot_differences import Aspect, Difference, is_known
 from pipeline.convert.names import shown
 from pipeline.convert.tree import content_size, read_tree, require_sizes, worker_count
@@ -30,6 +30,7 @@ from pipeline.registry.source import RegistrySource
 from pipeline.squashfs.inode import Inode
 from pipeline.squashfs.readback import read_all
 from pipeline.squashfs.reader import SquashfsImage
+from pipeline.system.hashing import hashed
 
 log = structlog.get_logger()
 
@@ -103,7 +104,7 @@ def described(
     tree = read_tree(source, keep_owners=keep.owners, keep_xattrs=keep.xattrs, limits=limits, meter=meter)
     try:
         with path.open("rb") as stream:
-            sha256, size = hash_stream(stream), stream.tell()
+            sha256, size = hashed(stream).hexdigest(), stream.tell()
     except OSError as error:
         raise VerificationError(f"cannot read {path}: {error.strerror}", hint=_CHECK_THE_DISK) from error
     name = "enroot" if by_enroot else "external"

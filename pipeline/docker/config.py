@@ -4,13 +4,9 @@ runs."""
 from __future__ import annotations
 
 import base64
-import contextlib
-import fcntl
 import json
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +14,12 @@ from pathlib import Path
 from pipeline.authn import Credentials
 from pipeline.registry.docker_login import docker_config_path
 from pipeline.system.disk import write_text
+from pipeline.system.scratch import held_folder
 
 _DOCKER_HUB = "docker.io"
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of mode 0700 is made in it
-_PREFIX = "sqshpipe-docker-"
 _ROOM = 1 << 16  # bytes
-_YOUNG = 60.0  # seconds in which a folder may still be without its lock
 
 
 @contextmanager
@@ -38,9 +33,7 @@ def docker_config(credentials: Mapping[str, Credentials | None]) -> Iterator[Pat
     are kept.
     """
     parent = _MEMORY if _has_room(_MEMORY) else Path(tempfile.gettempdir())
-    _remove_orphans(parent)
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent) as name, _held(Path(name)):
-        folder = Path(name)
+    with held_folder(parent, hint="let TMPDIR name a folder that you can write") as folder:
         config = {**_kept(), "auths": {_key(host): _entry(found) for host, found in credentials.items()}}
         path = folder / "config.json"
         path.touch(mode=0o600)
@@ -56,27 +49,6 @@ def _has_room(folder: Path) -> bool:
         return False
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize >= _ROOM and (not status.f_files or status.f_favail > 8)
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Keep others from taking ``folder`` for one that nobody uses."""
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _remove_orphans(parent: Path) -> None:
-    """A password that a killed build left in memory would stay there until the machine restarts."""
-    for folder in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            found = folder.lstat()
-            if found.st_uid == os.geteuid() and time.time() - found.st_mtime > _YOUNG:
-                with _held(folder):
-                    shutil.rmtree(folder)
 
 
 def _kept() -> dict[str, object]:

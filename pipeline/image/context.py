@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
+import functools
 import os
 import stat
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from typing import NoReturn
 from pipeline.errors import ConfigError
 from pipeline.image.dockerignore import Ignore, State
 from pipeline.system.disk import cannot_write
+from pipeline.system.hashing import hashed
 from pipeline.system.untrusted import create_exclusive, open_regular
 
 FOLDER = "d"
@@ -146,11 +147,9 @@ def _file(source: str, target: str | None, status: os.stat_result) -> str:
         status = os.fstat(reading)  # of what is read, whatever the name is now
         if target is not None:
             writing = _created(target)
-        digest = hashlib.sha256()
-        while block := os.read(reading, _BLOCK):
-            digest.update(block)
-            if target is not None:
-                _write(writing, block, target)
+        with os.fdopen(reading, "rb", buffering=0, closefd=False) as file:
+            keep = None if target is None else functools.partial(_write, writing, target)
+            digest = hashed(file, keep)
     finally:
         os.close(reading)
         if writing >= 0:
@@ -167,7 +166,7 @@ def _created(target: str) -> int:
         raise cannot_write(error, Path(target)) from error
 
 
-def _write(descriptor: int, block: bytes, target: str) -> None:
+def _write(descriptor: int, target: str, block: bytes) -> None:
     left = memoryview(block)
     try:
         while left:

@@ -92,20 +92,6 @@ def run(
         return _follow(entering)
 
 
-def capture(
-    image: ImageFile,
-    command: Sequence[str],
-    *,
-    binds: Sequence[enter.Bind] = (),
-    env: Sequence[tuple[str, str]] = (),
-    timeout: float | None = None,
-    kind: Kind | None = None,
-) -> process.Completed:
-    """Run a command in the image and keep what it says. Its exit code is the caller's to judge."""
-    with held(image, kind=kind) as mounted:
-        return capture_in(mounted.root, command, binds=binds, env=env, timeout=timeout)
-
-
 def capture_in(
     root: Path,
     command: Sequence[str],
@@ -114,7 +100,10 @@ def capture_in(
     env: Sequence[tuple[str, str]] = (),
     timeout: float | None = None,
 ) -> process.Completed:
-    """As `capture`, in a folder that holds the image: a mount, or the unpacked files."""
+    """Run a command in a folder that holds the image, a mount or unpacked files, and keep what it prints.
+
+    Its exit code is the caller's to judge.
+    """
     with _scratch() as scratch:
         entering = enter.Entering(
             image=str(root),

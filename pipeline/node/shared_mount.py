@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError, ToolError
 from pipeline.node import pyxis_importer
 from pipeline.system import mount as mounts
 from pipeline.system import untrusted
+from pipeline.system.alive import has_ended, start_time
 
 log = structlog.get_logger()
 
@@ -85,7 +86,7 @@ def _in_tmp() -> Path:
 
 def holder_of(pid: int) -> str:
     """How a living process is counted. Raises ConfigError when there is none of that number."""
-    start = _start_time(pid)
+    start = start_time(pid)
     if not start:
         raise ConfigError(f"no process {pid} here that could hold a mount")
     return f"{pid}-{start}"
@@ -135,7 +136,7 @@ def clear(node: Path) -> None:
                     _unmount_if_unused(folder)
     for root in node.glob("root-*"):  # where the command of a `run` that was killed had its root
         pid = root.name.partition("-")[2]
-        if pid.isdecimal() and not _start_time(int(pid)):
+        if pid.isdecimal() and not start_time(int(pid)):
             with contextlib.suppress(OSError):
                 root.rmdir()
 
@@ -229,18 +230,7 @@ def _holders(folder: Path) -> list[Path]:
 
 def _alive(holder: str) -> bool:
     pid, _, rest = holder.partition("-")
-    return pid == "job" or (pid.isdecimal() and _start_time(int(pid)) == rest.partition("-")[0])
-
-
-def _start_time(pid: int) -> str:
-    """Clock ticks from boot to the start of a process (proc(5), field 22); empty when it has ended."""
-    try:
-        fields = (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
+    return pid == "job" or (pid.isdecimal() and not has_ended(int(pid), rest.partition("-")[0]))
 
 
 def _is_broken(root: Path) -> bool:

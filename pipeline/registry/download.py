@@ -21,12 +21,12 @@ from pipeline.oci.manifest import Descriptor
 from pipeline.oci.stream import ReadOnly
 from pipeline.progress import SILENT, Meter
 from pipeline.registry.auth import Scope
-from pipeline.registry.body import pieces
 from pipeline.registry.errors import Refused
 from pipeline.registry.pace import steadily
 from pipeline.registry.session import WORTH_AGAIN, Session
 from pipeline.system import untrusted
 from pipeline.system.disk import cannot_write
+from pipeline.system.hashing import hashed
 from pipeline.system.parallel import Crew
 
 log = structlog.get_logger()
@@ -59,7 +59,7 @@ def chunks(
         started_at = position
         response, skip = _open_at(session, repository, blob, position, what)
         try:
-            for part in steadily(pieces(response), session.patience.clock):
+            for part in steadily(response.iter_raw(), session.patience.clock):
                 if stop is not None and stop.is_set():
                     raise Stopped
                 piece = part[skip:] if skip else part
@@ -250,13 +250,10 @@ def _has(path: Path, blob: Descriptor) -> bool:
         descriptor = untrusted.open_regular(path)
     except OSError:  # nothing, a symlink or a pipe: what is fetched takes its place
         return False
-    seen = blob.digest.hasher()
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         if os.fstat(descriptor).st_size != blob.size:
             return False
-        while block := file.read(_READ):
-            seen.update(block)
-    return seen.hexdigest() == blob.digest.hex
+        return hashed(file, into=blob.digest.hasher()).hexdigest() == blob.digest.hex
 
 
 def _fill(
@@ -267,12 +264,9 @@ def _fill(
     meter: Meter,
     stop: threading.Event | None,
 ) -> None:
-    seen = blob.digest.hasher()
     file.seek(0)
-    offset = 0
-    while block := file.read(_READ):
-        seen.update(block)
-        offset += len(block)
+    seen = hashed(file, into=blob.digest.hasher())
+    offset = file.tell()
     if offset > blob.size:
         raise _BadPartial
     meter.advance(offset)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -22,6 +21,7 @@ from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged, footer
 from pipeline.squashfs.packindex import PackIndex
 from pipeline.squashfs.writing import write_at
 from pipeline.system import untrusted
+from pipeline.system.disk import is_full
 
 _SUFFIX = ".pack"
 _PARTIAL = ".partial-"
@@ -269,11 +269,10 @@ class PackCache:
 
     def unwritable(self, error: OSError) -> ToolError:
         """The error to raise when writing into the cache fails."""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return ToolError(
             f"cannot write a layer pack in {self.folder}: {error.strerror}",
             hint="free space, or trim it with `sqshpipe cache prune --max-size 0`"
-            if full
+            if is_full(error)
             else "set SQSHPIPE_CACHE",
         )
 

@@ -12,7 +12,6 @@ A kill between two steps leaves bytes without a record, or a release whose cache
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from pipeline.store.layout import Layout
 from pipeline.store.reading import exists, read_record
 from pipeline.store.record import Record
 from pipeline.system import atomic, exclusive, untrusted
+from pipeline.system.hashing import hashed
 from pipeline.system.temporary import temporary_name
 from pipeline.text import short
 
@@ -52,20 +52,19 @@ def staging(layout: Layout) -> Iterator[Path]:
 
 def copy_in(file: Path, staged: Path, *, meter: Meter = SILENT) -> str:
     """Copy `file` to `staged`, which must be new, and give the sha256 of what was written."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_PIECE)
     with file.open("rb", buffering=0) as source:
         size = os.fstat(source.fileno()).st_size
         meter.total(size)
         with staged.open("xb", buffering=0) as target:
             preflight.reserve(target.fileno(), size)
-            while count := source.readinto(buffer):
-                piece = memoryview(buffer)[:count]
-                digest.update(piece)
-                while piece:
-                    piece = piece[target.write(piece) :]
-                meter.advance(count)
-    return digest.hexdigest()
+
+            def keep(piece: bytes) -> None:
+                view = memoryview(piece)
+                while view:
+                    view = view[target.write(view) :]
+                meter.advance(len(piece))
+
+            return hashed(source, keep).hexdigest()
 
 
 def link_in(file: Path, staged: Path) -> None:
@@ -93,14 +92,9 @@ def link_in(file: Path, staged: Path) -> None:
 
 def hash_file(path: Path, *, meter: Meter = SILENT) -> str:
     """sha256 of a regular file in hex. Raises OSError for anything else, a symlink too."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_PIECE)
     with os.fdopen(untrusted.open_regular(path), "rb", buffering=0) as source:
         meter.total(os.fstat(source.fileno()).st_size)
-        while count := source.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-            meter.advance(count)
-    return digest.hexdigest()
+        return hashed(source, lambda piece: meter.advance(len(piece))).hexdigest()
 
 
 def seal(staged: Path, record: Record, sha256: str) -> None:

@@ -8,7 +8,6 @@ it.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import time
@@ -26,6 +25,7 @@ from pipeline.store.inventory import Inventory
 from pipeline.store.layout import Layout
 from pipeline.store.state import ImageState
 from pipeline.system import atomic, untrusted
+from pipeline.system.hashing import hashed
 
 _PIECE = 4 << 20
 _NOTE_SECONDS = 5.0
@@ -169,12 +169,13 @@ def _look(
             if there not in sizes:
                 return there, f"{there} bytes instead of {' or '.join(map(str, sorted(sizes)))}"
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            hashed = hashlib.sha256()
-            while piece := file.read(_PIECE):
-                hashed.update(piece)
+
+            def count(piece: bytes) -> None:
                 report.bytes_read += len(piece)
                 meter.advance(len(piece))
                 pace.passed(len(piece))
+
+            found = hashed(file, count).hexdigest()
     except FileNotFoundError:
         return there, "the file is missing"
     except untrusted.NotRegularError:
@@ -185,7 +186,7 @@ def _look(
         if error.errno != errno.EIO:
             raise  # no right to read, a stale handle: that says nothing about the bytes
         return there, "the disk cannot read it"
-    return there, "" if hashed.hexdigest() == digest else f"its sha256 is {hashed.hexdigest()}"
+    return there, "" if found == digest else f"its sha256 is {found}"
 
 
 def _mark(

@@ -36,6 +36,7 @@ from pipeline.store.sync_source import (
     recorded,
 )
 from pipeline.system import atomic, untrusted
+from pipeline.system.hashing import hashed
 from pipeline.system.temporary import is_orphan, temporary_name
 
 _PIECE = 4 << 20
@@ -234,27 +235,26 @@ def _is_own(path: Path) -> bool:
 
 def _fetch(staged: Path, record: Record, source: SyncSource, report: Report, meter: Meter) -> str:
     """Complete `staged` from where it ends, and give the sha256 of the whole."""
-    digest = hashlib.sha256()
     opened = untrusted.open_regular(staged, flags=os.O_RDWR | os.O_CREAT | os.O_APPEND)
     with os.fdopen(opened, "ab+", buffering=0) as file:
         file.seek(0)
-        while piece := file.read(_PIECE):
-            digest.update(piece)
+        digest = hashed(file)
         have = file.tell()
         if have > record.size:
             file.truncate(0)
             digest, have = hashlib.sha256(), 0
         meter.total(record.size)
         meter.advance(have)
+
+        def keep(piece: bytes) -> None:
+            view = memoryview(piece)
+            while view:
+                view = view[file.write(view) :]
+            report.bytes_copied += len(piece)
+            meter.advance(len(piece))
+
         with source.open_from(record, have) as stream:
-            while piece := stream.read(_PIECE):
-                digest.update(piece)
-                view = memoryview(piece)
-                while view:
-                    view = view[file.write(view) :]
-                report.bytes_copied += len(piece)
-                meter.advance(len(piece))
-    return digest.hexdigest()
+            return hashed(stream, keep, into=digest).hexdigest()
 
 
 def _to_bucket(

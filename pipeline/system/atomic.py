@@ -18,12 +18,12 @@ from typing import TypeVar
 
 from pipeline.errors import PublishError, SqshpipeError, ToolError
 from pipeline.system import exclusive
+from pipeline.system.disk import is_full
 from pipeline.system.temporary import temporary_name
 
 READ_ONLY = 0o444
 CACHE_MODE = 0o644
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _LATE = frozenset({errno.ESTALE, errno.ENOENT})
 _LATE_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -45,7 +45,7 @@ def told(doing: str, *, refused: str = _REFUSED_HINT) -> Iterator[None]:
         raise
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        if error.errno in _FULL:
+        if is_full(error):
             raise ToolError(
                 f"no space left while {doing}{where}",
                 hint="free space (see sqshpipe store usage and store prune) or raise the quota; run it again",

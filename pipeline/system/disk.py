@@ -8,8 +8,12 @@ from pathlib import Path
 
 from pipeline.errors import ToolError
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _LARGER = "free some, or point SQSHPIPE_CACHE and SQSHPIPE_SCRATCH elsewhere"
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk or a quota had no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def says_full(text: str) -> bool:
@@ -19,7 +23,7 @@ def says_full(text: str) -> bool:
 
 def cannot_write(error: OSError, path: Path, *, hint: str = _LARGER) -> ToolError:
     """What to raise for ``error``, met while ``path`` was written; ``hint`` is for a disk that is full."""
-    if error.errno in FULL:
+    if is_full(error):
         return ToolError(f"no space left for {path.name} in {path.parent}", hint=hint)
     return ToolError(f"cannot write {path}: {error.strerror or os.strerror(error.errno or 0)}")
 

@@ -14,6 +14,8 @@ import secrets
 import time
 from pathlib import Path
 
+from pipeline.system.alive import has_ended, start_time
+
 PREFIX = ".tmp."
 FOREIGN_WRITER_AGE_SECONDS = 7 * 24 * 3600
 """A file whose writer cannot be looked up from here is an orphan when nothing was written for this long."""
@@ -24,7 +26,7 @@ _NAME = re.compile(r"\.tmp\.([0-9a-f]{12})\.([0-9]+)\.([0-9]+)\.([0-9]+)\.[0-9a-
 def temporary_name(rest: str = "") -> str:
     """A name that nobody else uses, in the form above; `rest` (such as ".sqsh") ends it."""
     pid = os.getpid()
-    return f"{PREFIX}{_boot()}.{_namespace()}.{pid}.{_start_time(pid)}.{secrets.token_hex(6)}{rest}"
+    return f"{PREFIX}{_boot()}.{_namespace()}.{pid}.{start_time(pid) or 0}.{secrets.token_hex(6)}{rest}"
 
 
 def is_temporary(name: str) -> bool:
@@ -43,28 +45,12 @@ def is_orphan(path: Path, *, now: float | None = None) -> bool:
     """Whether `path`, a temporary file or folder, was left behind by a writer that is dead."""
     match = _NAME.fullmatch(path.name)
     if match and not is_foreign(path):
-        return _is_dead(int(match[3]), match[4])
+        return has_ended(int(match[3]), match[4])
     try:
         changed = path.lstat().st_mtime
     except FileNotFoundError:
         return False
     return (time.time() if now is None else now) - changed > FOREIGN_WRITER_AGE_SECONDS
-
-
-def _is_dead(pid: int, started: str) -> bool:
-    """Whether the process that had `pid` and began then has ended. What /proc does not show of other users
-    (hidepid) lives as long as it can be signalled.
-    """
-    now = _start_time(pid)
-    if now != "0":
-        return now != started
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _boot() -> str:
@@ -80,14 +66,3 @@ def _namespace() -> str:
         return "".join(digit for digit in str(Path("/proc/self/ns/pid").readlink()) if digit.isdigit())
     except OSError:
         return "0"
-
-
-def _start_time(pid: int) -> str:
-    """Clock ticks between boot and the start of `pid` (proc(5), field 22); "0" when there is no such
-    process.
-    """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "0"
-    return text.rpartition(")")[2].split()[19]

@@ -19,8 +19,8 @@ from pipeline.oci.manifest import OCI_LAYER
 from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
-from tests.support.layers import LayerBuilder
-from tests.support.pushed import push_image
+from tests.support.images.layers import LayerBuilder
+from tests.support.images.pushed import push_image
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.needs("dockerd", "docker-registry", "htpasswd", "mksquashfs", "root")

@@ -15,8 +15,8 @@ from pipeline.batch.local import Outcome, Task
 from pipeline.batch.slurm import SlurmExecutor
 from pipeline.config.types import SlurmSettings
 from pipeline.errors import ToolError
-from tests.support import slurm
-from tests.support.slurm import Slurm
+from tests.support.servers import slurm
+from tests.support.servers.slurm import Slurm
 
 pytestmark = pytest.mark.needs("slurmctld", "slurmd", "sbatch")
 ONE = SlurmSettings(cpus=1, time=timedelta(minutes=2))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.store.store import Store
-from tests.support import releases
+from tests.support.store import releases
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0

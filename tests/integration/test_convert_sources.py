@@ -21,8 +21,8 @@ from pipeline.oci.reference import Reference
 from pipeline.oci.source import ImageSource
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
-from tests.support.images import LINUX, image
-from tests.support.layers import LayerBuilder
+from tests.support.images.images import LINUX, image
+from tests.support.images.layers import LayerBuilder
 
 pytestmark = pytest.mark.needs("mksquashfs")
 BASE = LayerBuilder().dir("bin").file("bin/sh", b"#!\n", mode=0o755)

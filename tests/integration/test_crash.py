@@ -16,8 +16,9 @@ from pipeline.store import leases, prune
 from pipeline.store.index import write_index
 from pipeline.store.reading import load
 from pipeline.store.store import Store
-from tests.support import crash, crash_actions, invariants
-from tests.support.releases import publish
+from tests.support.faults import crash, crash_actions
+from tests.support.store import invariants
+from tests.support.store.releases import publish
 
 CONTENTS = {version: version.encode() for version in ("v0.9", "v1.0", "v1.1", "v1.2", "v1.3")}
 SHORT = 40

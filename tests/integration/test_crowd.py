@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.store.store import Store
-from tests.support import crowd, invariants
-from tests.support.releases import caches
+from tests.support.store import crowd, invariants
+from tests.support.store.releases import caches
 
 PUBLISHERS, READERS, ROUNDS = 8, 3, 4
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.crowd", *map(str, arguments)],
+        [sys.executable, "-m", "tests.support.store.crowd", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import __version__
 from tests.support.dist import ROOT, problems
-from tests.support.showcase import showcase
+from tests.support.store.showcase import showcase
 
 
 @pytest.fixture(scope="module")

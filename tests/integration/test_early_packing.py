@@ -36,8 +36,8 @@ from pipeline.release import path, stages
 from pipeline.release.run import Run, Stage
 from pipeline.scan.gate import ScanReport
 from pipeline.store.store import Store
-from tests.support.layers import LayerBuilder
-from tests.support.pushed import push_image
+from tests.support.images.layers import LayerBuilder
+from tests.support.images.pushed import push_image
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")

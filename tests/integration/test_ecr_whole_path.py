@@ -21,9 +21,9 @@ from pipeline.docker.engine import Engine
 from pipeline.oci.reference import Reference
 from pipeline.registry.credentials import Credentials
 from pipeline.store.store import Store
-from tests.support import aws, scans
-from tests.support.ecr_front import HOST
-from tests.support.real_names import NGC, Watched, World, installed, world
+from tests.support.servers import aws, scans
+from tests.support.servers.ecr_front import HOST
+from tests.support.servers.real_names import NGC, Watched, World, installed, world
 
 pytestmark = pytest.mark.needs(
     "dockerd", "docker-registry", "htpasswd", "mksquashfs", "unsquashfs", "unshare", "root"

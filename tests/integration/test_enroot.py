@@ -26,9 +26,9 @@ from pipeline.oci.source import ImageSource
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.source import RegistrySource
-from tests.support.images import image, of_case
-from tests.support.layer_cases import LAYER_CASES, LayerCase
-from tests.support.layers import LayerBuilder
+from tests.support.images.images import image, of_case
+from tests.support.images.layer_cases import LAYER_CASES, LayerCase
+from tests.support.images.layers import LayerBuilder
 
 REAL = shutil.which("enroot")
 pytestmark = pytest.mark.needs("mksquashfs", "docker-registry")

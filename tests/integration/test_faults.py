@@ -42,13 +42,14 @@ from pipeline.store.store import Store
 from pipeline.system import scratch
 from tests.integration.test_crash import judge, prepared  # noqa: F401 - a fixture
 from tests.integration.test_filesystems import mount, run  # noqa: F401 - a fixture
-from tests.support import crash, crash_actions, invariants
-from tests.support.handmade_store import squashfs_like
-from tests.support.hostile_tars import member, record
-from tests.support.layers import LayerBuilder, raw_header, write_layout
-from tests.support.pushed import push_image
-from tests.support.registry import Fault, FaultyProxy
-from tests.support.releases import publish
+from tests.support.faults import crash, crash_actions
+from tests.support.images.hostile_tars import member, record
+from tests.support.images.layers import LayerBuilder, raw_header, write_layout
+from tests.support.images.pushed import push_image
+from tests.support.servers.registry import Fault, FaultyProxy
+from tests.support.store import invariants
+from tests.support.store.handmade_store import squashfs_like
+from tests.support.store.releases import publish
 
 _ROOT = Path(__file__).parents[2]
 LINUX = Platform(os="linux", architecture="amd64")
@@ -508,8 +509,8 @@ _PUBLISHER = """
 import sys
 from pathlib import Path
 from pipeline.store.store import Store
-from tests.support.crowd import content
-from tests.support.releases import record_for
+from tests.support.store.crowd import content
+from tests.support.store.releases import record_for
 store = Store(Path(sys.argv[1]))
 number = 0
 while True:
@@ -535,7 +536,7 @@ def test_power_is_lost_while_publishing(
     The publisher is stopped between two system calls for as long as the disk takes to copy, so that the copy
     is of one moment; what it had not asked to be on the disk by then is lost, as in a power cut.
     """
-    from tests.support import crowd
+    from tests.support.store import crowd
 
     cuts = 60 if pytestconfig.getoption("--slow") else 6
     disk, point = tmp_path / "disk.img", tmp_path / "disk"

@@ -20,9 +20,9 @@ from pipeline.store import checkup, preflight, prune
 from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
 from pipeline.system.mountinfo import mount_of
-from tests.support import crowd, invariants
-from tests.support.crash_actions import ALL_OLD
-from tests.support.releases import caches, publish
+from tests.support.faults.crash_actions import ALL_OLD
+from tests.support.store import crowd, invariants
+from tests.support.store.releases import caches, publish
 
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-m", "0"], "xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"]}
 Mount = Callable[..., Path]
@@ -161,7 +161,9 @@ def badfs(tmp_path: Path) -> Iterator[Mount]:
     def make(*faults: str) -> Path:
         point = tmp_path / f"client{len(clients)}"
         point.mkdir()
-        process = subprocess.Popen([sys.executable, "-m", "tests.support.badfs", backing, point, *faults])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.faults.badfs", backing, point, *faults]
+        )
         clients.append((point, process))
         deadline = time.monotonic() + 10
         while not point.is_mount():
@@ -209,7 +211,7 @@ def test_two_clients_that_publish_at_once_and_see_each_other_late(badfs: Mount) 
     roots = [badfs("late", "lost-reply", "stale", "folders") / "containers" for _ in range(2)]
     publish(Store(roots[0]), "first.0")
     time.sleep(0.5)
-    argv = [sys.executable, "-m", "tests.support.crowd", "publish"]
+    argv = [sys.executable, "-m", "tests.support.store.crowd", "publish"]
     publishers = [
         subprocess.Popen(
             [*argv, str(root), str(number), "3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

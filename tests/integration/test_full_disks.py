@@ -29,9 +29,9 @@ from pipeline.registry.credentials import Credentials
 from pipeline.registry.source import RegistrySource
 from pipeline.scan.trivy import Trivy
 from pipeline.store.store import Store
-from tests.support.layers import LayerBuilder, write_layout
-from tests.support.pushed import push_image
-from tests.support.releases import publish
+from tests.support.images.layers import LayerBuilder, write_layout
+from tests.support.images.pushed import push_image
+from tests.support.store.releases import publish
 
 pytestmark = pytest.mark.needs("root", "mount", "mkfs.btrfs", "btrfs", "/dev/loop-control")
 REPORT = '{"SchemaVersion": 2, "Metadata": {"OS": {"Family": "debian"}}}'

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.system import scratch
 from pipeline.system.scratch import scratch_folder
-from tests.support.crash import Nursery, Point, calls, run_with
+from tests.support.faults.crash import Nursery, Point, calls, run_with
 
 
 def test_killed_at_every_call(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from pipeline.convert.tree import read_tree
 from pipeline.errors import FormatError
 from pipeline.oci.archive import open_archive
 from pipeline.progress import SILENT
-from tests.support.images import LINUX
-from tests.support.layers import LayerBuilder, write_docker_archive
+from tests.support.images.images import LINUX
+from tests.support.images.layers import LayerBuilder, write_docker_archive
 
 BASE = LayerBuilder().dir("bin").file("bin/sh", b"#!\n", mode=0o755).dir("d").file("d/x", b"x")
 LAST = LayerBuilder().file("a", b"1" * 700)

@@ -26,7 +26,7 @@ from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.plan import changes
 from tests import soak
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layers import LayerBuilder, write_layout
 
 _ROOT = Path(__file__).parents[2]
 # A process of its own: what a child's own figure says begins with the memory of whom it was forked from.

@@ -16,7 +16,7 @@ from pipeline.config.reading import load
 from pipeline.errors import ConfigError, RegistryError
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import credentials_provider
-from tests.support.tiny_images import push_image, push_index
+from tests.support.images.tiny_images import push_image, push_index
 
 
 @pytest.fixture

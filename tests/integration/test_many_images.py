@@ -16,9 +16,9 @@ import pytest
 from demo.registry import PrivateRegistry
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import credentials_provider
-from tests.support import slurm
-from tests.support.slurm import Slurm
-from tests.support.tiny_images import push_image
+from tests.support.images.tiny_images import push_image
+from tests.support.servers import slurm
+from tests.support.servers.slurm import Slurm
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd", "mksquashfs")

@@ -23,8 +23,8 @@ from pipeline.squashfs.layout import Layout, lay_out
 from pipeline.squashfs.pack import Pack
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.system.mount import mounted
-from tests.support.layers import LayerBuilder, write_layout
-from tests.support.snapshot import Seen, expected, from_tar, snapshot
+from tests.support.images.layers import LayerBuilder, write_layout
+from tests.support.images.snapshot import Seen, expected, from_tar, snapshot
 
 pytestmark = pytest.mark.needs("mksquashfs", "unsquashfs", "root", "/dev/loop-control")
 

@@ -18,8 +18,8 @@ from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
 from pipeline.system.mount import mounted
-from tests.support.layers import LayerBuilder, write_layout
-from tests.support.snapshot import Seen, snapshot
+from tests.support.images.layers import LayerBuilder, write_layout
+from tests.support.images.snapshot import Seen, snapshot
 
 pytestmark = pytest.mark.needs("mksquashfs", "root", "/dev/loop-control")
 

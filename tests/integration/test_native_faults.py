@@ -22,7 +22,7 @@ from pipeline.errors import ToolError
 from pipeline.oci.layout import LayoutSource, open_layout
 from pipeline.oci.platform import Platform
 from pipeline.squashfs.pack import Pack
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layers import LayerBuilder, write_layout
 
 PLATFORM = Platform(os="linux", architecture="amd64")
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.report.gather import gather
 from pipeline.report.page import page
-from tests.support.showcase import hostile, showcase
+from tests.support.store.showcase import hostile, showcase
 
 pytestmark = pytest.mark.needs("chromium")
 

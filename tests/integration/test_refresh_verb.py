@@ -21,9 +21,9 @@ from pipeline.config.reading import load
 from pipeline.oci.digest import Digest
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import credentials_provider
-from tests.support.github import FakeGitHub
-from tests.support.registry import Fault, FaultyProxy, serving
-from tests.support.tiny_images import push_image
+from tests.support.images.tiny_images import push_image
+from tests.support.servers.github import FakeGitHub
+from tests.support.servers.registry import Fault, FaultyProxy, serving
 
 NOBODY = "127.0.0.1:1"
 

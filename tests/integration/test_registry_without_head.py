@@ -15,8 +15,8 @@ from pipeline.cli.app import app
 from pipeline.config.lock import read_lock
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
-from tests.support.registry import Fault, FaultyProxy
-from tests.support.tiny_images import push_image
+from tests.support.images.tiny_images import push_image
+from tests.support.servers.registry import Fault, FaultyProxy
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd", "skopeo")
 ALWAYS = 1_000_000

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, PublishError, ToolError, VerificationEr
 from pipeline.store import attest
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from tests.support.releases import publish
+from tests.support.store.releases import publish
 
 PART = 5 << 20
 

@@ -19,10 +19,10 @@ import pytest
 from pipeline.errors import PublishError, ToolError
 from pipeline.store import checkup, leases, prune
 from pipeline.store.store import Store
-from tests.support import invariants
-from tests.support.crash_actions import ALL_OLD
-from tests.support.people import as_user
-from tests.support.releases import folder, publish, record_for
+from tests.support.faults.crash_actions import ALL_OLD
+from tests.support.faults.people import as_user
+from tests.support.store import invariants
+from tests.support.store.releases import folder, publish, record_for
 
 ANNA, BEN, GUEST = 41001, 41002, 41003
 TEAM, OTHERS = 100, 41009
@@ -133,7 +133,9 @@ def squashing(public: Path) -> Iterator[tuple[Path, Path]]:
     server, point = public / "server", public / "client"
     server.mkdir()
     point.mkdir()
-    process = subprocess.Popen([sys.executable, "-m", "tests.support.badfs", server, point, "root-squash"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.faults.badfs", server, point, "root-squash"]
+    )
     try:
         deadline = time.monotonic() + 30
         while not point.is_mount():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.stalling_registry import How, stalling_registry, until_asked
+from tests.support.servers.stalling_registry import How, stalling_registry, until_asked
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 4.0  # 2 are promised; a busy machine takes its share

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.text import cells
-from tests.support.showcase import showcase
+from tests.support.store.showcase import showcase
 
 pytestmark = pytest.mark.needs("tmux")
 

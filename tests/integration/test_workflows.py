@@ -22,10 +22,10 @@ from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.conftest import missing
-from tests.support.actions import JobRun, Workflows, runner_environment
-from tests.support.github import FakeGitHub
-from tests.support.registry import serving
-from tests.support.tiny_images import push_image
+from tests.support.images.tiny_images import push_image
+from tests.support.servers.actions import JobRun, Workflows, runner_environment
+from tests.support.servers.github import FakeGitHub
+from tests.support.servers.registry import serving
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".github" / "workflows"

@@ -15,9 +15,9 @@ from pipeline.errors import RegistryError
 from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
-from tests.support.images import LINUX, image
-from tests.support.layers import LayerBuilder
-from tests.support.registry import Fault, FaultyProxy
+from tests.support.images.images import LINUX, image
+from tests.support.images.layers import LayerBuilder
+from tests.support.servers.registry import Fault, FaultyProxy
 
 NOISE = random.Random(3).randbytes(3_000_000)
 LAYER = LayerBuilder().dir("bin").file("bin/sh", b"#!\n", mode=0o755).file("noise", NOISE)

@@ -18,7 +18,7 @@ from pipeline.errors import SqshpipeError
 from pipeline.store import prune, restore
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
-from tests.support.releases import publish, record_for
+from tests.support.store.releases import publish, record_for
 
 NOW = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
 

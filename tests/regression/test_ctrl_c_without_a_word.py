@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.support.registry import Quiet, serving
+from tests.support.servers.registry import Quiet, serving
 
 ROOT = Path(__file__).parents[2]
 

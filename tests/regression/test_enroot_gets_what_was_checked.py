@@ -14,8 +14,8 @@ from pipeline.errors import FormatError
 from pipeline.oci.entry import Limits
 from pipeline.oci.layout import LayoutSource
 from pipeline.progress import SILENT
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 LAYERS = [LayerBuilder().file("a", b"1" * 5000), LayerBuilder().file("b", b"2" * 5000)]
 

@@ -19,9 +19,9 @@ from pipeline.squashfs.metadata import MetadataWriter, read_indexed
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.squashfs.superblock import METADATA_SIZE, Superblock
 from pipeline.squashfs.xattr import XattrReader
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
-from tests.support.squashfs import Stitcher
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
+from tests.support.images.squashfs import Stitcher
 
 BLOCK = 4096
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import PublishError
 from pipeline.store.store import Store
-from tests.support.releases import publish
+from tests.support.store.releases import publish
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives a symlink to another user, which root may")
 

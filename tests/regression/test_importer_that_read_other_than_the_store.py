@@ -12,8 +12,8 @@ from pipeline.node import pyxis_importer as importer
 from pipeline.store import sealed
 from pipeline.store.events import Change, Event, as_bytes
 from pipeline.store.store import Store
-from tests.support.handmade_store import squashfs_like
-from tests.support.releases import publish, record_for
+from tests.support.store.handmade_store import squashfs_like
+from tests.support.store.releases import publish, record_for
 
 ODD_RECORDS = (
     '"image": "\u0430lpha"',

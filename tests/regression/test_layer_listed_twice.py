@@ -14,7 +14,7 @@ from pipeline.oci.entry import Limits
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layers import LayerBuilder, write_layout
 
 LINUX = Platform(os="linux", architecture="amd64")
 

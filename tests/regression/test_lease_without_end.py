@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -31,4 +32,11 @@ def test_it_holds_nothing_and_breaks_nothing(change: str, tmp_path: Path) -> Non
     text = json.dumps(SOUND)
     (layout.leases / "sound.json").write_text(text)
     (layout.leases / "odd.json").write_text(text[:-1] + f", {change}}}")
-    assert "sound.json" in [lease.name for lease in leases.read_all(layout)]
+    found = {lease.name: lease for lease in leases.read_all(layout)}
+    odd = found.pop("odd.json", None)
+    assert list(found) == ["sound.json"]
+    if "expires" in change:  # a lease still, whose end the program decides
+        assert odd is not None
+        assert odd.expires <= time.time() + leases.LONGEST_SECONDS
+    else:
+        assert odd is None

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.store import leases, prune
 from pipeline.store.store import Store
-from tests.support.crash_actions import ALL_OLD
-from tests.support.releases import publish
+from tests.support.faults.crash_actions import ALL_OLD
+from tests.support.store.releases import publish
 
 
 @pytest.fixture

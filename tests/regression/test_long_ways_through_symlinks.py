@@ -12,7 +12,7 @@ from pipeline.oci.entry import Entry, EntryKind
 from pipeline.oci.merge import merge
 from pipeline.oci.rootfs import enroot_rootfs
 from pipeline.oci.tree import Tree
-from tests.support.layers import image_config
+from tests.support.images.layers import image_config
 
 FILE, FOLDER, SYMLINK, HARDLINK = EntryKind.FILE, EntryKind.DIRECTORY, EntryKind.SYMLINK, EntryKind.HARDLINK
 

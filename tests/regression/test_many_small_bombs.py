@@ -16,9 +16,10 @@ from pipeline.errors import FormatError
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.progress import SILENT
-from tests.support.hostile_tars import sparse
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from pipeline.squashfs.reader import SquashfsImage
+from tests.support.images.hostile_tars import sparse
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 LIMITS = Limits(ratio_floor=1 << 20)
 
@@ -55,12 +56,17 @@ def test_so_are_the_holes_of_all_layers(tmp_path: Path) -> None:
 
 
 def test_one_such_layer_is_taken_and_so_are_more_beside_a_large_one(tmp_path: Path) -> None:
-    read_tree(of_zeros(tmp_path / "one", 1), limits=LIMITS, meter=SILENT)
+    assert b"f0" in read_tree(of_zeros(tmp_path / "one", 1), limits=LIMITS, meter=SILENT)
     layers = [LayerBuilder().file(f"f{number}", bytes(600_000)) for number in range(4)]
     layers.append(LayerBuilder().file("base", bytes(range(256)) * 400))
     source = image(tmp_path / "image", layers, compression=["gzip"] * 4 + ["none"])
-    read_tree(source, limits=LIMITS, meter=SILENT)
+    names = {b"f0", b"f1", b"f2", b"f3", b"base"}
+    assert names <= set(read_tree(source, limits=LIMITS, meter=SILENT))
     converted(source, tmp_path / "native")
+    with SquashfsImage.open(tmp_path / "native" / "x") as made:
+        assert {name: made.lookup(name).size for name in names} == {
+            name: 102_400 if name == b"base" else 600_000 for name in names
+        }
 
 
 def test_a_layer_that_lies_about_its_size_buys_the_others_nothing(

@@ -11,7 +11,7 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.entry import Entry, EntryKind, Limits
 from pipeline.oci.layer import read_layer
 from pipeline.oci.merge import merge
-from tests.support.hostile_tars import after, record
+from tests.support.images.hostile_tars import after, record
 
 
 def test_attributes_of_a_layer_are_bounded() -> None:

@@ -14,8 +14,8 @@ from pipeline.convert import convert as stage
 from pipeline.errors import ToolError
 from pipeline.oci.entry import Limits
 from pipeline.system.memory import out_of_memory
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,9 @@ from pipeline.oci.reference import Reference
 from pipeline.oci.source import ImageSource
 from pipeline.progress import SILENT
 from pipeline.squashfs.cache import PackCache
-from tests.support.fake_registry import HOST, FakeRegistry
-from tests.support.images import LINUX
-from tests.support.layers import LayerBuilder, compressed
+from tests.support.images.images import LINUX
+from tests.support.images.layers import LayerBuilder, compressed
+from tests.support.servers.fake_registry import HOST, FakeRegistry
 
 SHELL = LayerBuilder().dir("bin").file("bin/sh", b"#!\n", mode=0o755)
 CLEAN = LayerBuilder().file("opt/a", b"clean" * 500)

@@ -12,8 +12,8 @@ import pytest
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.native import convert_native
 from pipeline.errors import ToolError
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 
 def converted(tmp_path: Path, cache: Path) -> None:

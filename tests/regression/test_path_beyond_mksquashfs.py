@@ -9,8 +9,8 @@ import pytest
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import convert
 from pipeline.errors import FormatError
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 
 @pytest.mark.needs("mksquashfs")

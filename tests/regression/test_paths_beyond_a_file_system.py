@@ -8,7 +8,7 @@ from pipeline.errors import FormatError
 from pipeline.oci.config import ImageConfig, parse_config
 from pipeline.oci.merge import merge
 from pipeline.oci.rootfs import enroot_rootfs
-from tests.support.layers import image_config
+from tests.support.images.layers import image_config
 
 
 def config(**settings: object) -> ImageConfig:

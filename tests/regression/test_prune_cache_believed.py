@@ -16,8 +16,8 @@ from pipeline.store import prune, scrub
 from pipeline.store.retention import Policy
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.store import Store
-from tests.support import documented_store
-from tests.support.releases import publish
+from tests.support.store import documented_store
+from tests.support.store.releases import publish
 
 NOW = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
 

@@ -12,8 +12,8 @@ from pipeline.convert.unpack import Keep, unpack
 from pipeline.errors import ToolError
 from pipeline.progress import SILENT
 from pipeline.system.parallel import Halt
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 SHELL = LayerBuilder().dir("bin").file("bin/sh", b"#!\n", mode=0o755)
 

@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError, RegistryError
 from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.session import Patience
-from tests.support.fake_registry import Streamed
+from tests.support.servers.fake_registry import Streamed
 
 NAMES = [
     f"https://{name}/x"

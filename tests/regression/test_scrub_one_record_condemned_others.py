@@ -10,7 +10,7 @@ import pytest
 from pipeline.store import restore, sealed
 from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
-from tests.support.releases import publish
+from tests.support.store.releases import publish
 
 
 @pytest.mark.parametrize("wrong", ["alpha", "beta"])

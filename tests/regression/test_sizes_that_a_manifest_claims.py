@@ -21,7 +21,7 @@ from tests.regression.test_pack_for_a_blob_that_nobody_compared import (
     layout_files,
     sha256,
 )
-from tests.support.images import LINUX
+from tests.support.images.images import LINUX
 
 
 def claiming(folder: Path, size: int, times: int = 1) -> Path:

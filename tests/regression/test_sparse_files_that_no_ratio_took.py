@@ -12,9 +12,9 @@ from pipeline.errors import FormatError
 from pipeline.oci.entry import DEFAULT_LIMITS, Limits
 from pipeline.oci.source import ImageSource
 from pipeline.squashfs.reader import SquashfsImage
-from tests.support.hostile_tars import sparse
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from tests.support.images.hostile_tars import sparse
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 SHELL = LayerBuilder().file("bin/sh", b"#!", mode=0o755)
 

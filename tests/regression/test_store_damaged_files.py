@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, PublishError
 from pipeline.store import prune, restore, sealed
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
-from tests.support.releases import publish
+from tests.support.store.releases import publish
 
 NOW = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
 AMD64 = "linux/amd64"

@@ -15,7 +15,7 @@ from pipeline.store import leases, prune, restore
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from tests.support.releases import publish
+from tests.support.store.releases import publish
 from tests.support.waiting import until
 
 AMD64 = "linux/amd64"

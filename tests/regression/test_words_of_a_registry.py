@@ -19,7 +19,7 @@ from pipeline.registry.credentials import Credentials
 from pipeline.registry.download import chunks
 from pipeline.registry.referrers import referrers
 from pipeline.registry.session import Patience
-from tests.support.fake_registry import Body, Streamed
+from tests.support.servers.fake_registry import Body, Streamed
 
 HOST = "registry.example.com"
 BLOB = Descriptor(media_type=OCI_LAYER, digest=Digest.of(b"1234"), size=4)
@@ -57,7 +57,10 @@ def test_a_range_that_is_none(value: str) -> None:
 
 
 def test_a_place_in_an_upload_that_is_none() -> None:
+    sent: list[tuple[str, bytes]] = []
+
     def answer(request: httpx.Request) -> httpx.Response:
+        sent.append((request.method, request.read()))
         if request.method == "HEAD":
             return httpx.Response(404)
         headers = {"Location": "/v2/a/b/blobs/uploads/1", "Range": "0-" + "9" * 5000}
@@ -67,6 +70,8 @@ def test_a_place_in_an_upload_that_is_none() -> None:
 
     with client(answer) as registry:
         registry.push_blob("a/b", BLOB, lambda offset: iter([b"1234"[offset:]]))
+    assert b"".join(body for method, body in sent if method in ("PATCH", "PUT")) == b"1234"
+    assert sent[-1][0] == "PUT"
 
 
 def signing_in(realm: str, token: Callable[[], httpx.Response]) -> Callable[[httpx.Request], httpx.Response]:

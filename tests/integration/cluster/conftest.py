@@ -14,8 +14,8 @@ import pytest
 from pipeline.store.record import Record
 from pipeline.store.store import Store
 from tests import conftest
-from tests.support import squashed
-from tests.support.slurm import Slurm, missing, private_slurm
+from tests.support.images import squashed
+from tests.support.servers.slurm import Slurm, missing, private_slurm
 
 
 @pytest.fixture(scope="package")

@@ -16,9 +16,9 @@ from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import convert
 from pipeline.convert.sources import opened_source
 from pipeline.oci.platform import Platform
-from tests.support import small_root
-from tests.support.layers import LayerBuilder, write_docker_archive
-from tests.support.variables import CARRIED, LOST
+from tests.support.images import small_root
+from tests.support.images.layers import LayerBuilder, write_docker_archive
+from tests.support.images.variables import CARRIED, LOST
 
 pytestmark = pytest.mark.needs("root", "docker", "dockerd", "gcc", "mksquashfs")
 SQSHPIPE = [sys.executable, "-m", "pipeline"]

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.cluster import bootstrap, settings
 from tests.conftest import missing
-from tests.support.handmade_store import HandmadeStore
+from tests.support.store.handmade_store import HandmadeStore
 from tests.unit.cluster.test_cluster_file import ENVIRONMENT, GUIDE
 from tests.unit.cluster.test_settings import FULL
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import bootstrap, settings
-from tests.support import standin_pyxis
 from tests.support.node_root import Node, archive, node_root, pinned
+from tests.support.servers import standin_pyxis
 
 pytestmark = pytest.mark.needs("unshare", "mount", "make", "cc", "curl", "slurmd", "root")
 

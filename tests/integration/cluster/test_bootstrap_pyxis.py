@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import bootstrap, settings
-from tests.support import standin_pyxis
 from tests.support.node_root import Node, node_root
-from tests.support.slurm import _free_ports
+from tests.support.servers import standin_pyxis
+from tests.support.servers.slurm import _free_ports
 
 pytestmark = pytest.mark.needs("unshare", "mount", "slurmd", "slurmctld", "sbatch", "cc", "root")
 

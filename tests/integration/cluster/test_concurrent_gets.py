@@ -23,7 +23,7 @@ from pipeline.store.prune import prune
 from pipeline.store.retention import LiveJobs, Policy
 from pipeline.store.store import Store
 from tests.integration.cluster.conftest import record_of
-from tests.support.handmade_store import HandmadeStore, squashfs_like
+from tests.support.store.handmade_store import HandmadeStore, squashfs_like
 
 AT_ONCE = 64
 ROUNDS = 3

@@ -24,7 +24,8 @@ from pipeline.errors import ConfigError, FormatError, ToolError
 from pipeline.node import enter, page_cache, read_only, run, shared_mount
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.system import mount as mounts
-from tests.support import people, small_root
+from tests.support.faults import people
+from tests.support.images import small_root
 
 pytestmark = pytest.mark.needs("root", "mksquashfs")
 USER = 61_234

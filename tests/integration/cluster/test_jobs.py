@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.slurm import client as edge
 from pipeline.store.store import Store
-from tests.support.slurm import Slurm
+from tests.support.servers.slurm import Slurm
 
 NODES, TASKS = 2, 8
 

@@ -17,7 +17,7 @@ from pipeline.node.install import ImporterSettings, install
 from pipeline.store.store import Store
 from tests import conftest
 from tests.integration.cluster.conftest import record_of
-from tests.support.slurm import Slurm, missing, private_slurm
+from tests.support.servers.slurm import Slurm, missing, private_slurm
 from tests.support.waiting import until
 
 NODES, TASKS = 2, 8

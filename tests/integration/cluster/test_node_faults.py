@@ -13,8 +13,8 @@ import pytest
 from pipeline.errors import ToolError
 from pipeline.node import file_cache, pyxis_importer
 from pipeline.store.store import Store
-from tests.support.handmade_store import squashfs_like
-from tests.support.releases import publish
+from tests.support.store.handmade_store import squashfs_like
+from tests.support.store.releases import publish
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])

@@ -19,7 +19,7 @@ import pytest
 from pipeline.node.install import ImporterSettings, install, plugstack_line
 from pipeline.store.store import Store
 from tests.integration.cluster.conftest import record_of
-from tests.support.slurm import Slurm, missing, private_slurm
+from tests.support.servers.slurm import Slurm, missing, private_slurm
 from tests.support.waiting import until
 
 USUAL = ("/usr/local/lib/slurm", "/usr/lib/slurm", "/usr/lib/x86_64-linux-gnu/slurm", "/opt/sqshpipe/lib")

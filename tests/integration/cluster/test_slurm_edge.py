@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import ToolError
 from pipeline.slurm import client as edge
-from tests.support.slurm import Slurm
+from tests.support.servers.slurm import Slurm
 
 DIGEST = "ab" * 32
 OTHER = "cd" * 32

@@ -14,7 +14,7 @@ from pipeline.progress import UNTOLD
 from pipeline.release import stages
 from pipeline.release.run import Run
 from pipeline.release.smoke_test import try_image
-from tests.support.slurm import Slurm
+from tests.support.servers.slurm import Slurm
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pipeline.node import file_cache, page_cache
 from pipeline.node import prewarm as prewarming
 from pipeline.node.install import ImporterSettings, install
 from pipeline.store.store import Store
-from tests.support import squashed
+from tests.support.images import squashed
 
 MEGABYTES = 16
 RANKS = 8

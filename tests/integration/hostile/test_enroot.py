@@ -22,9 +22,9 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
-from tests.support.bounded import Ended
-from tests.support.hostile_images import HOSTILE_IMAGES, HostileImage
-from tests.support.hostile_place import PEAK, Place, cleared, judge, prepared, untouched, written
+from tests.support.faults.bounded import Ended
+from tests.support.faults.hostile_place import PEAK, Place, cleared, judge, prepared, untouched, written
+from tests.support.images.hostile_images import HOSTILE_IMAGES, HostileImage
 
 pytestmark = pytest.mark.needs("mksquashfs", "docker-registry")
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.squashfs.reader import SquashfsImage
-from tests.support.hostile_images import HOSTILE_IMAGES, HostileImage, base
-from tests.support.hostile_place import PEAK, Place, cleared, judge, prepared, untouched, written
-from tests.support.layers import raw_header, write_layout
+from tests.support.faults.hostile_place import PEAK, Place, cleared, judge, prepared, untouched, written
+from tests.support.images.hostile_images import HOSTILE_IMAGES, HostileImage, base
+from tests.support.images.layers import raw_header, write_layout
 
 pytestmark = pytest.mark.needs("mksquashfs")
 

@@ -23,10 +23,10 @@ from pipeline.node import pyxis_importer
 from pipeline.store import leases, prune
 from pipeline.store.layout import Layout
 from pipeline.store.store import Store
-from tests.support.crash_actions import ALL_OLD
-from tests.support.handmade_store import squashfs_like
-from tests.support.people import as_user
-from tests.support.releases import publish
+from tests.support.faults.crash_actions import ALL_OLD
+from tests.support.faults.people import as_user
+from tests.support.store.handmade_store import squashfs_like
+from tests.support.store.releases import publish
 
 SERVICE, USER, ATTACKER = 60012, 60013, 60011
 

@@ -22,9 +22,9 @@ from pipeline.squashfs.cache import PackCache
 from pipeline.store.store import Store
 from pipeline.system import untrusted
 from tests.integration.cluster.test_bootstrap import SYSTEMS, make_root, run, values
-from tests.support.handmade_store import HandmadeStore, squashfs_like
-from tests.support.people import as_user
-from tests.support.releases import publish
+from tests.support.faults.people import as_user
+from tests.support.store.handmade_store import HandmadeStore, squashfs_like
+from tests.support.store.releases import publish
 
 pytestmark = pytest.mark.needs("root")
 

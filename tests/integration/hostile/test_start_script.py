@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.oci.config import parse_config
 from pipeline.oci.startup import startup_files
-from tests.support.hostile_images import CONFIG
-from tests.support.layers import image_config
+from tests.support.images.hostile_images import CONFIG
+from tests.support.images.layers import image_config
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
 TELL = '#!/bin/sh\nfor word; do printf \'[%s]\' "$word"; done >> "$TOLD"\npwd >> "$TOLD"\n'

@@ -20,9 +20,9 @@ import pytest
 import typer
 
 from pipeline.cli.app import app
-from tests.support import hostile_text
-from tests.support.hostile_text import FAKE, FIELD, NAME
-from tests.support.squashfs import Stitcher
+from tests.support.faults import hostile_text
+from tests.support.faults.hostile_text import FAKE, FIELD, NAME
+from tests.support.images.squashfs import Stitcher
 
 FILE = os.fsdecode(NAME)
 ARGUMENT = FIELD + FILE[-2:]

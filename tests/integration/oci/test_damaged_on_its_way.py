@@ -16,9 +16,9 @@ from pipeline.progress import SILENT
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.source import RegistrySource
-from tests.support.layers import LayerBuilder, write_layout
-from tests.support.pushed import push_bytes
-from tests.support.registry import Fault, FaultyProxy
+from tests.support.images.layers import LayerBuilder, write_layout
+from tests.support.images.pushed import push_bytes
+from tests.support.servers.registry import Fault, FaultyProxy
 
 AMD64 = Platform.parse("linux/amd64")
 LAYER = LayerBuilder()

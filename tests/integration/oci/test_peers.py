@@ -15,8 +15,8 @@ from pipeline.oci.layer import decompressed, read_layer
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.oci.source import ImageSource
-from tests.support.layer_cases import LAYER_CASES, LayerCase
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layer_cases import LAYER_CASES, LayerCase
+from tests.support.images.layers import LayerBuilder, write_layout
 
 AMD64 = Platform.parse("linux/amd64")
 _KINDS = {

@@ -36,8 +36,8 @@ from pipeline.scan.trivy import Trivy
 from pipeline.store.layout import SBOM
 from pipeline.store.record import Record, Release
 from pipeline.store.store import Store
-from tests.support import scans
-from tests.support.pushed import push_image
+from tests.support.images.pushed import push_image
+from tests.support.servers import scans
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
 

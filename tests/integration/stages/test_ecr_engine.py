@@ -27,9 +27,9 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
-from tests.support import aws
-from tests.support.ecr_front import EcrFront
-from tests.support.registry import Fault
+from tests.support.servers import aws
+from tests.support.servers.ecr_front import EcrFront
+from tests.support.servers.registry import Fault
 
 pytestmark = pytest.mark.needs("root", "docker-registry")
 SETTINGS = RegistrySettings(ecr=EcrSettings(account=aws.ACCOUNT, region=aws.REGION, prefix="team"))

@@ -30,10 +30,10 @@ from pipeline.registry.session import Patience
 from pipeline.scan.ecr import Waiting
 from pipeline.scan.gate import Blocked, scan
 from pipeline.scan.judge import Judge
-from tests.support import aws, scans
-from tests.support.ecr_front import HOST, EcrFront
-from tests.support.pushed import push_image, push_index
-from tests.support.registry import Fault, TokenRegistry
+from tests.support.images.pushed import push_image, push_index
+from tests.support.servers import aws, scans
+from tests.support.servers.ecr_front import HOST, EcrFront
+from tests.support.servers.registry import Fault, TokenRegistry
 
 pytestmark = pytest.mark.needs("docker-registry")
 

@@ -17,10 +17,10 @@ from pipeline.cli.app import app
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError, ScanRejected, SqshpipeError
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
-from tests.support import aws, scans
-from tests.support.ecr_front import HOST, EcrFront
-from tests.support.pushed import push_image
-from tests.support.registry import TokenRegistry
+from tests.support.images.pushed import push_image
+from tests.support.servers import aws, scans
+from tests.support.servers.ecr_front import HOST, EcrFront
+from tests.support.servers.registry import TokenRegistry
 
 pytestmark = pytest.mark.needs("docker-registry")
 

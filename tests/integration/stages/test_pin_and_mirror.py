@@ -28,8 +28,8 @@ from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.session import Patience
 from pipeline.registry.source import RegistrySource
-from tests.support.pushed import push_image, push_index
-from tests.support.registry import Fault, FaultyProxy, TokenRegistry
+from tests.support.images.pushed import push_image, push_index
+from tests.support.servers.registry import Fault, FaultyProxy, TokenRegistry
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
 

@@ -16,7 +16,7 @@ from pipeline.config.types import EcrSettings, RegistrySettings
 from pipeline.doctor import _repositories
 from pipeline.errors import ConfigError
 from pipeline.image import repository
-from tests.support import aws
+from tests.support.servers import aws
 
 
 @pytest.fixture(scope="module")

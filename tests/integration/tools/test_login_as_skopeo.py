@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import RegistryError
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import KnownCredentials
-from tests.support.registry import Quiet, serving
+from tests.support.servers.registry import Quiet, serving
 
 pytestmark = pytest.mark.needs("skopeo")
 

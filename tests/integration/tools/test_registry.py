@@ -23,8 +23,8 @@ from pipeline.registry.credentials import Credentials
 from pipeline.registry.errors import Refused
 from pipeline.registry.session import Patience
 from pipeline.registry.source import RegistrySource
-from tests.support.pushed import push_image
-from tests.support.registry import Fault, FaultyProxy, TokenRegistry, error_body
+from tests.support.images.pushed import push_image
+from tests.support.servers.registry import Fault, FaultyProxy, TokenRegistry, error_body
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
 

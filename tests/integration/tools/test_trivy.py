@@ -35,10 +35,10 @@ from pipeline.store.layout import SBOM
 from pipeline.store.record import Record
 from pipeline.store.store import Store
 from tests.conftest import missing
-from tests.support import scans
-from tests.support.ecr_front import HOST
-from tests.support.pushed import push_bytes
-from tests.support.trivy_database import Advisory, write_database
+from tests.support.images.pushed import push_bytes
+from tests.support.servers import scans
+from tests.support.servers.ecr_front import HOST
+from tests.support.servers.trivy_database import Advisory, write_database
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
 

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, RegistryError, SqshpipeError
 from pipeline.registry import docker_login
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import KnownCredentials, credentials_for
-from tests.support.fake_registry import Streamed
+from tests.support.servers.fake_registry import Streamed
 
 HOST = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
 VARIABLES = (

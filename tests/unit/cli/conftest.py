@@ -15,8 +15,8 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.store.layout import SIGNATURE
 from pipeline.store.store import Store
-from tests.support.registry import Quiet, serving
-from tests.support.releases import record_for
+from tests.support.servers.registry import Quiet, serving
+from tests.support.store.releases import record_for
 
 BASE = Digest.of(b"a base")
 

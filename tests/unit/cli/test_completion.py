@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.store.store import Store
-from tests.support import releases
+from tests.support.store import releases
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.support.hostile_text import FAKE
+from tests.support.faults.hostile_text import FAKE
 
 _PROGRAM = """
 import logging, sys, warnings
 from pipeline.cli import logs
-from tests.support.hostile_text import FIELD
+from tests.support.faults.hostile_text import FIELD
 logs.begin()
 logging.getLogger("urllib3.connectionpool").warning("Failed to parse headers (url=%s)", FIELD)
 logging.getLogger("urllib3.connectionpool").info("not shown: %s", FIELD)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.errors import ConfigError, ToolError
-from tests.support.showcase import attach_sbom, hostile, showcase
+from tests.support.store.showcase import attach_sbom, hostile, showcase
 
 
 def _run(*words: str) -> str:

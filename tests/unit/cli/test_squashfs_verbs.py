@@ -14,7 +14,7 @@ from pipeline.convert.native import convert_native
 from pipeline.errors import ConfigError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layers import LayerBuilder, write_layout
 
 
 @pytest.fixture

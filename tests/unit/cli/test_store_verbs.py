@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from pipeline.cli.app import app
 from pipeline.errors import ConfigError
 from pipeline.store.store import Store
-from tests.support import releases
+from tests.support.store import releases
 from tests.unit.cli.test_squashfs_verbs import image as squashfs  # noqa: F401 - a fixture
 
 

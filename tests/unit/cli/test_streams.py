@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.cli import streams
 from pipeline.store.store import Store
-from tests.support.releases import publish
+from tests.support.store.releases import publish
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 LOCALES = {

@@ -12,7 +12,7 @@ from pipeline.cli.app import app
 from pipeline.cli.tables import facts, listed
 from pipeline.report.text import cells
 from pipeline.store.store import Listed
-from tests.support.showcase import hostile, showcase
+from tests.support.store.showcase import hostile, showcase
 
 
 def _run(*words: str) -> str:

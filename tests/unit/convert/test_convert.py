@@ -17,8 +17,8 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.progress import Meter
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 SOURCE = Digest.of(b"manifest")
 OPTIONS = ConvertOptions()

@@ -14,7 +14,7 @@ from pipeline.oci.entry import Limits
 from pipeline.oci.layout import LayoutSource, open_layout
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layers import LayerBuilder, write_layout
 
 AMD64 = Platform.parse("linux/amd64")
 NOISE = b"".join(hashlib.sha256(bytes([number])).digest() for number in range(200))

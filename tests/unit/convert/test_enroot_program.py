@@ -18,7 +18,7 @@ from pipeline.convert.enroot_program import (
 )
 from pipeline.errors import FormatError, ToolError
 from pipeline.oci.config import parse_config
-from tests.support.layers import image_config
+from tests.support.images.layers import image_config
 
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"

@@ -10,8 +10,9 @@ from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import convert
 from pipeline.errors import FormatError
 from pipeline.oci.entry import Limits
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from pipeline.squashfs.reader import SquashfsImage
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 ORDINARY = LayerBuilder().dir("bin").file("bin/sh", b"#!\n" * 1000, mode=0o755).dir("tmp", mode=0o3777)
 CASES = [
@@ -54,3 +55,8 @@ def test_what_a_container_never_sees_is_allowed(converter: str, tmp_path: Path) 
     lower = LayerBuilder().device("dev/sda", 8, 0, block=True).file("su", mode=0o4755)
     upper = LayerBuilder().whiteout("su")
     converted(tmp_path, converter, [ORDINARY, lower, upper], Limits(devices=False, setuid=False))
+    with SquashfsImage.open(tmp_path / "x.sqsh") as made:
+        names = {name for name, _ in made.walk()}
+        assert {b"bin/sh", b"tmp"} <= names
+        assert not names & {b"su", b"dev/sda"}
+        assert made.lookup(b"tmp").mode & 0o7777 == 0o3777

@@ -24,8 +24,8 @@ from pipeline.oci.source import ImageSource
 from pipeline.squashfs.inode import Inode, Kind
 from pipeline.squashfs.readback import checksums
 from pipeline.squashfs.reader import SquashfsImage
-from tests.support.layer_cases import LAYER_CASES, LayerCase
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layer_cases import LAYER_CASES, LayerCase
+from tests.support.images.layers import LayerBuilder, write_layout
 
 PLATFORM = Platform(os="linux", architecture="amd64")
 OURS = {b"etc", b"etc/rc", b"etc/rc.local", b"etc/environment", b"etc/fstab"}

@@ -8,7 +8,7 @@ from pipeline.convert.sources import opened_source
 from pipeline.errors import ConfigError, SqshpipeError
 from pipeline.oci.platform import Platform
 from pipeline.oci.source import ImageSource
-from tests.support.layers import LayerBuilder, write_docker_archive, write_layout
+from tests.support.images.layers import LayerBuilder, write_docker_archive, write_layout
 
 LINUX = Platform.parse("linux/amd64")
 LAYER = LayerBuilder().file("bin/sh", b"#!\n", mode=0o755)

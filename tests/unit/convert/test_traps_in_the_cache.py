@@ -23,8 +23,8 @@ from pipeline.oci.manifest import Manifest, parse_manifest
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
 from pipeline.registry.source import RegistrySource
-from tests.support.fake_registry import FakeRegistry
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layers import LayerBuilder, write_layout
+from tests.support.servers.fake_registry import FakeRegistry
 
 PLATFORM = Platform(os="linux", architecture="amd64")
 HOW = ["pipe", "symlink to a pipe", "symlink to the bytes", "symlink to nothing", "folder", "socket", "empty"]

@@ -18,8 +18,8 @@ from pipeline.oci.merge import merge
 from pipeline.oci.tree import MADE, Node, Tree
 from pipeline.progress import SILENT
 from pipeline.system.parallel import Halt
-from tests.support.layer_cases import LAYER_CASES, Expected, LayerCase
-from tests.support.layers import MTIME, LayerBuilder
+from tests.support.images.layer_cases import LAYER_CASES, Expected, LayerCase
+from tests.support.images.layers import MTIME, LayerBuilder
 
 
 class Layers:

@@ -13,8 +13,8 @@ from pipeline.convert.verify import CHECKS, verify
 from pipeline.errors import VerificationError
 from pipeline.oci.entry import Entry, EntryKind
 from pipeline.oci.tree import Node, Tree
-from tests.support.images import image
-from tests.support.layers import LayerBuilder
+from tests.support.images.images import image
+from tests.support.images.layers import LayerBuilder
 
 BASE = LayerBuilder().dir("bin").file("bin/sh", b"#!\n", mode=0o755)
 

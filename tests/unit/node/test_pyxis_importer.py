@@ -21,7 +21,7 @@ from pipeline.node import pyxis_importer as importer
 from pipeline.node.install import ImporterSettings, install
 from pipeline.store.events import KINDS, Change, Event
 from pipeline.store.state import ImageState
-from tests.support.handmade_store import HandmadeStore, sealed, squashfs_like
+from tests.support.store.handmade_store import HandmadeStore, sealed, squashfs_like
 
 SOURCE = "sha256:" + "5" * 64
 ECR = "123456789012.dkr.ecr.us-east-1.amazonaws.com"

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from pipeline.config.types import Notify
 from pipeline.notify.messages import Event, Notifier, deliver
-from tests.support.registry import Quiet, serving
+from tests.support.servers.registry import Quiet, serving
 
 EVERYTHING = frozenset({"published", "blocked", "failed", "base-moved"})
 COMMAND = Notify(command=("true",), on=EVERYTHING)

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from pipeline.notify import metrics
-from tests.support.registry import Quiet, serving
+from tests.support.servers.registry import Quiet, serving
 
 STAGES = [("pin", "done", 0.5, 0), ("build", "skipped", 0.0, 0), ("convert", "failed", 2.0, 4096)]
 FACTS = metrics.facts_of('de"mo', "v1", 3, STAGES)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.oci import environment
 from pipeline.oci.startup import Start, parse_rc, rc
-from tests.support.variables import CARRIED, LOST
+from tests.support.images.variables import CARRIED, LOST
 
 HOST = {b"HOME": b"/of the host", b"X": b"other", b"EMPTY": b""}
 TEXT = st.text(st.characters(exclude_characters="\0\n", exclude_categories=["Cs"]), max_size=40)

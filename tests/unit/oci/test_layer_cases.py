@@ -9,8 +9,8 @@ import pytest
 from pipeline.oci.digest import Digest
 from pipeline.oci.layer import decompressed, read_layer
 from pipeline.oci.merge import Tree, merge
-from tests.support.layer_cases import LAYER_CASES, Expected, LayerCase
-from tests.support.layers import compressed
+from tests.support.images.layer_cases import LAYER_CASES, Expected, LayerCase
+from tests.support.images.layers import compressed
 
 
 def merged(case: LayerCase, *, background: bool = False) -> tuple[Tree, dict[tuple[int, int], bytes]]:

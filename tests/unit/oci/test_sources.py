@@ -16,7 +16,13 @@ from pipeline.oci.layer import decompressed, read_layer
 from pipeline.oci.layout import open_layout, parse_location
 from pipeline.oci.platform import Platform
 from pipeline.oci.source import ImageSource
-from tests.support.layers import LayerBuilder, compressed, image_config, write_docker_archive, write_layout
+from tests.support.images.layers import (
+    LayerBuilder,
+    compressed,
+    image_config,
+    write_docker_archive,
+    write_layout,
+)
 
 AMD64, ARM64 = Platform.parse("linux/amd64"), Platform.parse("linux/arm64")
 LAYERS = [LayerBuilder().file("a", b"1"), LayerBuilder().file("b", b"22"), LayerBuilder().file("c", b"333")]

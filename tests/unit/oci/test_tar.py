@@ -20,9 +20,9 @@ from pipeline.errors import FormatError
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
 from pipeline.oci.layer import decompressed, read_layer
-from tests.support.hostile_tars import HOSTILE_TARS, after, member, pax
-from tests.support.layer_cases import LAYER_CASES, LayerCase
-from tests.support.layers import LayerBuilder, compressed, raw_header
+from tests.support.images.hostile_tars import HOSTILE_TARS, after, member, pax
+from tests.support.images.layer_cases import LAYER_CASES, LayerCase
+from tests.support.images.layers import LayerBuilder, compressed, raw_header
 
 
 class Drip:

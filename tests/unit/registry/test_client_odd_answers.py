@@ -18,7 +18,7 @@ from pipeline.registry.credentials import Credentials
 from pipeline.registry.download import chunks
 from pipeline.registry.session import Patience
 from pipeline.registry.tags import known_tags
-from tests.support.fake_registry import Handler, Streamed
+from tests.support.servers.fake_registry import Handler, Streamed
 
 HOST = "r.example.com"
 USER = Credentials(username="user", password="hunter2")

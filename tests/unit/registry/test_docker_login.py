@@ -12,7 +12,7 @@ import pytest
 from pipeline.registry import docker_login
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import KnownCredentials
-from tests.support.fake_registry import Streamed
+from tests.support.servers.fake_registry import Streamed
 
 
 def auth(user: str) -> dict[str, str]:

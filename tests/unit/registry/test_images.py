@@ -18,7 +18,7 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.images import image_manifest
-from tests.support.fake_registry import HOST, FakeRegistry
+from tests.support.servers.fake_registry import HOST, FakeRegistry
 
 AMD, ARM = Platform.parse("linux/amd64"), Platform.parse("linux/arm64")
 KEY = "ab" * 32

@@ -10,7 +10,7 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from pipeline.registry.errors import Refused
 from pipeline.registry.transfer import copy
-from tests.support.fake_registry import FakeRegistry
+from tests.support.servers.fake_registry import FakeRegistry
 
 FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 CONFIG, LAYER, AWAY = b"{}", b"zstd layer", b"a layer that lies elsewhere"

@@ -15,7 +15,7 @@ from pipeline.oci.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descripto
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.errors import Refused, refused
 from pipeline.registry.referrers import attach, referrers
-from tests.support.fake_registry import HOST, USER, FakeRegistry, Trouble
+from tests.support.servers.fake_registry import HOST, USER, FakeRegistry, Trouble
 
 CONFIG, LAYER, NEW = b"{}", b"layer", b"another layer"
 ATTEMPTS = 4

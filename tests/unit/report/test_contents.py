@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import FormatError
 from pipeline.report.contents import read_contents
-from tests.support.squashfs import Stitcher
+from tests.support.images.squashfs import Stitcher
 
 _DPKG = """\
 Package: libc6

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.report.gather import gather
 from pipeline.report.page import page
 from pipeline.store.store import Store
-from tests.support.showcase import HOSTILE, attach_sbom, hostile, showcase
+from tests.support.store.showcase import HOSTILE, attach_sbom, hostile, showcase
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=timezone.utc)
 

@@ -14,7 +14,7 @@ from pipeline.errors import RegistryError, ScanRejected
 from pipeline.oci.digest import Digest
 from pipeline.scan.ecr import Waiting, wait
 from pipeline.scan.findings import ScanResult
-from tests.support.scans import DONE, basic_finding, complete, enhanced_finding, state
+from tests.support.servers.scans import DONE, basic_finding, complete, enhanced_finding, state
 
 DIGEST = Digest.of(b"image")
 CLEAN = complete([])

@@ -10,7 +10,7 @@ from pipeline.errors import FormatError
 from pipeline.oci.digest import Digest
 from pipeline.scan.ecr_result import Ended, Pending, read
 from pipeline.scan.findings import ScanResult, Severity
-from tests.support.scans import DONE, basic_finding, complete, enhanced_finding, state
+from tests.support.servers.scans import DONE, basic_finding, complete, enhanced_finding, state
 
 
 @pytest.mark.parametrize("name", ["IN_PROGRESS", "PENDING", "COMPLETE", "ACTIVE", "SOMETHING_NEW", ""])

@@ -22,7 +22,7 @@ from pipeline.scan.judge import Judge
 from pipeline.scan.rescan import rescan
 from pipeline.store.record import Record
 from pipeline.store.store import Store
-from tests.support import scans
+from tests.support.servers import scans
 
 NOW = datetime(2026, 6, 15, tzinfo=timezone.utc)
 LINUX = Platform.parse("linux/amd64")

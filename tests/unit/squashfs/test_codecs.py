@@ -14,7 +14,7 @@ from pipeline.squashfs.codecs import Codec, make_expand
 from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.squashfs.superblock import Compressor
-from tests.support.squashfs import Stitcher
+from tests.support.images.squashfs import Stitcher
 
 CODECS = [
     Codec(compressor=Compressor.ZSTD, level=1),

@@ -15,7 +15,7 @@ from pipeline.squashfs.pack import Pack
 from pipeline.squashfs.readback import read_all
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.squashfs.superblock import METADATA_SIZE, Superblock
-from tests.support.squashfs import Stitcher
+from tests.support.images.squashfs import Stitcher
 
 BLOCK = 4096
 _MOST_READ = 1 << 24

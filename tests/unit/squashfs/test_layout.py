@@ -20,7 +20,7 @@ from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.layout import ALIGNMENT, Range, content_number, lay_out, split_number
 from pipeline.squashfs.pack import Pack
 from pipeline.squashfs.reader import SquashfsImage
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layers import LayerBuilder, write_layout
 
 BLOCK = 4096
 

@@ -19,7 +19,7 @@ from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.squashfs.layout import Range
 from pipeline.squashfs.ranges import PackRanges, of_layers, pieces
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layers import LayerBuilder, write_layout
 
 KEY, OTHER = "a" * 64, "b" * 64
 SOUND: dict[str, Any] = {

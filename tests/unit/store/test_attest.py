@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, VerificationError
 from pipeline.store import attest
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from tests.support.releases import publish, record_for
+from tests.support.store.releases import publish, record_for
 
 
 def write_keys(

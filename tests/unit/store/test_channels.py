@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import ConfigError, PublishError
 from pipeline.store import channels
 from pipeline.store.store import Store
-from tests.support.releases import caches, publish
+from tests.support.store.releases import caches, publish
 
 
 @pytest.fixture

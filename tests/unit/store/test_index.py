@@ -12,7 +12,7 @@ from pipeline.store import sealed
 from pipeline.store.events import Change, Event
 from pipeline.store.index import head_of, read_head, read_index, write_head, write_index
 from pipeline.store.state import ImageState
-from tests.support.releases import record_for
+from tests.support.store.releases import record_for
 
 VERSIONS = ["v1.0", "v1.1", "v1.2", "1"]
 KINDS = ["promote", "rollback", "yank", "unyank", "keep", "unkeep", "hide", "unhide", "delete", "restore"]

@@ -24,8 +24,9 @@ from pipeline.errors import SqshpipeError
 from pipeline.store import channels, inventory
 from pipeline.store.events import Change
 from pipeline.store.store import Store
-from tests.support import documented_store, mutations
-from tests.support.releases import publish
+from tests.support.faults import mutations
+from tests.support.store import documented_store
+from tests.support.store.releases import publish
 
 SECONDS = 20
 PRUNE = ["store", "prune", "--no-slurm", "--keep", "1", "--grace", "0", "--delete-after", "0"]

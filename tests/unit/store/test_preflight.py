@@ -16,7 +16,7 @@ from pipeline.store.adopt import guess_name
 from pipeline.store.store import Store
 from pipeline.system.mountinfo import MountPoint
 from pipeline.system.temporary import temporary_name
-from tests.support.releases import folder, publish, record_for
+from tests.support.store.releases import folder, publish, record_for
 
 
 def test_no_room_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,9 @@ from pipeline.store import leases, prune
 from pipeline.store.prune import no_jobs
 from pipeline.store.retention import LiveJobs, Policy
 from pipeline.store.store import Store
+from pipeline.system import alive
 from pipeline.system import temporary as writer
-from tests.support.releases import folder, publish
+from tests.support.store.releases import folder, publish
 
 NOW = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
 
@@ -371,7 +372,7 @@ def test_a_writer_that_proc_does_not_show_lives(store: Store, monkeypatch: pytes
     """/proc mounted with hidepid shows other users' processes to nobody; a signal still finds them."""
     staged = store.layout.blobs / writer.temporary_name(".sqsh").replace(f".{os.getpid()}.", ".1.")
     staged.write_bytes(b"half")
-    monkeypatch.setattr(writer, "_start_time", lambda _: "0")
+    monkeypatch.setattr(alive, "_stat", lambda _: ("", ""))
 
     def refuse(*_: int) -> None:
         raise PermissionError

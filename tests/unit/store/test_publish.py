@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.store.store import Store
 from pipeline.system import exclusive, temporary
-from tests.support.releases import folder, publish, record_for
+from tests.support.store.releases import folder, publish, record_for
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pipeline.store import scrub as scrubbing
 from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
 from pipeline.store.usage import usage
-from tests.support.releases import publish
+from tests.support.store.releases import publish
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pipeline.store.record import Release
 from pipeline.store.sharing import Holders, ranges_of
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from tests.support.releases import publish
-from tests.support.versions import layer, release
+from tests.support.store.releases import publish
+from tests.support.store.versions import layer, release
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pipeline.store import attachments, attest
 from pipeline.store.layout import SBOM
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from tests.support.releases import publish
+from tests.support.store.releases import publish
 
 SECRET = b'{"bomFormat": "CycloneDX", "secret": true}'
 LINUX = "linux/amd64"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.support.registry import Quiet
+from tests.support.servers.registry import Quiet
 
 
 class FakeGitHub:

@@ -25,7 +25,7 @@ from pipeline.store import prune as pruning
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
 from pipeline.system.scratch import scratch_folder
-from tests.support.releases import record_for
+from tests.support.store.releases import record_for
 
 BEGIN, END = "/marker-begin", "/marker-end"
 ALL_OLD = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))

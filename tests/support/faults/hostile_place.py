@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import FormatError
-from tests.support.bounded import Bounded, Ended
-from tests.support.hostile_images import HostileImage
+from tests.support.faults.bounded import Bounded, Ended
+from tests.support.images.hostile_images import HostileImage
 
 PEAK = 900 << 20
 """Bytes of resident memory that no image of the table may make a conversion take."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.oci.entry import EntryKind
-from tests.support.layers import LayerBuilder, raw_header
+from tests.support.images.layers import LayerBuilder, raw_header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

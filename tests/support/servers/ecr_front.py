@@ -4,7 +4,7 @@ It behaves as ECR was seen to: passwords of 12 hours that end in a 403, no repos
 CreateRepository, immutable
 tags that refuse even the same image, blobs by redirect from an "S3" that refuses Authorization, scan
 results that play
-through states. Every request can be made to fail as `tests.support.registry.Fault` says.
+through states. Every request can be made to fail as `tests.support.servers.registry.Fault` says.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import pytest
 from demo.registry import PrivateRegistry
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_INDEX
-from tests.support import aws
-from tests.support.registry import Fault, FaultyProxy, Seen, _Forwarder, error_body, serving
+from tests.support.servers import aws
+from tests.support.servers.registry import Fault, FaultyProxy, Seen, _Forwarder, error_body, serving
 
 HOST = f"{aws.ACCOUNT}.dkr.ecr.{aws.REGION}.amazonaws.com"
 _TARGET = "AmazonEC2ContainerRegistry_V20150921."

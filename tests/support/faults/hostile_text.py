@@ -15,8 +15,8 @@ from typing import Any
 
 from pipeline.store.layout import SBOM, SIGNATURE, Layout
 from pipeline.store.store import Store
-from tests.support.registry import Quiet, serving
-from tests.support.releases import publish
+from tests.support.servers.registry import Quiet, serving
+from tests.support.store.releases import publish
 
 FAKE = "FAKE LINE"
 """No printed line begins with it: it stands behind every kind of line break."""

@@ -1,6 +1,7 @@
 """A registry in memory behind an httpx transport: a token server, blobs, uploads in pieces, referrers.
 
-Quick enough to try every kind of request with every kind of trouble; `tests.support.registry` has the real.
+Quick enough to try every kind of request with every kind of trouble; the real one is in
+`tests.support.servers.registry`.
 """
 
 from __future__ import annotations

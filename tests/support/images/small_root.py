@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.oci.config import parse_config
 from pipeline.oci.startup import startup_files
-from tests.support.layers import image_config
+from tests.support.images.layers import image_config
 
 STATIC = """\
 #include <stdio.h>

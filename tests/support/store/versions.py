@@ -13,7 +13,7 @@ from pipeline.oci.platform import Platform
 from pipeline.release.publish import publish
 from pipeline.store.record import Release
 from pipeline.store.store import Store
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layers import LayerBuilder, write_layout
 
 
 def layer(prefix: str, megabytes: float, *, seed: int = 0) -> LayerBuilder:

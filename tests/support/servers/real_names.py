@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from demo.engine import PrivateEngine
-from tests.support import aws
-from tests.support.ecr_front import HOST, EcrFront
-from tests.support.registry import FaultyProxy, TokenRegistry
+from tests.support.servers import aws
+from tests.support.servers.ecr_front import HOST, EcrFront
+from tests.support.servers.registry import FaultyProxy, TokenRegistry
 
 NGC = "nvcr.io"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 _BIND = 'mount --bind "$1" /etc/hosts; shift; exec "$@"'
 
 

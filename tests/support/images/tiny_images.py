@@ -8,7 +8,7 @@ import json
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor
 from pipeline.registry.client import RegistryClient
-from tests.support.layers import LayerBuilder
+from tests.support.images.layers import LayerBuilder
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _INDEX = "application/vnd.oci.image.index.v1+json"

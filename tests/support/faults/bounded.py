@@ -43,7 +43,7 @@ class Bounded:
 
     def __enter__(self) -> Bounded:  # noqa: PYI034 - Self is not in Python 3.10
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.bounded"],
+            [sys.executable, "-m", "tests.support.faults.bounded"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=self._environment,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, PublishError
 from pipeline.store.store import Store
-from tests.support.releases import record_for
+from tests.support.store.releases import record_for
 
 PAYLOAD = 200_000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.support.layers import LayerBuilder, raw_header
+from tests.support.images.layers import LayerBuilder, raw_header
 
 
 def pax(**records: bytes) -> bytes:

@@ -14,8 +14,8 @@ from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
-from tests.support.layer_cases import Expected, LayerCase
-from tests.support.layers import LayerBuilder, write_layout
+from tests.support.images.layer_cases import Expected, LayerCase
+from tests.support.images.layers import LayerBuilder, write_layout
 
 LINUX = Platform.parse("linux/amd64")
 FOUR_FILES = (b"etc/rc", b"etc/rc.local", b"etc/environment", b"etc/fstab")

@@ -13,7 +13,7 @@ from pipeline.store.layout import SBOM
 from pipeline.store.leases import prepare
 from pipeline.store.record import Record
 from pipeline.store.store import Store
-from tests.support.squashfs import Stitcher
+from tests.support.images.squashfs import Stitcher
 
 _MONTHS = ("23.10", "23.11", "23.12", "24.01", "24.02", "24.03")
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><!--\u202e\x1b[31m한국어"

@@ -17,8 +17,8 @@ from typing import Any, cast
 
 import zstandard
 
-from tests.support.hostile_tars import HOSTILE_TARS, after, member, pax, record
-from tests.support.layers import LayerBuilder, compressed, image_config, raw_header, write_layout
+from tests.support.images.hostile_tars import HOSTILE_TARS, after, member, pax, record
+from tests.support.images.layers import LayerBuilder, compressed, image_config, raw_header, write_layout
 
 VICTIM = "/@victim@"  # replaced by a folder beside scratch, which nobody may touch
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 
 from pipeline.store.store import Store
-from tests.support import documented_store
-from tests.support.documented_store import Image
+from tests.support.store import documented_store
+from tests.support.store.documented_store import Image
 
 
 def check(store: Store, contents: Mapping[str, bytes]) -> None:

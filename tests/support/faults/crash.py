@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.crash_actions import BEGIN, END
+from tests.support.faults.crash_actions import BEGIN, END
 
 CHANGING = (
     *("openat", "write", "fsync", "fchmod", "chmod", "fchmodat", "link", "linkat", "rename", "renameat"),
@@ -84,7 +84,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, "-X", "utf8", "-B", "-m", "tests.support.crash_actions"],
+            [sys.executable, "-X", "utf8", "-B", "-m", "tests.support.faults.crash_actions"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
