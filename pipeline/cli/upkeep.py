@@ -154,7 +154,11 @@ def sync(
     else:
         for name in report.copied:
             output.data(name)
-        structlog.get_logger().info(f"{len(report.copied)} copied, {report.present} were there")
+        structlog.get_logger().info(
+            f"{len(report.copied)} copied, {report.present} were there",
+            sent=_mib(report.bytes_copied),
+            reused=_mib(report.bytes_reused),
+        )
     if report.pruned and not json:
         structlog.get_logger().info(
             f"{len(report.pruned)} were pruned at {target} and stay so; --only IMAGE:VERSION brings one back",
