@@ -7,17 +7,23 @@ AWS_ENDPOINT_URL).
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import botocore.exceptions
+import structlog
 
 from pipeline.aws import errors
+from pipeline.aws.parts import plan
+from pipeline.aws.upload import Upload, WrongCopyError
 from pipeline.errors import ConfigError, ToolError, VerificationError
 from pipeline.progress import SILENT, Meter
+from pipeline.squashfs.ranges import Piece
+from pipeline.store.sync_source import Sent
+
+log = structlog.get_logger()
 
 PART_BYTES = 64 << 20
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
@@ -85,8 +91,8 @@ class S3Bucket:
                 raise
         return int(answer["ContentLength"])
 
-    def open_from(self, key: str, offset: int) -> BinaryIO:
-        """Read an object from byte `offset` on."""
+    def open_from(self, key: str, offset: int, length: int | None = None) -> BinaryIO:
+        """Read an object from byte `offset` on; no more than `length` bytes of it."""
         with self._told(f"reading {key}"):
             size = self.size(key)
             if size is None:
@@ -97,71 +103,39 @@ class S3Bucket:
                 import io
 
                 return io.BytesIO()
+            last = "" if length is None else offset + length - 1
             answer = self._client.get_object(
-                Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={offset}-"
+                Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={offset}-{last}"
             )
         return cast("BinaryIO", answer["Body"])
 
-    def upload(self, key: str, path: Path, *, sha256: str, meter: Meter = SILENT) -> None:
+    def upload(
+        self,
+        key: str,
+        path: Path,
+        *,
+        sha256: str,
+        meter: Meter = SILENT,
+        pieces: Sequence[Piece] = (),
+        keys: Sequence[str] = (),
+    ) -> Sent:
         """Bring a file there in parts; parts that an earlier attempt brought are compared, not sent again.
 
+        `pieces` say what the objects under `keys` have of it: that is copied there, and proven by a checksum
+        of the whole object, or by reading it back where the service has none; if it is wrong, all is sent.
         The object appears only when all is there and the file's sha256 is the one given; else
         VerificationError.
         """
         with self._told(f"uploading {key}"):
-            upload = self._unfinished(key) or self._begin(key, sha256)
-            there = self._parts(key, upload)
-            digest = hashlib.sha256()
-            parts = []
-            meter.total(path.stat().st_size)
-            with path.open("rb", buffering=0) as file:
-                number = 1
-                while piece := _read_fully(file, self._part_bytes):
-                    digest.update(piece)
-                    etag = self._part(key, upload, number, piece, there)
-                    parts.append({"PartNumber": number, "ETag": etag})
-                    meter.advance(len(piece))
-                    number += 1
-            target = {"Bucket": self._bucket, "Key": self._prefix + key, "UploadId": upload}
-            if digest.hexdigest() != sha256:
-                self._client.abort_multipart_upload(**target)
-                raise VerificationError(
-                    f"{path} has sha256 {digest.hexdigest()}, its record says {sha256}",
-                    hint="run sqshpipe store scrub at the source",
-                )
-            self._client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
-
-    def _unfinished(self, key: str) -> str | None:
-        answer = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix + key)
-        uploads = [item for item in answer.get("Uploads", ()) if item["Key"] == self._prefix + key]
-        return str(uploads[-1]["UploadId"]) if uploads else None
-
-    def _begin(self, key: str, sha256: str) -> str:
-        answer = self._client.create_multipart_upload(
-            Bucket=self._bucket, Key=self._prefix + key, Metadata={"sha256": sha256}
-        )
-        return str(answer["UploadId"])
-
-    def _parts(self, key: str, upload: str) -> dict[int, tuple[str, int]]:
-        pages = self._client.get_paginator("list_parts").paginate(
-            Bucket=self._bucket, Key=self._prefix + key, UploadId=upload
-        )
-        return {
-            part["PartNumber"]: (part["ETag"], part["Size"])
-            for page in pages
-            for part in page.get("Parts", ())
-        }
-
-    def _part(
-        self, key: str, upload: str, number: int, piece: bytes, there: dict[int, tuple[str, int]]
-    ) -> str:
-        etag = f'"{hashlib.md5(piece, usedforsecurity=False).hexdigest()}"'
-        if there.get(number) == (etag, len(piece)):
-            return etag
-        answer = self._client.upload_part(
-            Bucket=self._bucket, Key=self._prefix + key, UploadId=upload, PartNumber=number, Body=piece
-        )
-        return str(answer["ETag"])
+            target = {"Bucket": self._bucket, "Key": self._prefix + key}
+            for shared in (pieces, ()) if pieces else ((),):
+                meter.total(path.stat().st_size)
+                parts = plan(path.stat().st_size, shared, keys, self._part_bytes)
+                try:
+                    return Upload(self._client, target, self._prefix, parts).run(path, sha256, meter)
+                except WrongCopyError as error:
+                    log.warning("what was copied inside the bucket is not right, all is sent", why=str(error))
+        raise AssertionError("what is sent alone is not copied")
 
     @contextmanager
     def _told(self, doing: str) -> Iterator[None]:
@@ -172,13 +146,6 @@ class S3Bucket:
                 f"{self.name}: {doing} failed: {error}",
                 hint="check the bucket's name, region and rights (s3:ListBucket, GetObject, PutObject)",
             ) from error
-
-
-def _read_fully(file: Any, size: int) -> bytes:
-    piece = b""
-    while len(piece) < size and (more := file.read(size - len(piece))):
-        piece += more
-    return piece
 
 
 def _code(error: botocore.exceptions.ClientError) -> str:

@@ -33,9 +33,13 @@ def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFil
     if slash:
         return image_file(Path(name).expanduser(), digest)
     from pipeline.cli.stores import host_platform, open_store
+    from pipeline.store.layout import RANGES
 
-    release = open_store(store).resolve(name, host_platform())
-    return ImageFile(path=release.path, sha256=release.sha256)
+    opened = open_store(store)
+    release = opened.resolve(name, host_platform())
+    beside = opened.layout.attachments(release.image, release.version, release.platform) / RANGES
+    ranges = beside if RANGES in release.attachments else None
+    return ImageFile(path=release.path, sha256=release.sha256, ranges=ranges)
 
 
 def _refuse_reference(name: str) -> None:

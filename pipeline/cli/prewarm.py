@@ -50,6 +50,7 @@ def prewarm(
         nodes=hosts,
         at_once=at_once,
         local=local.absolute() if local else None,
+        ranges=found.ranges,
         state=state,
         check=check,
         sbcast=sbcast,
@@ -75,6 +76,7 @@ def warm_here(
     local: Local = None,
     state: Annotated[Path | None, typer.Option("--state")] = None,
     brought: Annotated[Path | None, typer.Option("--from")] = None,
+    ranges: Annotated[Path | None, typer.Option("--ranges")] = None,
     check: Check = True,
 ) -> None:
     """What prewarm runs on each node."""
@@ -86,7 +88,7 @@ def warm_here(
     if local is None:
         done = file_cache.into_page_cache(file, digest if check else None)
     else:
-        done = file_cache.onto_disk(file, digest, local, state=state, brought=brought)
+        done = file_cache.onto_disk(file, digest, local, state=state, brought=brought, ranges=ranges)
     node_name = os.environ.get("SLURMD_NODENAME") or done.host
     output.data(json.dumps(_as_json(node_name, done, "")))
 
@@ -101,6 +103,8 @@ def _as_json(node_name: str, warmed: Warmed | None, error: str) -> dict[str, obj
         "size": warmed.size,
         "seconds": round(warmed.seconds, 3),
         "there": warmed.there,
+        "read": warmed.read,
+        "reused": warmed.reused,
     }
 
 
@@ -108,4 +112,5 @@ def _line(node_name: str, warmed: Warmed | None, error: str) -> str:
     if warmed is None:
         return f"{node_name}: {error}"
     done = "was there" if warmed.there else f"{human_bytes(round(warmed.rate))}/s"
-    return f"{node_name}: {human_bytes(warmed.size)} in {human_seconds(warmed.seconds)}, {done}"
+    shared = f", {human_bytes(warmed.reused)} of it from copies on the node" if warmed.reused else ""
+    return f"{node_name}: {human_bytes(warmed.size)} in {human_seconds(warmed.seconds)}, {done}{shared}"

@@ -310,7 +310,11 @@ def sync(
     else:
         for name in report.copied:
             output.data(name)
-        output.log().info(f"{len(report.copied)} copied, {report.present} were there")
+        output.log().info(
+            f"{len(report.copied)} copied, {report.present} were there",
+            sent=human_bytes(report.bytes_copied),
+            reused=human_bytes(report.bytes_reused),
+        )
     if report.pruned and not as_json:
         output.log().info(
             f"{len(report.pruned)} were pruned at {target} and stay so; --only IMAGE:VERSION copies one",

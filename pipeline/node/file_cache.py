@@ -20,7 +20,9 @@ from pathlib import Path
 import structlog
 
 from pipeline.errors import ToolError, VerificationError
-from pipeline.node import pyxis_importer
+from pipeline.node import pyxis_importer, shared_copy
+from pipeline.node.shared_copy import Copied
+from pipeline.squashfs.ranges import PackRanges
 from pipeline.system import untrusted
 from pipeline.system.temporary import temporary_name
 from pipeline.text import human_bytes
@@ -34,13 +36,18 @@ _HELD = frozenset({errno.EPERM, errno.EACCES, errno.EISDIR, errno.ENOTEMPTY, err
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warmed:
-    """What happened on a node; `size` in bytes. `there`: nothing had to be copied."""
+    """What happened on a node; `size` in bytes. `there`: nothing had to be copied.
+
+    `read` bytes came from the store, `reused` from copies of other releases on the node.
+    """
 
     host: str
     path: Path
     size: int
     seconds: float
     there: bool
+    read: int = 0
+    reused: int = 0
 
     @property
     def rate(self) -> float:
@@ -68,7 +75,12 @@ def into_page_cache(file: Path, sha256: str | None) -> Warmed:
     if digest is not None and digest.hexdigest() != sha256:
         raise VerificationError(f"{file} has sha256 {digest.hexdigest()}, not {sha256}")
     return Warmed(
-        host=os.uname().nodename, path=file, size=size, seconds=time.monotonic() - began, there=False
+        host=os.uname().nodename,
+        path=file,
+        size=size,
+        seconds=time.monotonic() - began,
+        there=False,
+        read=size,
     )
 
 
@@ -79,32 +91,44 @@ def onto_disk(
     *,
     state: Path | None,
     brought: Path | None = None,
+    ranges: Path | None = None,
     reserve: int = 1 << 30,
 ) -> Warmed:
     """Copy a file to FOLDER/<sha256>.sqsh, unless it is there; `brought` is a copy that sbcast made already.
 
-    The copy is read back and compared, also one that was there. `reserve` bytes stay free; for them older
-    copies of ours go, the least recently warmed first. Where another user holds the copy's name, the file is
-    read into the page cache instead. Raises ToolError when there is no space or no permission,
-    VerificationError when the bytes are not those.
+    `ranges` is where the file's ranges lie: what copies of other releases have in common with it is then
+    taken from them (cloned, where the file system can), and the rest alone is read from the store. The copy
+    is read back and compared, also one that was there. `reserve` bytes stay free; for them older copies of
+    ours go, the least recently warmed first. Where another user holds the copy's name, the file is read into
+    the page cache instead. Raises ToolError when there is no space or no permission, VerificationError when
+    the bytes are not those.
     """
     began = time.monotonic()
     name = f"{sha256}.sqsh"
     try:
         with untrusted.folder_to_write(folder, make=0o755) as place:
             size = file.stat().st_size
+            wanted = shared_copy.read_ranges(ranges, size)
             there = brought is None and _verified(place, name, sha256, state, size)
+            copied = Copied(reused=0, read=0)
             if not there:
+                made: Copied | None
                 if brought is None:
                     _make_room(place, folder, size + reserve, name)
-                if not (_copy(file, place, name) if brought is None else _adopt(brought, place, name)):
+                    made = _copy(file, place, name, sha256, wanted)
+                else:
+                    made = copied if _adopt(brought, place, name) else None
+                if made is None:
                     return into_page_cache(file, sha256)
+                copied = made
                 if not _verified(place, name, sha256, state, size):
                     os.unlink(name, dir_fd=place)
                     raise VerificationError(
                         f"the copy of {file} in {folder} does not have sha256 {sha256}: it was removed",
                         hint="run sqshpipe store scrub to see whether the store has the right bytes",
                     )
+            if wanted is not None:
+                shared_copy.keep_ranges(place, name, wanted)
     except OSError as error:
         raise ToolError(
             f"cannot prewarm {file} into {folder}: {error.strerror}",
@@ -116,6 +140,8 @@ def onto_disk(
         size=size,
         seconds=time.monotonic() - began,
         there=there,
+        read=copied.read,
+        reused=copied.reused,
     )
 
 
@@ -137,25 +163,42 @@ def _verified(place: int, name: str, sha256: str, state: Path | None, size: int)
         os.close(copy)
 
 
-def _copy(file: Path, place: int, name: str) -> bool:
-    """Copy a file into an open folder; False when another user holds the name."""
+def _copy(file: Path, place: int, name: str, sha256: str, ranges: PackRanges | None) -> Copied | None:
+    """Copy a file into an open folder; None when another user holds the name.
+
+    What was put together with bytes of other copies gets the name only with the right sha256; else all is
+    read from the file.
+    """
     temporary = temporary_name(".sqsh")
     try:
         copy = untrusted.create_exclusive(temporary, dir_fd=place)
         try:
             with os.fdopen(untrusted.open_regular(file, follow=True), "rb", buffering=0) as source:
-                while block := source.read(_BLOCK):
-                    view = memoryview(block)
-                    while view:
-                        view = view[os.write(copy, view) :]
+                os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                size = os.fstat(source.fileno()).st_size
+                copied = shared_copy.fill(source.fileno(), copy, place, size, ranges)
+                if copied.reused and not _has_digest(place, temporary, sha256):
+                    log.warning(
+                        "copies of other releases have other bytes, all is read from the store", copy=name
+                    )
+                    os.ftruncate(copy, 0)
+                    copied = shared_copy.fill(source.fileno(), copy, place, size, None)
             os.fchmod(copy, 0o444)
             os.fsync(copy)
         finally:
             os.close(copy)
-        return _placed(place, temporary, place, name)
+        return copied if _placed(place, temporary, place, name) else None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=place)
+
+
+def _has_digest(place: int, name: str, sha256: str) -> bool:
+    copy = untrusted.open_regular(name, dir_fd=place)
+    try:
+        return pyxis_importer.verify(copy, sha256, "")
+    finally:
+        os.close(copy)
 
 
 def _adopt(brought: Path, place: int, name: str) -> bool:
@@ -206,4 +249,6 @@ def _make_room(place: int, folder: Path, needed: int, keep: str) -> None:
                 hint="prewarm into the page cache instead (without --local), or free space",
             )
         with contextlib.suppress(FileNotFoundError):  # a mount of it stays whole until its last user
-            os.unlink(copies.pop(0)[1], dir_fd=place)
+            gone = copies.pop(0)[1]
+            shared_copy.forget_ranges(place, gone)
+            os.unlink(gone, dir_fd=place)

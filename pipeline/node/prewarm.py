@@ -37,13 +37,17 @@ srun --ntasks-per-node=1 --label --kill-on-bad-exit=0 "$@"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What to warm, where. `local` is the node's own folder for a copy; None means the page cache."""
+    """What to warm, where. `local` is the node's own folder for a copy; None means the page cache.
+
+    `ranges` is where the store keeps what the file has in common with other releases.
+    """
 
     file: Path
     sha256: str
     nodes: tuple[str, ...]
     at_once: int = 8
     local: Path | None = None
+    ranges: Path | None = None
     state: Path | None = Path("/var/lib/sqshpipe")
     check: bool = True
     sbcast: bool | None = None
@@ -99,6 +103,7 @@ def _group(order: Order, nodes: Sequence[str]) -> list[Outcome]:
         "--check" if order.check else "--no-check",
     ]
     words += ["--local", str(order.local)] if order.local else []
+    words += ["--ranges", str(order.ranges)] if order.local and order.ranges else []
     words += ["--state", str(order.state)] if order.state else []
     if order.broadcasts and order.local is not None:
         # in a folder of ours alone, under a name that nobody can plant: sbcast follows symlinks

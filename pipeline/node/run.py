@@ -25,10 +25,14 @@ _counter = itertools.count()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFile:
-    """A .sqsh to mount and the name by which callers of this node share the mount (64 hex digits)."""
+    """A .sqsh to mount and the name by which callers of this node share the mount (64 hex digits).
+
+    `ranges` is where a store keeps what the file has in common with others, if it does.
+    """
 
     path: Path
     sha256: str
+    ranges: Path | None = None
 
 
 def image_file(path: Path, digest: str | None = None) -> ImageFile:

@@ -29,14 +29,32 @@ def copy_ranges(
     """
     in_kernel = True
     for item in ranges:
-        source, done = packs[item.layer].descriptor, 0
-        while done < item.length and not stopped():
-            if in_kernel:
-                count = _copy_in_kernel(source, target, item, done)
-                in_kernel = count > 0
-            else:
-                count = _copy_plainly(source, target, item, done)
-            done += count
+        source = packs[item.layer].descriptor
+        in_kernel = copy_range(source, target, item, stopped, in_kernel=in_kernel)
+
+
+def copy_range(
+    source: int,
+    target: int,
+    item: Range,
+    stopped: Callable[[], bool] = lambda: False,
+    *,
+    in_kernel: bool = True,
+) -> bool:
+    """Copy `item` from one open file into another; the kernel or the server does it, or clones, where it can.
+
+    False when that was not possible, so that the next range of these files need not try: `in_kernel`. Raises
+    OSError; returns early when `stopped()`.
+    """
+    done = 0
+    while done < item.length and not stopped():
+        if in_kernel:
+            count = _copy_in_kernel(source, target, item, done)
+            in_kernel = count > 0
+        else:
+            count = _copy_plainly(source, target, item, done)
+        done += count
+    return in_kernel
 
 
 def _copy_in_kernel(source: int, target: int, item: Range, done: int) -> int:
@@ -66,7 +84,7 @@ def _copy_in_kernel(source: int, target: int, item: Range, done: int) -> int:
 def _copy_plainly(source: int, target: int, item: Range, done: int) -> int:
     data = os.pread(source, min(item.length - done, _PIECE), item.source + done)
     if not data:
-        raise OSError(errno.EIO, "a layer pack became shorter while it was copied")
+        raise OSError(errno.EIO, "a file became shorter while it was copied")
     view = memoryview(data)
     while view:
         written = os.pwrite(target, view, item.target + done + len(data) - len(view))

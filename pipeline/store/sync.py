@@ -1,28 +1,32 @@
 """Copy releases to where they are missing: another mounted store, or an object store and back.
 
 Bytes go first, then what is attached to a release, its record last; so a copy that was cut short has no
-release that lacks something, and the next run goes on from there: inside a file, too. Everything that
-arrives is hashed and compared with its record.
+release that lacks something, and the next run resumes there: inside a file, too. Bytes that releases at the
+target have are taken from them. Everything that arrives is hashed and compared with its record.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import structlog
 
 from pipeline.config.names import DEFAULT_CHANNEL, split_name, stem
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.progress import SILENT, Meter
+from pipeline.squashfs.ranges import Piece, pieces
 from pipeline.store import attachments, caches, channels, preflight, publisher, publishing
 from pipeline.store.attachments import NotOfTheStoreError
+from pipeline.store.fetching import fetch
 from pipeline.store.layout import RECORD_SUFFIX, Layout
 from pipeline.store.reading import fold_events, read_record, read_truth
 from pipeline.store.record import Record, parse_record
 from pipeline.store.sealed import UnreadableError
+from pipeline.store.sharing import Holder, Holders, ranges_of
 from pipeline.store.state import ImageState, Standing
 from pipeline.store.store import Store
 from pipeline.store.sync_source import (
@@ -36,10 +40,11 @@ from pipeline.store.sync_source import (
     recorded,
 )
 from pipeline.system import atomic, untrusted
-from pipeline.system.hashing import hashed
 from pipeline.system.temporary import is_orphan, temporary_name
 
-_PIECE = 4 << 20
+log = structlog.get_logger()
+
+_SHORTEST = 1 << 20  # bytes that are worth a copy inside a bucket
 
 
 def sync(
@@ -126,12 +131,13 @@ def _to_store(
 ) -> None:
     before: dict[str, ImageState] = {}
     touched: dict[str, None] = {}
+    holders = Holders(target.layout)
     target.prepare()
     try:
         for record in records:
             with atomic.told(f"copying {record.image}:{record.version} to {target.root}"):
                 try:
-                    if _bring(record, source, target.layout, before, wanted, report, meter):
+                    if _bring(record, source, target.layout, before, wanted, holders, report, meter):
                         touched[record.image] = None
                 except NotOfTheStoreError as error:
                     report.refused.append(error.message)
@@ -151,6 +157,7 @@ def _bring(
     layout: Layout,
     before: dict[str, ImageState],
     wanted: list[tuple[str, str | None]],
+    holders: Holders,
     report: Report,
     meter: Meter,
 ) -> bool:
@@ -173,7 +180,7 @@ def _bring(
     if damaged:
         publisher.set_aside(layout, record)
     if there is None or damaged or standing.pruned or not publishing.bytes_are_there(layout, record):
-        _bring_release(layout, record, source, report, meter)
+        _bring_release(layout, record, source, holders, report, meter)
     else:
         report.present += 1
     _advance(layout, record)
@@ -189,21 +196,44 @@ def _bring_attachments(layout: Layout, record: Record, source: SyncSource) -> No
         attachments.add(layout, record, name, content)
 
 
-def _bring_release(layout: Layout, record: Record, source: SyncSource, report: Report, meter: Meter) -> None:
+def _bring_release(
+    layout: Layout, record: Record, source: SyncSource, holders: Holders, report: Report, meter: Meter
+) -> None:
     if publishing.bytes_are_there(layout, record):
         publisher.commit_present(layout, record)
     else:
         preflight.make_room(layout, record.size)
         with _partial(layout, record) as staged:
-            digest = _fetch(staged, record, source, report, meter)
+            digest, reused = _fetch(staged, record, source, layout, holders.of(record), report, meter)
+            if reused and digest != record.sha256:
+                log.warning("bytes of other releases are not right, all is read", release=record.version)
+                staged.unlink()
+                digest, _ = _fetch(staged, record, source, layout, (), report, meter)
             if digest != record.sha256:
-                staged.unlink()  # what is wrong is not gone on from
+                staged.unlink()  # the next run must not resume with what is wrong
                 raise VerificationError(
                     f"{record.image}:{record.version} arrived with sha256 {digest}, not {record.sha256}",
                     hint="run sqshpipe store scrub at the source, then sync again",
                 )
             publisher.commit_staged(layout, record, staged)
+    holders.add(record)
     report.copied.append(f"{record.image}:{record.version}")
+
+
+def _fetch(
+    staged: Path,
+    record: Record,
+    source: SyncSource,
+    layout: Layout,
+    holders: Sequence[Holder],
+    report: Report,
+    meter: Meter,
+) -> tuple[str, int]:
+    file = untrusted.open_regular(staged, flags=os.O_RDWR | os.O_CREAT)
+    try:
+        return fetch(file, record, source, layout, holders, report, meter)
+    finally:
+        os.close(file)
 
 
 @contextmanager
@@ -233,41 +263,20 @@ def _is_own(path: Path) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
 
 
-def _fetch(staged: Path, record: Record, source: SyncSource, report: Report, meter: Meter) -> str:
-    """Complete `staged` from where it ends, and give the sha256 of the whole."""
-    opened = untrusted.open_regular(staged, flags=os.O_RDWR | os.O_CREAT | os.O_APPEND)
-    with os.fdopen(opened, "ab+", buffering=0) as file:
-        file.seek(0)
-        digest = hashed(file)
-        have = file.tell()
-        if have > record.size:
-            file.truncate(0)
-            digest, have = hashlib.sha256(), 0
-        meter.total(record.size)
-        meter.advance(have)
-
-        def keep(piece: bytes) -> None:
-            view = memoryview(piece)
-            while view:
-                view = view[file.write(view) :]
-            report.bytes_copied += len(piece)
-            meter.advance(len(piece))
-
-        with source.open_from(record, have) as stream:
-            return hashed(stream, keep, into=digest).hexdigest()
-
-
 def _to_bucket(
     layout: Layout, records: Iterable[Record], bucket: Bucket, report: Report, meter: Meter
 ) -> None:
+    holders = Holders(layout)
     for record in records:
         try:
-            _upload(layout, record, bucket, report, meter)
+            _upload(layout, record, bucket, holders, report, meter)
         except NotOfTheStoreError as error:  # noqa: PERF203 - the others are copied
             report.refused.append(error.message)
 
 
-def _upload(layout: Layout, record: Record, bucket: Bucket, report: Report, meter: Meter) -> None:
+def _upload(
+    layout: Layout, record: Record, bucket: Bucket, holders: Holders, report: Report, meter: Meter
+) -> None:
     source = MountedSource(layout)
     source.check(record)
     key = f"{record.image}/{stem(record.version, record.platform)}{RECORD_SUFFIX}"
@@ -282,13 +291,28 @@ def _upload(layout: Layout, record: Record, bucket: Bucket, report: Report, mete
         report.present += 1
         return
     if bucket.size(record.file) != record.size:
-        bucket.upload(record.file, layout.blob(record.sha256), sha256=record.sha256, meter=meter)
-        report.bytes_copied += record.size
+        shared, keys = _in_bucket(layout, record, bucket, holders)
+        file = layout.blob(record.sha256)
+        done = bucket.upload(record.file, file, sha256=record.sha256, meter=meter, pieces=shared, keys=keys)
+        report.bytes_copied += done.sent
+        report.bytes_reused += done.reused
     if there is None and not bucket.put_new(key, record.as_bytes()):
         publishing.refuse_other_content(
             record, parse_record(bucket.get(key) or b"", Path(f"{bucket.name}/{key}"))
         )
     report.copied.append(f"{record.image}:{record.version}")
+
+
+def _in_bucket(
+    layout: Layout, record: Record, bucket: Bucket, holders: Holders
+) -> tuple[Sequence[Piece], Sequence[str]]:
+    """What objects of the bucket have of a release: those that are releases here too, by the ranges here."""
+    wanted = ranges_of(layout, record)
+    if wanted is None:
+        return (), ()
+    there = [one for one in holders.of(record) if bucket.size(one.record.file) == one.record.size]
+    found = pieces(wanted, [one.ranges for one in there], shortest=_SHORTEST)
+    return found, [one.record.file for one in there]
 
 
 def _mirror(source: Store | Bucket, target: Store | Bucket, channel: str, report: Report) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -13,6 +13,7 @@ from typing import BinaryIO, Protocol
 from pipeline.config.names import is_image, stem
 from pipeline.errors import ConfigError, PublishError
 from pipeline.progress import Meter
+from pipeline.squashfs.ranges import Piece
 from pipeline.store import attachments
 from pipeline.store.layout import Layout
 from pipeline.store.reading import read_record, read_truth
@@ -38,19 +39,37 @@ class Bucket(Protocol):
         """Write an object that must not be there; False when it is."""
 
     def size(self, key: str) -> int | None: ...
-    def upload(self, key: str, path: Path, *, sha256: str, meter: Meter) -> None:
-        """Bring a file there, going on with what an earlier attempt brought; raises unless its sha256 is
-        that.
+    def upload(
+        self,
+        key: str,
+        path: Path,
+        *,
+        sha256: str,
+        meter: Meter,
+        pieces: Sequence[Piece] = (),
+        keys: Sequence[str] = (),
+    ) -> Sent:
+        """Bring a file there, with what an earlier attempt brought; raises unless its sha256 is that.
+
+        `pieces` say what the objects under `keys` have of it, which need not be sent.
         """
 
-    def open_from(self, key: str, offset: int) -> BinaryIO:
-        """Read an object from that byte on."""
+    def open_from(self, key: str, offset: int, length: int | None = None) -> BinaryIO:
+        """Read an object from that byte on; no more than `length` bytes of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """Bytes that an upload sent, and bytes that were copied inside the object store."""
+
+    sent: int
+    reused: int
 
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """Names of the releases copied, those that were there, those that were pruned there and stay so, and the
-    bytes that travelled.
+    """Names of the releases copied, those that were there, those that were pruned there and stay so, the
+    bytes that travelled, and those that were taken from other releases at the target.
 
     `refused` has one sentence for each release that was not copied, because something of it is not a regular
     file of the source.
@@ -61,6 +80,7 @@ class Report:
     pruned: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     bytes_copied: int = 0
+    bytes_reused: int = 0
     broken: list[str] = field(default_factory=list)
     """Records and events of the source that cannot be read, one sentence each; they are not copied."""
 
@@ -124,7 +144,13 @@ class SyncSource(Protocol):
     def check(self, record: Record) -> None:
         """Raise NotOfTheStoreError when record or bytes are not regular files of the store."""
 
-    def open_from(self, record: Record, offset: int) -> BinaryIO: ...
+    @property
+    def shortest(self) -> int:
+        """Bytes that are worth an own reading: what is shorter is not looked for elsewhere."""
+
+    def open_from(self, record: Record, offset: int, length: int | None = None) -> BinaryIO:
+        """Read the bytes of a release from that one on; who gives `length` reads no more."""
+
     def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
         """(name, bytes) of what is attached to a release."""
 
@@ -132,6 +158,7 @@ class SyncSource(Protocol):
 @dataclass(frozen=True, slots=True)
 class MountedSource:
     layout: Layout
+    shortest: int = 1 << 16
 
     def check(self, record: Record) -> None:
         paths = (
@@ -143,7 +170,7 @@ class MountedSource:
             if opened is not None:
                 os.close(opened)
 
-    def open_from(self, record: Record, offset: int) -> BinaryIO:
+    def open_from(self, record: Record, offset: int, length: int | None = None) -> BinaryIO:  # noqa: ARG002
         path = self.layout.blob(record.sha256)
         opened = attachments.open_file(self.layout, path)
         if opened is None:
@@ -162,12 +189,13 @@ class MountedSource:
 @dataclass(frozen=True, slots=True)
 class BucketSource:
     bucket: Bucket
+    shortest: int = 1 << 20
 
     def check(self, record: Record) -> None:
         """A bucket has nothing but objects."""
 
-    def open_from(self, record: Record, offset: int) -> BinaryIO:
-        return self.bucket.open_from(record.file, offset)
+    def open_from(self, record: Record, offset: int, length: int | None = None) -> BinaryIO:
+        return self.bucket.open_from(record.file, offset, length)
 
     def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
         prefix = attachment_prefix(record)

@@ -17,6 +17,7 @@ from pipeline.node import prewarm as prewarming
 from pipeline.node.install import ImporterSettings, install
 from pipeline.store.store import Store
 from tests.support.images import squashed
+from tests.support.store.versions import layer, release
 
 MEGABYTES = 16
 RANKS = 8
@@ -56,6 +57,23 @@ def test_nodes_get_copies_that_the_importer_prefers(published: Store, tmp_path: 
     assert got.stdout == f"{local}/{release.sha256}.sqsh\n", got.stderr
     again = json.loads(sqshpipe(*words))
     assert [row["there"] for row in again] == [True, True]
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_node_reports_what_it_took_from_the_version_before(tmp_path: Path) -> None:
+    store, local = Store(tmp_path / "store"), tmp_path / "nvme"
+    base = layer("a", 4)
+    release(store, "v1.0", base, layer("b", 1), folder=tmp_path)
+    release(store, "v1.1", base, layer("c", 1), folder=tmp_path)
+    words = ["--store", store.root, "--nodes", "n1", "--local", local, "--state", tmp_path]
+    (first,) = json.loads(sqshpipe("prewarm", "demo:v1.0", *words, "--json"))
+    assert (first["read"], first["reused"]) == (first["size"], 0)
+    (second,) = json.loads(sqshpipe("prewarm", "demo:v1.1", *words, "--json"))
+    assert second["read"] + second["reused"] == second["size"]
+    assert second["read"] < 2 << 20
+    assert Path(second["path"]).read_bytes() == store.resolve("demo:v1.1").path.read_bytes()
+    Path(second["path"]).unlink()
+    assert "MB of it from copies on the node" in sqshpipe("prewarm", "demo:v1.1", *words)
 
 
 @pytest.mark.usefixtures("slurm")
