@@ -74,7 +74,7 @@ def build(
     folder: Path,
     meter: Meter = SILENT,
 ) -> Digest | None:
-    """Build and leave the image in the engine under its tag; gives its config's digest where buildx tells it.
+    """Build and leave the image in the engine under its tag; gives its config's digest if buildx reports it.
 
     `docker_config` is a folder with the bases' credentials, `folder` an empty one to work in. Raises
     ToolError with the last lines of the step that failed, and for a full disk.
@@ -108,8 +108,9 @@ def build(
 
 @contextmanager
 def _watched(engine: Engine) -> Iterator[threading.Event]:
-    """Gives what is set when the engine hangs: a step may be silent for hours, and so is a builder whose
-    engine hangs.
+    """Gives an event that is set when the engine hangs.
+
+    The output does not show it: a step may be silent for hours too.
     """
     gone, ended = threading.Event(), threading.Event()
 
@@ -172,7 +173,7 @@ def _environment(host: str, docker_config: Path) -> dict[str, str]:
 
 
 def _config_digest(metadata: Path) -> Digest | None:
-    """With the containerd image store the metadata are the only place that tells it."""
+    """With the containerd image store only the metadata have it."""
     try:
         found = json.loads(metadata.read_bytes()).get("containerimage.config.digest")
     except FileNotFoundError:
@@ -255,5 +256,5 @@ def secret_source(identifier: str, env: str | None, file: Path | None) -> str:
             )
         return f"env={env}"
     if file is None or not (os.access(file, os.R_OK) and file.is_file()):
-        raise ConfigError(f"secret {identifier}: there is no readable file {file}")
+        raise ConfigError(f"secret {identifier}: {file} is not a readable file")
     return f"src={file}"

@@ -1,6 +1,6 @@
 """The Docker Engine, through its HTTP API.
 
-The engine answers ``200 OK`` before it begins a build or a push, and tells a failure as one more event of
+The engine answers ``200 OK`` before it begins a build or a push, and reports a failure as one more event of
 the stream; docker-py passes such events on like any other. So each stream is read here to its end, and an
 error in it is raised.
 """
@@ -103,8 +103,7 @@ class Engine:
 
     @classmethod
     def connect(cls, host: str | None = None) -> Engine:
-        """Connect to `host`, else where DOCKER_HOST or the chosen docker context leads, else the usual
-        socket.
+        """Connect to `host`, else to DOCKER_HOST, else to the docker context, else to the usual socket.
 
         Raises ToolError when no engine answers within 10 s.
         """
@@ -187,7 +186,7 @@ class Engine:
             return False
 
     def default_network(self) -> str | None:
-        """The network that a build's RUN steps need to be told: ``host`` on an engine without a bridge."""
+        """The network that a build's RUN steps have to use: ``host`` on an engine without a bridge."""
         with self._asking("listing the Docker Engine's networks"):
             names = {network["Name"] for network in self._client.networks()}
         return None if "bridge" in names else "host"
@@ -195,7 +194,7 @@ class Engine:
     # Its images
 
     def image(self, name: str) -> LocalImage | None:
-        """The local image of that name or Id; None when there is none."""
+        """The local image of that name or Id; None when it does not exist."""
         containerd = self.containerd_store
         try:
             with self._asking(f"looking for the local image {name}"):
@@ -286,7 +285,7 @@ class Engine:
             raise build_failure(order.path, str(failure), step, root=self.root)
 
     def push(self, reference: Reference, credentials: Credentials | None, meter: Meter = SILENT) -> Digest:
-        """Push a local image under its own name and return the manifest's digest, as the engine tells it.
+        """Push a local image under its own name and return the manifest's digest, as the engine reports it.
 
         Tried again, up to 5 times, on what passes by itself: rate limits, 5xx, cut connections, timeouts.
         Raises RegistryError when the registry refuses or cannot be reached.
@@ -315,7 +314,7 @@ class Engine:
         if failure:
             raise push_failure(str(failure), reference, root=self.root)
         if digest is None:
-            raise RegistryError(f"the Docker Engine pushed {reference} and did not tell its digest")
+            raise RegistryError(f"the Docker Engine pushed {reference} and did not report its digest")
         return Digest.parse(digest)
 
     @contextlib.contextmanager

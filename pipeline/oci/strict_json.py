@@ -49,7 +49,7 @@ def parse_object(raw: bytes, *, max_size: int, what: str) -> dict[str, Any]:
         raise FormatError(f"{what} is not a JSON object")
     _check_depth(value, what)
     if rb"\u" in raw and not _is_text(value):
-        raise FormatError(f"{what} holds half of a surrogate pair, which is no text")
+        raise FormatError(f"{what} holds half of a surrogate pair, which is not valid text")
     return value
 
 

@@ -79,7 +79,7 @@ class Authenticator:
 
     @property
     def has_credentials(self) -> bool:
-        """Whether there was anything to show; tells "wrong password" from "no password"."""
+        """Whether there were credentials: "wrong password" or "no password"."""
         return any(found is not None for found in self._credentials.values())
 
     def header(self, scopes: tuple[Scope, ...]) -> str | None:
@@ -173,10 +173,10 @@ class Authenticator:
         realm = challenge.get("realm")
         try:
             parts, url = urlsplit(realm), httpx.URL(realm)
-            _ = parts.port  # one that is none raises
+            _ = parts.port  # raises if it is not valid
         except (ValueError, httpx.InvalidURL):
             raise RegistryError(
-                f"{self._host} sends us to the token server {realm[:100]!r}, which is no address"
+                f"{self._host} sends us to the token server {realm[:100]!r}, which is not a valid address"
             ) from None
         secure = parts.scheme == "https" or (parts.scheme == "http" and plain_http_allowed(parts.netloc))
         if not secure:

@@ -17,8 +17,7 @@ _READ = 1 << 18
 
 
 def pieces(response: httpx.Response) -> Iterator[bytes]:
-    """The body of a streamed ``response`` as it was sent, in pieces as they come. Raises
-    httpx.TransportError.
+    """The body of a streamed ``response``, in pieces as they come. Raises httpx.TransportError.
 
     The connection cannot be used again after a large one. The caller closes the response.
     """

@@ -99,8 +99,8 @@ class PackWriteHandle:
 class PackCache:
     """The packs in `folder`, which is made when missing. Safe for several builders at once.
 
-    `on_damage` is told of every pack that is removed because it is damaged. A whole pack is believed: it is
-    for those alone who may write in the folder, see `refuse_others`.
+    `on_damage` is called with every pack that is removed because it is damaged. A whole pack is trusted:
+    only its owner may write in the folder, see `refuse_others`.
     """
 
     def __init__(self, folder: Path, on_damage: Callable[[PackDamaged], None] = lambda _: None) -> None:
@@ -234,8 +234,10 @@ class PackCache:
     def trim(
         self, *, now: datetime, max_size: int | None = None, max_age: timedelta | None = None
     ) -> list[CachedPack]:
-        """Remove dead writers' leftovers, packs unused for longer than `max_age`, then the longest unused
-        until at most `max_size` bytes stay. What is in use stays. Returns what was removed.
+        """Make room; gives what was removed. What is in use stays.
+
+        First go files that dead writers left, then packs unused for longer than `max_age`, then those unused
+        for longest, until at most `max_size` bytes stay.
         """
         packs = self.packs()
         left = sum(pack.size for pack in packs)

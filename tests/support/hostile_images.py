@@ -284,12 +284,12 @@ def _paths() -> list[HostileImage]:
         HostileImage(
             name="unknown whiteout",
             write=_one(lambda _: LayerBuilder().file(".wh.")),
-            refused="no whiteout",
+            refused="not a valid whiteout",
         ),
         HostileImage(
             name="whiteout of the parent",
             write=_one(lambda _: LayerBuilder().file("d/.wh...")),
-            refused="no whiteout",
+            refused="not a valid whiteout",
         ),
         HostileImage(
             name="devices and setuid where they are allowed",
