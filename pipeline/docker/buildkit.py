@@ -85,11 +85,11 @@ def build(
     # file wins over it.
     write_text(folder / f"{order.path.name}.dockerignore", "# nothing\n")
     argv = [*frontend.argv, *_options(frontend, order, dockerfile), str(order.context)]
-    told: deque[str] = deque(maxlen=_KEPT_LINES)
+    printed: deque[str] = deque(maxlen=_KEPT_LINES)
     internal: set[str] = set()
 
     def listen(line: str) -> None:
-        told.append(line)
+        printed.append(line)
         if _worth_telling(line, internal):
             meter.line(line)
 
@@ -102,7 +102,7 @@ def build(
                 raise
             raise lost(f"building {order.path} failed", silent=True) from error
     if done.returncode != 0:
-        raise _failure(order, list(told), engine)
+        raise _failure(order, list(printed), engine)
     return _config_digest(dockerfile.with_name(_METADATA))
 
 
@@ -194,16 +194,16 @@ def _worth_telling(line: str, internal: set[str]) -> bool:
     return number not in internal and not text.startswith(_NOISE)
 
 
-def _failure(order: BuildOrder, told: list[str], engine: Engine) -> ToolError:
+def _failure(order: BuildOrder, printed: list[str], engine: Engine) -> ToolError:
     """Steps run side by side: of the one that failed the lines are picked by its number.
 
     BuildKit's last line is the reason, unless the engine is gone.
     """
     if not engine.answers():  # the command line says "unexpected EOF" at most
         return lost(f"building {order.path} failed")
-    reason = re.sub(r"^(ERROR|error): ", "", told[-1]) if told else "the builder said nothing"
-    failed = next((match[1] for line in reversed(told) if (match := _STEP_FAILED.match(line))), None)
-    step = [match[2] for line in told if (match := _STEP_LINE.match(line)) and match[1] == failed]
+    reason = re.sub(r"^(ERROR|error): ", "", printed[-1]) if printed else "the builder said nothing"
+    failed = next((match[1] for line in reversed(printed) if (match := _STEP_FAILED.match(line))), None)
+    step = [match[2] for line in printed if (match := _STEP_LINE.match(line)) and match[1] == failed]
     return build_failure(order.path, reason, step, root=engine.root)
 
 

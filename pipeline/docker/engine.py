@@ -25,7 +25,7 @@ from docker.context import ContextAPI
 from docker.errors import DockerException
 from docker.utils import kwargs_from_env
 
-from pipeline.docker.errors import NONSENSE, NotThere, reason, told
+from pipeline.docker.errors import NONSENSE, NotThere, reason, translate_errors
 from pipeline.docker.events import (
     LAST_LINES,
     STEP,
@@ -153,7 +153,7 @@ class Engine:
     @property
     def platform(self) -> Platform:
         info = self.info()
-        with told("reading what the Docker Engine says of itself"):
+        with translate_errors("reading what the Docker Engine says of itself"):
             return Platform.parse(f"{info['OSType']}/{info['Architecture']}")
 
     @property
@@ -216,7 +216,7 @@ class Engine:
 
     def untag(self, reference: Reference) -> None:
         """Take a name away; the image goes with its last name. A name that is not there is fine."""
-        with contextlib.suppress(NotThere), told(f"removing the tag {reference}"):
+        with contextlib.suppress(NotThere), translate_errors(f"removing the tag {reference}"):
             self._client.remove_image(str(reference), noprune=False)
 
     def save(self, name: str, dest: Path, meter: Meter = SILENT) -> None:
@@ -225,7 +225,7 @@ class Engine:
         Raises ToolError when the engine has no such image; `dest` may then hold a part.
         """
         try:
-            with told(f"saving the local image {name}"), dest.open("wb") as file:
+            with translate_errors(f"saving the local image {name}"), dest.open("wb") as file:
                 size = self._client.inspect_image(name).get("Size")  # type: ignore[no-untyped-call]
                 meter.total(int(size or 0))
                 pieces = self._client.get_image(name, chunk_size=_SAVE_PIECE)
@@ -256,7 +256,7 @@ class Engine:
         if docker_config is not None:
             self._client.reload_config(str(docker_config / "config.json"))
         step: deque[str] = deque(maxlen=LAST_LINES)
-        with told(f"building {order.path}"):
+        with translate_errors(f"building {order.path}"):
             events = self._client.build(
                 fileobj=context,
                 custom_context=True,
@@ -303,7 +303,7 @@ class Engine:
         transfer = Transfer(meter)
         failure: str | None = None
         digest: str | None = None
-        with told(f"pushing {reference}"):
+        with translate_errors(f"pushing {reference}"):
             events = self._client.push(
                 reference.name, tag=reference.tag, auth_config=_auth(credentials), stream=True, decode=True
             )
@@ -319,10 +319,10 @@ class Engine:
 
     @contextlib.contextmanager
     def _asking(self, doing: str) -> Iterator[None]:
-        """`told`, of a question: an engine that hangs is not waited for as one at work is."""
+        """`translate_errors`, for a question: an engine that hangs gets less time than one at work."""
         self._client.timeout = _ANSWER_TIMEOUT
         try:
-            with told(doing):
+            with translate_errors(doing):
                 yield
         finally:
             self._client.timeout = _SILENCE_TIMEOUT

@@ -37,7 +37,7 @@ def lost(what: str, *, silent: bool = False) -> ToolError:
 
 
 @contextlib.contextmanager
-def told(doing: str) -> Iterator[None]:
+def translate_errors(doing: str) -> Iterator[None]:
     """Turn docker-py's and requests' exceptions into ours, and those of reading a damaged answer."""
     try:
         yield

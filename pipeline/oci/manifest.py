@@ -165,7 +165,7 @@ def descend(
 ) -> Manifest:
     """The image for `platform` below `top`, which people call `name`; `read` gives what an entry names.
 
-    With None `top` has to be an image itself. Raises NotOneImage when there is none for the platform,
+    With None `top` has to be an image itself. Raises NotOneImage when no image is for the platform,
     FormatError for indexes nested deeper than `MAX_NESTED`, and what `read` raises.
     """
     found = top

@@ -8,7 +8,7 @@ member means, the member is refused: what is checked here must be what is unpack
 
 Of engines' habits it follows: a plain tar may end without its marker and without the padding of its last
 member (Go's archive/tar), what follows the marker is not looked at, the time of a member before 1970 is 1970
-(docker and containerd), data behind links and folders is none.
+(docker and containerd), links and folders have no data.
 """
 
 from __future__ import annotations
