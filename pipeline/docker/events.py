@@ -73,7 +73,7 @@ def push_failure(message: str, reference: Reference, *, root: str) -> SqshpipeEr
 
 
 def pushed_digest(event: Mapping[str, Any]) -> str | None:
-    """Told in ``aux``; with the containerd image store in the text of the last status alone."""
+    """Reported in ``aux``; with the containerd image store in the text of the last status alone."""
     reported = (event.get("aux") or {}).get("Digest")
     match = _DIGEST_STATUS.search(str(event.get("status", "")))
     return str(reported) if reported else match and match[1]
