@@ -122,7 +122,7 @@ class PrivateEngine:
             "bridge": "none",
             "iptables": False,
             "ip-forward": False,
-            # systemd would be told pids of the private namespace
+            # systemd would get pids of the private namespace
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
         }
         (root / "daemon.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")

@@ -1,5 +1,4 @@
-"""Calls to ECR through boto3's own chain of credentials, each refusal told with the permission that allows
-it."""
+"""Calls to ECR with boto3's own chain of credentials. A refusal names the permission that is missing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which IAM action a request to ECR's registry API needs, for the sentence that tells of a refusal.
+"""Which IAM action a request to ECR's registry API needs, for the sentence that reports a refusal.
 
 Source: the ECR API reference, where each action that "is used by the Amazon ECR proxy" says for which step
-of a push or a pull. An answer to HEAD has no text, so the request has to tell.
+of a push or a pull. An answer to HEAD has no text, so only the request shows it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SAID = re.compile(r"not authorized to perform: (ecr:\w+)")
 
 
 def needed(method: str, path: str) -> str:
-    """``ecr:…`` for a request such as HEAD ``/v2/team/demo/manifests/v1``; empty for what is none."""
+    """``ecr:…`` for a request such as HEAD ``/v2/team/demo/manifests/v1``; empty for other requests."""
     kind = _KIND.search(path)
     if kind is None:
         return ""

@@ -17,8 +17,7 @@ _RENEW_BEFORE = 3600.0
 
 
 class EcrTokens:
-    """Gives the password of each ECR host, one call to AWS per 11 hours. Safe to call from several
-    threads."""
+    """Gives the password of each ECR host, with one call to AWS per 11 hours. Safe for threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -63,7 +62,7 @@ def _decode(answer: dict[str, object], host: str) -> Credentials:
         ends = data["expiresAt"].timestamp()
     except (KeyError, IndexError, TypeError, AttributeError, binascii.Error, UnicodeDecodeError):
         raise RegistryError(f"AWS gave a token for {host} that cannot be read", hint="try again") from None
-    # one that is over as it comes tells of a clock that is wrong here: it holds until the registry says no
+    # one that is over as it comes means that the clock here is wrong: it holds until the registry says no
     return Credentials(username=user, password=password, expires_at=ends if ends > time.time() else None)
 
 

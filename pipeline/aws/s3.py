@@ -1,5 +1,4 @@
-"""The edge to object stores: releases under s3://bucket/prefix, uploads that are gone on from where they
-were cut.
+"""Object stores: releases under s3://bucket/prefix, with uploads that resume where they were cut.
 
 Credentials, region and endpoint come from where boto3 looks for them (profile, environment, instance role,
 AWS_ENDPOINT_URL).
@@ -31,14 +30,12 @@ _THERE = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConfl
 
 
 class S3Bucket:
-    """Objects under a prefix of a bucket; keys are relative to the prefix. `part_bytes` is at least 5 MiB
-    in S3.
-    """
+    """Objects under a prefix of a bucket; keys are relative to it. S3 wants `part_bytes` of 5 MiB or more."""
 
     def __init__(self, url: str, *, client: Any = None, part_bytes: int = PART_BYTES) -> None:
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not url.startswith("s3://") or not bucket:
-            raise ConfigError(f"{url!r} is no bucket", hint="write s3://bucket/prefix")
+            raise ConfigError(f"{url!r} is not a bucket", hint="write s3://bucket/prefix")
         self.name = url.rstrip("/")
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
@@ -56,7 +53,7 @@ class S3Bucket:
                     yield item["Key"].removeprefix(self._prefix), item["Size"]
 
     def get(self, key: str) -> bytes | None:
-        """A small object's bytes; None when there is none."""
+        """A small object's bytes; None when it does not exist."""
         with self._told(f"reading {key}"):
             try:
                 return bytes(
@@ -81,7 +78,7 @@ class S3Bucket:
         return True
 
     def size(self, key: str) -> int | None:
-        """An object's size in bytes; None when there is none."""
+        """An object's size in bytes; None when it does not exist."""
         with self._told(f"looking for {key}"):
             try:
                 answer = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)

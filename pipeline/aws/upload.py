@@ -74,7 +74,7 @@ class Upload:
             self._client.abort_multipart_upload(**named)
             raise VerificationError(
                 f"{path} has sha256 {self._sha256.hexdigest()}, its record says {sha256}",
-                hint="run sqshpipe scrub at the source",
+                hint="run sqshpipe store scrub at the source",
             )
         if not self._complete(named, done) and self._copies:
             self._read_back(sha256)

@@ -99,12 +99,11 @@ def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple
 
 
 def outcome_line(outcome: Outcome) -> str:
-    """``published  demo:v1  /fsx/…`` or ``failed  demo:v1  why``."""
+    """``published  demo:v1  /fsx/…`` or ``failed  demo:v1  exit 4``; `follow` has reported the reason."""
     name = f"{outcome.task.image}:{outcome.task.version}"
     if outcome.code == 0:
         return f"published  {name}  {outcome.path}"
-    last = outcome.error.partition("\n")[0]
-    return f"failed     {name}  exit {outcome.code}: {last}"
+    return f"failed     {name}  exit {outcome.code}"
 
 
 def outcome_json(outcome: Outcome) -> dict[str, object]:

@@ -74,7 +74,7 @@ def build(
     folder: Path,
     meter: Meter = SILENT,
 ) -> Digest | None:
-    """Build and leave the image in the engine under its tag; gives its config's digest where buildx tells it.
+    """Build and leave the image in the engine under its tag; gives its config's digest if buildx reports it.
 
     `docker_config` is a folder with the bases' credentials, `folder` an empty one to work in. Raises
     ToolError with the last lines of the step that failed, and for a full disk.
@@ -85,11 +85,11 @@ def build(
     # file wins over it.
     write_text(folder / f"{order.path.name}.dockerignore", "# nothing\n")
     argv = [*frontend.argv, *_options(frontend, order, dockerfile), str(order.context)]
-    told: deque[str] = deque(maxlen=_KEPT_LINES)
+    printed: deque[str] = deque(maxlen=_KEPT_LINES)
     internal: set[str] = set()
 
     def listen(line: str) -> None:
-        told.append(line)
+        printed.append(line)
         if _worth_telling(line, internal):
             meter.line(line)
 
@@ -102,14 +102,15 @@ def build(
                 raise
             raise lost(f"building {order.path} failed", silent=True) from error
     if done.returncode != 0:
-        raise _failure(order, list(told), engine)
+        raise _failure(order, list(printed), engine)
     return _config_digest(dockerfile.with_name(_METADATA))
 
 
 @contextmanager
 def _watched(engine: Engine) -> Iterator[threading.Event]:
-    """Gives what is set when the engine hangs: a step may be silent for hours, and so is a builder whose
-    engine hangs.
+    """Gives an event that is set when the engine hangs.
+
+    The output does not show it: a step may be silent for hours too.
     """
     gone, ended = threading.Event(), threading.Event()
 
@@ -172,7 +173,7 @@ def _environment(host: str, docker_config: Path) -> dict[str, str]:
 
 
 def _config_digest(metadata: Path) -> Digest | None:
-    """With the containerd image store the metadata are the only place that tells it."""
+    """With the containerd image store only the metadata have it."""
     try:
         found = json.loads(metadata.read_bytes()).get("containerimage.config.digest")
     except FileNotFoundError:
@@ -193,16 +194,16 @@ def _worth_telling(line: str, internal: set[str]) -> bool:
     return number not in internal and not text.startswith(_NOISE)
 
 
-def _failure(order: BuildOrder, told: list[str], engine: Engine) -> ToolError:
+def _failure(order: BuildOrder, printed: list[str], engine: Engine) -> ToolError:
     """Steps run side by side: of the one that failed the lines are picked by its number.
 
     BuildKit's last line is the reason, unless the engine is gone.
     """
     if not engine.answers():  # the command line says "unexpected EOF" at most
         return lost(f"building {order.path} failed")
-    reason = re.sub(r"^(ERROR|error): ", "", told[-1]) if told else "the builder said nothing"
-    failed = next((match[1] for line in reversed(told) if (match := _STEP_FAILED.match(line))), None)
-    step = [match[2] for line in told if (match := _STEP_LINE.match(line)) and match[1] == failed]
+    reason = re.sub(r"^(ERROR|error): ", "", printed[-1]) if printed else "the builder said nothing"
+    failed = next((match[1] for line in reversed(printed) if (match := _STEP_FAILED.match(line))), None)
+    step = [match[2] for line in printed if (match := _STEP_LINE.match(line)) and match[1] == failed]
     return build_failure(order.path, reason, step, root=engine.root)
 
 
@@ -255,5 +256,5 @@ def secret_source(identifier: str, env: str | None, file: Path | None) -> str:
             )
         return f"env={env}"
     if file is None or not (os.access(file, os.R_OK) and file.is_file()):
-        raise ConfigError(f"secret {identifier}: there is no readable file {file}")
+        raise ConfigError(f"secret {identifier}: {file} is not a readable file")
     return f"src={file}"

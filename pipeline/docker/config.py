@@ -1,5 +1,4 @@
-"""A Docker client configuration that holds exactly the credentials of one build, for as long as the build
-runs."""
+"""A Docker client configuration with the credentials of one build, which lives as long as the build."""
 
 from __future__ import annotations
 
@@ -28,9 +27,8 @@ def docker_config(credentials: Mapping[str, Credentials | None]) -> Iterator[Pat
 
     The builder cannot be handed a password in another way than by file. This one is for the owner alone, in
     memory where the machine has a tmpfs with room, and gone when the build ends; what a build that was killed
-    left there goes with the next. The user's own config.json is left
-    out of it, so that a credential helper that is not installed breaks no build; its proxies and plugins
-    are kept.
+    left there goes with the next. The user's own config.json is left out of it, so that a credential helper
+    that is not installed breaks no build; its proxies and plugins are kept.
     """
     parent = _MEMORY if _has_room(_MEMORY) else Path(tempfile.gettempdir())
     with held_folder(parent, hint="let TMPDIR name a folder that you can write") as folder:

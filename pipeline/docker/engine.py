@@ -1,6 +1,6 @@
 """The Docker Engine, through its HTTP API.
 
-The engine answers ``200 OK`` before it begins a build or a push, and tells a failure as one more event of
+The engine answers ``200 OK`` before it begins a build or a push, and reports a failure as one more event of
 the stream; docker-py passes such events on like any other. So each stream is read here to its end, and an
 error in it is raised.
 """
@@ -25,7 +25,7 @@ from docker.context import ContextAPI
 from docker.errors import DockerException
 from docker.utils import kwargs_from_env
 
-from pipeline.docker.errors import NONSENSE, NotThere, reason, told
+from pipeline.docker.errors import NONSENSE, NotThere, reason, translate_errors
 from pipeline.docker.events import (
     LAST_LINES,
     STEP,
@@ -103,8 +103,7 @@ class Engine:
 
     @classmethod
     def connect(cls, host: str | None = None) -> Engine:
-        """Connect to `host`, else where DOCKER_HOST or the chosen docker context leads, else the usual
-        socket.
+        """Connect to `host`, else to DOCKER_HOST, else to the docker context, else to the usual socket.
 
         Raises ToolError when no engine answers within 10 s.
         """
@@ -154,7 +153,7 @@ class Engine:
     @property
     def platform(self) -> Platform:
         info = self.info()
-        with told("reading what the Docker Engine says of itself"):
+        with translate_errors("reading what the Docker Engine says of itself"):
             return Platform.parse(f"{info['OSType']}/{info['Architecture']}")
 
     @property
@@ -187,7 +186,7 @@ class Engine:
             return False
 
     def default_network(self) -> str | None:
-        """The network that a build's RUN steps need to be told: ``host`` on an engine without a bridge."""
+        """The network that a build's RUN steps have to use: ``host`` on an engine without a bridge."""
         with self._asking("listing the Docker Engine's networks"):
             names = {network["Name"] for network in self._client.networks()}
         return None if "bridge" in names else "host"
@@ -195,7 +194,7 @@ class Engine:
     # Its images
 
     def image(self, name: str) -> LocalImage | None:
-        """The local image of that name or Id; None when there is none."""
+        """The local image of that name or Id; None when it does not exist."""
         containerd = self.containerd_store
         try:
             with self._asking(f"looking for the local image {name}"):
@@ -217,7 +216,7 @@ class Engine:
 
     def untag(self, reference: Reference) -> None:
         """Take a name away; the image goes with its last name. A name that is not there is fine."""
-        with contextlib.suppress(NotThere), told(f"removing the tag {reference}"):
+        with contextlib.suppress(NotThere), translate_errors(f"removing the tag {reference}"):
             self._client.remove_image(str(reference), noprune=False)
 
     def save(self, name: str, dest: Path, meter: Meter = SILENT) -> None:
@@ -226,7 +225,7 @@ class Engine:
         Raises ToolError when the engine has no such image; `dest` may then hold a part.
         """
         try:
-            with told(f"saving the local image {name}"), dest.open("wb") as file:
+            with translate_errors(f"saving the local image {name}"), dest.open("wb") as file:
                 size = self._client.inspect_image(name).get("Size")  # type: ignore[no-untyped-call]
                 meter.total(int(size or 0))
                 pieces = self._client.get_image(name, chunk_size=_SAVE_PIECE)
@@ -257,7 +256,7 @@ class Engine:
         if docker_config is not None:
             self._client.reload_config(str(docker_config / "config.json"))
         step: deque[str] = deque(maxlen=LAST_LINES)
-        with told(f"building {order.path}"):
+        with translate_errors(f"building {order.path}"):
             events = self._client.build(
                 fileobj=context,
                 custom_context=True,
@@ -286,7 +285,7 @@ class Engine:
             raise build_failure(order.path, str(failure), step, root=self.root)
 
     def push(self, reference: Reference, credentials: Credentials | None, meter: Meter = SILENT) -> Digest:
-        """Push a local image under its own name and return the manifest's digest, as the engine tells it.
+        """Push a local image under its own name and return the manifest's digest, as the engine reports it.
 
         Tried again, up to 5 times, on what passes by itself: rate limits, 5xx, cut connections, timeouts.
         Raises RegistryError when the registry refuses or cannot be reached.
@@ -304,7 +303,7 @@ class Engine:
         transfer = Transfer(meter)
         failure: str | None = None
         digest: str | None = None
-        with told(f"pushing {reference}"):
+        with translate_errors(f"pushing {reference}"):
             events = self._client.push(
                 reference.name, tag=reference.tag, auth_config=_auth(credentials), stream=True, decode=True
             )
@@ -315,15 +314,15 @@ class Engine:
         if failure:
             raise push_failure(str(failure), reference, root=self.root)
         if digest is None:
-            raise RegistryError(f"the Docker Engine pushed {reference} and did not tell its digest")
+            raise RegistryError(f"the Docker Engine pushed {reference} and did not report its digest")
         return Digest.parse(digest)
 
     @contextlib.contextmanager
     def _asking(self, doing: str) -> Iterator[None]:
-        """`told`, of a question: an engine that hangs is not waited for as one at work is."""
+        """`translate_errors`, for a question: an engine that hangs gets less time than one at work."""
         self._client.timeout = _ANSWER_TIMEOUT
         try:
-            with told(doing):
+            with translate_errors(doing):
                 yield
         finally:
             self._client.timeout = _SILENCE_TIMEOUT

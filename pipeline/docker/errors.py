@@ -12,7 +12,7 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from pipeline.errors import ToolError
 from pipeline.system.disk import says_full
 
-# What reading an answer that is none ends in.
+# What reading a damaged answer raises.
 NONSENSE = (LookupError, TypeError, ValueError, AttributeError)
 # docker-py reads streams of events past requests, so that a line that breaks is urllib3's exception
 _LOST = (
@@ -37,8 +37,8 @@ def lost(what: str, *, silent: bool = False) -> ToolError:
 
 
 @contextlib.contextmanager
-def told(doing: str) -> Iterator[None]:
-    """Turn docker-py's and requests' exceptions into ours, and those of reading an answer that is none."""
+def translate_errors(doing: str) -> Iterator[None]:
+    """Turn docker-py's and requests' exceptions into ours, and those of reading a damaged answer."""
     try:
         yield
     except ImageNotFound as error:
@@ -50,7 +50,7 @@ def told(doing: str) -> Iterator[None]:
         raise ToolError(f"{doing} failed: {reason(error)}", hint=hint) from error
     except NONSENSE as error:
         raise ToolError(
-            f"{doing} failed: what answers is no Docker Engine, or a damaged one: {error!r}",
+            f"{doing} failed: what answers is not a Docker Engine, or a damaged one: {error!r}",
             hint="sqshpipe doctor says which one is asked",
         ) from error
 

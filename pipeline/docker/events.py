@@ -40,9 +40,9 @@ class Denied(RegistryError):
 
 
 def build_failure(path: Path, reason: str, step: Sequence[str], *, root: str) -> ToolError:
-    """What a failed build is told as: the builder's reason, then the last lines of the step that failed.
+    """The report of a failed build: the builder's reason, then the last lines of the step that failed.
 
-    ``root`` is the folder where the engine keeps its data, told when it is full.
+    ``root`` is the folder where the engine keeps its data, named when it is full.
     """
     lines = [f"  | {said(line)}" for line in step if line.strip()][-LAST_LINES:]
     first, *more = [line for line in reason.strip().split("\n") if line.strip()] or ["no reason is given"]
@@ -73,10 +73,10 @@ def push_failure(message: str, reference: Reference, *, root: str) -> SqshpipeEr
 
 
 def pushed_digest(event: Mapping[str, Any]) -> str | None:
-    """Told in ``aux``; with the containerd image store in the text of the last status alone."""
-    told = (event.get("aux") or {}).get("Digest")
+    """Reported in ``aux``; with the containerd image store in the text of the last status alone."""
+    reported = (event.get("aux") or {}).get("Digest")
     match = _DIGEST_STATUS.search(str(event.get("status", "")))
-    return str(told) if told else match and match[1]
+    return str(reported) if reported else match and match[1]
 
 
 class Transfer:

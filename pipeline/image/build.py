@@ -74,8 +74,7 @@ def build(
     scratch: Path | None = None,
     meter: Meter = SILENT,
 ) -> BuiltImage:
-    """Build `spec` on `base` with BuildKit where a command line offers it, else with the engine's classic
-    builder.
+    """Build `spec` on `base` with BuildKit where a command line has it, else with the classic builder.
 
     `fresh` takes no step from the engine's cache, so that package updates inside a Dockerfile arrive.
     `scratch` is where to work, None for the usual place. Raises ConfigError when the Dockerfile is missing,

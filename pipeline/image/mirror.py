@@ -26,10 +26,9 @@ def mirror(
 ) -> PushedImage:
     """Copy the base's image into ``repository``; what is there already is not sent again.
 
-    The platform's manifest gets the tag ``key-<its hex>``, so that no clean-up of untagged images takes
-    it; with
-    ``all_platforms`` the index around it gets one too. The result is the platform's image either way. Raises
-    RegistryError; an interrupted copy goes on where it was when it is called again.
+    The platform's manifest gets the tag ``key-<its hex>``, so that no clean-up of untagged images takes it;
+    with ``all_platforms`` the index around it gets one too. The result is the platform's image either way.
+    Raises RegistryError; call it again to resume an interrupted copy.
     """
     wanted = base.index_digest if all_platforms and base.index_digest is not None else base.digest
     known = target_client.head(repository.repository, key_tag(wanted.hex))

@@ -28,8 +28,7 @@ class BaseImage:
     """A base pinned by digest.
 
     ``digest`` is the platform's manifest, ``index_digest`` the index that it was taken from, if there was
-    one. ``moved_to``
-    is what the tag stands for now, when that is not what was locked.
+    one. ``moved_to`` is what the tag stands for now, when that is not what was locked.
     """
 
     reference: Reference
@@ -53,9 +52,9 @@ def pin(
 ) -> BaseImage:
     """Pin ``reference`` for ``platform``: from ``lock`` if it is there, else as the registry has it now.
 
-    Raises RegistryError when the registry refuses or does not have it, ConfigError when the base is not
-    made for the
-    platform. A locked base whose registry cannot be asked for the tag is still pinned, with a warning.
+    Raises RegistryError when the registry refuses or does not have it, ConfigError when the base is not made
+    for the platform. A locked base whose registry cannot be asked for the tag is still pinned, with a
+    warning.
     """
     client = client_for(reference.registry)
     held = lock.get(reference, platform) if lock is not None and reference.digest is None else None

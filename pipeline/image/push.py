@@ -1,5 +1,4 @@
-"""Push: from the engine to the registry under the key of what was built, and the version's tag when it is
-published.
+"""Push: from the engine to the registry, under the build key; the version's tag follows with the release.
 
 The key's tag is what makes a build unnecessary: a run that died after its push goes on from there, also on
 another machine. A version's tag comes last, so that a version which the scan stopped is not burnt where
@@ -31,8 +30,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushedImage:
-    """An image in the registry: ``repository@digest``. `size` is the bytes of config and layers as they are
-    stored.
+    """An image in the registry: ``repository@digest``. `size` is the stored bytes of config and layers.
 
     `build_key` is None for a base that was mirrored. `adopted` says that it was there already.
     """

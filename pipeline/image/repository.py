@@ -1,8 +1,7 @@
 """What an ECR repository shall be, what it is, and what it takes to mend the difference.
 
-`wanted`, `compare` and `lifecycle_policy` are pure; `look` reads, `apply` changes. A repository is never
-made less
-strict than its owner made it by hand without being told, and nothing here deletes an image.
+`wanted`, `compare` and `lifecycle_policy` are pure; `look` reads, `apply` changes. A repository is never made
+less strict than its owner made it by hand unless that is asked for, and nothing here deletes an image.
 """
 
 from __future__ import annotations
@@ -84,8 +83,8 @@ def lifecycle_policy(settings: EcrSettings) -> dict[str, Any]:
     """A policy that deletes untagged leftovers alone.
 
     Every image that sqshpipe puts keeps its ``key-`` tag, and the children of an index are kept by ECR as
-    long as the
-    index is there; so no digest that a release names is ever expired, tagged images are never counted at all.
+    long as the index is there; so no digest that a release names is ever expired, tagged images are never
+    counted at all.
     """
     return {
         "rules": [
@@ -217,8 +216,7 @@ def drift(ecr: Ecr, registry: RegistrySettings, images: Iterable[str]) -> list[D
 
 
 def look(ecr: Ecr, name: str) -> Repository | None:
-    """The repository as it is; None when there is none. Raises RegistryError with the permission that
-    lacks."""
+    """The repository as it is; None without one. RegistryError names the permission that is missing."""
     try:
         answer = ecr.call("describe_repositories", registryId=ecr.account, repositoryNames=[name])
     except AwsRefused as error:

@@ -125,7 +125,7 @@ def _members(file: BinaryIO, path: Path) -> dict[str, _Member]:
             extended = {}
         offset += length + -length % BLOCK
     else:
-        raise FormatError(f"{path} has more than {_MAX_MEMBERS} members, so it is no saved image")
+        raise FormatError(f"{path} has more than {_MAX_MEMBERS} members, so it is not a saved image")
     raise FormatError(f"{path} ends in the middle of a member", hint="it was cut short; save the image again")
 
 

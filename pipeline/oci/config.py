@@ -1,6 +1,4 @@
-"""The image configuration (image-spec config.md; Docker's container.image.v1 is the same for what we
-read).
-"""
+"""The image configuration of image-spec's config.md. Docker's container.image.v1 has the same fields."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ def _nothing() -> Mapping[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
-    """How a container of the image starts, and the digests of its layers unpacked (`diff_ids`, lowest
-    first).
-    """
+    """How a container of the image starts. `diff_ids`: digests of its unpacked layers, lowest first."""
 
     raw: bytes = field(repr=False)
     digest: Digest

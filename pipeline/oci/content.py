@@ -1,6 +1,4 @@
-"""The content of one member, cut from the pieces in which a tar arrives without copying where it can be
-helped.
-"""
+"""The content of one member of a tar, taken from the pieces of the stream, without a copy where possible."""
 
 from __future__ import annotations
 
@@ -98,7 +96,7 @@ def cut_short() -> FormatError:
 
 
 def gone_on() -> ValueError:
-    return ValueError("the reader has gone on to the next member")
+    return ValueError("the reader is already at the next member")
 
 
 class Content:
@@ -160,9 +158,7 @@ class Content:
         return done
 
     def pieces(self, *, most: int = 1 << 62) -> Iterator[memoryview]:
-        """What is left, at most `most` bytes of it, as views without a copy, each of at most a piece of the
-        stream.
-        """
+        """The next bytes, at most `most`, as views without a copy. A view is never longer than a piece."""
         if self._left < 0:
             raise gone_on()
         most = min(most, self._left)
@@ -248,7 +244,7 @@ class SparseContent(Content):
     def _hole(self) -> int:
         """Bytes of hole from here on."""
         next_data = self._map[self._index][0] if self._index < len(self._map) else self._entry.size
-        return max(next_data - self._at, 0)  # inside a stretch there is none
+        return max(next_data - self._at, 0)  # 0 inside a stretch
 
     def _skip(self) -> None:
         """Holes may be terabytes that nobody stored: their checksum is computed, not read."""

@@ -7,9 +7,7 @@ from enum import IntEnum
 
 
 class EntryKind(IntEnum):
-    """What a member of a layer is. A merged tree has no HARDLINK: there it is the kind of what it links
-    to.
-    """
+    """What a member of a layer is. In a merged tree a HARDLINK has the kind of the file that it links to."""
 
     FILE = 1
     DIRECTORY = 2
@@ -49,8 +47,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a layer, and an image, may hold. The defaults are far beyond any image that was seen, and
-    within what a host bears.
+    """How much a layer, and an image, may hold.
+
+    The defaults are far above any image that was seen, and below what a host can hold.
 
     max_unpacked  bytes of a layer's tar, bytes of all its files with their holes, and bytes of all files of
                   an image

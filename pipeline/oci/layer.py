@@ -164,7 +164,7 @@ def detect(head: bytes) -> str:
     for magic, name in _OTHERS.items():
         if head.startswith(magic):
             raise FormatError(
-                f"a layer is stored as {name}, which is none of gzip, zstd and plain",
+                f"a layer is stored as {name}, which is not gzip, zstd or plain",
                 hint="push the image again",
             )
     return "none"

@@ -73,8 +73,7 @@ def parse_location(text: str) -> tuple[Path, str | None]:
     """`FOLDER[:NAME]`, as people write it after `oci:`.
 
     A name may have colons and slashes (`centos:8`, `team/app:v1`), and so may a folder: the longest folder
-    that is there is taken. Where there is none, the name begins after the last colon with no slash behind
-    it.
+    that is there is taken. Otherwise the name begins after the last colon with no slash behind it.
     """
     pieces = text.split(":")
     for count in range(len(pieces), 0, -1):

@@ -75,12 +75,12 @@ class Descriptor:
 
     @property
     def compression(self) -> str:
-        """gzip, zstd or none, as the media type of a layer says. Raises FormatError for what is no layer."""
+        """gzip, zstd or none, as the media type of a layer says. Raises FormatError for other media types."""
         try:
             return _LAYER_TYPES[self.media_type]
         except KeyError:
             raise FormatError(
-                f"blob {self.digest} has media type {self.media_type[:120]!r}, which is no layer of an image",
+                f"blob {self.digest} has media type {self.media_type[:120]!r}, which is not an image layer",
                 hint="this is an artifact or an encrypted image, not a container image",
             ) from None
 
@@ -131,8 +131,8 @@ class Index:
     def select(self, platform: Platform) -> Descriptor:
         """The entry for `platform`: an exact variant before another one, else the first that matches.
 
-        An index with one sole entry that names no platform gives that entry (its config tells). The result
-        may be an index again. Raises NotOneImage naming the platforms that there are.
+        An index with one entry without a platform gives that entry: its config has the platform. The result
+        may be an index again. Raises NotOneImage with the names of the platforms that are there.
         """
         images = [entry for entry in self.manifests if not entry.is_attestation]
         matching = [m for m in images if m.platform is not None and platform.matches(m.platform)]
@@ -165,7 +165,7 @@ def descend(
 ) -> Manifest:
     """The image for `platform` below `top`, which people call `name`; `read` gives what an entry names.
 
-    With None `top` has to be an image itself. Raises NotOneImage when there is none for the platform,
+    With None `top` has to be an image itself. Raises NotOneImage when no image is for the platform,
     FormatError for indexes nested deeper than `MAX_NESTED`, and what `read` raises.
     """
     found = top

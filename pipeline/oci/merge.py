@@ -253,8 +253,7 @@ class _Merging:
                 self._hidden[before + name[len(_WHITEOUT) :]] = hidden
 
     def _lower(self, path: bytes, given: set[bytes], entries: list[Entry]) -> _Folder | None:
-        """The folder of lower layers at `path`; None where they have none, so that nothing is there to be
-        hidden.
+        """The folder of lower layers at `path`; None where they have none, and nothing can be hidden.
 
         A symlink is followed unless this layer replaces it: then the whiteout is about the new folder.
         """
@@ -302,7 +301,7 @@ class _Merging:
         return Tree(nodes)
 
     def _name_links(self, nodes: dict[bytes, Node]) -> None:
-        """Tell the second and further names of an inode what its first is."""
+        """Give every further name of an inode a link to its first name."""
         first: dict[tuple[int, int], bytes] = {}
         for path, node in nodes.items():
             inode = (node.layer, node.index)
@@ -326,7 +325,7 @@ def _is_of_aufs(path: bytes) -> bool:
 
 
 def _is_whiteout(path: bytes) -> bool:
-    """Whether an entry of that name is no part of the tree. Raises FormatError for names that cannot be."""
+    """Whether an entry of that name is left out of the tree. Raises FormatError for names that cannot be."""
     if _is_of_aufs(path):
         return True
     head, _, name = path.rpartition(b"/")
@@ -335,5 +334,5 @@ def _is_whiteout(path: bytes) -> bool:
     if not name.startswith(_WHITEOUT):
         return False
     if name[len(_WHITEOUT) :] in (b"", b".", b".."):
-        raise FormatError(f"{path[:200]!r} is no whiteout that has a meaning")
+        raise FormatError(f"{path[:200]!r} is not a valid whiteout")
     return True

@@ -15,7 +15,7 @@ _SPARSE = b"GNU.sparse."
 _MEMBER_KEYS = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"))
 _IGNORED = frozenset((b"atime", b"ctime", b"uname", b"gname", b"comment"))
 MAX_NUMBER = (1 << 63) - 1
-# A first field longer than this is no length; it also keeps int() away from long digit strings.
+# A first field longer than this is not a length; it also keeps int() away from long digit strings.
 _LENGTH_DIGITS = 10
 _NUMBER_DIGITS = 19
 

@@ -23,9 +23,7 @@ class Platform:
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """Read `linux/amd64` or `linux/arm64/v8`; uname's names (x86_64) are taken too. Raises
-        ConfigError.
-        """
+        """Read `linux/amd64` or `linux/arm64/v8`, or uname's names (x86_64). Raises ConfigError."""
         parts = text.split("/")
         if len(parts) not in (2, 3) or not all(_PART.fullmatch(part) for part in parts):
             raise ConfigError(

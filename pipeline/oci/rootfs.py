@@ -1,5 +1,4 @@
-"""The merged layers made into what enroot starts: the same tree that `enroot import` makes, its mistakes
-left out.
+"""The merged layers as the tree that `enroot import` makes, without enroot's mistakes.
 
 - Below /dev nothing is kept; the folder stays if it is there.
 - Modes get `u+rX`, folders `u+w` too: under squashfuse the job's user appears as the owner of every file and
@@ -82,9 +81,7 @@ def enroot_rootfs(
 def _transformed(
     tree: Tree, left_out: Iterable[bytes], *, keep_owners: bool, keep_xattrs: bool
 ) -> dict[bytes, Node]:
-    """The nodes with their new modes, owners and times; paths of `left_out` and what is below them is not
-    there.
-    """
+    """The nodes with their new modes, owners and times, without `left_out` and what is below those paths."""
     exact = frozenset(left_out)
     below = tuple(path if path.endswith(b"/") else path + b"/" for path in exact)
     nodes: dict[bytes, Node] = {}
@@ -156,7 +153,7 @@ def _require_short(path: bytes, what: str) -> None:
     if len(path) > limits.max_path or max(map(len, path.split(b"/"))) > limits.max_name:
         raise FormatError(
             f"{what} {path[:200]!r}… is longer than a file system takes",
-            hint="a container of this image would not start either; mend its Dockerfile",
+            hint="a container of this image would not start either; fix its Dockerfile",
         )
 
 
@@ -182,8 +179,8 @@ def _make_folder(nodes: dict[bytes, Node], path: bytes, mtime: int, what: str) -
             nodes[prefix] = Node(Entry(prefix, EntryKind.DIRECTORY, 0o755, mtime=mtime))
         elif node.entry.kind is not EntryKind.DIRECTORY:
             raise FormatError(
-                f"{what} is {path[:200]!r} but {prefix[:200]!r} is no folder in the image",
-                hint="a container of this image would not start either; mend its Dockerfile",
+                f"{what} is {path[:200]!r} but {prefix[:200]!r} is not a folder in the image",
+                hint="a container of this image would not start either; fix its Dockerfile",
             )
 
 
@@ -193,7 +190,7 @@ def _prefixes(path: bytes) -> list[bytes]:
 
 
 def created_seconds(created: str | None) -> int:
-    """RFC 3339 as seconds since 1970, within what squashfs holds; 0 for None and for what is no such time."""
+    """RFC 3339 as seconds since 1970, within what squashfs holds; 0 for None and for any other text."""
     match = _CREATED.fullmatch(created or "")
     if match is None:
         return 0

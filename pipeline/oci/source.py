@@ -21,16 +21,13 @@ class ImageSource(Protocol):
         """The image's manifest, its digest checked. Cheap after the first call."""
 
     def config(self) -> ImageConfig:
-        """The image's config, its digest checked, its layers as many as the manifest's. Cheap after the
-        first call.
-        """
+        """The image's config, checked: its digest, and its number of layers. Cached after the first call."""
 
     def open_layer(self, index: int) -> AbstractContextManager[BinaryIO]:
         """Layer `index` (0 is the lowest) as it is stored, maybe compressed.
 
         Who reads to the end has the blob's digest checked: a difference raises FormatError (RegistryError
-        from a registry) at the read that reaches the end.
-        Several layers may be open at once.
+        from a registry) at the read that reaches the end. Several layers may be open at once.
         """
 
 

@@ -1,5 +1,6 @@
-"""Sparse files in tars: GNU's old format and its PAX formats 0.0, 0.1 and 1.0 (GNU tar manual, "Sparse
-Formats").
+"""Sparse files in tars: GNU's old format and its PAX formats 0.0, 0.1 and 1.0.
+
+See "Sparse Formats" in the GNU tar manual.
 
 A map is a tuple of (offset, length) of the stretches that are stored, ascending; all else is zero bytes. The
 stored stretches follow each other in the archive.
@@ -18,9 +19,7 @@ _DIGITS = 20
 
 
 def checked(stretches: Sequence[tuple[int, int]], size: int, stored: int) -> SparseMap:
-    """The map without empty stretches. Raises FormatError unless it fits `size` and accounts for `stored`
-    bytes.
-    """
+    """The map without empty stretches. FormatError unless it fits `size` and has `stored` bytes in all."""
     end = total = 0
     for offset, length in stretches:
         if offset < end:

@@ -34,7 +34,7 @@ def parse_object(raw: bytes, *, max_size: int, what: str) -> dict[str, Any]:
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:  # else it cannot be deeper
         _check_depth(value, what)
     if rb"\u" in raw and not _is_text(value):
-        raise FormatError(f"{what} holds half of a surrogate pair, which is no text")
+        raise FormatError(f"{what} holds half of a surrogate pair, which is not valid text")
     return value
 
 

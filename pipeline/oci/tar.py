@@ -1,5 +1,6 @@
-"""A streaming reader of tars from strangers: ustar, PAX, GNU long names, base-256 numbers, sparse files,
-xattrs.
+"""A streaming reader of tars from strangers.
+
+It reads ustar, PAX, GNU long names, base-256 numbers, sparse files and xattrs.
 
 It reads pieces of about a megabyte and hands content on as slices of them, so that Python works once for each
 member and once for each piece, never for each block. Where readers of tar are known to disagree about what a
@@ -7,7 +8,7 @@ member means, the member is refused: what is checked here must be what is unpack
 
 Of engines' habits it follows: a plain tar may end without its marker and without the padding of its last
 member (Go's archive/tar), what follows the marker is not looked at, the time of a member before 1970 is 1970
-(docker and containerd), data behind links and folders is none.
+(docker and containerd), links and folders have no data.
 """
 
 from __future__ import annotations
@@ -62,9 +63,7 @@ class Pieces(Protocol):
 
 
 class TarReader:
-    """Iterate once over the members: each is an Entry and its Content, which is valid until the next
-    member.
-    """
+    """Iterate once over the members: each an Entry and its Content, which is valid until the next member."""
 
     def __init__(self, pieces: Pieces, limits: Limits = DEFAULT_LIMITS) -> None:
         self._window = Window(pieces.next)
@@ -75,7 +74,7 @@ class TarReader:
         self.ended_with_marker = False
 
     def __iter__(self) -> Iterator[tuple[Entry, Content]]:
-        """Raises FormatError for anything that is no tar, hostile, ambiguous or beyond the limits."""
+        """Raises FormatError for anything that is not a tar, hostile, ambiguous or beyond the limits."""
         count = 0
         most = self._limits.max_entries
         while (block := self._next_header()) is not None:
@@ -103,13 +102,13 @@ class TarReader:
         if block == ZERO_BLOCK:
             second = self._window.take_or_end(BLOCK)
             if second not in (ZERO_BLOCK, b""):
-                raise FormatError("a tar goes on after half of its end marker")
+                raise FormatError("a tar continues after half of its end marker")
             self.ended_with_marker = True
             return None
         return block or None
 
     def _plain_file(self, block: bytes, long_name: bytes = b"") -> tuple[Entry, Content] | None:
-        """What nearly all members are, in little time: a file whose header tells all. None: look closer."""
+        """What nearly all members are, in little time: a file that one header describes. None for others."""
         plain = plain_file(block)
         if plain is None:
             return None
@@ -226,8 +225,10 @@ class TarReader:
         return SparseContent(entry, self._window, found, padding)
 
     def _count(self, entry: Entry, holes: int = 0) -> None:
-        """Hold the sum of all sizes, holes included, within the limit; and holes, which cost their author
-        nothing, within the ratio to what is stored (a header at least).
+        """Raise LimitError when the sizes, holes included, exceed the limit in total.
+
+        Holes cost their author nothing, so they also have a limit: a ratio to what is stored, which is a
+        header at least.
         """
         self._files += entry.size
         self.holes += holes

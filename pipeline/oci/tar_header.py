@@ -95,8 +95,7 @@ def plain_file(block: bytes) -> tuple[bytes, bytes, int, int] | None:
 
 @lru_cache(maxsize=1 << 15)
 def _expected(checksum: bytes) -> int:
-    """What adler32 must give in its lower half, by the checksum field of a header; -1 if the field is no
-    number.
+    """What the lower half of adler32 must be, by a header's checksum field; -1 if that is not a number.
 
     A header's checksum is the sum of all its bytes with this field counted as spaces. adler32 keeps 1 + sum
     modulo 65521 in its lower half, so that the sum is taken at the speed of C.

@@ -14,8 +14,10 @@ _MAX_NAMES = 4_000_000  # passed while symlinks are followed: a second or two
 
 
 class Steps:
-    """How far the symlinks of one image may be followed in all. Forty links of 4,095 bytes each make a path
-    of 80,000 names, and a short layer can name very many paths through them.
+    """How far the symlinks of one image may be followed, in total.
+
+    Forty links of 4,095 bytes each make a path of 80,000 names, and a short layer can name very many paths
+    through them.
     """
 
     def __init__(self, left: int = _MAX_NAMES) -> None:
@@ -37,7 +39,7 @@ class Node:
              tree's key. Never of kind HARDLINK.
     layer    position of the layer that supplies the entry and its content, MADE (-1) when no layer does
     index    position of the entry among its layer's entries, MADE (-1) when no layer supplies it; (layer,
-             index) tells inodes apart
+             index) distinguishes inodes
     link_to  for the second and further names of an inode: its first name in the tree. None for the first
              name.
     content  the bytes of a file that no layer supplies (`layer` is MADE), else None
@@ -60,9 +62,7 @@ class Tree(Mapping[bytes, Node]):
     __slots__ = ("_nodes",)
 
     def __init__(self, nodes: dict[bytes, Node]) -> None:
-        """`nodes` must be in the order of iteration with all parents there; `merge` and `rootfs` make it
-        so.
-        """
+        """`nodes` must be in the order of iteration, each after its parents; `merge` and `rootfs` do so."""
         self._nodes = nodes
 
     def __getitem__(self, path: bytes) -> Node:

@@ -79,7 +79,7 @@ class Authenticator:
 
     @property
     def has_credentials(self) -> bool:
-        """Whether there was anything to show; tells "wrong password" from "no password"."""
+        """Whether there were credentials: "wrong password" or "no password"."""
         return any(found is not None for found in self._credentials.values())
 
     def header(self, scopes: tuple[Scope, ...]) -> str | None:
@@ -176,7 +176,7 @@ class Authenticator:
             _ = parts.port  # one that is not valid raises
         except ValueError:
             raise RegistryError(
-                f"{self._host} sends us to the token server {realm[:100]!r}, which is no address"
+                f"{self._host} sends us to the token server {realm[:100]!r}, which is not a valid address"
             ) from None
         secure = parts.scheme == "https" or (parts.scheme == "http" and plain_http_allowed(parts.netloc))
         if not secure:

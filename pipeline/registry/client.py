@@ -1,4 +1,4 @@
-"""A registry's API (OCI distribution-spec 1.1) in the words of `pipeline.oci`."""
+"""A registry's API (OCI distribution-spec 1.1) with the types of `pipeline.oci`."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ _MAX_PAGES = 1000
 class RegistryClient:
     """Speaks with one registry host. Safe to call from several threads.
 
-    ``workers`` blobs travel at once. Every method raises RegistryError (its kinds `Refused` and
-    `Unreachable` are in
-    `pipeline.registry`), FormatError for a manifest that is none.
+    ``workers`` blobs travel at once. Every method raises RegistryError (its kinds `Refused` and `Unreachable`
+    are in `pipeline.registry`), FormatError for a manifest that is not valid.
     """
 
     def __init__(
@@ -236,11 +235,11 @@ class RegistryClient:
         return b"".join(download.checked(self._session, repository, blob))
 
     def open_blob(self, repository: str, blob: Descriptor) -> AbstractContextManager[BinaryIO]:
-        """Stream a blob; goes on with Range after a cut; reading to the end checks the digest."""
+        """Stream a blob; resume with Range after a cut; check the digest at the end."""
         return download.open_blob(self._session, repository, blob)
 
     def fetch_blob(self, repository: str, blob: Descriptor, destination: Path, meter: Meter = SILENT) -> Path:
-        """A blob into a file, complete and checked, or not there; ``.partial`` is gone on with."""
+        """Download and verify a blob; resume a ``.partial`` file."""
         meter.total(blob.size)
         return download.fetch_blob(self._session, repository, blob, destination, meter)
 

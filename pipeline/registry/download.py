@@ -38,7 +38,7 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)
 
 
 class Stopped(Exception):
-    """Another blob failed or the user gave up: this one need not go on."""
+    """Another blob failed or the user gave up: this one is not needed."""
 
 
 def chunks(
@@ -147,7 +147,7 @@ def _before_next(session: Session, what: str, position: int, failures: int, reas
         if isinstance(reason, httpx.TransportError):
             raise session.cut(what, reason).final from reason
         raise RegistryError(f"{what}: the registry ends it after {position} bytes", hint="try again later")
-    log.warning("download broke off, going on", what=what, at=position)
+    log.warning("download broke off, resuming", what=what, at=position)
     patience.sleep(min(patience.first * 2.0**failures, patience.longest))
 
 
@@ -196,8 +196,7 @@ class BlobStream(ReadOnly):
 
 
 def open_blob(session: Session, repository: str, blob: Descriptor) -> BinaryIO:
-    """The blob as a file that can be read once; reading to its end raises RegistryError if the digest is
-    wrong. Close it."""
+    """The blob as a file to read once, and to close. RegistryError at its end if the digest is wrong."""
     return cast("BinaryIO", BlobStream(session, repository, blob))
 
 
@@ -212,9 +211,8 @@ def fetch_blob(
 ) -> Path:
     """The blob in a file, complete and checked, or not there at all.
 
-    Bytes are gathered in ``DESTINATION.partial``, which a later call goes on with. Two processes may fetch
-    the same
-    blob: the second waits for the first. Raises RegistryError, and ToolError for a full disk.
+    Bytes are gathered in ``DESTINATION.partial``, which a later call resumes. Two processes may fetch the
+    same blob: the second waits for the first. Raises RegistryError, and ToolError for a full disk.
     """
     partial = destination.with_name(destination.name + ".partial")
     try:
@@ -292,8 +290,7 @@ def fetch_blobs(
     *,
     workers: int = 4,
 ) -> dict[Digest, Path]:
-    """Several blobs at once into ``folder``, each named by its digest's hex. The first failure stops the
-    others."""
+    """Several blobs at once into ``folder``, each named by its digest's hex. One failure stops all."""
     wanted = {blob.digest: blob for blob in blobs}
     meter.total(sum(blob.size for blob in wanted.values()))
     stop = threading.Event()

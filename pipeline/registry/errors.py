@@ -41,8 +41,7 @@ class Unreachable(RegistryError):
 
 
 def parse_body(body: bytes) -> tuple[str, str]:
-    """The first error's ``code`` and ``message`` in a registry's answer (distribution spec, "Error
-    Codes")."""
+    """The first error's ``code`` and ``message`` in an answer ("Error Codes" of distribution-spec)."""
     try:
         first = json.loads(body)["errors"][0]
         return str(first.get("code", "")), _printable(str(first.get("message", "")))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import httpx
 
 FLOOR = 1 << 10  # bytes a second; a layer of a gigabyte would take twelve days
-WINDOW = 120.0  # seconds of waiting: a registry may be silent for one read (`http.TIMEOUT`) and then go on
+WINDOW = 120.0  # seconds of waiting: a registry may be silent for one read (`http.TIMEOUT`) and then continue
 
 
 class Dripping(httpx.ReadTimeout):

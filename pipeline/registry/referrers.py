@@ -1,5 +1,6 @@
-"""What belongs to an image in its registry: SBOMs, provenance, signatures (distribution-spec 1.1,
-"Referrers").
+"""What belongs to an image in its registry: SBOMs, provenance, signatures.
+
+See "Referrers" in distribution-spec 1.1.
 
 A registry without the referrers API gets an index under the tag ``sha256-<hex>``, as the specification has
 it.
@@ -50,8 +51,7 @@ def attach(
     data: bytes,
     annotations: Mapping[str, str],
 ) -> Digest:
-    """Store ``data`` as an artifact of ``subject``; gives the artifact's digest. The same one again is
-    done already.
+    """Store ``data`` as an artifact of ``subject`` unless it is there; gives the artifact's digest.
 
     Raises RegistryError when the registry refuses.
     """
@@ -80,7 +80,7 @@ def _tag(digest: Digest) -> str:
 
 
 def _listed(client: RegistryClient, repository: str, target: str) -> list[dict[str, Any]] | None:
-    """The entries of the index at ``target``, over all its pages; None when there is none."""
+    """The entries of the index at ``target``, over all its pages; None when it does not exist."""
     found: list[dict[str, Any]] = []
     for answer in client.pages(
         target,

@@ -1,5 +1,4 @@
-"""Requests to one registry: signed in, retried when that can help, redirected without giving anything
-away."""
+"""Requests to one registry: with its credentials, with retries, and redirects that get no credentials."""
 
 from __future__ import annotations
 
@@ -66,7 +65,7 @@ class Answer:
 
 
 class TryAgain(Exception):
-    """Something that another attempt may mend; ``final`` is what to raise when none did."""
+    """A failure that another attempt may fix; ``final`` is raised after the last attempt."""
 
     def __init__(self, final: RegistryError, *, retry_after: float | None = None, most: int = 1_000) -> None:
         super().__init__(final.message)
@@ -135,8 +134,7 @@ class Session:
         """Send a request that may be repeated, and read its answer to the end.
 
         ``target`` is a path (``/v2/…``) or an address that the registry gave. Raises RegistryError
-        (`Refused`) for a
-        status that is not ``expected``.
+        (`Refused`) for a status that is not ``expected``.
         """
 
         def attempt() -> Answer:
@@ -167,7 +165,7 @@ class Session:
     ) -> httpx.Response:
         """One attempt, more when a credential had to be shown or renewed. The caller closes the response.
 
-        Raises TryAgain for what another attempt may mend, RegistryError for the rest.
+        Raises TryAgain for what another attempt may fix, RegistryError for the rest.
         """
         url = self.absolute(target)
         for last in (False, False, True):  # nothing shown, something that has expired, something fresh
@@ -229,7 +227,9 @@ class Session:
             except httpx.TransportError as error:
                 raise self.cut(what, error) from error
             except httpx.InvalidURL as error:
-                raise RegistryError(f"{self.host} sends us to an address that is none, for {what}") from error
+                raise RegistryError(
+                    f"{self.host} sends us to an address that is not valid, for {what}"
+                ) from error
             if response.status_code not in _REDIRECTS or method not in ("GET", "HEAD"):
                 return response
             location = response.headers.get("location", "")
@@ -238,8 +238,10 @@ class Session:
         raise RegistryError(f"{self.host} redirects {what} in circles", hint="is a proxy in between?")
 
     def _allowed(self, base: str, location: str, what: str) -> str:
-        """``location`` seen from ``base``, unless it is no address or gives up TLS."""
-        nowhere = RegistryError(f"{self.host} sends us to {location[:100]!r} for {what}, which is no address")
+        """``location`` seen from ``base``, unless it is not an address, or without TLS."""
+        nowhere = RegistryError(
+            f"{self.host} sends us to {location[:100]!r} for {what}, which is not a valid address"
+        )
         try:
             target = resolve(base, location)
             parts = urlsplit(target)

@@ -44,6 +44,5 @@ class RegistrySource:
         return self._config
 
     def open_layer(self, index: int) -> AbstractContextManager[BinaryIO]:
-        """Layer ``index`` (0 is the lowest) as stored; reading to its end checks the digest
-        (RegistryError)."""
+        """Layer ``index`` (0 is the lowest) as stored. RegistryError at its end if the digest is wrong."""
         return self._client.open_blob(self._repository, self._manifest.layers[index])

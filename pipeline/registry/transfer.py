@@ -1,5 +1,6 @@
-"""From registry to registry: manifests and blobs by digest, streamed, bytes unchanged, nothing sent that
-is there.
+"""Copy from registry to registry: manifests and blobs by digest, streamed, unchanged.
+
+What is there already is not sent.
 
 Blobs come before the manifests that name them, children before their index.
 """

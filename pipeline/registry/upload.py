@@ -1,8 +1,7 @@
 """Blobs into a registry: only what it lacks, streamed, taken up again where the registry says it is.
 
 Uploads are POST, PATCH, PUT of the distribution specification ("Pushing blobs"). A registry that forgot a
-broken upload
-gets the blob from its start.
+broken upload gets the blob from its start.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from pipeline.registry.session import Session, TryAgain
 log = structlog.get_logger()
 
 Opener = Callable[[int], Iterator[bytes]]
-"""Gives a blob's bytes from an offset on; called again when an upload goes on after a cut."""
+"""Gives a blob's bytes from an offset on; called again when an upload is resumed."""
 
 _PIECE = 1 << 20
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
@@ -69,7 +68,7 @@ def mount_blob(session: Session, repository: str, digest: Digest, from_repositor
             content=b"",
         )
     except Refused as error:
-        # no right to read the other repository is no reason not to push
+        # without the right to read the other repository we can still push
         if error.status in (401, 403, 404, 405):
             return False
         raise
@@ -90,8 +89,7 @@ def push_blob(
     """Send the blob unless the repository has it. False: it was there.
 
     ``source`` is a file, or a function from an offset to the bytes from there. Raises RegistryError;
-    DIGEST_INVALID from
-    the registry means that ``source`` is not what the descriptor says.
+    DIGEST_INVALID from the registry means that ``source`` is not what the descriptor says.
     """
     if has_blob(session, repository, blob.digest):
         meter.advance(blob.size)
@@ -231,7 +229,7 @@ class _Push:
         offset = _offset(answer.headers.get("range", ""), default=-1)
         if not 0 <= offset <= self._blob.size:
             return None
-        log.warning("upload broke off, going on", what=self._what, at=offset)
+        log.warning("upload broke off, resuming", what=self._what, at=offset)
         location = upload.location
         if "location" in answer.headers:
             location = self._location(answer.headers, answer.url)
@@ -258,8 +256,7 @@ class _Push:
 
 
 def _offset(header: str, *, default: int) -> int:
-    """Bytes that a registry has, from its ``Range: 0-N`` (N is the last byte, so an empty upload says
-    0-0)."""
+    """How many bytes a registry has, from its ``Range: 0-N``. N is the last byte; empty is 0-0 too."""
     match = _RANGE.fullmatch(header.strip())
     if match is None:
         return default
@@ -268,7 +265,7 @@ def _offset(header: str, *, default: int) -> int:
 
 
 def _give_up(session: Session, repository: str, location: str) -> None:
-    """Tell the registry that an upload will not be finished, once: it cleans up by itself sooner or later."""
+    """Cancel an upload that will not be finished. One attempt: the registry cleans up by itself later."""
     with contextlib.suppress(RegistryError, TryAgain):
         session.once(
             "DELETE",

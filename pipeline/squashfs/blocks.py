@@ -48,7 +48,7 @@ def read_span(descriptor: int, span: Span, expand: Expand, name: str) -> bytes:
 
 
 def read_fragment(descriptor: int, span: Span, expand: Expand, name: str) -> bytes:
-    """The plain bytes of a fragment block, whose length only its own bytes tell: at most `span.length`."""
+    """The plain bytes of a fragment block, whose length only its own bytes have: at most `span.length`."""
     raw = read_at(descriptor, span.word & LENGTH, span.position, name)
     if not raw or len(raw) != span.word & LENGTH:
         raise FormatError(f"{name} is damaged: the fragment at {span.position} is empty or cut short")

@@ -100,8 +100,8 @@ class PackWriteHandle:
 class PackCache:
     """The packs in `folder`, which is made when missing. Safe for several builders at once.
 
-    `on_damage` is told of every pack that is removed because it is damaged. A whole pack is believed: it is
-    for those alone who may write in the folder, see `refuse_others`.
+    `on_damage` is called with every pack that is removed because it is damaged. A whole pack is trusted:
+    only its owner may write in the folder, see `refuse_others`.
     """
 
     def __init__(self, folder: Path, on_damage: Callable[[PackDamaged], None] = lambda _: None) -> None:

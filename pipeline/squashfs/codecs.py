@@ -65,7 +65,7 @@ class Codec:
         return lambda data: bytes(block.compress(data, mode=mode, store_size=False))
 
     def make_compress_many(self) -> CompressMany:
-        """Likewise for several blocks, taking the interpreter's lock once and not for each."""
+        """The same for several blocks; it takes the interpreter's lock once and not for each."""
         if self.compressor is Compressor.ZSTD:
             context = zstandard.ZstdCompressor(
                 level=self.level, write_checksum=False, write_content_size=True

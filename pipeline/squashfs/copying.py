@@ -24,8 +24,9 @@ class Hasher(Protocol):
 def copy_ranges(
     packs: Sequence[Pack], ranges: Iterable[Range], target: int, stopped: Callable[[], bool]
 ) -> None:
-    """Copy every range to its place in the file `target`; the kernel or the server copies, or clones, where
-    it can. OSError when it cannot be written; returns early when `stopped()`.
+    """Copy every range to its place in the file `target`, inside the kernel or the server where possible.
+
+    Returns early when `stopped()`. OSError when the file cannot be written.
     """
     in_kernel = True
     for item in ranges:

@@ -54,9 +54,9 @@ def read_listing(
 class ListingWriter:
     """Writes the listing of one folder into the directory table.
 
-    A run ends after 256 names, where the inodes go on in another metadata block, where an inode number is too
-    far from the run's first, and where the listing itself passes into another metadata block: from there the
-    index leads to it, so that a name in a large folder is found without reading all before it.
+    A run ends after 256 names, where the inodes continue in another metadata block, where an inode number is
+    too far from the run's first, and where the listing itself passes into another metadata block: from there
+    the index leads to it, so that a name in a large folder is found without reading all before it.
     """
 
     def __init__(self, table: MetadataWriter) -> None:

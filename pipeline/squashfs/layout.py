@@ -47,8 +47,10 @@ class Moved:
 
 @dataclass(slots=True, kw_only=True)
 class Layout:
-    """Where everything goes. `places` and `offsets` tell for each layer and entry what an inode stores: the
-    position of a file's blocks, or the number of its fragment in the image and the offset in it.
+    """Where everything goes.
+
+    `places` and `offsets` have for each layer and entry what an inode stores: the position of a file's
+    blocks, or the number of its fragment in the image and the offset in it.
     """
 
     ranges: list[Range] = field(default_factory=list)

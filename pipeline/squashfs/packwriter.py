@@ -28,7 +28,7 @@ _NO_DIGEST = bytes(DIGEST_SIZE)
 
 
 class EntryLike(Protocol):
-    """What an entry of a layer must tell; `crc32` counts after the content was read."""
+    """What must be known of an entry of a layer; `crc32` counts after the content was read."""
 
     @property
     def path(self) -> bytes: ...

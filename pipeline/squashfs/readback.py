@@ -31,7 +31,7 @@ class _Tails:
 def read_all(
     image: SquashfsImage, on_file: OnFile, *, workers: int = 0, inodes: Sequence[Inode] | None = None
 ) -> int:
-    """Read every file once and tell ``on_file(inode.number, crc32)``, in no order, one call at a time.
+    """Read every file once and call ``on_file(inode.number, crc32)``, in no order, one call at a time.
 
     `inodes` spares a second walk when the caller has them; hard links may appear more than once in it.
     `workers` 0 means one a core. Returns how many plain bytes were read. FormatError at the first

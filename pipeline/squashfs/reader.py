@@ -130,7 +130,7 @@ class SquashfsImage:
                 stack.pop()
 
     def lookup(self, path: bytes) -> Inode:
-        """The inode at `path` (no leading "/", links not followed); FileNotFoundError if there is none."""
+        """The inode at `path` (no leading "/", links not followed); FileNotFoundError without one."""
         inode = self.root()
         for part in path.split(b"/") if path else ():
             inode = self._child(inode, part, path)

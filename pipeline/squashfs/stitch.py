@@ -71,9 +71,9 @@ def stitch(
 ) -> Stitched:
     """Write the image of the tree `nodes` into the empty file open as `target`, and wait until it is on disk.
 
-    `packs[n]` is what nodes with `layer` n refer to. `on_bytes` is told of bytes as they are done. Raises
-    PackDamaged when a pack is not what was written, FormatError for what squashfs cannot hold, OSError when
-    the file cannot be written.
+    `packs[n]` is what nodes with `layer` n refer to. `on_bytes` is called with each number of bytes
+    written. Raises PackDamaged when a pack is not what was written, FormatError for what squashfs cannot
+    hold, OSError when the file cannot be written.
     """
     job = _Stitch(nodes, packs, target, options)
     with _Copier(packs, job.layout, target) as copier, Compressors(options.codec, workers=1) as compressors:
@@ -317,7 +317,7 @@ class _Copier:
 
 
 class _Told:
-    """A hasher that tells how many bytes it was fed."""
+    """A hasher that reports how many bytes it was fed."""
 
     def __init__(self, hasher: object, on_bytes: Callable[[int], None]) -> None:
         self._update: Callable[[bytes | memoryview], None] = hasher.update  # type: ignore[attr-defined]

@@ -62,7 +62,7 @@ class XattrReader:
         self._name = name
 
     def get(self, number: int) -> Xattrs:
-        """The set `number`, sorted by name; FormatError if there is none or it is damaged."""
+        """The set `number`, sorted by name; FormatError if it is missing or damaged."""
         found = self._known.get(number)
         if found is None:
             if number >= len(self._sets):

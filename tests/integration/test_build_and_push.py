@@ -236,7 +236,7 @@ def test_secrets_without_buildkit_or_without_a_value_are_refused_before_the_buil
     monkeypatch.delenv("HUB_SECRET", raising=False)
     with pytest.raises(ConfigError, match="HUB_SECRET is not set"):
         make(dataclasses.replace(spec, secrets={"hub": SecretSource(env="HUB_SECRET")}))
-    with pytest.raises(ConfigError, match="there is no readable file"):
+    with pytest.raises(ConfigError, match="is not a readable file"):
         make(dataclasses.replace(spec, secrets={"hub": SecretSource(file=tmp_path / "none")}))
     monkeypatch.setenv("HUB_SECRET", "x")
     monkeypatch.setattr(buildkit, "find_frontend", lambda _engine: None)

@@ -248,7 +248,7 @@ def test_too_little_space_is_told_before_the_work(
     places = {**places, full: small_disk}
     with pytest.raises(ToolError, match=r"not enough space on .*small: 4\.2 MB free, .* missing") as caught:
         converted(source, places)
-    asked_for = {"scratch": "SQSHPIPE_SCRATCH", "out": "sqshpipe du"}[full]
+    asked_for = {"scratch": "SQSHPIPE_SCRATCH", "out": "sqshpipe store usage"}[full]
     assert asked_for in caught.value.hint
     assert list(small_disk.iterdir()) == []
 

@@ -142,7 +142,7 @@ def test_a_version_with_other_content_is_refused(source: Store, bucket: S3Bucket
 def test_what_cannot_be_reached(source: Store, aws: None) -> None:
     with pytest.raises(ToolError, match="no-such-bucket"):
         sync(source, S3Bucket("s3://no-such-bucket/x"))
-    with pytest.raises(ConfigError, match="is no bucket"):
+    with pytest.raises(ConfigError, match="is not a bucket"):
         S3Bucket("s3://")
     with pytest.raises(ConfigError, match="one side"):
         sync(S3Bucket("s3://one/x"), S3Bucket("s3://two/x"))

@@ -90,7 +90,7 @@ def signing_in(realm: str, token: Callable[[], httpx.Response]) -> Callable[[htt
 def test_a_token_server_without_an_address(realm: str) -> None:
     with (
         client(signing_in(realm, lambda: httpx.Response(200))) as registry,
-        pytest.raises(RegistryError, match="which is no address"),
+        pytest.raises(RegistryError, match="which is not a valid address"),
     ):
         registry.ping()
 
@@ -167,7 +167,7 @@ def test_a_list_that_goes_on_nowhere(link: str) -> None:
     headers = {"Link": f'<{link}>; rel="next"'}
     with (
         client(lambda _: httpx.Response(200, headers=headers, content=b'{"tags":["a"]}')) as registry,
-        pytest.raises(RegistryError, match="no address"),
+        pytest.raises(RegistryError, match="not a valid address"),
     ):
         registry.tags("a/b")
 

@@ -284,12 +284,12 @@ def _paths() -> list[HostileImage]:
         HostileImage(
             name="unknown whiteout",
             write=_one(lambda _: LayerBuilder().file(".wh.")),
-            refused="no whiteout",
+            refused="not a valid whiteout",
         ),
         HostileImage(
             name="whiteout of the parent",
             write=_one(lambda _: LayerBuilder().file("d/.wh...")),
-            refused="no whiteout",
+            refused="not a valid whiteout",
         ),
         HostileImage(
             name="devices and setuid where they are allowed",
@@ -543,9 +543,13 @@ def _manifests() -> list[HostileImage]:
         _manifest("a size too small", "longer than", change=_set("layers.0.size", 100)),
         _manifest("a size too large", "ends after", change=_set("layers.0.size", 1 << 20)),
         _manifest("a config of 1 TB", "more than", change=_set("config.size", 1 << 40)),
-        _manifest("a layer that is a config", "no layer", change=_set("layers.0.mediaType", _CONFIG)),
         _manifest(
-            "an encrypted layer", "no layer", change=_set("layers.0.mediaType", _LAYER + "+gzip+encrypted")
+            "a layer that is a config", "not an image layer", change=_set("layers.0.mediaType", _CONFIG)
+        ),
+        _manifest(
+            "an encrypted layer",
+            "not an image layer",
+            change=_set("layers.0.mediaType", _LAYER + "+gzip+encrypted"),
         ),
         _manifest("a media type of 1 MB", "calls itself", change=_set("mediaType", "x" * (1 << 20))),
         _manifest("no layers", "is not a list", change=_set("layers", None)),

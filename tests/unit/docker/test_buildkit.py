@@ -248,5 +248,5 @@ def test_a_secret_is_named_by_its_source_and_has_to_be_there(
     monkeypatch.setenv("HUB_TOKEN", "")
     with pytest.raises(ConfigError, match="HUB_TOKEN is not set"):
         buildkit.secret_source("hub", "HUB_TOKEN", None)
-    with pytest.raises(ConfigError, match="there is no readable file"):
+    with pytest.raises(ConfigError, match="is not a readable file"):
         buildkit.secret_source("hub", None, tmp_path / "none")

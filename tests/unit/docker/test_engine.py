@@ -132,7 +132,7 @@ def test_an_answer_is_not_asked_for_again(message: str, hint: str) -> None:
 
 
 def test_a_push_that_tells_no_digest_is_not_taken_as_done() -> None:
-    with pytest.raises(RegistryError, match="did not tell its digest"):
+    with pytest.raises(RegistryError, match="did not report its digest"):
         push(Client([{"status": "done"}]))
 
 

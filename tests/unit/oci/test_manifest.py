@@ -98,7 +98,7 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(raw: bytes, media_type: st
 def test_a_blob_that_is_no_layer_has_no_compression() -> None:
     manifest = parse_manifest(image(layers=[descriptor(mediaType="application/vnd.cncf.helm.chart")]), None)
     assert isinstance(manifest, Manifest)
-    with pytest.raises(FormatError, match="no layer of an image"):
+    with pytest.raises(FormatError, match="not an image layer"):
         _ = manifest.layers[0].compression
 
 

@@ -152,9 +152,9 @@ def test_merge_does_what_the_model_does(layers: list[list[Entry]]) -> None:
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ([Entry(b".wh.", FILE)], "no whiteout"),
-        ([Entry(b"d/.wh..", FILE)], "no whiteout"),
-        ([Entry(b".wh...", FILE)], "no whiteout"),
+        ([Entry(b".wh.", FILE)], "not a valid whiteout"),
+        ([Entry(b"d/.wh..", FILE)], "not a valid whiteout"),
+        ([Entry(b".wh...", FILE)], "not a valid whiteout"),
         ([Entry(b"d/.wh..wh.aufs/a", FILE)], "name of a whiteout"),
         ([Entry(b".wh..wh..opq/a", FILE)], "name of a whiteout"),
         ([Entry(b".wh..wh.plnk/1", FILE), Entry(b"a", HARDLINK, target=b".wh..wh.plnk/2")], "not there"),
