@@ -99,11 +99,6 @@ class Checkout:
         """When HEAD was committed, in ISO 8601 with its offset. ToolError without a commit."""
         return _git(self.root, "show", "-s", "--format=%cI", "HEAD").stdout.strip().replace("Z", "+00:00")
 
-    def describe(self) -> str | None:
-        """The version that ``git describe`` gives this checkout; None without a commit."""
-        said = _git(self.root, "describe", "--tags", "--always", "--dirty", check=False)
-        return said.stdout.strip() or None if said.returncode == 0 else None
-
 
 def revision(folder: Path) -> str | None:
     """The commit that ``folder`` is checked out at, with ``-dirty`` when files differ; None without git."""
