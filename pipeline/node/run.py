@@ -123,7 +123,7 @@ def capture_in(
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
     """An empty folder for a new root; the tmpfs on it is seen in the command's namespace only."""
-    folder = shared_mount.node_folder() / f"root-{os.getpid()}"
+    folder = shared_mount.node_folder() / f"root-{os.getpid()}-{next(_counter)}"
     folder.mkdir(exist_ok=True)
     try:
         yield folder

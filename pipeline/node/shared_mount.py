@@ -135,7 +135,7 @@ def clear(node: Path) -> None:
                 if still_there:
                     _unmount_if_unused(folder)
     for root in node.glob("root-*"):  # where the command of a `run` that was killed had its root
-        pid = root.name.partition("-")[2]
+        pid = root.name.split("-")[1]
         if pid.isdecimal() and not start_time(int(pid)):
             with contextlib.suppress(OSError):
                 root.rmdir()
