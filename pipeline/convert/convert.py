@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import structlog
 
 from pipeline.config.types import ConvertOptions
+from pipeline.convert import measured
 from pipeline.convert.interface import Converted, Converter
 from pipeline.convert.tree import require_sizes
 from pipeline.errors import ConfigError, ForAnotherConverter, FormatError, ToolError
@@ -118,6 +120,7 @@ def convert(
     cannot be written), RegistryError, FormatError, ConfigError.
     """
     name = choose_converter(options, from_registry=_is_registry(source))
+    _compare_with_native(name, source, options, cache)
     output = output.absolute()
     _require_writable(output.parent)
 
@@ -127,10 +130,13 @@ def convert(
 
     def made(name: str, partial: Path) -> Converted:
         log.info("converting", image=source.name, converter=name)
+        began = time.monotonic()
         with scratch_folder(scratch) as folder:
-            return _converter(name)(
+            done = _converter(name)(
                 source, options, output=partial, scratch=folder, cache=cache, limits=limits, meter=meter
             )
+        _note_measure(done, source, cache, seconds=time.monotonic() - began)
+        return done
 
     try:
         with _unfinished(output, staged=staged) as partial:
@@ -165,6 +171,24 @@ def convert(
         layers=source.manifest().layers,
         ranges=done.ranges,
     )
+
+
+def _note_measure(done: Converted, source: ImageSource, cache: Path, *, seconds: float) -> None:
+    """Remember how long a conversion took that had to pack every layer."""
+    if done.packed == sum({layer.digest: layer.size for layer in source.manifest().layers}.values()):
+        measured.note(cache, seconds=seconds, size=done.packed)
+
+
+def _compare_with_native(name: str, source: ImageSource, options: ConvertOptions, cache: Path) -> None:
+    """Where ``auto`` runs enroot: one line with the time that ``native`` takes, if that was measured here."""
+    if name != "enroot" or options.converter != "auto":
+        return
+    seconds = measured.expected(cache, sum(layer.size for layer in source.manifest().layers))
+    if seconds is not None:
+        log.info(
+            "enroot is used, since it is installed; as measured on this host, native takes about "
+            f"{max(seconds, 1):.0f} s for these layers, less where it has packs (converter: native)"
+        )
 
 
 @contextlib.contextmanager

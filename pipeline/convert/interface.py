@@ -20,13 +20,15 @@ class Converted:
     """What a converter has written: the tree that must be in the file, and the versions that made it.
 
     A converter that knows sha256 (hex) and size gives them, and has seen to it that the file is on disk.
-    ``ranges`` says what of the file is out of layer packs, where it was made of them.
+    ``packed`` are the stored bytes of layers for which there was no pack before; ``ranges`` says what of the
+    file is out of layer packs, where it was made of them.
     """
 
     tree: Tree
     versions: Mapping[str, str]
     sha256: str | None = None
     size: int = 0
+    packed: int = 0
     ranges: PackRanges | None = None
 
 

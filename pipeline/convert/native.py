@@ -141,6 +141,7 @@ class _Conversion:
             versions=versions,
             sha256=stitched.sha256,
             size=stitched.size,
+            packed=sum(packing.packed),
             ranges=of_layers(stitched.size, named, stitched.ranges),
         )
 

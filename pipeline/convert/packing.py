@@ -64,6 +64,7 @@ class Packing:
     meter: Meter
     halt: Halt = field(default_factory=Halt)
     compared: set[Pair] = field(default_factory=set)  # in this run, if they cannot be noted in the cache
+    packed: list[int] = field(default_factory=list)  # stored bytes of layers that got a pack
 
     def keys(self) -> list[str]:
         """The key of each layer's pack, base first; a layer that is there twice has its key twice."""
@@ -172,6 +173,7 @@ class Packing:
                 for entry, content in members:
                     writer.add(entry, content.view)
             handle.complete(writer.finish())
+        self.packed.append(self.source.manifest().layers[index].size)
 
     @contextlib.contextmanager
     def _members(
