@@ -166,8 +166,11 @@ def verify(
     from pipeline.convert.unpack import Keep
     from pipeline.convert.verify import described
     from pipeline.convert.verify import verify as verify_file
+    from pipeline.errors import ConfigError
     from pipeline.oci.platform import Platform
 
+    if not file.exists():
+        raise ConfigError(f"{file} does not exist", hint="give the path of a .sqsh")
     limits, teller = _limits(max_unpacked, max_ratio), Teller()
     with teller.stage("verify") as meter:
         with opened_source(
