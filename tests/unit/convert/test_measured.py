@@ -14,7 +14,7 @@ from pipeline.convert import measured
 from pipeline.convert.enroot_program import CannotImport
 from pipeline.convert.interface import Converted
 from pipeline.oci.source import ImageSource
-from tests.support.images import image
+from tests.support.images.images import image
 from tests.support.layers import LayerBuilder
 
 
