@@ -276,7 +276,7 @@ def test_json_holds_text_of_others_as_text(verb: str, place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["plan", "lock", "mirror", "image", "convert", "doctor", "ci check", "verify"]
+    "verb", ["plan", "lock", "registry mirror", "release", "convert", "doctor", "ci check", "verify"]
 )
 def test_answers_of_a_registry_are_text(verb: str, registry: str, tmp_path: Path) -> None:
     place = Place(tmp_path, registry)
