@@ -55,8 +55,16 @@ def _cells() -> tuple[Cell, ...]:
     ):
         rows.append(("convert", fault, ends, f"{fetch}[{name}-"))
     stalled = f"{_I}/test_signals.py::test_a_signal_is_not_kept_waiting_by_a_registry"
-    for stage, verb in (("convert", "native"), ("convert", "mksquashfs"), ("mirror", "mirror"), ("release", "release"), ("release", "all images")):
-        rows.append((stage, f"SIGTERM, SIGINT while the registry is silent ({verb})", CLEAR, f"{stalled}[{verb}-"))
+    for stage, verb in (
+        ("convert", "native"),
+        ("convert", "mksquashfs"),
+        ("mirror", "mirror"),
+        ("release", "release"),
+        ("release", "all images"),
+    ):
+        rows.append(
+            (stage, f"SIGTERM, SIGINT while the registry is silent ({verb})", CLEAR, f"{stalled}[{verb}-")
+        )
     rows += [
         ("store", "a wrong digit in a cache", ON, f"{believed}::test_what_a_channel_names_stays_whatever_the_caches_say"),
         ("store", "an older intact cache", ON, f"{believed}::test_an_older_intact_cache_is_noticed"),
