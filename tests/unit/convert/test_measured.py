@@ -15,7 +15,7 @@ from pipeline.convert.enroot_program import CannotImport
 from pipeline.convert.interface import Converted
 from pipeline.oci.source import ImageSource
 from tests.support.images.images import image
-from tests.support.layers import LayerBuilder
+from tests.support.images.layers import LayerBuilder
 
 
 @pytest.fixture(scope="module")
