@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.types import ConvertOptions
-from pipeline.convert import native
+from pipeline.convert import packing
 from pipeline.convert.native import convert_native
 from pipeline.convert.packing import pack_cache
 from pipeline.errors import ToolError
@@ -128,7 +128,7 @@ def test_a_full_disk(tmp_path: Path, full: str, looked_before: bool, monkeypatch
     """Seen before the work where the sizes tell; while writing, it is the same error and leaves nothing."""
     source = make_image(tmp_path / "image", size=6_000_000)
     if not looked_before:
-        monkeypatch.setattr(native, "require_space", lambda _needs: None)
+        monkeypatch.setattr(packing, "require_space", lambda _needs: None)
     with small_disk(tmp_path / "small", 600_000) as small:
         folders = {"cache": tmp_path / "cache", "output": tmp_path, full: small}
         with pytest.raises(ToolError, match="space") as caught:
