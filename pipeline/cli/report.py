@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import completion, options, output
-from pipeline.errors import ConfigError, ToolError
+from pipeline.errors import ToolError
 from pipeline.system import untrusted
 
 if TYPE_CHECKING:
@@ -51,10 +51,6 @@ def report(
     from pipeline.report.page import page
 
     opened = look_up_store(store, config)
-    if not opened.root.is_dir():
-        raise ConfigError(
-            f"there is no store at {opened.root}", hint="name it with --store or SQSHPIPE_STORE"
-        )
     with Teller().stage("report") as meter:
         gathered = gather(
             opened,

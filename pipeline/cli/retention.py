@@ -102,10 +102,6 @@ def prune(
     from pipeline.store.prune import prune as run
 
     opened = open_store(store, config)
-    if not opened.root.is_dir():
-        raise ConfigError(
-            f"there is no store at {opened.root}", hint="name it with --store or SQSHPIPE_STORE"
-        )
     policy = _policy(
         config,
         keep=keep,
@@ -179,6 +175,26 @@ def _print_report(report: Report, *, dry_run: bool, json: bool) -> None:
     structlog.get_logger().info(f"{word} {report.freed / (1 << 20):,.1f} MiB in {len(report.blobs)} files")
 
 
+@store_verbs.command()
+def create(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Default: --store, SQSHPIPE_STORE or images.yaml.")
+    ] = None,
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+) -> None:
+    """Make a store, once in its life, on the file system that nodes mount; print its folder.
+
+    All other verbs refuse where there is none. Example: sqshpipe store create /fsx/containers
+    """
+    from pipeline.cli.store import configured_store
+
+    opened = configured_store(folder or store, config)
+    if not opened.create():
+        output.tell(f"{opened.root} is a store already and stays as it is")
+    output.data_path(opened.root)
+
+
 _WAYS_OUT = (
     "no bytes are deleted in this store while a record or event cannot be read: restore the file from a "
     "backup, or use --restore IMAGE:VERSION, --tombstone IMAGE:VERSION where the bytes are gone, or "
@@ -221,10 +237,6 @@ def rebuild(
     from pipeline.store import restore as ways_out
 
     opened = open_store(store, config)
-    if not opened.root.is_dir():
-        raise ConfigError(
-            f"there is no store at {opened.root}", hint="name it with --store or SQSHPIPE_STORE"
-        )
     for name in restore or ():
         ways_out.restore(opened.layout, name, platform)
     for name in tombstone or ():

@@ -32,9 +32,17 @@ Platform = Annotated[str | None, typer.Option("--platform", help="os/architectur
 
 
 def open_store(root: Path | None, config: Path = options.DEFAULT_CONFIG) -> Store:
-    """The store of --store or SQSHPIPE_STORE, else of images.yaml. Raises ConfigError when neither is
-    given.
+    """The store of --store or SQSHPIPE_STORE, else of images.yaml.
+
+    Raises ConfigError when neither is given, PublishError when there is no store at that place.
     """
+    opened = configured_store(root, config)
+    opened.require()
+    return opened
+
+
+def configured_store(root: Path | None, config: Path = options.DEFAULT_CONFIG) -> Store:
+    """As `open_store`, whether the store is there or not: for the verb that creates it."""
     from pipeline.store.store import Store
 
     if not config.is_file():
@@ -50,7 +58,11 @@ def look_up_store(root: Path | None, config: Path) -> Store:
     """The store for reading only: images.yaml is not read when the root is known without it."""
     from pipeline.store.store import Store
 
-    return open_store(None, config) if root is None else Store(root)
+    if root is None:
+        return open_store(None, config)
+    opened = Store(root)
+    opened.require()
+    return opened
 
 
 def load_settings(config: Path, root: Path | None = None) -> StoreSettings:
@@ -84,10 +96,6 @@ def list_releases(
 ) -> None:
     """The releases of the store, newest first."""
     opened = look_up_store(store, config)
-    if not opened.root.is_dir():
-        raise ConfigError(
-            f"there is no store at {opened.root}", hint="name it with --store or SQSHPIPE_STORE"
-        )
     if image is not None and image not in opened.images():
         from pipeline.config.names import check_image, nearest
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SqshpipeError
-from pipeline.store import leases, preflight
+from pipeline.store import creation, leases, preflight
 from pipeline.store.layout import Layout
 from pipeline.store.prune import temporaries
 from pipeline.store.reading import cache_bytes, index_is_current, lost_events, read_head, read_truth
@@ -34,11 +34,10 @@ def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | N
     nothing else.
     """
     layout = Layout(root)
-    if not root.exists():
-        advice = "the first publish makes it; check the path if there should be one"
-        return [Finding(level="warn", found=f"{root} does not exist yet", advice=advice)]
-    if not root.is_dir():
-        return [Finding(level="fail", found=f"{root} is no folder", advice="name a folder")]
+    try:
+        creation.require(layout)
+    except SqshpipeError as error:
+        return [Finding(level="fail", found=error.headline, advice=error.hint)]
     findings = [
         Finding(level="ok", found=f"{root} is on {preflight.file_system(root) or 'an unknown file system'}")
     ]
@@ -135,8 +134,6 @@ def _room(layout: Layout) -> Iterator[Finding]:
 
 def _leases(layout: Layout) -> Iterator[Finding]:
     if not layout.leases.is_dir():
-        if not layout.blobs.is_dir():
-            return  # nothing was published here yet
         yield Finding(
             level="warn",
             found="there is no folder for leases, so prune cannot know who uses what",

@@ -17,6 +17,7 @@ from demo.registry import PrivateRegistry
 from pipeline.registry import RegistryClient
 from pipeline.registry.credentials import credentials_provider
 from tests.support import slurm
+from tests.support.releases import new_store
 from tests.support.slurm import Slurm
 from tests.support.tiny_images import push_image
 from tests.support.waiting import until
@@ -36,6 +37,7 @@ def client(registry: PrivateRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def run(tmp_path: Path, registry: PrivateRegistry) -> Run:
+    new_store(tmp_path / "store")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SQSHPIPE_")},
         **registry.variables,

@@ -16,6 +16,7 @@ from pipeline.config.lock import read_lock
 from pipeline.registry import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support.registry import Fault, FaultyProxy
+from tests.support.releases import new_store
 from tests.support.tiny_images import push_image
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd", "skopeo")
@@ -46,7 +47,7 @@ def run(*words: str) -> tuple[int, str]:
 def test_lock_plan_mirror_and_release_work(
     proxy: FaultyProxy, registry: PrivateRegistry, odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SQSHPIPE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("SQSHPIPE_STORE", str(new_store(tmp_path / "store").root))
     monkeypatch.setenv("SQSHPIPE_CACHE", str(tmp_path / "cache"))
     mine = Credentials(username=registry.username, password=registry.password)
     with RegistryClient(registry.address, credentials=lambda _: mine) as client:

@@ -25,6 +25,7 @@ from tests.conftest import missing
 from tests.support.actions import JobRun, Workflows, runner_environment
 from tests.support.github import FakeGitHub
 from tests.support.registry import serving
+from tests.support.releases import new_store
 from tests.support.tiny_images import push_image
 
 ROOT = Path(__file__).parents[2]
@@ -196,6 +197,8 @@ def start(
     docker = tmp_path / "docker"
     docker.mkdir()
     (docker / "config.json").write_text(json.dumps({"auths": {registry.address: {"auth": login}}}))
+
+    new_store(tmp_path / "store")
 
     def make(event: str, payload: dict[str, Any], ref: str) -> Workflows:
         return Workflows(

@@ -47,7 +47,7 @@ from pipeline.system import scratch
 from tests.support.fake_registry import Streamed
 from tests.support.hostile_images import base
 from tests.support.images import image
-from tests.support.releases import publish
+from tests.support.releases import new_store, publish
 
 LINUX = Platform(os="linux", architecture="amd64")
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\nsqshpipe: published /fake\u202e"
@@ -91,7 +91,7 @@ def test_links_planted_where_a_lease_will_be_are_not_followed(
     tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the folder where all users leave leases: links, fifos, folders, names that terminals heed."""
-    store = Store(tmp_path / "store")
+    store = new_store(tmp_path / "store")
     publish(store, "v1.0")
     release = store.resolve("demo:v1.0")
     leases.prepare(store.layout)
@@ -120,7 +120,7 @@ def prune_policy() -> object:
 
 
 def test_bytes_planted_under_a_digests_name_are_not_published(tmp_path: Path, victim: Path) -> None:
-    store = Store(tmp_path / "store")
+    store = new_store(tmp_path / "store")
     publish(store, "v1.0")
     for planted in ("link", "other bytes"):
         content = planted.encode() * 10
