@@ -55,17 +55,25 @@ def install(
     ] = None,
     cluster_name: Annotated[str, typer.Option("--cluster-name", help="Told in leases.")] = "",
     enroot: Annotated[str, typer.Option("--enroot", help="The enroot to import with.")] = "enroot",
+    tool: Annotated[
+        Path | None,
+        typer.Option("--tool", help="Where sqshpipe itself goes, such as a shared folder; default: PREFIX."),
+    ] = None,
+    importer_only: Annotated[
+        bool, typer.Option("--importer-only", help="Leave sqshpipe itself out.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check each file's whole sha256, once a node and digest.")
     ] = False,
 ) -> None:
-    """Put the pyxis importer on this node (as root) and print the line for plugstack.conf."""
+    """Put the pyxis importer and sqshpipe on this node (as root); print the line for plugstack.conf."""
     from pipeline.node.install import ImporterSettings, plugstack_line
     from pipeline.node.install import install as put
 
+    root = need_store(store)
     program = put(
         ImporterSettings(
-            store=need_store(store),
+            store=root,
             registries=tuple(registry or ()),
             missing=missing,
             enroot=enroot,
@@ -78,6 +86,11 @@ def install(
         ),
         prefix,
     )
+    if not importer_only:
+        from pipeline.node import tool as tools
+
+        command = tools.install((tool or prefix).absolute(), store=root)
+        output.tell(f"sqshpipe is {command} here")
     output.data(plugstack_line(program))
 
 

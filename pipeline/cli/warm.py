@@ -35,6 +35,9 @@ def prewarm(
     sbcast: Annotated[
         bool | None, typer.Option("--sbcast/--no-sbcast", help="Default: when many nodes copy.")
     ] = None,
+    command: Annotated[
+        Path, typer.Option("--command", help="sqshpipe on the nodes; this one's path where it is not there.")
+    ] = Path("/opt/sqshpipe/bin/sqshpipe"),
     json: options.Json = False,
 ) -> None:
     """Bring an image to nodes before the job: one Slurm task a node; prints rate and time of each."""
@@ -55,6 +58,7 @@ def prewarm(
         check=check,
         sbcast=sbcast,
         options=(f"--partition={partition}",) if partition else (),
+        command=command,
     )
     outcomes = prewarming.prewarm(order)
     if json:
@@ -99,12 +103,20 @@ def check_node(
     efa: Annotated[
         bool | None, typer.Option("--efa/--no-efa", help="Also libfabric and NCCL's plugin.")
     ] = None,
+    leases: Annotated[
+        Path | None, typer.Option("--leases", help="Where jobs leave leases, if not STORE/leases.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Compare an image with this node: architecture, CUDA and driver, EFA. Exit code 7: it does not fit."""
     from pipeline.node import check as node_check
 
-    found = node_check.check(node_verbs.wanted(image, store).path, node_check.this_host(), efa=efa)
+    wanted = node_verbs.wanted(image, store)
+    found = node_check.check(wanted.path, node_check.this_host(), efa=efa)
+    if "/" not in image or leases:
+        from pipeline.cli.store import open_store
+
+        found.append(node_check.leases(leases or open_store(store).layout.leases))
     if json:
         output.data_json([{"what": each.what, "verdict": each.verdict, "text": each.text} for each in found])
     else:

@@ -18,6 +18,9 @@ from pipeline.system import atomic, untrusted
 from pipeline.system.temporary import is_orphan, temporary_name
 
 LOW_BYTES = 50 << 30
+LARGE_BYTES = 1 << 30
+ASKED = 20
+"""Of so many large files Lustre is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,7 @@ def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | N
         findings += _folders(layout)
     for look in (_room, _leases, _caches, _leftovers):
         findings += look(layout)
+    findings += _unstriped(layout)
     findings += _group(layout, group)
     if stripe is not None:
         findings += _striping(layout, *stripe)
@@ -194,6 +198,27 @@ def _group(layout: Layout, group: str | None) -> Iterator[Finding]:
                 found=f"{folder} has mode {mode:o}, so not all of group {group} can publish",
                 advice=f"once, as its owner: chmod -R g+rwXs {layout.root}",
             )
+
+
+def _unstriped(layout: Layout) -> Iterator[Finding]:
+    """Large files that lie on one server of Lustre: one node reads them over one connection."""
+    if preflight.file_system(layout.root) != "lustre" or shutil.which("lfs") is None:
+        return
+    sizes = {path: path.lstat().st_size for path in layout.blobs.glob("*.sqsh") if not path.is_symlink()}
+    largest = sorted((path for path in sizes if sizes[path] >= LARGE_BYTES), key=lambda path: -sizes[path])
+    try:
+        alone = [path for path in largest[:ASKED] if preflight.targets(path) == 1]
+    except SqshpipeError as error:
+        yield Finding(level="warn", found=error.headline, advice=error.hint)
+        return
+    if alone:
+        found = f"{len(alone)} of the {len(largest[:ASKED])} largest files lie on one Lustre target each"
+        yield Finding(
+            level="warn",
+            found=f"{found}, such as {alone[0].name} with {sizes[alone[0]] / 1e9:.1f} GB: "
+            "a node reads such a file with at most 0.63 GB/s",
+            advice=f"new files: store: {{stripe: …}} in images.yaml; this one: lfs migrate -c 4 {alone[0]}",
+        )
 
 
 def _striping(layout: Layout, count: int, size: int) -> Iterator[Finding]:
