@@ -108,7 +108,7 @@ def lustre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"""#!/bin/sh
 echo "$@" >> {log}
 case "$1 $4" in
-"getstripe -S") printf '4\\n4194304\\n' ;;
+"getstripe "*) case "$3" in */few*) echo 1 ;; *.sqsh) echo 4 ;; *) printf '4\\n4194304\\n' ;; esac ;;
 "quota "*)
     case "$3" in
     -u) printf '/fsx\\n  900000*  0  1000000  -  3  0  0  -\\n' ;;
@@ -121,6 +121,24 @@ esac
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     monkeypatch.setattr(preflight, "file_system", lambda _: "lustre")
     return log
+
+
+def test_a_large_file_on_one_target_is_reported(
+    tmp_path: Path, lustre: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store(tmp_path / "containers")
+    for name, size in (("few", 1 << 30), ("small", 1000), ("wide", 1 << 30)):
+        file = store.layout.blobs / f"{name}{'0' * (64 - len(name))}.sqsh"
+        file.touch()
+        os.truncate(file, size)  # without a byte on the disk
+    found = [one for one in checkup.examine(store.root) if "Lustre target" in one.found]
+    assert [one.level for one in found] == ["warn"]
+    assert "1 of the 2 largest files" in found[0].found
+    assert "few" in found[0].found
+    assert "0.63 GB/s" in found[0].found
+    assert "lfs migrate" in found[0].advice
+    monkeypatch.setattr(preflight, "file_system", lambda _: "nfs4")
+    assert not [one for one in checkup.examine(store.root) if "Lustre target" in one.found]
 
 
 def test_a_new_store_on_lustre_is_striped_before_anything_is_written(tmp_path: Path, lustre: Path) -> None:
