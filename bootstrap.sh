@@ -3,8 +3,8 @@
 #   run    the project's own environment in VENV
 #   demo   also what `make demo` needs from the system
 #   test   also what the whole test suite needs, and the linters
-# On Debian and Ubuntu root gets the packages installed; anybody else is told in one sentence what to install. When
-# everything is there it is done in a moment.
+# As root on Debian and Ubuntu it installs the missing packages. For everybody else it says in one sentence what to
+# install, and stops only if the purpose cannot be reached without it. When everything is there it returns at once.
 set -eu
 
 purpose=${1:-run} python=${2:-python3} venv=${3:-.venv}
@@ -12,25 +12,40 @@ cd "$(dirname "$0")"
 
 # The one list of what the system has to have: program:Debian package.
 run_tools='git:git'
-demo_tools='docker-registry:docker-registry htpasswd:apache2-utils mksquashfs:squashfs-tools
-    squashfuse:squashfuse fusermount3:fuse3'
-test_tools='docker:docker.io dockerd:docker.io unsquashfs:squashfs-tools skopeo:skopeo umoci:umoci strace:strace
+# What the demo takes where it is: without it the registry is a container, and the mount by FUSE is left out.
+demo_tools='docker-registry:docker-registry htpasswd:apache2-utils squashfuse:squashfuse fusermount3:fuse3'
+test_tools='mksquashfs:squashfs-tools unsquashfs:squashfs-tools skopeo:skopeo umoci:umoci strace:strace
     mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs setfacl:acl tar2sqfs:squashfs-tools-ng slurmctld:slurm-wlm
     munged:munge ch-run:charliecloud-runtime shellcheck:shellcheck make:make tmux:tmux zsh:zsh fish:fish'
 
-# A laptop whose Docker answers needs no daemon of ours.
-[ -n "${DOCKER_HOST:-}" ] || [ -S /var/run/docker.sock ] || demo_tools="$demo_tools dockerd:docker.io docker:docker.io"
+# The engine's packages. The command `docker` is in docker-cli where the distribution has that package (Debian 13),
+# else in docker.io itself (Debian 12, Ubuntu).
+engine_tools='dockerd:docker.io docker:docker-cli|docker.io'
 # dockerd on a kernel with AppArmor starts no container without its parser.
-[ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" != Y ] || demo_tools="$demo_tools apparmor_parser:apparmor"
+if [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ]; then
+    engine_tools="$engine_tools apparmor_parser:apparmor"
+fi
+
+# A laptop whose Docker answers needs no daemon of ours.
+has_engine() {
+    [ -z "${DOCKER_HOST:-}" ] || return 0
+    for socket in /var/run/docker.sock "${XDG_RUNTIME_DIR:-/nowhere}/docker.sock" "$HOME/.docker/run/docker.sock"; do
+        if [ -S "$socket" ] && [ -w "$socket" ]; then return 0; fi
+    done
+    # Another context than the default one, as Docker Desktop and Colima set it up.
+    grep -qs '"currentContext"' "${DOCKER_CONFIG:-$HOME/.docker}/config.json"
+}
 
 # Ubuntu has Chromium as a snap only; where it is there already (GitHub's runners) it is used.
 grep -qs '^ID=ubuntu' /etc/os-release || test_tools="$test_tools chromium:chromium"
 
 case $purpose in
-    run) tools=$run_tools extras='' lock=requirements.txt ;;
-    demo) tools="$run_tools $demo_tools" extras='' lock=requirements.txt ;;
-    test) tools="$run_tools $demo_tools $test_tools" extras='[dev]' lock=tests/requirements.txt ;;
-    *) echo "bootstrap: $purpose is none of run, demo, test" >&2; exit 2 ;;
+    run) required=$run_tools optional='' extras='' lock=requirements.txt ;;
+    demo) required=$run_tools optional=$demo_tools extras='' lock=requirements.txt
+        has_engine || required="$required $engine_tools" ;;
+    test) required=$run_tools optional="$demo_tools $engine_tools $test_tools"
+        extras='[dev]' lock=tests/requirements.txt ;;
+    *) echo "bootstrap: $purpose is not a purpose: run, demo or test" >&2; exit 2 ;;
 esac
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
@@ -38,12 +53,31 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
     exit 3
 fi
 
-missing=
-add() { case " $missing " in *" $1 "*) ;; *) missing="$missing $1" ;; esac; }
-for tool in $tools; do
-    PATH="$PATH:/usr/sbin:/sbin" command -v "${tool%%:*}" >/dev/null 2>&1 || add "${tool#*:}"
-done
-[ -x "$venv/bin/python" ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || add python3-venv
+# missing_of TOOLS: the packages of those programs that are not there, each once.
+missing_of() {
+    found=
+    for tool in $1; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "${tool%%:*}" >/dev/null 2>&1 && continue
+        package=$(available "${tool#*:}")
+        case " $found " in *" $package "*) ;; *) found="$found $package" ;; esac
+    done
+    printf '%s' "$found"
+}
+
+# available A|B: A where this distribution has it, else B.
+available() {
+    if [ -n "$(apt-cache show --no-all-versions "${1%%|*}" 2>/dev/null)" ]; then
+        echo "${1%%|*}"
+    else
+        echo "${1#*|}"
+    fi
+}
+
+find_missing() {
+    missing=$(missing_of "$required")
+    [ -x "$venv/bin/python" ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+    useful=$(missing_of "$optional")
+}
 
 # Packages must not leave daemons running: a service that a package wants to start is refused while we install.
 install_packages() {
@@ -57,19 +91,24 @@ install_packages() {
     fi
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq -o DPkg::Lock::Timeout=300 update
-    # shellcheck disable=SC2086 # a list of packages
-    apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends $missing >/dev/null
+    find_missing # which packages there are is known only now
+    echo "bootstrap: installing$missing$useful" >&2
+    # shellcheck disable=SC2086 # lists of packages
+    apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends \
+        $missing $useful >/dev/null
 }
 
-if [ -n "$missing" ]; then
+find_missing
+if [ -n "$missing$useful" ]; then
+    how='sudo apt-get install'
+    command -v apt-get >/dev/null 2>&1 || how="install what Debian calls"
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        echo "bootstrap: installing$missing" >&2
         install_packages
-    elif [ "$purpose" = test ] && [ -z "${CI:-}" ] && [ "$missing" = "${missing#*python3-venv}" ]; then
-        echo "bootstrap: some tests will be skipped; for all of them: sudo apt-get install$missing" >&2
-    else
-        echo "bootstrap: make $purpose needs more of this system: sudo apt-get install$missing" >&2
+    elif [ -n "$missing" ] || { [ "$purpose" = test ] && [ -n "${CI:-}" ]; }; then
+        echo "bootstrap: make $purpose needs more of this system: $how$missing$useful" >&2
         exit 3
+    elif [ "$purpose" = test ]; then
+        echo "bootstrap: some tests will be skipped; for all of them: $how$useful" >&2
     fi
 fi
 

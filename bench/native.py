@@ -37,7 +37,7 @@ READINGS = 5  # rounds of reading, at least
 CONVERT = """
 import json, resource, sys, time
 from pathlib import Path
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
 from pipeline.convert.native import convert_native
@@ -239,7 +239,7 @@ class Bench:
 
     def _forget_top(self) -> None:
         """As if the top layer were new: its pack is the one that was written for it."""
-        from pipeline.convert.native import pack_cache
+        from pipeline.convert.packing import pack_cache
         from pipeline.squashfs.cache import pack_key
         from pipeline.squashfs.codecs import Codec
 

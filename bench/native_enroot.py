@@ -17,7 +17,7 @@ from bench.shell import shell
 from demo.registry import PrivateRegistry
 from pipeline.convert.enroot_program import Enroot, Places, import_uri
 from pipeline.oci.layout import LayoutSource
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 
 LEVEL = 3
 BLOCK = 131072

@@ -27,7 +27,7 @@ from pipeline.config.reading import load
 from pipeline.image import inputs
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.store.record import Record
 from pipeline.store.store import Store

@@ -25,7 +25,7 @@ def ways(image: images.Image, file: Path, work: Path) -> dict[str, Way]:
     """What is compared; names before the colon group the table."""
     program = f"{shlex.quote(sys.executable)} -m pipeline -q"
     store, held, copy = work / "store", work / "held", work / "copy.sqsh"
-    publish = f"{program} publish {file} --image bench --tag v1.0 --allow-external --store"
+    publish = f"{program} store import {file} --as bench:v1.0 --allow-external --store"
     measuring.measure(Way(line=f"{publish} {held}"))
     unpacked = f"{work}/bundle {work}/tree"
     return {
@@ -51,7 +51,7 @@ def ways(image: images.Image, file: Path, work: Path) -> dict[str, Way]:
             f" && diff -r --no-dereference {work}/bundle/rootfs {work}/tree | grep -v '^Only in' | wc -l",
             note="content only; owners and modes are not looked at",
         ),
-        "scrub: sqshpipe": Way(line=f"{program} scrub --store {held}", note="sha256 and superblock"),
+        "scrub: sqshpipe": Way(line=f"{program} store scrub --store {held}", note="sha256 and superblock"),
         "scrub: sha256sum": Way(line=f"sha256sum {file}"),
     }
 

@@ -4,8 +4,8 @@
 
 A registry with passwords on loopback, a base of its own for each image, each with a `track:`, so that both
 its digest and its tags are asked for. Once directly, and once from ``--delay`` milliseconds away.
-The command is the one that a timer runs, a process of its own; `sqshpipe schema` is the same start without a
-question to anybody. The goal is two seconds; on a machine that others use look at the CPU seconds.
+The command is the one that a timer runs, a process of its own; `sqshpipe config schema` is the same start
+without a question to anybody. The goal is two seconds; on a machine that others use look at the CPU seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from demo.registry import PrivateRegistry
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_CONFIG, OCI_MANIFEST, Descriptor
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import credentials_provider
 
 GOAL = 2.0
@@ -131,7 +131,7 @@ def measure(folder: Path, variables: Mapping[str, str], images: int, rounds: int
     quiet, starts = [], []
     for _ in range(rounds):
         quiet.append(run(folder, variables, *words))
-        starts.append(run(folder, variables, "schema"))
+        starts.append(run(folder, variables, "config", "schema"))
     if not all("nothing changed" in one.said for one in quiet):
         raise SystemExit(f"something changed: {quiet[-1].said}")
     seconds, cpu = (

@@ -113,11 +113,13 @@ def measure(store: Store, rounds: int) -> dict[str, float]:
         "command list": best(lambda _: command(store, "list"), 5),
         "command publish": best(
             lambda number: command(
-                store, "publish", str(squashfs), "--image", image, "--tag", f"v2.{number}", "--allow-external"
+                store, "store", "import", str(squashfs), "--as", f"{image}:v2.{number}", "--allow-external"
             ),
             5,
         ),
-        "command prune --dry-run": best(lambda _: command(store, "prune", "--dry-run", "--no-slurm"), 5),
+        "command prune --dry-run": best(
+            lambda _: command(store, "store", "prune", "--dry-run", "--no-slurm"), 5
+        ),
     }
 
 

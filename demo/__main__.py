@@ -1,8 +1,8 @@
 """``make demo``: the whole path on this machine, and eight ranks that share one mount.
 
-It brings its own Docker Engine where none answers, its own registry with a password, and a small base image
-made from this machine's Python, so that it needs neither an account nor a download. Everything that it
-starts ends with it.
+It starts a Docker Engine where none answers, a registry, and makes a small base image from this machine's
+Python, so that it needs neither an account nor a download; only where docker-registry is not installed is the
+registry a container, whose image the engine pulls. What it started is stopped at its end.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from demo.base import push_base
+from demo.base import FOREIGN_BASE, push_base
 from demo.engine import PrivateEngine
-from demo.ranks import Rank, bytes_delivered, run_ranks
-from demo.registry import PrivateRegistry
+from demo.ranks import Rank, bytes_delivered, check_namespaces, run_ranks
+from demo.registry import CONTAINER_IMAGE, registry_for
 from pipeline.cli import logs, output
 from pipeline.docker.engine import Engine
 from pipeline.errors import SqshpipeError, ToolError
 from pipeline.oci.reference import Reference
-from pipeline.registry.credentials import Credentials
 from pipeline.system.mount import mounted
+from pipeline.text import human_bytes
 
 RANKS = 8
 PROJECT = Path(__file__).resolve().parent.parent
@@ -92,11 +92,13 @@ def _demo(stack: ExitStack, places: Places) -> Path:
     _title("sqshpipe: one image, one mount, every rank")
     _clean(places.work)
     engine = stack.enter_context(_engine())
-    registry = stack.enter_context(_registry(places.work / "registry"))
-    print(f"  registry  {registry.address}, on loopback, asks for a password")
+    registry = stack.enter_context(registry_for(engine, places.work / "registry"))
+    how = "asks for a password" if registry.credentials else f"a container of {CONTAINER_IMAGE}, no password"
+    print(f"  registry  {registry.address}, on loopback, {how}")
     base = Reference.parse(f"{registry.address}/base/python:24.01-py3")
-    push_base(engine, base, Credentials(username=registry.username, password=registry.password))
-    print(f"  base      {base}, this machine's Python")
+    push_base(engine, base, registry.credentials)
+    origin = "this machine's Python" if sys.platform == "linux" else FOREIGN_BASE
+    print(f"  base      {base}, {origin}")
     configuration = places.work / "images.yaml"
     configuration.write_text(
         _IMAGES_YAML.format(
@@ -146,17 +148,6 @@ def _engine() -> Iterator[Engine]:
             yield engine
 
 
-@contextmanager
-def _registry(folder: Path) -> Iterator[PrivateRegistry]:
-    registry = PrivateRegistry()
-    try:
-        registry.start(folder)
-        yield registry
-    finally:
-        registry.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 class _Command:
     """The real command, shown as it is typed, and what it says as it comes, with long names cut short."""
 
@@ -193,7 +184,15 @@ class _Command:
 
 def _show_ranks(published: Path, folder: Path) -> None:
     folder.mkdir()
-    with mounted(published.resolve(), folder) as place:
+    with ExitStack() as stack:
+        try:
+            check_namespaces()
+            place = stack.enter_context(mounted(published.resolve(), folder))
+        except ToolError as error:
+            print(
+                f"  left out: {error.headline}.\n  The file itself is complete. For this part: {error.hint}."
+            )
+            return
         how = "the kernel" if place.kind == "kernel" else "squashfuse"
         print(f"  {_short(published)} mounted once, by {how}\n")
         before = bytes_delivered(place)
@@ -202,14 +201,15 @@ def _show_ranks(published: Path, folder: Path) -> None:
     print("  rank      pid  device  mount       read  sha256 of /app/weights.bin")
     for rank in ranks:
         print(
-            f"  {rank.rank:>4}  {rank.pid:>7}  {rank.device:>6}  {rank.mount_id:>5}  {_mib(rank.size):>9}"
-            f"  {rank.sha256[:24]}"
+            f"  {rank.rank:>4}  {rank.pid:>7}  {rank.device:>6}  {rank.mount_id:>5}  "
+            f"{human_bytes(rank.size):>9}  {rank.sha256[:24]}"
         )
     _check_shared(ranks)
-    print(f"\n  {RANKS} ranks read {_mib(sum(rank.size for rank in ranks))} through one mount", end="")
+    print(f"\n  {RANKS} ranks read {human_bytes(sum(rank.size for rank in ranks))} through one mount", end="")
     if before is not None and after is not None:
         print(
-            f";\n  {_mib(after - before)} came from the file, the rest from the page cache that they share",
+            f";\n  {human_bytes(after - before)} came from the file, "
+            "the rest from the page cache that they share",
             end="",
         )
     print(".")
@@ -250,10 +250,6 @@ def _short(path: Path) -> str:
 def _for_people(text: str) -> str:
     """Paths as seen from the project and digests by their beginning, so that lines fit on a screen."""
     return _DIGEST.sub(r"\1…", text.replace(f"{PROJECT}/", ""))
-
-
-def _mib(amount: int) -> str:
-    return f"{amount / (1 << 20):.1f} MiB"
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:

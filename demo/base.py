@@ -20,12 +20,15 @@ from pathlib import Path
 import docker
 from docker.errors import DockerException
 
+from demo.engine import pull_if_missing
 from pipeline.docker.engine import Engine
 from pipeline.errors import ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.reference import Reference
 from pipeline.registry.credentials import Credentials
 from pipeline.system import process
+
+FOREIGN_BASE = "python:3.12-slim"
 
 # What no rank needs of the standard library.
 _LEFT_OUT = frozenset(
@@ -84,8 +87,19 @@ def write_rootfs(tar_path: Path) -> None:
 def push_base(engine: Engine, reference: Reference, credentials: Credentials | None) -> Digest:
     """Make the base image, push it as `reference`, and leave no copy in the engine: builds have to pull it.
 
-    Raises ToolError when the engine refuses, RegistryError when the registry does.
+    Only a Linux machine has the files of a Linux image; elsewhere the base is `FOREIGN_BASE`, which the
+    engine pulls. Raises ToolError when the engine refuses, RegistryError when the registry does.
     """
+    if sys.platform == "linux":
+        _import(engine, reference)
+    else:
+        _copy(engine, reference)
+    digest = engine.push(reference, credentials)
+    engine.untag(reference)
+    return digest
+
+
+def _import(engine: Engine, reference: Reference) -> None:
     changes = ["CMD python3", "ENV PATH=/usr/local/bin:/usr/bin:/bin PYTORCH_VERSION=0 LANG=C.UTF-8"]
     with tempfile.TemporaryDirectory(prefix="sqshpipe-base-", dir="/var/tmp") as folder:
         tar = Path(folder) / "rootfs.tar"
@@ -97,9 +111,17 @@ def push_base(engine: Engine, reference: Reference, credentials: Credentials | N
             raise ToolError(f"the Docker Engine cannot import {reference}: {error}") from error
         finally:
             client.close()
-    digest = engine.push(reference, credentials)
-    engine.untag(reference)
-    return digest
+
+
+def _copy(engine: Engine, reference: Reference) -> None:
+    client = docker.APIClient(base_url=engine.host, version="auto")
+    try:
+        pull_if_missing(client, FOREIGN_BASE, hint="the demo needs a network where it is not run on Linux")
+        client.tag(FOREIGN_BASE, reference.name, tag=reference.tag)
+    except DockerException as error:
+        raise ToolError(f"the Docker Engine cannot tag {FOREIGN_BASE}: {error}") from error
+    finally:
+        client.close()
 
 
 def _find_python() -> _Python:
@@ -122,7 +144,7 @@ def _libraries(programs: Iterable[Path]) -> set[Path]:
     ldd = process.which("ldd", hint="it comes with libc-bin")
     answer = process.run([ldd, *programs], check=False)
     if "not found" in answer.stdout:
-        raise ToolError(f"a library is missing on this machine:\n{answer.stdout}")
+        raise ToolError("a library is missing on this machine:", details=answer.stdout.splitlines())
     return {Path(match) for match in _LIBRARY.findall(answer.stdout)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import final
+
+import docker
+import docker.errors
 
 from pipeline.errors import ToolError
 
@@ -147,13 +151,27 @@ class PrivateEngine:
         ended = self._process.poll() is not None
         what = "ended at its start" if ended else f"did not answer within {patience:.0f} s"
         raise ToolError(
-            f"the private dockerd {what}:\n{self._last_lines()}", hint="run it as root on a machine or VM"
+            f"the private dockerd {what}:",
+            details=self._last_lines(),
+            hint="run it as root on a machine or VM",
         )
 
-    def _last_lines(self, count: int = 8) -> str:
+    def _last_lines(self, count: int = 8) -> list[str]:
         assert self._root is not None
         lines = (self._root / "log").read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-count:])
+        return lines[-count:]
+
+
+def pull_if_missing(client: docker.APIClient, name: str, *, hint: str) -> None:
+    """Pull the image `name` where the engine does not have it. ToolError, with `hint`, when it cannot."""
+    with contextlib.suppress(docker.errors.ImageNotFound):
+        client.inspect_image(name)  # type: ignore[no-untyped-call]
+        return
+    repository, _, tag = name.partition(":")
+    try:
+        client.pull(repository, tag=tag)
+    except docker.errors.DockerException as error:
+        raise ToolError(f"the Docker Engine cannot pull {name}: {error}", hint=hint) from error
 
 
 def _check_requirements(path: str) -> None:

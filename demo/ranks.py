@@ -40,6 +40,16 @@ def run_ranks(mounted: Mounted, world: int) -> list[Rank]:
         return [_heard(number, rank) for number, rank in enumerate(started)]
 
 
+def check_namespaces() -> None:
+    """Raises ToolError where this user may not enter an image as `run_ranks` does."""
+    unshare = process.which("unshare", hint="it comes with util-linux, which is for Linux")
+    if (
+        os.geteuid() != 0
+        and process.run([unshare, "--user", "--map-root-user", "true"], check=False).returncode
+    ):
+        raise ToolError("this system does not let users make namespaces", hint="run it as root")
+
+
 def bytes_delivered(mounted: Mounted) -> int | None:
     """How many bytes the mount's block device has given so far; None for a FUSE mount, which has none."""
     statistics = Path(f"/sys/dev/block/{os.major(mounted.device)}:{os.minor(mounted.device)}/stat")
@@ -84,7 +94,7 @@ def _heard(number: int, process_: subprocess.Popen[str]) -> Rank:
     assert process_.stderr is not None
     line = process_.stdout.readline()
     if not line:
-        raise ToolError(f"rank {number} said nothing:\n{process_.stderr.read().strip()}", hint=_hint())
+        raise ToolError(f"rank {number} printed nothing:", details=process_.stderr.read().splitlines())
     said = json.loads(line)
     return Rank(
         rank=said["rank"],
@@ -95,10 +105,6 @@ def _heard(number: int, process_: subprocess.Popen[str]) -> Rank:
         sha256=said["sha256"],
         seconds=said["seconds"],
     )
-
-
-def _hint() -> str:
-    return "" if os.geteuid() == 0 else "this system may not let users make namespaces: run it as root"
 
 
 def _root_mount(pid: int) -> int:

@@ -1,4 +1,6 @@
-"""Writes docs/reference/ from the code: python docs/generate.py, or with --check says what is out of date.
+"""Writes docs/reference/ and docs/schema/ from the code: python docs/generate.py.
+
+With --check it says what is out of date, and writes nothing.
 
 Commands come from typer, images.yaml from the pydantic models, exit codes from pipeline/errors.py, records
 from pipeline/store/record.py.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +20,13 @@ import typer
 
 from pipeline import errors
 from pipeline.cli.app import app
+from pipeline.cluster import settings as cluster_settings
 from pipeline.config.document import json_schema
 from pipeline.store.record import SCHEMA, Record
 from pipeline.store.sealed import KEY
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
+SCHEMA_FILE = "../schema/images.schema.json"
 _CHECKSUM = (
     f"`{KEY}` is the last key: the CRC-32 of all bytes before its opening quote, in eight lower-case hex",
     "digits. Records of older versions lack it and are valid. Events and channel names have the same last",
@@ -32,24 +37,26 @@ HEAD = "<!-- Made by `python docs/generate.py` from the code: change it there. -
 
 
 def pages() -> dict[str, str]:
-    """File names with what has to be in them."""
+    """File names, seen from docs/reference, with what has to be in them."""
     made = {
         "commands.md": _commands(),
         "configuration.md": _configuration(),
+        "cluster.md": _cluster(),
         "exit-codes.md": _exit_codes(),
         "records.md": _records(),
     }
-    return {name: HEAD + text for name, text in made.items()}
+    schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+    return {**{name: HEAD + text for name, text in made.items()}, SCHEMA_FILE: schema}
 
 
 def _commands() -> str:
     lines = [
         "# Commands",
         "",
-        "`sqshpipe COMMAND --help` says the same. Global: `-q`, `-v`, `--log-format json`.",
+        "`sqshpipe COMMAND --help` says the same. `-q`, `-v` stand before or after the verb,",
+        "`--log-format json` before it.",
     ]
     every = typer.main.get_command(app)
-    every.load_all()  # type: ignore[attr-defined]
     for path, command in _walk(every, "sqshpipe"):
         lines += ["", f"## {path}", "", inspect.cleandoc(command.help or "").replace("\f", ""), ""]
         rows = [row for row in map(_parameter, command.params) if row]
@@ -88,19 +95,32 @@ def _parameter(parameter: Any) -> str:
 
 
 def _configuration() -> str:
-    schema = json_schema()
-    lines = [
+    head = [
         "# images.yaml",
         "",
-        "An unknown key is an error that names the line. `sqshpipe schema` prints this as",
+        "An unknown key is an error that names the line. `sqshpipe config schema` prints this as",
     ]
-    lines += ["JSON schema. Times are `90m`, `12h`, `30d` or `2w`."]
-    order = ["ImagesFile", *schema["$defs"]]
-    for name in order:
-        model = schema if name == "ImagesFile" else schema["$defs"][name]
+    head += ["JSON schema. Times are `90m`, `12h`, `30d` or `2w`."]
+    return _schema(head, "ImagesFile", json_schema())
+
+
+def _cluster() -> str:
+    head = [
+        "# cluster.yaml",
+        "",
+        "An unknown key is an error that names the line. `sqshpipe config schema --cluster` prints this",
+    ]
+    head += ["as JSON schema, and `sqshpipe cluster init` writes a first file with comments."]
+    return _schema(head, "ClusterSettings", cluster_settings.json_schema())
+
+
+def _schema(lines: list[str], whole: str, schema: dict[str, Any]) -> str:
+    for name in [whole, *schema["$defs"]]:
+        model = schema if name == whole else schema["$defs"][name]
         if "properties" not in model:
             continue
-        lines += ["", f"## {_title(name)}", "", inspect.cleandoc(model.get("description", "")), ""]
+        title = "The file" if name == whole else _title(name)
+        lines += ["", f"## {title}", "", inspect.cleandoc(model.get("description", "")), ""]
         lines += ["| key | what | default |", "|---|---|---|"]
         required = set(model.get("required", ()))
         for key, entry in model["properties"].items():
@@ -109,7 +129,7 @@ def _configuration() -> str:
 
 
 def _title(name: str) -> str:
-    return "The file" if name == "ImagesFile" else name.removesuffix("Model")
+    return name.removesuffix("Model")
 
 
 def _key(key: str, entry: dict[str, Any], *, required: bool) -> str:
@@ -150,7 +170,7 @@ def _records() -> str:
         "",
         f"`<store>/<image>/<version>.json`, schema {SCHEMA}. It never changes. [The store]",
     ]
-    lines[-1] += "(../store.md) has the other files."
+    lines[-1] += "(../explanation/store.md) has the other files."
     lines += ["", " ".join((inspect.getdoc(Record) or "").split()), "", "| key | type |", "|---|---|"]
     types = {field.name: str(field.type) for field in dataclasses.fields(Record)}
     example = Record(image="demo", version="v1.0", platform="linux/amd64", sha256="", size=0, created="")
@@ -170,7 +190,7 @@ def main() -> int:
     for name, text in pages().items():
         path = REFERENCE / name
         if "--check" not in sys.argv:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
             late.append(name)

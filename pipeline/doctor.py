@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,15 +18,16 @@ from typing import Literal
 from pipeline.config.types import Config
 from pipeline.errors import SqshpipeError
 from pipeline.system import process
+from pipeline.system.mountinfo import existing, mount_of
 from pipeline.system.workers import each
+from pipeline.text import human_bytes
 
 Status = Literal["ok", "warn", "fail"]
 
-_GIB = 1 << 30
-# An NGC image is about 10 GiB of compressed layers, 25 GiB unpacked, and as much again as a .sqsh.
-_SCRATCH_GIB = 60
-_CACHE_GIB = 30
-_NETWORK_KINDS = frozenset({"nfs", "nfs4", "lustre", "cifs", "ceph", "gpfs", "beegfs", "fuse.sshfs", "9p"})
+_GB = 10**9
+# An NGC image is about 10 GB of compressed layers, 25 GB unpacked, and as much again as a .sqsh.
+_SCRATCH_GB = 60
+_CACHE_GB = 30
 _TIMEOUT = 20.0
 _NAMED = 3  # differences of repositories that the line names
 
@@ -49,8 +50,8 @@ def examine(config: Config | None, problem: SqshpipeError | None = None) -> tupl
     checks += [lambda: _scanner(config), _slurm]
     if config is not None:
         checks += [
-            lambda: _space("scratch", config.scratch, _SCRATCH_GIB, "SQSHPIPE_SCRATCH", local=True),
-            lambda: _space("cache", config.cache, _CACHE_GIB, "SQSHPIPE_CACHE", local=False),
+            lambda: _space("scratch", config.scratch, _SCRATCH_GB, "SQSHPIPE_SCRATCH", local=True),
+            lambda: _space("cache", config.cache, _CACHE_GB, "SQSHPIPE_CACHE", local=False),
             lambda: _registry(config),
         ]
     if config is not None and config.registry.ecr is not None:
@@ -163,21 +164,21 @@ def _optional(tool: str, use: str) -> Check:
     return Check(name=tool, status="warn", found="not installed", advice=f"{use}: install {tool}")
 
 
-def _space(name: str, place: Path, wanted_gib: int, variable: str, *, local: bool) -> Check:
-    existing = _existing(place)
-    if not os.access(existing, os.W_OK):
+def _space(name: str, place: Path, wanted_gb: int, variable: str, *, local: bool) -> Check:
+    there = existing(place)
+    if not os.access(there, os.W_OK):
         advice = f"set {variable} to a folder that you may write"
         return Check(name=name, status="fail", found=f"{place} cannot be written", advice=advice)
-    free = shutil.disk_usage(existing).free
-    kind = filesystem(existing)
-    found = f"{place}, {kind}, {free / _GIB:.1f} GiB free"
-    if local and kind in _NETWORK_KINDS:
+    free = shutil.disk_usage(there).free
+    mount = mount_of(there)
+    found = f"{place}, {mount.type}, {human_bytes(free)} free"
+    if local and mount.is_shared:
         advice = f"whiteouts and many small files do badly there: set {variable} to local disk"
         return Check(name=name, status="warn", found=found, advice=advice)
-    if free < _GIB:
+    if free < _GB:
         return Check(name=name, status="fail", found=found, advice=f"free space, or set {variable}")
-    if free < wanted_gib * _GIB:
-        advice = f"an NGC image wants {wanted_gib} GiB here: set {variable} to a larger disk"
+    if free < wanted_gb * _GB:
+        advice = f"an NGC image wants {wanted_gb} GB here: set {variable} to a larger disk"
         return Check(name=name, status="warn", found=found, advice=advice)
     return Check(name=name, status="ok", found=found)
 
@@ -236,36 +237,6 @@ def _store(config: Config) -> list[Check]:
         wrong = [one for one in findings if one.level == level]
         checks += [Check(name="store", status=level, found=one.found, advice=one.advice) for one in wrong]
     return checks
-
-
-def filesystem(path: Path) -> str:
-    """The kind of file system that ``path`` is on, such as ext4 or lustre; ``unknown`` without /proc."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "unknown"
-    best, kind = "", "unknown"
-    resolved = str(path.resolve())
-    for mount, found in _mounts(lines):
-        inside = resolved == mount or resolved.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, found
-    return kind
-
-
-def _mounts(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """Mount point and kind of each line (proc(5), mountinfo); spaces are written as octal there."""
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        fields, kinds = left.split(), right.split()
-        if len(fields) > 4 and kinds:
-            yield fields[4].replace("\\040", " "), kinds[0]
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
 
 
 def _there(tool: str) -> bool:

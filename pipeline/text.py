@@ -1,4 +1,5 @@
-"""Text that others wrote, as one line that can neither move, hide nor reorder its surroundings.
+"""Text for people: what others wrote, as one line that neither moves, hides nor reorders its surroundings,
+and amounts.
 
 Others are everybody but this program: registries, scanners, tools, Slurm, other users' leases and records,
 file names, a fork's images.yaml. Whatever they wrote is one line here, whatever line breaks it holds.
@@ -7,6 +8,8 @@ file names, a fork's images.yaml. Whatever they wrote is one line here, whatever
 from __future__ import annotations
 
 import re
+import time
+from datetime import datetime, timezone
 
 _LONGEST = 400
 _TAB = 8
@@ -50,3 +53,39 @@ def markdown(value: object, *, longest: int = _LONGEST) -> str:
 def code(value: object, *, longest: int = _LONGEST) -> str:
     """`value` as a code span of Markdown, which nothing in it can end; also within a table."""
     return "`" + shown(value, longest=longest).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def short(digest: object) -> str:
+    """The first 12 digits of a digest or key, after its ``sha256:`` if it has one, as people compare them."""
+    text = shown(digest)
+    head, colon, tail = text.rpartition(":")
+    return f"{head}{colon}{tail[:12]}" if len(tail) > 12 else text
+
+
+def utc(moment: datetime | float | None = None) -> str:
+    """A time (seconds since 1970 or with a time zone; now) in UTC, ISO 8601: ``2026-01-31T12:00:00Z``."""
+    if not isinstance(moment, datetime):
+        moment = datetime.fromtimestamp(time.time() if moment is None else moment, timezone.utc)
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def human_bytes(amount: int) -> str:
+    """`amount` bytes in decimal units (kB is 1000), as disks and registries count them: ``1.5 GB``."""
+    value = float(amount)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """``0.3 s``, ``12 s``, ``3 m 05 s``, ``1 h 02 m``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} m"

@@ -22,7 +22,7 @@ from pipeline.attest.sbom import make_sbom
 from pipeline.authn import place_of
 from pipeline.errors import SqshpipeError
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import CredentialsProvider, credentials_for
 from pipeline.registry.referrers import attach, referrers
 from pipeline.scan.rescan import image_of

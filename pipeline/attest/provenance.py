@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.store.record import Record
+from pipeline.store.record import Record, mapping
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
@@ -20,7 +20,7 @@ MEDIA_TYPE = "application/vnd.in-toto+json"
 def statement(record: Record, *, builder: str = "") -> dict[str, Any]:
     """The statement about the release's .sqsh; ``builder`` names who ran it (a workflow's address, a
     host)."""
-    inputs = _mapping(record.provenance.get("inputs"))
+    inputs = mapping(record.provenance.get("inputs"))
     version = record.provenance.get("sqshpipe")
     return {
         "_type": STATEMENT,
@@ -33,7 +33,7 @@ def statement(record: Record, *, builder: str = "") -> dict[str, Any]:
                     "image": record.image,
                     "version": record.version,
                     "platform": record.platform,
-                    "buildArgs": dict(_mapping(inputs.get("args"))),
+                    "buildArgs": dict(mapping(inputs.get("args"))),
                     "target": inputs.get("target"),
                 },
                 "internalParameters": {
@@ -78,7 +78,3 @@ def _dependencies(record: Record, inputs: Mapping[str, Any]) -> list[dict[str, A
 def _digest(entry: Mapping[str, str]) -> dict[str, str]:
     algorithm, _, value = entry.get("digest", "").partition(":")
     return {algorithm: value} if value else {}
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""The least that each role needs in IAM, as policy documents (pure). docs/ecr.md explains them."""
+"""The least that each role needs in IAM, as policy documents (pure); see docs/explanation/ecr.md."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class S3Bucket:
                 self._client.abort_multipart_upload(**target)
                 raise VerificationError(
                     f"{path} has sha256 {digest.hexdigest()}, its record says {sha256}",
-                    hint="run sqshpipe scrub at the source",
+                    hint="run sqshpipe store scrub at the source",
                 )
             self._client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
 

@@ -17,7 +17,7 @@ from pipeline.errors import SqshpipeError
 from pipeline.image.pin import find
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import CredentialsProvider, credentials_provider
 from pipeline.system.workers import each
 

@@ -20,7 +20,7 @@ from pipeline.config.types import Config, ImageSpec
 from pipeline.config.yamlfile import Document, read
 from pipeline.errors import ConfigError, PublishError, SqshpipeError
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.tags import known_tags
 from pipeline.system.atomic import replace as replace_file
 from pipeline.system.workers import each

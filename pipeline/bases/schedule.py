@@ -1,81 +1,193 @@
-"""What runs the refresh on a cluster without Actions: systemd units and a crontab line, as text."""
+"""Timers for the regular work on a cluster that has no CI: systemd units or crontab lines, as text.
+
+Five jobs: refresh the bases, prune old releases, scrub the bytes, rescan what is published, write the report.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+_UNITS = "/etc/systemd/system"
+_CRON = "/etc/cron.d/sqshpipe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """``command`` is run in ``folder`` as ``user``.
+    """What the timers run, where, and as whom.
 
-    ``environment`` is a file of NAME=value lines, for the registries' passwords and what else a login shell
-    would have; it need not exist.
+    `program` is the argv of sqshpipe itself, without a verb. `config` is images.yaml; the jobs run in its
+    folder, and `page`, the HTML report, is relative to it. Where `store` and `registry` are not given,
+    images.yaml names them. `environment` is a file of NAME=value lines, for example with the passwords of
+    registries; it may be missing. All paths but `page` are absolute.
     """
 
-    command: Sequence[str | Path]
-    folder: Path
+    program: Sequence[str | Path]
+    config: Path
     user: str
+    store: Path | None = None
+    registry: str = ""
+    page: Path = Path("report.html")
     environment: Path = Path("/etc/sqshpipe.env")
+
+    @property
+    def folder(self) -> Path:
+        """The folder in which every job runs."""
+        return self.config.parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One regular job. `calendar` is for systemd (OnCalendar=), `cron` the five fields of a crontab.
+
+    `confined` jobs read and write the store and nothing else. A job that builds images is not confined: it
+    needs Docker, set-user-ID helpers and namespaces.
+    """
+
+    name: str
+    verb: tuple[str, ...]
+    purpose: str
+    calendar: str
+    cron: str
+    limit: str
+    registry: bool = False
+    confined: bool = True
+
+
+# No two start at the same minute. Prune runs before scrub, so that scrub does not read what is then deleted.
+_JOBS = (
+    _Job(
+        name="refresh",
+        verb=("refresh", "--rebuild"),
+        purpose="Follow the bases, and release the images that they affect",
+        calendar="*-*-* 00/6:17:00",
+        cron="17 */6 * * *",
+        limit="12h",
+        registry=True,
+        confined=False,
+    ),
+    _Job(
+        name="prune",
+        verb=("store", "prune"),
+        purpose="Hide and delete old releases that nobody uses",
+        calendar="*-*-* 02:41:00",
+        cron="41 2 * * *",
+        limit="2h",
+    ),
+    _Job(
+        name="scrub",
+        verb=("store", "scrub"),
+        purpose="Read every release back and compare checksums",
+        calendar="Sun *-*-* 03:23:00",
+        cron="23 3 * * 0",
+        limit="20h",
+    ),
+    _Job(
+        name="rescan",
+        verb=("store", "rescan"),
+        purpose="Scan published releases for new vulnerabilities",
+        calendar="*-*-* 05:07:00",
+        cron="7 5 * * *",
+        limit="4h",
+        registry=True,
+    ),
+    _Job(
+        name="report",
+        verb=("report",),
+        purpose="Write the HTML page about the store",
+        calendar="*-*-* 06:29:00",
+        cron="29 6 * * *",
+        limit="1h",
+    ),
+)
+
+# systemd.exec(5). The jobs use the network (registries, slurmctld, munge's socket) and their own scratch.
+_CONFINEMENT = (
+    "NoNewPrivileges=yes",
+    "ProtectSystem=strict",
+    "PrivateTmp=yes",
+    "ProtectClock=yes",
+    "ProtectControlGroups=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "CapabilityBoundingSet=",
+    "LockPersonality=yes",
+    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+    "RestrictNamespaces=yes",
+    "RestrictRealtime=yes",
+    "RestrictSUIDSGID=yes",
+    "SystemCallArchitectures=native",
+    "# The only folder outside of ReadWritePaths that stays: caches of sqshpipe and of the scanner.",
+    "CacheDirectory=sqshpipe",
+    "Environment=XDG_CACHE_HOME=%C/sqshpipe",
+)
 
 
 def systemd(schedule: Schedule) -> str:
-    """A service and its timer, parted by comments that say where each belongs."""
-    command = " ".join(_systemd_word(str(word)) for word in schedule.command)
-    lines = [
-        "# /etc/systemd/system/sqshpipe-refresh.service",
-        "[Unit]",
-        "Description=Rebuild images whose base has moved",
-        "Wants=network-online.target",
-        "After=network-online.target remote-fs.target",
-        "",
-        "[Service]",
-        "Type=oneshot",
-        f"User={schedule.user}",
-        f"WorkingDirectory={_percent(str(schedule.folder))}",
-        "# Passwords and settings that only this user may read, such as NGC_API_KEY=…; it may be missing.",
-        f"EnvironmentFile=-{_percent(str(schedule.environment))}",
-        f"ExecStart={command}",
-        "Nice=10",
-        "IOSchedulingClass=idle",
-        "TimeoutStartSec=12h",
-        "",
-        "# /etc/systemd/system/sqshpipe-refresh.timer",
-        "[Unit]",
-        "Description=Look for moved bases four times a day",
-        "",
-        "[Timer]",
-        "OnCalendar=*-*-* 00/6:00:00",
-        "# Not every cluster at the same second.",
-        "RandomizedDelaySec=30min",
-        "Persistent=true",
-        "",
-        "[Install]",
-        "WantedBy=timers.target",
-        "",
-        "# systemctl daemon-reload && systemctl enable --now sqshpipe-refresh.timer",
-    ]
-    return "\n".join(lines) + "\n"
+    """A service and a timer for each job. A comment before each unit names its file."""
+    units = "\n".join("\n".join(_service(job, schedule)) + "\n" for job in _JOBS)
+    timers = " ".join(f"sqshpipe-{job.name}.timer" for job in _JOBS)
+    return f"{units}\n# systemctl daemon-reload && systemctl enable --now {timers}\n"
 
 
 def crontab(schedule: Schedule) -> str:
-    """One line for /etc/cron.d/sqshpipe; flock keeps a slow run from being overtaken by the next."""
-    command = shlex.join(str(word) for word in schedule.command)
+    """The content of /etc/cron.d/sqshpipe: a line for each job; what still runs is not started again."""
+    head = [f"# {_CRON}: its lines name the user, so it is no crontab of a user.", "SHELL=/bin/sh"]
+    lines = [line for job in _JOBS for line in (f"# {job.purpose}", _cron_line(job, schedule))]
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def _service(job: _Job, schedule: Schedule) -> Iterator[str]:
+    unit = f"{_UNITS}/sqshpipe-{job.name}"
+    yield from (f"# {unit}.service", "[Unit]", f"Description={job.purpose}")
+    yield from ("Wants=network-online.target", "After=network-online.target remote-fs.target")
+    folders = [schedule.folder, *([schedule.store] if schedule.store else [])]
+    places = " ".join(_systemd_quoted(str(folder)) for folder in folders)
+    yield from (f"RequiresMountsFor={places}", "", "[Service]", "Type=oneshot", f"User={schedule.user}")
+    yield f"WorkingDirectory={_percent(str(schedule.folder))}"
+    yield "# Passwords and settings that only this user may read, such as NGC_API_KEY=…; it may be missing."
+    yield f"EnvironmentFile=-{_percent(str(schedule.environment))}"
+    yield "ExecStart=" + " ".join(_systemd_quoted(word).replace("$", "$$") for word in _argv(job, schedule))
+    yield from ("Nice=10", "IOSchedulingClass=idle", f"TimeoutStartSec={job.limit}", "UMask=0022")
+    if job.confined:
+        yield from (*_CONFINEMENT, f"ReadWritePaths={places}")
+    else:
+        yield "# It builds images: Docker, enroot's set-user-ID helpers and namespaces must work."
+        yield "ProtectSystem=full"
+    yield from ("", f"# {unit}.timer", "[Unit]", f"Description={job.purpose}", "", "[Timer]")
+    yield from (f"OnCalendar={job.calendar}", "# Not every cluster at the same second.")
+    yield from ("RandomizedDelaySec=10min", "Persistent=true", "", "[Install]", "WantedBy=timers.target")
+
+
+def _cron_line(job: _Job, schedule: Schedule) -> str:
     file = shlex.quote(str(schedule.environment))
     settings = f"set -a; [ ! -r {file} ] || . {file}; set +a"
-    run = f"cd {shlex.quote(str(schedule.folder))} && exec flock -n .sqshpipe-refresh.lock {command}"
-    line = f"{settings}; {run}"
+    lock = f"flock -n .sqshpipe-{job.name}.lock"
+    run = f"cd {shlex.quote(str(schedule.folder))} && exec {lock} {shlex.join(_argv(job, schedule))}"
     # In a crontab a bare % is a newline.
-    return f"17 */6 * * * {schedule.user} {line.replace('%', chr(92) + '%')}\n"
+    line = f"{settings}; {run}".replace("%", "\\%")
+    return f"{job.cron} {schedule.user} {line}"
 
 
-def _systemd_word(word: str) -> str:
-    """Quoted as systemd.service(5) wants it: its own escapes, no shell."""
-    escaped = _percent(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
-    return f'"{escaped}"' if any(character in word for character in " \t\"'\\;") else escaped
+def _argv(job: _Job, schedule: Schedule) -> list[str]:
+    words = [*(str(word) for word in schedule.program), *job.verb, "--config", str(schedule.config)]
+    if job.name == "report":
+        words += ["-o", str(schedule.page)]
+    if schedule.store is not None:
+        words += ["--store", str(schedule.store)]
+    if job.registry and schedule.registry:
+        words += ["--registry", schedule.registry]
+    return words
+
+
+def _systemd_quoted(text: str) -> str:
+    """Quoted as systemd.service(5) asks for; a command line also needs $ doubled."""
+    escaped = _percent(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"' if any(character in text for character in " \t\"'\\;") else escaped
 
 
 def _percent(text: str) -> str:

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ import structlog
 from pipeline.config.types import Config, ImageSpec, SlurmSettings
 from pipeline.errors import ConfigError, SqshpipeError
 from pipeline.system import process, self_command
+from pipeline.system.parallel import Crew
 
 log = structlog.get_logger()
 
@@ -169,12 +170,14 @@ class LocalExecutor:
             waiting.pop(ended.task.image, None)
             done(ended)
 
-        with ThreadPoolExecutor(max_workers=max(1, min(self.limit, len(tasks)))) as pool:
+        # longer than process.run waits before it kills: no run of ours stays behind
+        patience = process.TERM_GRACE + process.ORPHAN_GRACE + 1
+        with Crew(min(self.limit, len(tasks)), name="image", patience=patience) as crew:
             try:
                 while unfinished:
                     for task in [task for task in waiting.values() if unfinished.isdisjoint(task.after)]:
                         del waiting[task.image]
-                        running.add(pool.submit(_run_here, task, stop))
+                        running.add(crew.submit(_run_here, task, stop))
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     for ended in (future.result() for future in finished):
                         end(ended)
@@ -182,7 +185,6 @@ class LocalExecutor:
                             end(kept)
             except BaseException:
                 stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
 

@@ -1,6 +1,6 @@
 """The command line: the only place that prints results and exits.
 
-`pipeline.cli.verbs` knows where each verb is written; heavy imports happen inside the verbs, so that
+Here is the tree of verbs. Modules of verbs import nothing heavy at their top, so that
 ``sqshpipe resolve`` starts fast.
 """
 
@@ -11,45 +11,112 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.cli import options, output, streams, variables
-from pipeline.cli.verbs import Verbs
+from pipeline import __version__
+from pipeline.cli import (
+    attest,
+    cache,
+    ci,
+    cluster,
+    config,
+    convert,
+    doctor,
+    ecr,
+    init,
+    job,
+    node,
+    options,
+    output,
+    plan,
+    refresh,
+    registry,
+    release,
+    releases,
+    report,
+    run,
+    scan,
+    schedule,
+    squashfs,
+    store,
+    streams,
+    variables,
+)
+from pipeline.cli.verbs import Page, Verbs
 from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError, ToolError
 from pipeline.system.memory import out_of_memory
 
-app = typer.Typer(
+app = Verbs(
+    "From a Dockerfile to an immutable, versioned .sqsh that every rank shares.",
     name="sqshpipe",
-    cls=Verbs,
-    help="From a Dockerfile to an immutable, versioned .sqsh that every rank shares.",
-    epilog="First steps: `sqshpipe init`, `sqshpipe lock`, `sqshpipe release my-training --tag v1.0`. "
-    "On a cluster: `srun --container-image=$(sqshpipe resolve my-training) …`. "
-    "`sqshpipe VERB --help` tells more of each, with an example.",
-    rich_markup_mode="markdown",
+    cls=Page,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+for path in (
+    release.release,
+    plan.plan,
+    plan.lock,
+    refresh.refresh,
+    convert.convert,
+    convert.verify,
+    scan.scan,
+    init.init,
+    doctor.doctor,
+):
+    app.command(rich_help_panel="From Dockerfile to .sqsh")(path)
+app.command("list", rich_help_panel="Releases")(releases.list_releases)
+for about in (
+    releases.show,
+    releases.resolve,
+    report.diff,
+    report.report,
+    releases.promote,
+    releases.rollback,
+    releases.yank,
+    releases.keep,
+    releases.history,
+    run.run,
+):
+    app.command(rich_help_panel="Releases")(about)
+for name, group in {
+    "store": store.store,
+    "node": node.node,
+    "cluster": cluster.cluster,
+    "job": job.job,
+    "registry": registry.registry_verbs,
+    "ecr": ecr.ecr,
+    "attest": attest.attest,
+    "squashfs": squashfs.squashfs,
+    "cache": cache.cache,
+    "config": config.config,
+    "schedule": schedule.schedule,
+}.items():
+    app.add_typer(group, name=name, rich_help_panel="Groups of verbs")
+app.add_typer(ci.ci, name="ci", hidden=True)
 
-# These answer within a job script: they log nothing, so they need not wait for structlog to load.
-_SILENT_VERBS = {"resolve", "list", "show", "diff"}
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        output.data(f"sqshpipe {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _global_options(
-    context: typer.Context,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     log_format: options.LogFormatOption = options.LogFormat.text,
+    version: Annotated[  # noqa: ARG001 - its callback ends the run
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
 ) -> None:
     output.configure(quiet=quiet, verbose=verbose, json_log=log_format is options.LogFormat.json)
     variables.warn_of_misspelt(os.environ)
-    if context.invoked_subcommand not in _SILENT_VERBS:
-        from pipeline.cli import logs
-
-        logs.begin()
 
 
 class _Terminated(BaseException):
@@ -57,7 +124,7 @@ class _Terminated(BaseException):
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C. A KeyboardInterrupt would be typer's, which ends without a word."""
+    """Ctrl-C. A KeyboardInterrupt would be typer's, which ends without a message."""
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -77,8 +144,8 @@ def main() -> NoReturn:
             signal.signal(signal.SIGINT, _on_sigint)
         streams.prepare()
         code = streams.finish(_run())
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and told: a late Ctrl-C changes nothing
-    except _Interrupted:  # while an end was told
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and printed: a late Ctrl-C changes nothing
+    except _Interrupted:  # while the end was reported
         code = EXIT_SIGINT
     except _Terminated:
         code = EXIT_SIGTERM
@@ -173,4 +240,4 @@ def _refused_by_system(error: OSError) -> int:
 
 def _help_hint(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
-    return f"{context.command_path if context else 'sqshpipe'} --help tells more"
+    return f"{context.command_path if context else 'sqshpipe'} --help says more"

@@ -7,31 +7,32 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import options, output
-from pipeline.cli.store import Platform, host_platform, open_store
+from pipeline.cli.stores import host_platform, open_store
+from pipeline.cli.verbs import Verbs
 from pipeline.errors import ConfigError
 
 KeyOption = Annotated[
     str, typer.Option("--key", envvar="SQSHPIPE_KEY", help="PEM file, or awskms:KEY-ID of a key in AWS KMS.")
 ]
-attest_verbs = typer.Typer(help="Signatures over releases.", no_args_is_help=True)
+attest = Verbs("Provenance, SBOM and signature of a release.")
 
 
-@attest_verbs.command("image")
-def image(
-    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
+@attest.command()
+def create(
+    name: options.ReleaseName,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     no_sign: Annotated[bool, typer.Option("--no-sign", help="Only provenance and SBOM.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a release's provenance and SBOM, attach them to its image in the registry, and sign that.
+    """Write provenance and SBOM, attach them to the image in the registry, and sign it.
 
-    What is there already stays. Example: sqshpipe attest image megatron-training:v1.0 --store /fsx/containers
+    Example: sqshpipe attest create megatron-training:v1.0 --store /fsx/containers
     """
     from pipeline.attest import attest as stage
     from pipeline.bases.clients import Clients
     from pipeline.config.reading import load
-    from pipeline.registry import RegistryClient
+    from pipeline.registry.client import RegistryClient
 
     opened = open_store(store, config)
     release = opened.resolve(name, host_platform())
@@ -59,39 +60,39 @@ def image(
         output.data(f"{release.name}: {made.sentence}")
 
 
-@attest_verbs.command("sign")
+@attest.command()
 def sign(
-    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
+    name: options.ReleaseName,
     key: KeyOption,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: Platform = None,
+    platform: options.HostPlatform = None,
 ) -> None:
     """Sign the record of a release; prints the path of the signature."""
     from pipeline.attest import signing
-    from pipeline.store import attest
+    from pipeline.store import attest as stored
 
     opened = open_store(store, config)
     release = opened.resolve(name, platform or host_platform())
-    output.data(str(attest.sign(opened.layout, release, signing.open_signer(key))))
+    output.data(str(stored.sign(opened.layout, release, signing.open_signer(key))))
 
 
-@attest_verbs.command("verify")
+@attest.command()
 def verify(
-    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION")],
+    name: options.ReleaseName,
     key: KeyOption,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: Platform = None,
+    platform: options.HostPlatform = None,
     record_only: Annotated[bool, typer.Option("--record-only", help="Do not read the bytes back.")] = False,
 ) -> None:
-    """Check that this key signed the record, and that the bytes are what it names; exit code 7 when not."""
+    """Check that this key signed the record and the bytes; exit with 7 if not."""
     from pipeline.attest import signing
-    from pipeline.store import attest
+    from pipeline.store import attest as stored
 
     opened = open_store(store, config)
     release = opened.resolve(name, platform or host_platform())
-    signature = attest.verify(opened.layout, release, [signing.open_key(key)])
+    signature = stored.verify(opened.layout, release, [signing.open_key(key)])
     if not record_only:
-        attest.read_back(release)
+        stored.read_back(release)
     output.data(str(signature))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli import options, output
+from pipeline.cli.verbs import Verbs
 from pipeline.errors import ConfigError, SqshpipeError, ToolError
 from pipeline.system import untrusted
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.github.event import Run
     from pipeline.image.push import PushedImage
 
-ci = typer.Typer(help="What the GitHub workflows call.", no_args_is_help=True)
+ci = Verbs("What the GitHub workflows call.")
 
 Name = Annotated[str, typer.Argument(help="An image of images.yaml.", show_default=False)]
 Version = Annotated[str, typer.Option("--tag", "-t", help="The version.")]
@@ -141,29 +142,6 @@ def publish(
     opening.teller.summary()
     _outputs({"path": str(path)})
     output.data_path(path)
-
-
-@ci.command()
-def trust(
-    repository: Annotated[str, typer.Argument(help="OWNER/NAME at GitHub.", show_default=False)],
-    account: Annotated[str, typer.Option("--account", help="The AWS account, 12 digits.")],
-    refs: Annotated[
-        list[str] | None, typer.Option("--ref", help="Branches and tags that may publish, as refs/….")
-    ] = None,
-    partition: Annotated[str, typer.Option("--partition", help="aws, aws-cn or aws-us-gov.")] = "aws",
-) -> None:
-    """Print the trust policies of the roles that the workflows assume, and the set-up they need."""
-    from pipeline.github.trust import Trust
-
-    wanted = {"refs": tuple(refs)} if refs else {}
-    made = Trust(repository=repository, account=account, partition=partition, **wanted)
-    output.data_json(
-        {
-            "build": made.policy("build"),
-            "publish": made.policy("publish"),
-            "once": made.subject_setup(),
-        }
-    )
 
 
 def _run_from_environment(config: Path) -> Run:

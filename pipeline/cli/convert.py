@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import options, output
+from pipeline.text import short
 
 if TYPE_CHECKING:
     from pipeline.config.types import ConvertOptions
@@ -45,7 +46,6 @@ Output = Annotated[
     Path, typer.Option("--output", "-o", help="The .sqsh to make.", show_default=False, dir_okay=False)
 ]
 Converter = Annotated[ConverterChoice, typer.Option("--converter", help="How to make it.")]
-PlatformOption = Annotated[str, typer.Option("--platform", help="Which of an image's platforms.")]
 CompressorOption = Annotated[CompressorChoice, typer.Option("--compressor", help="Of the .sqsh.")]
 ZstdLevel = Annotated[int, typer.Option("--zstd-level", min=1, max=22, help="How hard to compress.")]
 BlockSizeText = Annotated[str, typer.Option("--block-size", help="Of the .sqsh: 4K to 1M.")]
@@ -63,7 +63,7 @@ def convert(
     source: Source,
     file: Output,
     converter: Converter = ConverterChoice.auto,
-    platform: PlatformOption = "linux/amd64",
+    platform: options.Platform = options.DEFAULT_PLATFORM,
     compressor: CompressorOption = CompressorChoice.zstd,
     zstd_level: ZstdLevel = 3,
     block_size: BlockSizeText = "128K",
@@ -72,6 +72,7 @@ def convert(
     max_unpacked: MaxUnpacked = "1T",
     max_ratio: MaxRatio = 250,
     force: Force = False,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
     as_json: options.Json = False,
 ) -> None:
     """Make a .sqsh of an image, read it back, and print its path.
@@ -79,12 +80,12 @@ def convert(
     Example: sqshpipe convert docker://nvcr.io/nvidia/pytorch:24.01-py3 -o pytorch.sqsh
     """
     from pipeline.cli.progress import Teller
+    from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert import convert as stage
     from pipeline.convert.sources import opened_source
     from pipeline.convert.verify import verify as verify_file
     from pipeline.errors import ConfigError
     from pipeline.oci.platform import Platform
-    from pipeline.system.scratch import default_cache, default_scratch
 
     if file.exists() and not force:
         raise ConfigError(f"{file} exists", hint="choose another --output, or give --force to replace it")
@@ -92,7 +93,7 @@ def convert(
         converter, compressor, zstd_level, block_size, keep_owners=keep_owners, keep_xattrs=keep_xattrs
     )
     limits = _limits(max_unpacked, max_ratio)
-    scratch, teller = default_scratch(), Teller()
+    scratch, teller = scratch_folder(config), Teller()
     with _unverified(file) as unverified:
         with teller.stage("convert") as meter:
             with opened_source(source, Platform.parse(platform), scratch=scratch, meter=meter) as image:
@@ -101,11 +102,11 @@ def convert(
                     chosen,
                     output=unverified,
                     scratch=scratch,
-                    cache=default_cache(),
+                    cache=cache_folder(config),
                     limits=limits,
                     meter=meter,
                 )
-            teller.result(f"{made.converter.name}, sha256:{made.sha256[:12]}")
+            teller.result(f"{made.converter.name}, sha256:{short(made.sha256)}")
         with teller.stage("verify") as meter:
             verified = verify_file(made, meter)
             teller.result(f"{len(made.tree)} entries read back, as in the image")
@@ -146,12 +147,13 @@ def _unverified(file: Path) -> Iterator[Path]:
 def verify(
     file: File,
     source: Source,
-    platform: PlatformOption = "linux/amd64",
+    platform: options.Platform = options.DEFAULT_PLATFORM,
     keep_owners: KeepOwners = False,
     keep_xattrs: KeepXattrs = False,
     enroot: Annotated[bool, typer.Option("--enroot", help="Made by enroot: allow its differences.")] = False,
     max_unpacked: MaxUnpacked = "1T",
     max_ratio: MaxRatio = 250,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
     as_json: options.Json = False,
 ) -> None:
     """Read a .sqsh back entirely and compare it with an image.
@@ -159,23 +161,25 @@ def verify(
     Example: sqshpipe verify pytorch.sqsh docker://nvcr.io/nvidia/pytorch:24.01-py3
     """
     from pipeline.cli.progress import Teller
+    from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert.sources import opened_source
     from pipeline.convert.unpack import Keep
     from pipeline.convert.verify import described
     from pipeline.convert.verify import verify as verify_file
     from pipeline.oci.platform import Platform
-    from pipeline.system.scratch import default_cache, default_scratch
 
     limits, teller = _limits(max_unpacked, max_ratio), Teller()
     with teller.stage("verify") as meter:
-        with opened_source(source, Platform.parse(platform), scratch=default_scratch(), meter=meter) as image:
+        with opened_source(
+            source, Platform.parse(platform), scratch=scratch_folder(config), meter=meter
+        ) as image:
             keep = Keep(owners=keep_owners, xattrs=keep_xattrs)
             expected = described(
                 file,
                 image,
                 keep=keep,
                 by_enroot=enroot,
-                cache=default_cache(),
+                cache=cache_folder(config),
                 limits=limits,
                 meter=meter,
             )

@@ -16,7 +16,10 @@ def doctor(
     registry: options.Registry = None,
     as_json: options.Json = False,
 ) -> None:
-    """Check tools, space, daemon, registry and store; exit with 3 if something needed is missing."""
+    """Check tools, space, daemon, registry and store of this machine.
+
+    The exit code is 3 if something that is needed is missing.
+    """
     from pipeline.config.reading import load
     from pipeline.doctor import examine
 

@@ -1,4 +1,4 @@
-"""The registry side of images.yaml: ECR repositories, their IAM policies, and mirroring by hand."""
+"""Amazon ECR: repositories, their IAM policies, and the roles of the workflows."""
 
 from __future__ import annotations
 
@@ -7,30 +7,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import options, output
+from pipeline.cli.verbs import Verbs
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
 
 if TYPE_CHECKING:
     from pipeline.config.types import Config, EcrSettings
     from pipeline.image.repository import Difference
 
-Names = Annotated[list[str] | None, typer.Argument(help="Images; all of images.yaml if none is named.")]
-ecr = typer.Typer(no_args_is_help=True, help="Repositories in Amazon ECR and who may use them.")
+ecr = Verbs("Repositories in Amazon ECR and who may use them.")
 
 
 @ecr.command()
 def apply(
-    names: Names = None,
+    names: options.Images = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell; exit with 10 if something would change.")
-    ] = False,
+    dry_run: options.DryRun = False,
     registry_scanning: Annotated[
         bool,
         typer.Option("--registry-scanning", help="Also the account's scanning: it has its price."),
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Make the ECR repositories of images.yaml, and mend those that differ from it."""
+    """Create the ECR repositories of images.yaml, and correct those that differ."""
     from pipeline.aws.ecr import Ecr
     from pipeline.config.reading import load
     from pipeline.image import repository
@@ -86,41 +84,27 @@ def policy(
     )
 
 
-def mirror(
-    names: Names = None,
-    config: options.ConfigFile = options.DEFAULT_CONFIG,
-    registry: options.Registry = None,
-    all_platforms: Annotated[
-        bool, typer.Option("--all-platforms", help="The whole index, so that its digest stays the same.")
-    ] = False,
+@ecr.command()
+def trust(
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME at GitHub.", show_default=False)],
+    account: Annotated[str, typer.Option("--account", help="The AWS account, 12 digits.")],
+    refs: Annotated[
+        list[str] | None, typer.Option("--ref", help="Branches and tags that may publish, as refs/….")
+    ] = None,
+    partition: Annotated[str, typer.Option("--partition", help="aws, aws-cn or aws-us-gov.")] = "aws",
 ) -> None:
-    """Copy bases into our registry as they are; prints repository@digest of each.
+    """Print the trust policies of the roles that the workflows assume."""
+    from pipeline.github.trust import Trust
 
-    Without a name: every image of images.yaml that has no Dockerfile.
-    """
-    from pipeline.bases.clients import Clients
-    from pipeline.cli.progress import Teller
-    from pipeline.config.lock import read_lock
-    from pipeline.config.reading import load
-    from pipeline.image import mirror as stage
-    from pipeline.image import repository as repositories
-    from pipeline.image.pin import pin
-
-    settings = load(config, registry=registry)
-    specs = [spec for spec in settings.select(names or ()) if names or spec.mirrored]
-    lock = read_lock(settings.lock_path)
-    with Clients(settings) as clients:
-        for spec in specs:
-            repository = settings.registry.repository(spec.name)
-            repositories.prepare(settings.registry, repository)
-            base = pin(spec.base, spec.platform, lock, clients)
-            source, target = clients(spec.base.registry), clients(repository.registry)
-            teller = Teller()
-            with teller.stage("mirror") as meter:
-                pushed = stage.mirror(base, repository, source, target, meter, all_platforms=all_platforms)
-                teller.result("was there already" if pushed.adopted else str(pushed.digest))
-            kept = base.index_digest if all_platforms and base.index_digest else pushed.digest
-            output.data(str(repository.with_digest(kept)))
+    wanted = {"refs": tuple(refs)} if refs else {}
+    made = Trust(repository=repository, account=account, partition=partition, **wanted)
+    output.data_json(
+        {
+            "build": made.policy("build"),
+            "publish": made.policy("publish"),
+            "once": made.subject_setup(),
+        }
+    )
 
 
 def _ecr_settings(settings: Config) -> EcrSettings:

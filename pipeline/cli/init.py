@@ -24,11 +24,10 @@ def init(
     store: options.Store = None,
     folder: Annotated[Path, typer.Option("--folder", help="Where to write.")] = Path(),
 ) -> None:
-    """Write a first images.yaml, Dockerfile and workflow; what is there already stays.
+    """Write a first images.yaml, Dockerfile and workflow.
 
-    The store that --store names is created when it is not there.
-
-    Example: sqshpipe init my-training --registry registry.example.com/team
+    The store that --store names is created when it is not there. Existing files are kept. Example:
+    sqshpipe init my-training --registry registry.example.com/team
     """
     import jinja2
 

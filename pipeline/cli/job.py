@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import completion, options, output
+from pipeline.cli.verbs import Verbs
 from pipeline.errors import ConfigError, ToolError
 from pipeline.system import untrusted
 
 if TYPE_CHECKING:
     from pipeline.cluster.jobs import JobSpec
 
-job = typer.Typer(no_args_is_help=True, help="Job scripts whose ranks share one image.")
+job = Verbs("Job scripts whose ranks share one image.")
 
 Values = Annotated[Path | None, typer.Option("--values", help="cluster.yaml; its part `jobs` is used.")]
 
@@ -34,8 +35,8 @@ class Runtime(str, Enum):
     run = "run"
 
 
-@job.command("render")
-def render(
+@job.command()
+def script(
     image: Annotated[
         str,
         typer.Argument(
@@ -61,8 +62,8 @@ def render(
     submit: Annotated[bool, typer.Option("--submit", help="Hand it to sbatch, print its number.")] = False,
     test_only: Annotated[bool, typer.Option("--test-only", help="Ask sbatch if it would take it.")] = False,
 ) -> None:
-    """Write a job script for an image: its digest is in the job's comment, so prune keeps the file."""
-    from pipeline.cli.store import host_platform, open_store
+    """Write a job script for an image; its digest in the comment lets prune keep the file."""
+    from pipeline.cli.stores import host_platform, open_store
     from pipeline.cluster import jobs, settings
 
     release = open_store(store).resolve(image, host_platform())
@@ -76,7 +77,7 @@ def render(
         runtime=runtime.value,
         nodes=nodes,
         gpus=gpus,
-        jobs=settings.load(values).jobs if values else settings.Jobs(),
+        jobs=settings.load_jobs(values) if values else settings.Jobs(),
         extra=tuple(sbatch or ()),
         hosts=tuple(host or ()),
     )
@@ -98,9 +99,9 @@ def _hand_over(spec: JobSpec, text: str, *, test_only: bool) -> None:
     if spec.launcher == "mpirun":
         raise ConfigError("a script for mpirun is not Slurm's to take", hint="run it with bash")
     with tempfile.TemporaryDirectory(prefix="sqshpipe-job-") as folder:
-        script = Path(folder) / f"{spec.name}.sbatch"
-        script.write_text(text, encoding="utf-8")
+        file = Path(folder) / f"{spec.name}.sbatch"
+        file.write_text(text, encoding="utf-8")
         if test_only:
-            client.check_script(script)
+            client.check_script(file)
         else:
-            output.data(client.submit(script))
+            output.data(client.submit(file))

@@ -1,32 +1,13 @@
-"""structlog for the verbs that tell a story: plain or JSON lines on stderr, never on stdout."""
+"""structlog for verbs that report progress: plain or JSON lines on stderr, never on stdout."""
 
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import structlog
+
 from pipeline.cli import output
-
-
-@contextmanager
-def _hidden(module: str) -> Iterator[None]:
-    """Meanwhile ``module`` cannot be imported, as if it were not installed."""
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment] # None is what stands for "not there"
-    try:
-        yield
-    finally:
-        del sys.modules[module]
-
-
-# structlog would load rich for tracebacks in colour, which nobody sees here, and take twice as long.
-with _hidden("rich"):
-    import structlog
 
 _FOR_MACHINES_ONLY = ("timestamp", "level", "run", "image")
 

@@ -103,6 +103,16 @@ def configure(*, quiet: bool, verbose: bool, json_log: bool) -> None:
     _style.quiet, _style.verbose, _style.json_log = quiet, verbose, json_log
 
 
+def be_quiet() -> None:
+    """Print only errors from now on."""
+    _style.quiet = True
+
+
+def be_verbose() -> None:
+    """Print also what tools print from now on."""
+    _style.verbose = True
+
+
 def tell(text: str) -> None:
     """One line of progress, escaped, through whatever is drawn on stderr at the moment."""
     _writers[-1](escaped(text))

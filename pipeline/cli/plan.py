@@ -1,4 +1,4 @@
-"""What would run and why; what images.yaml may say; which digests the bases stand for."""
+"""What would run and why; which digests the tags of the bases mean."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import completion, options, output
+from pipeline.cli import options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError
+from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
     from pipeline.bases.clients import BaseAnswer
@@ -17,14 +18,9 @@ if TYPE_CHECKING:
     from pipeline.image.repository import Difference
     from pipeline.plan.changes import Plan
 
-Names = Annotated[
-    list[str] | None,
-    typer.Argument(help="Images; all of images.yaml if none is named.", autocompletion=completion.configured),
-]
-
 
 def plan(
-    names: Names = None,
+    names: options.Images = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     store: options.Store = None,
     registry: options.Registry = None,
@@ -37,7 +33,7 @@ def plan(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Tell for each image and stage what would run, and why; exit with 10 if something would."""
+    """Show what would run, and why; exit with 10 if anything would."""
     from pipeline.config.reading import load
 
     settings = load(config, store=store, registry=registry)
@@ -128,7 +124,7 @@ def plan_lines(made: Plan) -> Iterator[str]:
             same = next((step.reason for step in image.steps if step.stage in ("build", "mirror")), "")
             yield f"{name}  nothing to do: {same}"
         else:
-            writes = f", about {_size(image.writes)} to write" if image.writes else ""
+            writes = f", about {human_bytes(image.writes)} to write" if image.writes else ""
             where = f" to {image.target}" if image.target else ""
             yield f"{name}  would be released{where}{writes}"
             for step in image.steps:
@@ -140,24 +136,13 @@ def plan_lines(made: Plan) -> Iterator[str]:
             yield f"  stop  {image.problem}"
 
 
-def _size(amount: int) -> str:
-    return f"{amount / (1 << 30):.1f} GiB" if amount >= 1 << 30 else f"{amount / (1 << 20):.1f} MiB"
-
-
-def schema() -> None:
-    """Print the JSON schema of images.yaml, for editors."""
-    from pipeline.config.document import json_schema
-
-    output.data_json(json_schema())
-
-
 def lock(
-    names: Names = None,
+    names: options.Images = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 10 if it would.")] = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write images.lock: which digest each base's tag stands for now."""
+    """Write images.lock: the digest that each base's tag means now."""
     from pipeline.bases import clients as bases
     from pipeline.config.lock import read_lock, write_lock
     from pipeline.config.reading import load
@@ -171,7 +156,7 @@ def lock(
         (spec.base, spec.platform) for spec in settings.images.values()
     )
     changed = wanted != held or not settings.lock_path.exists()
-    if changed and not check:
+    if changed and not dry_run:
         write_lock(settings.lock_path, wanted)
     waiting = {answer.reference: made_by for answer in answers if (made_by := _made_by(answer, settings))}
     problems = [answer for answer in answers if answer.problem and answer.reference not in waiting]
@@ -188,7 +173,7 @@ def lock(
         )
     for answer in problems[1:]:
         output.log().warning("the base is not known", base=str(answer.reference), why=str(answer.problem))
-    if changed and check:
+    if changed and dry_run:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
     if problems and problems[0].problem is not None:  # what could be found out is written all the same
         raise problems[0].problem

@@ -13,7 +13,7 @@ import structlog
 
 from pipeline.cli import output
 from pipeline.progress import Meter, Story
-from pipeline.text import said
+from pipeline.text import human_bytes, human_seconds, said
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -141,28 +141,6 @@ def _tell_done(entry: StageTime) -> None:
         if entry.seconds > 0.5:
             parts.append(f"{human_bytes(int(entry.bytes_done / entry.seconds))}/s")
     log.info(f"{entry.text or 'done'}  ({', '.join(parts)})")
-
-
-def human_bytes(amount: int) -> str:
-    """`amount` bytes in the decimal units that disks and registries are sold in: ``1.5 GB``."""
-    value = float(amount)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
-def human_seconds(seconds: float) -> str:
-    """``0.3 s``, ``12 s``, ``3 m 05 s``, ``1 h 02 m``."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
 
 
 _: type[Story] = Teller

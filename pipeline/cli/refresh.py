@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import many, options, output
+from pipeline.cli import batch, options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
 
 if TYPE_CHECKING:
@@ -21,33 +18,22 @@ if TYPE_CHECKING:
     from pipeline.config.types import Config
 
 
-class Unit(str, Enum):
-    systemd = "systemd"
-    cron = "cron"
-
-
 def refresh(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     store: options.Store = None,
     registry: options.Registry = None,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 10 if it would.")] = False,
+    dry_run: options.DryRun = False,
     branch: Annotated[
         str | None, typer.Option("--branch", help="Open a pull request from this branch instead of writing.")
     ] = None,
     onto: Annotated[str, typer.Option("--onto", help="The branch that the pull request is for.")] = "main",
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Then release what is affected.")] = False,
-    jobs: many.Jobs = 1,
-    executor: many.ExecutorOption = many.ExecutorName.local,
-    shared: many.Shared = None,
-    render: Annotated[
-        Unit | None, typer.Option("--render", help="Print a timer that runs this command; nothing else.")
-    ] = None,
+    jobs: batch.Jobs = 1,
+    executor: batch.ExecutorOption = batch.ExecutorName.local,
+    shared: batch.Shared = None,
     as_json: options.Json = False,
 ) -> None:
-    """Ask whether bases moved or have newer tags, write images.lock, and rebuild what is affected."""
-    if render is not None:
-        output.document(_rendered(render, config))
-        return
+    """Follow the bases: write images.lock; --rebuild what is affected."""
     if branch is not None and rebuild:
         raise ConfigError(
             "--branch and --rebuild exclude each other", hint="the merge of the branch rebuilds"
@@ -64,22 +50,22 @@ def refresh(
     _tell(found)
     contents = refreshing.sources(settings, found)
     address = ""
-    if not check:
+    if not dry_run:
         _notify(settings, found)
-    if contents and not check:
+    if contents and not dry_run:
         if branch is not None:
             address = _pull_request(settings, found, branch, onto)
         else:
             refreshing.write(contents)
     outcomes: tuple[Outcome, ...] = ()
-    if rebuild and not check:
+    if rebuild and not dry_run:
         fresh = refreshing.reload(settings)
         outcomes = _rebuild(fresh, found, executor, jobs, shared)
     _print(found, address, outcomes, as_json=as_json)
     failed = next((outcome.code for outcome in outcomes if outcome.code), 0)
     if failed:
         raise typer.Exit(failed)
-    if check and contents:
+    if dry_run and contents:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
@@ -87,7 +73,7 @@ def _tell(found: Refreshed) -> None:
     for change in found.changes:
         output.log().info(change.reason, images=", ".join(change.images))
     for problem in found.problems:
-        output.log().warning("could not be looked at", base=str(problem.base), why=problem.error.headline)
+        output.log().warning("the base cannot be checked", base=str(problem.base), why=problem.error.headline)
     if not found.changes and not found.problems:
         output.log().info("nothing changed")
 
@@ -123,7 +109,7 @@ def _pull_request(settings: Config, found: Refreshed, branch: str, onto: str) ->
 
 
 def _rebuild(
-    settings: Config, found: Refreshed, executor: many.ExecutorName, jobs: int, shared: Path | None
+    settings: Config, found: Refreshed, executor: batch.ExecutorName, jobs: int, shared: Path | None
 ) -> tuple[Outcome, ...]:
     """Release every image that differs from its newest release, if it had one or its base changed now."""
     from pipeline.bases import clients as bases
@@ -154,7 +140,7 @@ def _rebuild(
             spec, lambda version: store.release(spec.name, version, str(spec.platform)) is not None
         ),
     )
-    return many.follow(settings, tasks, many.executor_for(settings, executor, jobs, shared))
+    return batch.follow(settings, tasks, batch.executor_for(settings, executor, jobs, shared))
 
 
 def _print(found: Refreshed, address: str, outcomes: tuple[Outcome, ...], *, as_json: bool) -> None:
@@ -178,23 +164,11 @@ def _print(found: Refreshed, address: str, outcomes: tuple[Outcome, ...], *, as_
                     for problem in found.problems
                 ],
                 "pull_request": address or None,
-                "rebuilt": [many.outcome_json(outcome) for outcome in outcomes],
+                "rebuilt": [batch.outcome_json(outcome) for outcome in outcomes],
             }
         )
         return
     for line in [address] if address else []:
         output.data(line)
     for outcome in outcomes:
-        output.data(many.outcome_line(outcome))
-
-
-def _rendered(unit: Unit, config: Path) -> str:
-    from pipeline.bases.schedule import Schedule, crontab, systemd
-    from pipeline.system import self_command
-
-    words: list[str | Path] = [*self_command.installed("refresh", "--config"), config.absolute(), "--rebuild"]
-    for option, variable in (("--store", "SQSHPIPE_STORE"), ("--registry", "SQSHPIPE_REGISTRY")):
-        if os.environ.get(variable):
-            words += [option, os.environ[variable]]
-    schedule = Schedule(command=words, folder=config.absolute().parent, user=getpass.getuser())
-    return systemd(schedule) if unit is Unit.systemd else crontab(schedule)
+        output.data(batch.outcome_line(outcome))

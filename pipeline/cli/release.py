@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import completion, many, options, output
-from pipeline.config.names import check_version
+from pipeline.cli import batch, completion, options, output
 from pipeline.errors import ConfigError, SqshpipeError
 from pipeline.release.run import Run, Stage
 
@@ -21,7 +20,12 @@ if TYPE_CHECKING:
 
 MaybeName = Annotated[
     str | None,
-    typer.Argument(help="An image of images.yaml.", show_default=False, autocompletion=completion.configured),
+    typer.Argument(
+        metavar="[IMAGE]",
+        help="An image of images.yaml.",
+        show_default=False,
+        autocompletion=completion.configured,
+    ),
 ]
 
 
@@ -37,9 +41,9 @@ def release(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     store: options.Store = None,
     registry: options.Registry = None,
-    jobs: many.Jobs = 1,
-    executor: many.ExecutorOption = many.ExecutorName.local,
-    shared: many.Shared = None,
+    jobs: batch.Jobs = 1,
+    executor: batch.ExecutorOption = batch.ExecutorName.local,
+    shared: batch.Shared = None,
     notify: Annotated[bool, typer.Option(help="Notify those whom images.yaml names.")] = True,
     as_json: options.Json = False,
 ) -> None:
@@ -49,13 +53,15 @@ def release(
     engine's image id, the stages after it repository@digest. Example:
     sqshpipe release megatron-training --tag v1.0
     """
+    if name is not None and ":" in name:
+        _refuse_tag(name, tag)
     if until is Stage.PUBLISH and tag is None:
         raise ConfigError("no version is given", hint="name it, for example --tag v1.0")
-    if everything or executor is not many.ExecutorName.local:
+    if everything or executor is not batch.ExecutorName.local:
         if until is not Stage.PUBLISH:
             raise ConfigError("--until is for one image on this machine", hint="leave out --all, --executor")
         names = [name] if name and not everything else []
-        many.release_all(
+        batch.release_all(
             names,
             tag or "",
             config=config,
@@ -75,6 +81,14 @@ def release(
         _until(name, tag or "dev", until, config, registry, as_json=as_json)
 
 
+def _refuse_tag(name: str, tag: str | None) -> None:
+    image, _, version = name.partition(":")
+    raise ConfigError(
+        f"{name!r} is not the name of an image",
+        hint=f"write: sqshpipe release {image} --tag {tag or version or 'v1.0'}",
+    )
+
+
 def _published(
     name: str,
     tag: str,
@@ -85,6 +99,7 @@ def _published(
     notify: bool,
     as_json: bool,
 ) -> None:
+    from pipeline.config.names import check_version
     from pipeline.release.path import release as run_path
 
     with (
@@ -106,6 +121,7 @@ def _published(
 
 
 def _until(name: str, tag: str, until: Stage, config: Path, registry: str | None, *, as_json: bool) -> None:
+    from pipeline.config.names import check_version
     from pipeline.release.path import release as run_path
 
     with opened(name, config, registry=registry) as opening:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import completion, options, output
+from pipeline.cli import options, output
 from pipeline.errors import ToolError
 from pipeline.system import untrusted
 
@@ -17,16 +17,7 @@ if TYPE_CHECKING:
     from pipeline.store.store import Store
 
 Files = Annotated[bool, typer.Option("--files", help="Also walk all files, for folders and counts.")]
-Packages = Annotated[bool, typer.Option(help="Tell what is installed: by the SBOM, else the .sqsh.")]
-Release_ = Annotated[
-    str,
-    typer.Argument(
-        metavar="IMAGE[:VERSION|:CHANNEL]",
-        help="A release.",
-        show_default=False,
-        autocompletion=completion.releases,
-    ),
-]
+Packages = Annotated[bool, typer.Option(help="Show what is installed: by the SBOM, else the .sqsh.")]
 
 
 def report(
@@ -39,14 +30,14 @@ def report(
     packages: Packages = True,
     files: Files = False,
 ) -> None:
-    """Write one HTML page about the store: releases, sizes, changes, findings, who uses what.
+    """Write one HTML page about the store.
 
     Example: sqshpipe report --store /fsx/containers -o report.html
     """
     from datetime import datetime, timezone
 
     from pipeline.cli.progress import Teller
-    from pipeline.cli.store import look_up_store
+    from pipeline.cli.stores import look_up_store
     from pipeline.report.gather import gather
     from pipeline.report.page import page
 
@@ -73,20 +64,22 @@ def _write(file: Path, content: str) -> None:
 
 
 def diff(
-    before: Release_,
-    after: Release_,
+    before: options.ReleaseName,
+    after: options.ReleaseName,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: Annotated[str | None, typer.Option("--platform", help="Default: this machine's.")] = None,
+    platform: options.HostPlatform = None,
     packages: Packages = True,
     files: Files = False,
     as_json: options.Json = False,
 ) -> None:
-    """Tell what changed between two releases: base, inputs, size, scan, layers, packages.
+    """Show what changed between two releases.
+
+    Base, inputs, size, scan, layers and packages are compared.
 
     Example: sqshpipe diff demo:v1.0 demo:latest
     """
-    from pipeline.cli.store import look_up_store
+    from pipeline.cli.stores import look_up_store
     from pipeline.report.comparing import Comparer
 
     opened = look_up_store(store, config)
@@ -101,7 +94,7 @@ def diff(
 
 def _release(store: Store, name: str, platform: str | None) -> Release:
     """A release by any of its names, whatever its state: what was yanked is compared too."""
-    from pipeline.cli.store import host_platform
+    from pipeline.cli.stores import host_platform
     from pipeline.config.names import split_name
 
     image, wanted = split_name(name)

@@ -1,4 +1,4 @@
-"""The scan gate by hand: one image's findings, or another look at all that is published."""
+"""``sqshpipe scan``: the findings of pushed images, and what the policy says of them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,12 @@ if TYPE_CHECKING:
     from pipeline.image.push import PushedImage
     from pipeline.scan.policy import Verdict
 
-Names = Annotated[list[str] | None, typer.Argument(help="Images; all of images.yaml if none is named.")]
-
 SCANNERS: dict[str, Literal["ecr", "trivy", "auto"]] = {"ecr": "ecr", "trivy": "trivy", "auto": "auto"}
 
 
 def scan(
-    names: Names = None,
-    published: Annotated[
-        bool, typer.Option("--published", help="Look again at every release that the store offers.")
-    ] = False,
+    names: options.Images = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    store: options.Store = None,
     registry: options.Registry = None,
     scanner: Annotated[
         str | None, typer.Option("--scanner", help="ecr, trivy or auto, over images.yaml.")
@@ -44,17 +38,14 @@ def scan(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show the findings of pushed images and whether the policy lets them pass; exit with 5 if not.
+    """Show findings of pushed images; exit with 5 if one is rejected.
 
-    Examples: sqshpipe scan megatron-training · sqshpipe scan --published --store /fsx/containers
+    Example: sqshpipe scan megatron-training
     """
-    if published:
-        _published(tuple(names or ()), config, store, as_json=as_json)
-        return
     from pipeline.bases.clients import Clients
     from pipeline.config.reading import load
 
-    settings = load(config, store=store, registry=registry)
+    settings = load(config, registry=registry)
     rejected: list[ScanRejected] = []
     told: dict[str, object] = {}
     runs: list[object] = []
@@ -124,7 +115,7 @@ def _in_registry(settings: Config, spec: ImageSpec, clients: Clients, tag: str |
     from pipeline.image import inputs
     from pipeline.image.pin import pin
     from pipeline.image.push import PushedImage, adopt
-    from pipeline.registry import image_manifest
+    from pipeline.registry.images import image_manifest
 
     repository = settings.registry.repository(spec.name)
     client = clients(repository.registry)
@@ -194,34 +185,3 @@ def _write_sarif(path: Path, runs: list[object]) -> None:
         untrusted.replace_file(path, (json.dumps(whole, indent=2) + "\n").encode())
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _published(images: tuple[str, ...], config: Path, root: Path | None, *, as_json: bool) -> None:
-    from pipeline.bases.clients import Clients
-    from pipeline.cli.store import open_store
-    from pipeline.config.reading import load
-    from pipeline.scan.judge import Judge
-    from pipeline.scan.rescan import rescan
-
-    store = open_store(root, config)
-    if config.is_file():
-        settings = load(config, store=root)
-        with Clients(settings) as clients:
-            judge = Judge(client_for=clients, credentials=clients.credentials)
-            results = rescan(store, settings, images=images, judge=judge)
-    else:
-        results = rescan(store, None, images=images, judge=Judge())
-    if as_json:
-        output.data_json([one.as_json() for one in results])
-    else:
-        for one in results:
-            state = "yanked" if one.yanked else one.status
-            output.data(
-                f"{one.release.name}  {one.release.platform}  {state}" + (f"  {one.why}" if one.why else "")
-            )
-    bad = [one.release.name for one in results if one.status == "unacceptable"]
-    if bad:
-        raise ScanRejected(
-            f"{len(bad)} published releases are no longer acceptable: {', '.join(bad)}",
-            hint="release new versions with updated packages, or waive what is harmless",
-        )

@@ -1,297 +1,364 @@
-"""What is in the store, and which version a channel names: list, show, resolve, publish, promote,
-rollback.
-"""
+"""The whole store: make it, take files into it, read it back, copy it, count it."""
 
 from __future__ import annotations
 
-import platform as machine
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli import completion, options, output
-from pipeline.errors import ConfigError, PublishError
+from pipeline.cli.lease import lease
+from pipeline.cli.prune import prune
+from pipeline.cli.rebuild import rebuild
+from pipeline.cli.stores import configured_store, open_store
+from pipeline.cli.verbs import Verbs
+from pipeline.errors import (
+    EXIT_PLAN_HAS_CHANGES,
+    ConfigError,
+    PublishError,
+    SqshpipeError,
+    ToolError,
+    VerificationError,
+)
+from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
-    from pipeline.config.types import StoreSettings
-    from pipeline.store.record import Release
-    from pipeline.store.store import Listed, Store
+    from pipeline.store.sync_source import Report
 
-Name = Annotated[
-    str,
+store = Verbs("The shared folder: make it, care for it, copy it.")
+store.add_typer(lease, name="lease")
+
+Names = Annotated[
+    list[str] | None,
     typer.Argument(
-        metavar="IMAGE[:VERSION|:CHANNEL]", help="What is wanted.", autocompletion=completion.releases
+        metavar="[IMAGE[:VERSION]]…",
+        help="Only these; default: everything.",
+        autocompletion=completion.releases,
     ),
 ]
-Reason = Annotated[str, typer.Option("--reason", help="Why, for the history.")]
-AllowExternal = Annotated[
-    bool, typer.Option("--allow-external", help="Let channels name a .sqsh that was made elsewhere.")
-]
-Platform = Annotated[str | None, typer.Option("--platform", help="os/architecture; default: this machine's.")]
 
 
-def open_store(root: Path | None, config: Path = options.DEFAULT_CONFIG) -> Store:
-    """The store of --store or SQSHPIPE_STORE, else of images.yaml.
-
-    Raises ConfigError when neither is given, PublishError when there is no store at that place.
-    """
-    opened = configured_store(root, config)
-    opened.require()
-    return opened
-
-
-def configured_store(root: Path | None, config: Path = options.DEFAULT_CONFIG) -> Store:
-    """As `open_store`, whether the store is there or not: for the verb that creates it."""
-    from pipeline.store.store import Store
-
-    if not config.is_file():
-        if root is not None:
-            return Store(root)
-        raise ConfigError(
-            "no store is given", hint="use --store DIR or SQSHPIPE_STORE, or run it beside an images.yaml"
-        )
-    return store_of(load_settings(config, root))
-
-
-def look_up_store(root: Path | None, config: Path) -> Store:
-    """The store for reading only: images.yaml is not read when the root is known without it."""
-    from pipeline.store.store import Store
-
-    if root is None:
-        return open_store(None, config)
-    opened = Store(root)
-    opened.require()
-    return opened
-
-
-def load_settings(config: Path, root: Path | None = None) -> StoreSettings:
-    """What images.yaml says of the store. Raises ConfigError."""
-    from pipeline.config.reading import load
-
-    return load(config, store=root).store
-
-
-def store_of(settings: StoreSettings) -> Store:
-    """The store with the group and striping that images.yaml gives it."""
-    from pipeline.store.store import Store
-
-    return Store(settings.root, group=settings.group, stripe=settings.stripe)
-
-
-def host_platform() -> str:
-    """This machine as a platform."""
-    architecture = machine.machine()
-    return "linux/" + {"x86_64": "amd64", "aarch64": "arm64"}.get(architecture, architecture)
-
-
-def list_releases(
-    image: Annotated[
-        str | None, typer.Argument(help="Only this image.", autocompletion=completion.images)
+@store.command()
+def create(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Default: --store, or the store of images.yaml.")
     ] = None,
-    store: options.Store = None,
+    root: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    every: Annotated[bool, typer.Option("--all", help="Also what no longer resolves.")] = False,
-    json: options.Json = False,
 ) -> None:
-    """The releases of the store, newest first."""
-    opened = look_up_store(store, config)
-    if image is not None and image not in opened.images():
-        from pipeline.config.names import check_image, nearest
+    """Make an empty store, once; a store that exists stays as it is. Prints its path.
 
-        raise ConfigError(
-            f"no release of {check_image(image)!r} in {opened.root}", hint=nearest(image, opened.images())
-        )
-    lines, unreadable = _lines(opened, [image] if image else opened.images())
-    lines = [line for line in lines if every or line.state == "published"]
-    if json:
-        output.data_json([line._asdict() for line in lines])
-    elif lines or not unreadable:
-        from pipeline.cli.showing import listed
-
-        for row in listed(lines):
-            output.data(row)
-    for error in unreadable[1:]:
-        output.failure(error)
-    if unreadable:
-        raise unreadable[0]
+    Example: sqshpipe store create /fsx/containers
+    """
+    opened = configured_store(folder or root, config)
+    if not opened.create():
+        output.tell(f"{opened.root} is a store already and stays as it is")
+    output.data_path(opened.root)
 
 
-def _lines(store: Store, images: list[str]) -> tuple[list[Listed], list[PublishError]]:
-    """The releases of those images, and an error for each image that cannot be read."""
-    lines: list[Listed] = []
-    unreadable = []
-
-    def read(image: str) -> None:
-        try:
-            lines.extend(store.listed(image))
-        except PublishError as error:
-            unreadable.append(error)
-
-    for image in images:
-        read(image)
-    return lines, unreadable
-
-
-def show(
-    name: Name,
-    store: options.Store = None,
+@store.command("import")
+def import_files(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="A .sqsh that was made elsewhere.")],
+    name: Annotated[
+        str | None,
+        typer.Option("--as", metavar="IMAGE:VERSION", help="Its name; default: what the file name says."),
+    ] = None,
+    root: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: Platform = None,
-    json: options.Json = False,
+    platform: options.Platform = options.DEFAULT_PLATFORM,
+    allow_external: options.AllowExternal = False,
+    move: Annotated[
+        bool, typer.Option("--move", help="Take the file itself, without a copy; same file system only.")
+    ] = False,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Everything that the record of a release says, whatever its state."""
-    from pipeline.config.names import split_name
+    """Publish .sqsh files that were made elsewhere, and print the path of each.
 
-    opened = look_up_store(store, config)
-    image, wanted = split_name(name)
-    state = opened.state(image)
-    version = state.current(wanted) or wanted
-    release = opened.release(image, version, platform or host_platform())
-    if release is None:
-        release = opened.resolve(name, platform or host_platform())  # raises, naming what there is
-    if json:
-        path, channels = str(release.public_path), state.channels_of(version)
-        now = {"state": release.state, "path": path, "channels": channels}
-        output.data_json({**release.as_json(), **now})
-        return
-    from pipeline.cli.showing import facts
-
-    for line in facts(release, state.releases.get(version), state.channels_of(version)):
-        output.data(line)
-
-
-def resolve(
-    name: Name,
-    store: options.Store = None,
-    config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: Platform = None,
-    json: options.Json = False,
-) -> None:
-    """Print the path of a release, for ``srun --container-image=$(sqshpipe resolve demo)``."""
-    release = look_up_store(store, config).resolve(name, platform or host_platform())
-    _print_release(release, json=json)
-
-
-def _print_release(release: Release, *, json: bool) -> None:
-    if json:
-        output.data_json({**release.as_json(), "state": release.state, "path": str(release.public_path)})
-    else:
-        output.data_path(release.public_path)
-
-
-def publish(
-    file: Annotated[Path, typer.Argument(help="A .sqsh that was made elsewhere.")],
-    image: Annotated[str, typer.Option("--image", help="Name of the image.")],
-    tag: Annotated[str, typer.Option("--tag", help="Version.")],
-    store: options.Store = None,
-    config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: Annotated[str, typer.Option("--platform", help="os/architecture.")] = "linux/amd64",
-    allow_external: AllowExternal = False,
-    json: options.Json = False,
-) -> None:
-    """Publish a .sqsh that was made elsewhere. Its record says external, unscanned; channels do not take
-    it.
+    Their records say external and unscanned. Example: sqshpipe store import old.sqsh --as demo:v1.0
     """
     from pipeline.cli.progress import Teller
     from pipeline.release.publish import publish_external
 
-    opened = open_store(store, config)
-    with Teller().stage("publish") as meter:
-        release = publish_external(
-            file,
-            store=opened,
-            image=image,
-            version=tag,
-            platform=platform,
-            allow_external=allow_external,
-            meter=meter,
+    opened = open_store(root, config)
+    named, refused = _named(files, name)
+    made, changes = [], False
+    for file, image, version in named:
+        if dry_run:
+            there = opened.release(image, version, platform) is not None
+            changes |= not there
+            made.append({"file": str(file), "name": f"{image}:{version}", "present": there})
+            continue
+        try:
+            with Teller().stage("import") as meter:
+                release = publish_external(
+                    file,
+                    store=opened,
+                    image=image,
+                    version=version,
+                    platform=platform,
+                    allow_external=allow_external,
+                    move=move,
+                    meter=meter,
+                )
+        except SqshpipeError as error:
+            if len(files) == 1:
+                raise
+            refused.append(error)
+            continue
+        path = release.public_path
+        if as_json:
+            made.append({"file": str(file), "name": release.name, **release.as_json(), "path": str(path)})
+        else:
+            output.data_path(path)
+    if as_json:
+        output.data_json(made)
+    elif dry_run:
+        for row in made:
+            output.data(f"{row['file']} -> {row['name']}" + ("  is there already" if row["present"] else ""))
+    _fail(refused)
+    if changes:
+        raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
+
+
+def _named(files: list[Path], name: str | None) -> tuple[list[tuple[Path, str, str]], list[SqshpipeError]]:
+    """(file, image, version) of each, and an error for each file that cannot be taken."""
+    from pipeline.config.names import check_version, split_name
+    from pipeline.store.adopt import guess_name
+
+    if name is not None:
+        if len(files) > 1:
+            raise ConfigError(
+                "several files cannot have one name", hint="import one file at a time with --as"
+            )
+        if ":" not in name:
+            raise ConfigError(f"{name!r} names no version", hint=f"write --as {name}:v1.0")
+        image, version = split_name(name)
+        check_version(version)
+    named: list[tuple[Path, str, str]] = []
+    refused: list[SqshpipeError] = []
+
+    def look(file: Path) -> None:
+        try:
+            if not file.exists():
+                raise ConfigError(f"{file} does not exist", hint="give the path of a .sqsh")
+            named.append((file, *((image, version) if name is not None else guess_name(file))))
+        except ConfigError as error:
+            refused.append(error)
+
+    for file in files:
+        look(file)
+    return named, refused
+
+
+def _fail(refused: list[SqshpipeError]) -> None:
+    """Print every error but the first, and raise that: the files that can be taken are taken."""
+    for error in refused[1:]:
+        output.failure(error)
+    if refused:
+        raise refused[0]
+
+
+@store.command()
+def scrub(
+    names: Names = None,
+    root: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    rate: Annotated[float, typer.Option("--rate", help="At most so many MB a second; 0: no limit.")] = 200.0,
+    as_json: options.Json = False,
+) -> None:
+    """Read releases back and compare size and sha256; exit with 7 for damage.
+
+    A damaged release no longer resolves. Example: sqshpipe store scrub --store /fsx/containers --rate 100
+    """
+    from pipeline.cli.progress import Teller
+    from pipeline.store.scrub import scrub as run
+
+    opened = open_store(root, config)
+    with Teller().stage("scrub") as meter:
+        report = run(opened.layout, names=names or (), bytes_per_second=rate * 1e6, meter=meter)
+    if as_json:
+        output.data_json(dataclasses.asdict(report))
+    else:
+        for damage in report.damaged:
+            output.data(f"damaged  {damage.sha256}  {', '.join(damage.releases)}: {damage.what}")
+        for message in report.broken:
+            output.data(f"damaged  {message}")
+        skipped = f", {report.skipped} read before the last run was cut short" if report.skipped else ""
+        output.data(f"{report.checked} files read, {len(report.damaged)} damaged{skipped}")
+    if report.broken:
+        raise VerificationError(
+            f"{len(report.broken)} records and {len(report.damaged)} of {report.checked} files are damaged",
+            hint="sqshpipe store rebuild says what can be done; for files, publish or sync the content again",
         )
-    _print_release(release, json=json)
+    if report.damaged:
+        names_of = sorted({name for damage in report.damaged for name in damage.releases})
+        raise VerificationError(
+            f"{len(report.damaged)} of {report.checked} files are damaged: {', '.join(names_of)}",
+            hint="they no longer resolve; publish or sync the same content again, which repairs them",
+        )
 
 
-def promote(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="IMAGE:VERSION",
-            help="A release, or what a channel names.",
-            autocompletion=completion.releases,
-        ),
-    ],
+@store.command()
+def rescan(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE]…", help="Only these.", autocompletion=completion.images),
+    ] = None,
+    root: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    as_json: options.Json = False,
+) -> None:
+    """Scan and judge every release that resolves again; exit with 5 if one is rejected now.
+
+    Example: sqshpipe store rescan --store /fsx/containers
+    """
+    from pipeline.bases.clients import Clients
+    from pipeline.config.reading import load
+    from pipeline.errors import ScanRejected
+    from pipeline.scan.judge import Judge
+    from pipeline.scan.rescan import rescan as run
+
+    images = tuple(names or ())
+    opened = open_store(root, config)
+    if config.is_file():
+        settings = load(config, store=root)
+        with Clients(settings) as clients:
+            judge = Judge(client_for=clients, credentials=clients.credentials)
+            results = run(opened, settings, images=images, judge=judge)
+    else:
+        results = run(opened, None, images=images, judge=Judge())
+    if as_json:
+        output.data_json([one.as_json() for one in results])
+    else:
+        for one in results:
+            state = "yanked" if one.yanked else one.status
+            output.data(
+                f"{one.release.name}  {one.release.platform}  {state}" + (f"  {one.why}" if one.why else "")
+            )
+    bad = [one.release.name for one in results if one.status == "unacceptable"]
+    if bad:
+        raise ScanRejected(
+            f"{len(bad)} published releases are no longer acceptable: {', '.join(bad)}",
+            hint="release new versions with updated packages, or waive what is harmless",
+        )
+
+
+@store.command()
+def usage(
+    image: Annotated[
+        str | None,
+        typer.Argument(metavar="[IMAGE]", help="Only this image.", autocompletion=completion.images),
+    ] = None,
+    root: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    as_json: options.Json = False,
+) -> None:
+    """Show what each image and version costs on disk; totals count shared bytes once."""
+    from pipeline.store.usage import usage as count
+
+    found = count(open_store(root, config).layout)
+    for sentence in found.broken:
+        output.log().warning(sentence)
+    costs = [cost for cost in found.costs if image in (None, cost.image)]
+    if as_json:
+        output.data_json({**dataclasses.asdict(found), "costs": [dataclasses.asdict(cost) for cost in costs]})
+        return
+    for cost in costs:
+        output.data(
+            f"{human_bytes(cost.size):>9}  {human_bytes(cost.own):>9} of its own  "
+            f"{cost.image}:{cost.version}  {cost.state}"
+        )
+    for name, total in found.images.items():
+        if image in (None, name):
+            output.data(f"{human_bytes(total):>9}  {name}")
+    if image is None:
+        output.data(f"{human_bytes(found.total):>9}  total")
+
+
+@store.command()
+def sync(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A store's folder, or s3://bucket/prefix.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="The same; one of both is a folder.")],
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="IMAGE or IMAGE:VERSION; repeatable.")
+    ] = None,
     channel: Annotated[
-        str, typer.Argument(help="The channel that will name it.", autocompletion=completion.channels)
-    ],
-    store: options.Store = None,
-    config: options.ConfigFile = options.DEFAULT_CONFIG,
-    allow_external: AllowExternal = False,
-    reason: Reason = "",
+        list[str] | None, typer.Option("--channel", help="It will name at DST what it names at SRC.")
+    ] = None,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Let a channel name a release."""
-    from pipeline.config.names import split_name
+    """Copy the releases that are missing at DST; a copy that was interrupted is resumed.
 
-    opened = open_store(store, config)
-    changed = opened.promote(name, channel, allow_external=allow_external, reason=reason)
-    image, _ = split_name(name)
-    _tell_channel(opened, image, channel, changed=changed)
+    Example: sqshpipe store sync /fsx/containers s3://bucket/containers --only megatron-training
+    """
+    from pipeline.aws.s3 import S3Bucket
+    from pipeline.cli.progress import Teller
+    from pipeline.store.sync import compare, parse_place
+    from pipeline.store.sync import sync as run
+
+    places = [parse_place(text, S3Bucket) for text in (source, target)]
+    if dry_run:
+        _print_missing(compare(places[0], places[1], names=only or ()), target, as_json=as_json)
+        return
+    with Teller().stage("sync") as meter:
+        report = run(places[0], places[1], names=only or (), mirror_channels=channel or (), meter=meter)
+    if as_json:
+        output.data_json(dataclasses.asdict(report))
+    else:
+        for name in report.copied:
+            output.data(name)
+        output.log().info(f"{len(report.copied)} copied, {report.present} were there")
+    if report.pruned and not as_json:
+        output.log().info(
+            f"{len(report.pruned)} were pruned at {target} and stay so; --only IMAGE:VERSION copies one",
+            releases=" ".join(report.pruned),
+        )
+    missing = [*report.refused, *report.broken]
+    if missing:
+        raise PublishError(
+            f"not everything was copied: {'; '.join(missing[:3])}",
+            hint="remove what is no file of the store; "
+            f"sqshpipe store rebuild --store {source} says what can be done about what cannot be read",
+        )
 
 
-def rollback(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", autocompletion=completion.images)],
-    channel: Annotated[
-        str, typer.Argument(help="The channel to roll back.", autocompletion=completion.channels)
-    ],
-    store: options.Store = None,
+def _print_missing(report: Report, target: str, *, as_json: bool) -> None:
+    if as_json:
+        output.data_json(dataclasses.asdict(report))
+    else:
+        for name in report.copied:
+            output.data(name)
+        output.log().info(f"{len(report.copied)} would be copied to {target}, {report.present} are there")
+    if report.copied:
+        raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
+
+
+@store.command()
+def metrics(
+    root: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    reason: Reason = "",
+    file: options.OutputFile = None,
 ) -> None:
-    """Let a channel name what it named before."""
-    opened = open_store(store, config)
-    opened.rollback(image, channel, reason=reason)
-    _tell_channel(opened, image, channel, changed=True)
+    """Print facts about the store as a Prometheus text file.
+
+    Example: sqshpipe store metrics --store /fsx/containers -o /var/lib/node_exporter/sqshpipe.prom
+    """
+    from pipeline.store.metrics import prometheus
+    from pipeline.system import untrusted
+
+    text = prometheus(open_store(root, config))
+    if file is None:
+        output.document(text)
+        return
+    try:
+        untrusted.replace_file(file, text.encode())
+    except OSError as error:
+        raise ToolError(f"cannot write {file}: {error.strerror}", hint="choose another --output") from error
 
 
-def _tell_channel(store: Store, image: str, channel: str, *, changed: bool) -> None:
-    import structlog
-
-    version = store.state(image).current(channel)
-    structlog.get_logger().info(f"{image}:{channel} {'now names' if changed else 'names'} {version}")
-    output.data(f"{image}:{version}")
-
-
-def yank(
-    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION", autocompletion=completion.releases)],
-    store: options.Store = None,
-    config: options.ConfigFile = options.DEFAULT_CONFIG,
-    reason: Reason = "",
-    undo: Annotated[bool, typer.Option("--undo", help="Let it resolve again.")] = False,
-) -> None:
-    """Hide a release from resolving without deleting it; channels go back to what they named before."""
-    _mark(open_store(store, config), name, "unyank" if undo else "yank", reason)
-
-
-def keep(
-    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION", autocompletion=completion.releases)],
-    store: options.Store = None,
-    config: options.ConfigFile = options.DEFAULT_CONFIG,
-    reason: Reason = "",
-    undo: Annotated[bool, typer.Option("--undo", help="Let prune have it again.")] = False,
-) -> None:
-    """Mark a release so that prune never takes it."""
-    _mark(open_store(store, config), name, "unkeep" if undo else "keep", reason)
-
-
-def _mark(store: Store, name: str, kind: str, reason: str) -> None:
-    import structlog
-
-    if ":" not in name:
-        raise ConfigError(f"{name!r} names no version", hint=f"write IMAGE:VERSION, such as {name}:v1.0")
-    changed = store.mark(name, kind, reason=reason)
-    words = {
-        "yank": "no longer resolves",
-        "unyank": "resolves again",
-        "keep": "is kept",
-        "unkeep": "is not kept",
-    }
-    structlog.get_logger().info(f"{name} {words[kind]}" + ("" if changed else ", as before"))
-    output.data(name)
+store.command()(prune)
+store.command()(rebuild)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+import yaml
+
+from pipeline.cluster import merging
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import ClusterSettings
 from pipeline.errors import ConfigError
 from pipeline.node.install import ImporterSettings, importer_source
+
+Kind = Literal["parallelcluster", "pcs", "hyperpod"]
 
 
 def script(settings: ClusterSettings) -> str:
@@ -39,7 +45,22 @@ def cluster_file(settings: ClusterSettings) -> str:
             raise ConfigError(
                 f"cluster.yaml has no {name}", hint="a cluster file needs head, gpu and scripts"
             )
-    return render("parallelcluster.yaml", s=settings)
+    mounts = [each.mount for each in (settings.lustre, settings.openzfs) if each]
+    if mounts and not any(settings.store.startswith(f"{mount}/") for mount in mounts):
+        raise ConfigError(
+            f"the store {settings.store} lies on no shared file system of this cluster: {', '.join(mounts)}",
+            hint="set store to a folder below one of them",
+        )
+    text = render("parallelcluster.yaml", s=settings)
+    if not settings.extra:
+        return text
+    made = merging.merged(yaml.safe_load(text), settings.extra)
+    return text.partition("\n")[0] + "\n" + yaml.safe_dump(made, sort_keys=False)
+
+
+def starter(kind: Kind) -> str:
+    """A first cluster.yaml for a kind of cluster, with comments; it renders as it stands."""
+    return render("cluster.yaml", kind=kind)
 
 
 def hooks(store: Path, command: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -59,13 +60,20 @@ class JobSpec:
                 f"mpirun without Slurm needs a host for each of {self.nodes} nodes, not {len(self.hosts)}",
                 hint="give --host once a node",
             )
+        if self.jobs.container_writable and "--container-writable" not in _pyxis(self):
+            raise ConfigError(
+                "container_writable needs pyxis: without it an image is read-only",
+                hint="write to a mount, or use --runtime pyxis or path",
+            )
         if not all(each.isprintable() and each.startswith("-") for each in self.extra):
             raise ConfigError("an extra sbatch option begins with -", hint="for example --sbatch=--qos=high")
 
 
 def script(spec: JobSpec) -> str:
     """The job script, ready for sbatch (or for a shell, with the launcher mpirun)."""
-    per_node = 1 if spec.launcher == "torchrun" else spec.jobs.gpus_per_node
+    ranks = spec.jobs.gpus_per_node
+    per_node = 1 if spec.launcher == "torchrun" else ranks
+    cpus = (spec.jobs.cpus_per_task or 0) * ranks // per_node  # torchrun's one task has all ranks of the node
     name = "mpirun.sh" if spec.launcher == "mpirun" else "job.sbatch"
     return render(
         name,
@@ -74,11 +82,19 @@ def script(spec: JobSpec) -> str:
         image=spec.image,
         comment=comment_for(spec.image.sha256),
         tasks_per_node=per_node,
+        cpus_per_task=cpus,
+        time=_time(spec.jobs.time) if spec.jobs.time else "",
         gpus=spec.gpus,
         pyxis=shlex.join(_pyxis(spec)) + " " if _pyxis(spec) else "",
         run=shlex.join(_run(spec)) + " " if _run(spec) else "",
         command=shlex.join(_command(spec)),
     )
+
+
+def _time(time: timedelta) -> str:
+    """DAYS-HH:MM:SS, as Slurm writes it."""
+    minutes, seconds = divmod(time.seconds, 60)
+    return f"{time.days}-{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
 
 
 def _pyxis(spec: JobSpec) -> list[str]:
@@ -89,8 +105,9 @@ def _pyxis(spec: JobSpec) -> list[str]:
     named = f"{image.image}:{image.version}" if spec.runtime == "pyxis" else str(image.path)
     options = [f"--container-image={named}"]
     if jobs.mounts:
-        mounts = (_mount(each, "" if jobs.writable else ":ro") for each in jobs.mounts)
-        options.append(f"--container-mounts={','.join(mounts)}")
+        options.append(f"--container-mounts={','.join(map(_mount, jobs.mounts))}")
+    if jobs.container_writable:
+        options.append("--container-writable")
     if jobs.env:  # the image's environment would win otherwise
         options.append(f"--container-env={','.join(sorted(jobs.env))}")
     return options
@@ -100,16 +117,25 @@ def _run(spec: JobSpec) -> list[str]:
     """Our own start of the image, where there is no pyxis."""
     if spec.runtime != "run" and spec.launcher != "mpirun":
         return []
-    binds = [f"--mount={_mount(each, ':rw' if spec.jobs.writable else '')}" for each in spec.jobs.mounts]
+    binds = [f"--mount={_own_mount(each)}" for each in spec.jobs.mounts]
     env = [f"--env={name}" for name in sorted(spec.jobs.env)]
     return ["sqshpipe", "run", *binds, *env, str(spec.image.path), "--"]
 
 
-def _mount(text: str, flag: str) -> str:
-    """SRC:DST with its flag: as it was written, else as the cluster's jobs have it."""
-    if text.endswith((":ro", ":rw")):
+def _mount(text: str) -> str:
+    """SRC:DST or SRC:DST:FLAGS of a mount in which DST may be left out."""
+    source, _, rest = text.partition(":")
+    if rest.startswith("/"):
         return text
-    return (text if ":" in text else f"{text}:{text}") + flag
+    return f"{source}:{source}" + (f":{rest}" if rest else "")
+
+
+def _own_mount(text: str) -> str:
+    """The same for `sqshpipe run`, where a mount without a flag is read-only."""
+    source, inside, *flags = _mount(text).split(":")
+    if flags not in ([], ["ro"], ["rw"]):
+        raise ConfigError(f"without pyxis a mount is ro or rw, not {flags[0]}: {text}")
+    return ":".join([source, inside, *(flags or ["rw"])])
 
 
 def _command(spec: JobSpec) -> tuple[str, ...]:

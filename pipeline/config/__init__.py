@@ -1,41 +1,6 @@
 """images.yaml as validated values: what to build, from what, into which registry and store.
 
-``load`` is the one way in. Text from outside passes through pydantic models (`document`) and comes out as
-the frozen dataclasses of `types`, with defaults and overrides applied.
+`reading.load` is the one way in. Text from outside passes through pydantic models (`document`) and comes out
+as the frozen dataclasses of `types`, with defaults and overrides applied. Nothing is imported here: names and
+quantities serve verbs that must start fast.
 """
-
-from __future__ import annotations
-
-from pipeline.config.reading import load
-from pipeline.config.types import (
-    Config,
-    ConverterName,
-    ConvertOptions,
-    EcrSettings,
-    ImageSpec,
-    Notify,
-    RegistrySettings,
-    ScanPolicy,
-    SecretSource,
-    Severity,
-    SlurmSettings,
-    StoreSettings,
-    Track,
-)
-
-__all__ = [
-    "Config",
-    "ConvertOptions",
-    "ConverterName",
-    "EcrSettings",
-    "ImageSpec",
-    "Notify",
-    "RegistrySettings",
-    "ScanPolicy",
-    "SecretSource",
-    "Severity",
-    "SlurmSettings",
-    "StoreSettings",
-    "Track",
-    "load",
-]

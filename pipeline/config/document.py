@@ -56,6 +56,27 @@ def _duration(value: object) -> object:
     return _quantity(parse_duration, value)
 
 
+def _slurm_time(value: object) -> object:
+    """A Duration, or Slurm's own forms: minutes, MM:SS, HH:MM:SS, DAYS-HH, DAYS-HH:MM, DAYS-HH:MM:SS."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return timedelta(minutes=value)
+    form = r"(?:([0-9]{1,3})-)?([0-9]{1,4})(?::([0-9]{2}))?(?::([0-9]{2}))?"
+    match = re.fullmatch(form, value) if isinstance(value, str) else None
+    if match is None:
+        try:
+            return _duration(value)
+        except ValueError:
+            raise ValueError("write a time such as 90m, 2h, 00:05:00 or 2-00:00:00") from None
+    days, *rest = match.groups()
+    given = [int(each) for each in rest if each is not None]
+    # without days a number alone is minutes, and two are minutes and seconds
+    units = ("hours", "minutes", "seconds") if days or len(given) == 3 else ("minutes", "seconds")
+    time = timedelta(days=int(days or 0), **dict(zip(units, given, strict=False)))
+    if time < timedelta(minutes=1):
+        raise ValueError("Slurm counts minutes: at least one")
+    return time
+
+
 def _block_size(value: object) -> object:
     size = _quantity(parse_size, value)
     if not (4096 <= size <= 1 << 20) or size & (size - 1):
@@ -92,6 +113,11 @@ Duration = Annotated[
     timedelta,
     BeforeValidator(_duration),
     WithJsonSchema({"type": "string", "pattern": "^[1-9][0-9]*[smhdw]$", "examples": ["12h", "30d"]}),
+]
+SlurmTime = Annotated[
+    timedelta,
+    BeforeValidator(_slurm_time),
+    WithJsonSchema({"type": ["string", "integer"], "examples": ["2h", "00:05:00", "2-00:00:00"]}),
 ]
 BlockSize = Annotated[
     int,
@@ -201,6 +227,10 @@ class ConvertModel(Model):
         default=False, description="Keep uid and gid; otherwise all files belong to root."
     )
     keep_xattrs: bool = False
+    early: bool = Field(
+        default=True,
+        description="Let `native` pack layers while the image is scanned; the file stays the same.",
+    )
 
 
 class ScanModel(Model):
@@ -258,7 +288,9 @@ class SlurmModel(Model):
 
     partition: str | None = None
     account: str | None = None
-    time: Duration = Field(default=timedelta(hours=2), description="The job's time limit.")
+    time: SlurmTime = Field(
+        default=timedelta(hours=2), description="The job's time limit: as here, or as Slurm writes it."
+    )
     cpus: int = Field(default=4, ge=1)
     memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*[KMGT]?$", examples=["32G"])
     constraint: str | None = None

@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, SqshpipeError
 from pipeline.oci.digest import Digest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.text import utc
 
 BaseKey = tuple[str, str]
 _HEADER = "# Written by sqshpipe lock and sqshpipe refresh: which digest each base stands for. Commit it.\n"
@@ -150,7 +151,7 @@ def render_lock(lock: Lock) -> str:
         lines.append(f"    {platform}:\n      digest: {base.digest}\n")
         if base.index_digest is not None:
             lines.append(f"      index_digest: {base.index_digest}\n")
-        lines.append(f"      locked_at: {base.locked_at.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%SZ}\n")
+        lines.append(f"      locked_at: {utc(base.locked_at)}\n")
     return "".join(lines)
 
 

@@ -14,8 +14,10 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
-def parse_duration(text: str) -> timedelta:
-    """``90m``, ``12h``, ``30d`` or ``2w``, at most `LONGEST`. Raises ConfigError."""
+def parse_duration(text: str, *, zero: bool = False) -> timedelta:
+    """``90m``, ``12h``, ``30d`` or ``2w``, at most `LONGEST`; with `zero` also ``0``. Raises ConfigError."""
+    if zero and re.fullmatch(r"0+[smhdw]?", text):
+        return timedelta()
     match = re.fullmatch(r"([1-9][0-9]{0,9})([smhdw])", text)
     if match is None:
         raise ConfigError(f"{text!r} is not a time", hint="write a time such as 90m, 12h, 30d or 2w")

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config import document, yamlfile
+from pipeline.config import document, folders, yamlfile
 from pipeline.config.ecr_hosts import parse_host
 from pipeline.config.types import (
     Config,
@@ -34,7 +34,7 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 
 _MAX_ERRORS = 8
-_MISSING = "write one (sqshpipe schema describes it), or name another with --config"
+_MISSING = "write one (sqshpipe config schema describes it), or name another with --config"
 
 
 def load(
@@ -73,8 +73,8 @@ def build(
         registry=_registry(file, registry or env.get("SQSHPIPE_REGISTRY") or None, source),
         store=_store(file, store, env, folder),
         images={name: reader.image(name, model) for name, model in file.images.items()},
-        cache=_place(env.get("SQSHPIPE_CACHE"), file.cache, folder, _default_cache(env)),
-        scratch=_place(env.get("SQSHPIPE_SCRATCH"), file.scratch, folder, _default_scratch(env)),
+        cache=folders.cache_from(env, file.cache, folder),
+        scratch=folders.scratch_from(env, file.scratch, folder),
         limits=_limits(file.limits),
         notify=tuple(_notify(entry) for entry in file.notify),
     )
@@ -83,7 +83,7 @@ def build(
 def _validate(source: yamlfile.Document) -> document.ImagesFile:
     if not isinstance(source.value, dict):
         raise ConfigError(
-            f"{source.path} has no settings", hint="sqshpipe schema describes what belongs there"
+            f"{source.path} has no settings", hint="sqshpipe config schema describes what belongs there"
         )
     try:
         return document.ImagesFile.model_validate(source.value)
@@ -112,10 +112,14 @@ def _tell(source: yamlfile.Document, error: ErrorDetails) -> str:
         return f"{source.where(key[:-1])}: {key[-1]} is missing{example}"
     if kind == "value_error":
         return f"{source.where(key)}: {error['ctx']['error']}"
-    if kind == "string_type" and isinstance(given, int | float) and not isinstance(given, bool):
-        return f'{source.where(key)}: {given} is a number here, put it in quotes: "{given}"'
+    typed = source.texts.get(key, str(given))  # 4.10, where the value is 4.1
+    if kind == "string_type" and isinstance(given, int | float):
+        what = "true or false" if isinstance(given, bool) else "a number"
+        return f'{source.where(key)}: {typed} is {what} here, put it in quotes: "{typed}"'
     message = error["msg"][0].lower() + error["msg"][1:]
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and len(str(given)) < 80 else ""
+    shown = ""
+    if isinstance(given, str | int | float | bool) and len(str(given)) < 80:
+        shown = f", not {given!r}" if isinstance(given, str) else f", not {typed}"
     return f"{source.where(key)}: {message}{shown}"
 
 
@@ -204,22 +208,6 @@ def _store_settings(model: document.StoreModel) -> StoreSettings:
         grace=model.grace,
         delete_after=model.delete_after,
     )
-
-
-def _place(override: str | None, given: str | None, folder: Path, default: Path) -> Path:
-    if override:
-        return Path(override).expanduser().absolute()
-    return (folder / Path(given).expanduser()).absolute() if given else default.absolute()
-
-
-def _default_scratch(env: Mapping[str, str]) -> Path:
-    """Not /tmp: it is memory on many hosts."""
-    return Path(env.get("TMPDIR") or "/var/tmp")  # noqa: S108 - folders in it are made by mkdtemp
-
-
-def _default_cache(env: Mapping[str, str]) -> Path:
-    base = env.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "sqshpipe"
 
 
 def _limits(model: document.LimitsModel) -> Limits:

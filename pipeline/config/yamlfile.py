@@ -46,11 +46,15 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """A parsed file: its value, and for each key path the line (from 1) where the key stands."""
+    """A parsed file: its value, and for each key path the line (from 1) where the key stands.
+
+    `texts` has each scalar as it was typed: `4.10` is the number 4.1, but its text is `4.10`.
+    """
 
     path: Path
     value: Any
     lines: Mapping[Key, int]
+    texts: Mapping[Key, str]
 
     def line(self, key: Key) -> int:
         """The line of ``key``, or of the nearest parent that the file has."""
@@ -88,8 +92,8 @@ def parse(raw: bytes, path: Path) -> Document:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
-            lines: dict[Key, int] = {}
-            value = None if node is None else _Builder(loader, path, lines).value(node, ())
+            builder = _Builder(loader, path)
+            value = None if node is None else builder.value(node, ())
         finally:
             loader.dispose()
     except UnicodeDecodeError as error:
@@ -100,14 +104,16 @@ def parse(raw: bytes, path: Path) -> Document:
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    return Document(path=path, value=value, lines=lines)
+    return Document(path=path, value=value, lines=builder.lines, texts=builder.texts)
 
 
 class _Builder:
-    """Values from nodes, noting lines on the way; bounded, so that aliases cannot blow a file up."""
+    """Values from nodes, with the line and the text of each; bounded, so that aliases cannot fill memory."""
 
-    def __init__(self, loader: _Loader, path: Path, lines: dict[Key, int]) -> None:
-        self.loader, self.path, self.lines = loader, path, lines
+    def __init__(self, loader: _Loader, path: Path) -> None:
+        self.loader, self.path = loader, path
+        self.lines: dict[Key, int] = {}
+        self.texts: dict[Key, str] = {}
         self.nodes = 0
 
     def value(self, node: yaml.Node, key: Key) -> Any:
@@ -121,6 +127,8 @@ class _Builder:
             return self.mapping(node, key)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*key, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            self.texts[key] = node.value
         return self.loader.construct_object(node)
 
     def mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:

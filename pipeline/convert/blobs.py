@@ -17,7 +17,7 @@ from pipeline.errors import ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.manifest import Descriptor, Manifest
 from pipeline.progress import Meter
-from pipeline.registry import RegistrySource
+from pipeline.registry.source import RegistrySource
 from pipeline.system import untrusted
 
 log = structlog.get_logger()
@@ -56,11 +56,17 @@ class CachedSource:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with untrusted.folder_to_write(self.folder, make=0o700):
                 pass  # it is there, and no other user's symlink leads to it
+            writable = untrusted.others_may_write(self.folder)
         except OSError as error:
             raise ToolError(
                 f"cannot make the cache folder {self.folder}: {error.strerror}",
                 hint="set SQSHPIPE_CACHE to a folder that you can write",
             ) from error
+        if writable:
+            raise ToolError(
+                f"everybody can put layers into {self.folder}, or change them after they were checked",
+                hint="set SQSHPIPE_CACHE to a folder of yours, or take it from others: chmod o-w, chown",
+            )
         layers = self.manifest().layers
         self._source.client.fetch_blobs(self._source.repository, layers, self.folder, meter)
         for layer in layers:
@@ -70,7 +76,7 @@ class CachedSource:
     def open_layer(self, index: int) -> AbstractContextManager[BinaryIO]:
         """From the cache; from the registry when another run has trimmed it meanwhile."""
         with contextlib.suppress(FileNotFoundError):
-            return self._path(self.manifest().layers[index]).open("rb")
+            return os.fdopen(untrusted.open_regular(self._path(self.manifest().layers[index])), "rb")
         return self._source.open_layer(index)
 
     def _path(self, layer: Descriptor) -> Path:

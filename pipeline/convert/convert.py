@@ -31,6 +31,7 @@ from pipeline.oci.rootfs import FORMAT_VERSION
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
+from pipeline.squashfs.ranges import PackRanges
 from pipeline.system.memory import out_of_memory
 from pipeline.system.scratch import held_folder, scratch_folder
 
@@ -55,8 +56,8 @@ class ConverterRecord:
 class SquashfsFile:
     """A .sqsh that a converter has completed.
 
-    ``source`` is the digest of the image's manifest, ``layers`` what it lists, base first,
-    ``tree`` what must be in the file, ``size`` in bytes.
+    ``source`` is the digest of the image's manifest, ``layers`` what it lists, base first, ``tree`` what must
+    be in the file, ``size`` in bytes, ``ranges`` what of it is out of layer packs (native only).
     """
 
     path: Path
@@ -68,6 +69,7 @@ class SquashfsFile:
     tree: Tree
     config: ImageConfig
     layers: tuple[Descriptor, ...] = ()
+    ranges: PackRanges | None = None
 
 
 def choose_converter(options: ConvertOptions, *, from_registry: bool = True) -> str:
@@ -162,6 +164,7 @@ def convert(
         tree=done.tree,
         config=source.config(),
         layers=source.manifest().layers,
+        ranges=done.ranges,
     )
 
 
@@ -183,12 +186,12 @@ def _unfinished(output: Path, *, staged: bool) -> Iterator[Path]:
 
 
 def _recorded(options: ConvertOptions) -> dict[str, str | int | bool]:
-    """The options that change the file; which converter was asked for is told elsewhere."""
-    return {key: value for key, value in asdict(options).items() if key != "converter"}
+    """The options that change the file: not which converter was asked for, nor when its work may begin."""
+    return {key: value for key, value in asdict(options).items() if key not in ("converter", "early")}
 
 
 def _is_registry(source: ImageSource) -> bool:
-    from pipeline.registry import RegistrySource
+    from pipeline.registry.source import RegistrySource
 
     return isinstance(source, RegistrySource)
 

@@ -43,7 +43,9 @@ from pipeline.oci.source import ImageSource
 from pipeline.oci.tar_header import BLOCK
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
-from pipeline.registry import Refused, RegistrySource, image_manifest
+from pipeline.registry.errors import Refused
+from pipeline.registry.images import image_manifest
+from pipeline.registry.source import RegistrySource
 from pipeline.system.scratch import THE_RESULT, Need, held_folder, require_space
 from pipeline.text import said
 

@@ -12,6 +12,7 @@ from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
+from pipeline.squashfs.ranges import PackRanges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +20,14 @@ class Converted:
     """What a converter has written: the tree that must be in the file, and the versions that made it.
 
     A converter that knows sha256 (hex) and size gives them, and has seen to it that the file is on disk.
+    ``ranges`` says what of the file is out of layer packs, where it was made of them.
     """
 
     tree: Tree
     versions: Mapping[str, str]
     sha256: str | None = None
     size: int = 0
+    ranges: PackRanges | None = None
 
 
 class Converter(Protocol):

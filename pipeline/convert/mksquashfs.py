@@ -21,7 +21,7 @@ from pipeline.oci.entry import DEFAULT_LIMITS, EntryKind, Limits
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
-from pipeline.registry import RegistrySource
+from pipeline.registry.source import RegistrySource
 from pipeline.squashfs.xattr import kind_of
 from pipeline.system.scratch import THE_RESULT, Need, require_space
 

@@ -17,7 +17,9 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference, plain_name
 from pipeline.oci.source import ImageSource
 from pipeline.progress import SILENT, Meter
-from pipeline.registry import RegistryClient, RegistrySource, image_manifest
+from pipeline.registry.client import RegistryClient
+from pipeline.registry.images import image_manifest
+from pipeline.registry.source import RegistrySource
 from pipeline.system.scratch import scratch_folder
 
 _KINDS = ("docker", "docker-daemon", "dockerd", "podman", "containers-storage")

@@ -26,7 +26,7 @@ from pipeline.oci.rootfs import FORMAT_VERSION
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Node
 from pipeline.progress import SILENT, Meter
-from pipeline.registry import RegistrySource
+from pipeline.registry.source import RegistrySource
 from pipeline.squashfs.inode import Inode
 from pipeline.squashfs.readback import read_all
 from pipeline.squashfs.reader import SquashfsImage

@@ -16,6 +16,7 @@ from typing import IO
 
 import structlog
 
+from pipeline.config import folders
 from pipeline.config.types import ImageSpec
 from pipeline.docker import buildkit
 from pipeline.docker.config import docker_config
@@ -30,7 +31,8 @@ from pipeline.oci.digest import Digest
 from pipeline.progress import SILENT, Meter
 from pipeline.registry.credentials import CredentialsProvider, credentials_for
 from pipeline.system.disk import cannot_write
-from pipeline.system.scratch import Need, default_scratch, require_space, scratch_folder
+from pipeline.system.scratch import Need, require_space, scratch_folder
+from pipeline.text import utc
 
 log = structlog.get_logger()
 
@@ -87,7 +89,7 @@ def build(
             f"{spec.name} has build secrets, and only BuildKit can give them to a build",
             hint="install buildx (Debian and Ubuntu: docker-buildx; else https://github.com/docker/buildx)",
         )
-    with scratch_folder(scratch or default_scratch()) as folder:
+    with scratch_folder(scratch or folders.scratch_from(os.environ)) as folder:
         copy = _copied(spec, base, key, dockerfile, context, folder, classic=frontend is None)
         order = _order(spec, base, key, copy, version=version, revision=revision, engine=engine, fresh=fresh)
         config_digest: Digest | None = None
@@ -221,7 +223,7 @@ def labels(spec: ImageSpec, base: BaseImage, *, version: str, revision: str | No
     found = {
         f"{prefix}.title": spec.name,
         f"{prefix}.version": version,
-        f"{prefix}.created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        f"{prefix}.created": utc(now),
         f"{prefix}.base.name": str(base.reference.with_digest(None)),
         f"{prefix}.base.digest": str(base.digest),
     }

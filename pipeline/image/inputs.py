@@ -20,8 +20,9 @@ from pipeline.errors import ConfigError
 from pipeline.image.context import fingerprints
 from pipeline.image.dockerignore import Ignore
 from pipeline.oci.digest import Digest
+from pipeline.store.record import mapping
 from pipeline.system.untrusted import read_regular
-from pipeline.text import shown
+from pipeline.text import short, shown
 
 KEY_VERSION = 1
 _RECORDED_FILES = 400
@@ -155,12 +156,12 @@ def explain(recorded: Mapping[str, Any], base: Digest | None, now: BuildInputs) 
     """
     told: list[str] = []
     if base is not None and base != now.base:
-        told.append(f"base {_short(str(base))} -> {_short(str(now.base))}")
+        told.append(f"base {short(base)} -> {short(now.base)}")
     if recorded.get("version") != KEY_VERSION:
         return tuple(told)
     if recorded.get("dockerfile") != now.dockerfile:
         told.append("Dockerfile changed")
-    told += _differences("argument", _mapping(recorded, "args"), now.args, values=True)
+    told += _differences("argument", mapping(recorded.get("args")), now.args, values=True)
     if recorded.get("target") != now.target:
         told.append(f"target {recorded.get('target')} -> {now.target}")
     if recorded.get("platform") != now.platform:
@@ -169,7 +170,7 @@ def explain(recorded: Mapping[str, Any], base: Digest | None, now: BuildInputs) 
         told.append("older than max_age" if now.period is not None else "max_age is no longer set")
     depth = recorded.get("context_depth")
     folded = _folded(now.context, depth if isinstance(depth, int) else None)
-    files = _differences("context", _mapping(recorded, "context"), folded, values=False)
+    files = _differences("context", mapping(recorded.get("context")), folded, values=False)
     if len(files) > _MAX_TOLD:
         files[_MAX_TOLD:] = [f"{len(files) - _MAX_TOLD} more files of the context"]
     return tuple(told + files)
@@ -192,15 +193,6 @@ def _differences(word: str, old: Mapping[str, str], new: Mapping[str, str], *, v
         else:
             told.append(f"{word} {shown(name)} {shown(f'{before} -> {after}') if values else 'changed'}")
     return told
-
-
-def _mapping(recorded: Mapping[str, Any], name: str) -> Mapping[str, str]:
-    value = recorded.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _short(digest: str) -> str:
-    return digest[: len("sha256:") + 12]
 
 
 def _recorded_depth(context: Mapping[str, str]) -> int | None:

@@ -10,7 +10,8 @@ from pipeline.image.pin import BaseImage
 from pipeline.image.push import PushedImage, key_tag
 from pipeline.oci.reference import Reference
 from pipeline.progress import SILENT, Meter
-from pipeline.registry import RegistryClient, image_manifest
+from pipeline.registry.client import RegistryClient
+from pipeline.registry.images import image_manifest
 from pipeline.registry.transfer import copy
 
 

@@ -17,7 +17,8 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest, NotOneImage
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient, image_manifest
+from pipeline.registry.client import RegistryClient
+from pipeline.registry.images import image_manifest
 
 log = structlog.get_logger()
 

@@ -22,8 +22,9 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.oci.reference import Reference
 from pipeline.progress import SILENT, Meter
-from pipeline.registry import RegistryClient, image_manifest
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import CredentialsProvider, RenewableProvider, credentials_for
+from pipeline.registry.images import image_manifest
 
 log = structlog.get_logger()
 

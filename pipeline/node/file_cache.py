@@ -23,6 +23,7 @@ from pipeline.errors import ToolError, VerificationError
 from pipeline.node import pyxis_importer
 from pipeline.system import untrusted
 from pipeline.system.temporary import temporary_name
+from pipeline.text import human_bytes
 
 log = structlog.get_logger()
 
@@ -102,7 +103,7 @@ def onto_disk(
                     os.unlink(name, dir_fd=place)
                     raise VerificationError(
                         f"the copy of {file} in {folder} does not have sha256 {sha256}: it was removed",
-                        hint="run sqshpipe scrub to see whether the store has the right bytes",
+                        hint="run sqshpipe store scrub to see whether the store has the right bytes",
                     )
     except OSError as error:
         raise ToolError(
@@ -205,7 +206,7 @@ def _make_room(place: int, folder: Path, needed: int, keep: str) -> None:
     while (free := os.statvfs(place).f_bavail * os.statvfs(place).f_frsize) < needed:
         if not copies:
             raise ToolError(
-                f"{folder} has {free >> 20} MiB free, {needed >> 20} MiB are needed",
+                f"{folder} has {human_bytes(free)} free, {human_bytes(needed)} are needed",
                 hint="prewarm into the page cache instead (without --local), or free space",
             )
         with contextlib.suppress(FileNotFoundError):  # a mount of it stays whole until its last user

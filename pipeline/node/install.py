@@ -120,7 +120,7 @@ def importer_source() -> bytes:
 
 def plugstack_line(program: Path, spank: str = "spank_pyxis.so", options: Sequence[str] = ()) -> str:
     """The line of plugstack.conf that makes pyxis use the importer and start straight from the file."""
-    return " ".join(["required", spank, "use_squashfuse=1", f"importer={program}", *options])
+    return " ".join(["optional", spank, "use_squashfuse=1", f"importer={program}", *options])
 
 
 def _own_mode(path: Path, mode: int) -> None:

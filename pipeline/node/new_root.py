@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, FormatError, ToolError
+from pipeline.node.read_only import make_read_only
 from pipeline.system import untrusted
 from pipeline.text import shown
 
-_RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _MOVE, _REC, _SLAVE = 1, 2, 4, 32, 4096, 8192, 16384, 1 << 19
-_KEPT = _NOSUID | _NODEV | 8 | 1024 | 2048  # 8: noexec, 1024: noatime, 2048: nodiratime
-_ST_RELATIME, _RELATIME = 4096, 1 << 21
+_NOSUID, _NODEV, _BIND, _MOVE, _REC, _SLAVE = 2, 4, 4096, 8192, 16384, 1 << 19
 HOST_FOLDERS = ("dev", "proc", "sys", "tmp")
 """Top-level folders of the host that stand for what the image has under these names."""
 DRIVER_FOLDER = "sqshpipe-driver"
@@ -218,10 +217,7 @@ class NewRoot:
         with self._found(name) as place:
             _mount_fd(source, place, _BIND | _REC)
         with self._found(name) as mounted:
-            # What the host's mount forbids stays forbidden: a user namespace may not take such flags away.
-            flags = os.fstatvfs(mounted).f_flag
-            kept = flags & _KEPT | (_RELATIME if flags & _ST_RELATIME else 0)
-            mount("none", f"/proc/self/fd/{mounted}", "", _BIND | _REMOUNT | _RDONLY | kept, "")
+            make_read_only(mounted, _remount_fd)
             _mount_fd(mounted, target, _MOVE)
         (os.rmdir if is_folder else os.unlink)(name, dir_fd=self.folder)
 
@@ -255,6 +251,10 @@ def mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
 
 def _mount_fd(source: int, target: int, flags: int) -> None:
     mount(f"/proc/self/fd/{source}", f"/proc/self/fd/{target}", "", flags, "")
+
+
+def _remount_fd(mounted: int, flags: int) -> None:
+    mount("none", f"/proc/self/fd/{mounted}", "", flags, "")
 
 
 def _name_of(path: str) -> str:

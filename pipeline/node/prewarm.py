@@ -94,6 +94,7 @@ def _group(order: Order, nodes: Sequence[str]) -> list[Outcome]:
     # --overlap and no exclusive use: a prewarm must not wait for the node's cores
     step = ["--ntasks-per-node=1", "--label", "--overlap", "--kill-on-bad-exit=0"]
     words = [
+        "node",
         "warm-here",
         str(order.file),
         "--digest",

@@ -5,7 +5,7 @@
     pyxis-importer get docker://HOST/REPO[:TAG|@sha256:DIGEST], also HOST#REPO and USER@HOST#REPO
     pyxis-importer release
 
-plugstack.conf:  required spank_pyxis.so use_squashfuse=1 importer=PREFIX/bin/pyxis-importer
+plugstack.conf:  optional spank_pyxis.so use_squashfuse=1 importer=PREFIX/bin/pyxis-importer
 
 `get` prints one absolute path; all else goes to stderr, which pyxis shows when `get` fails. It runs as the
 job's user on every node of a step at once, so it takes no lock, writes nothing but a lease (who uses the
@@ -33,10 +33,14 @@ USUAL_PLATFORM = "linux/amd64"
 MACHINES = {"x86_64": USUAL_PLATFORM, "aarch64": "linux/arm64"}
 HUBS = ("docker.io", "index.docker.io", "registry-1.docker.io")
 NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+CHANNEL = frozenset(LETTERS + "0123456789_-")
 HEX = frozenset("0123456789abcdef")
 MAGIC = b"hsqs"
 SUPERBLOCK = 96
 LARGEST_TABLE = 64 << 20  # bytes of one JSON file
+DEEPEST = 32  # objects and lists within one another
+LONGEST_NUMBER = 19  # digits
 BLOCK = 4 << 20
 SEAL = b'"crc32": "'  # the last key of an object; its value covers all bytes before it
 STATES = {"hidden": "about to be pruned", "pruned": "pruned", "yanked": "withdrawn", "damaged": "damaged"}
@@ -121,7 +125,9 @@ class Wanted:
             and (not at or is_digest(self.digest))
         )
         if not well or (separator and scheme != "docker"):
-            raise Refused(f"{text[:300]} is not an image reference that can be looked up")
+            raise Refused(
+                f"{text[:300]} is not an image reference that can be looked up{what_to_write(text)}"
+            )
 
     def is_repository(self, name: str) -> bool:
         """Whether `name` (host/repository, as records have it) is what the user means."""
@@ -141,6 +147,14 @@ class Found:
 
 def is_name(text: str) -> bool:
     return 0 < len(text) <= 128 and text[0] not in ".-" and NAME.issuperset(text)
+
+
+def is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def is_channel(text: str) -> bool:
+    return is_name(text) and len(text) <= 63 and text[0] in LETTERS and CHANNEL.issuperset(text)
 
 
 def is_digest(text: str) -> bool:
@@ -215,17 +229,50 @@ def parse(path: str, raw: bytes, *, sealed: bool = False) -> dict[str, object]:
     Raises Damaged for other bytes or a wrong checksum, Refused for a schema that this program does not know.
     """
     try:
-        found = json.loads(raw)
+        pairs = None if sealed else unique
+        found = json.loads(
+            raw.decode(), object_pairs_hook=pairs, parse_int=integer, parse_constant=not_a_number
+        )
+        if not isinstance(found, dict) or (not sealed and is_deeper(found, DEEPEST)):
+            raise Damaged(path, "not a JSON object, or nested too deeply")
+        if b"\\u" in raw:
+            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError):
         raise Damaged(path, "not JSON") from None
-    if not isinstance(found, dict):
-        raise Damaged(path, "not a JSON object")
     schema = found.get("schema", 0)
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise Refused(f"{path} is newer than this importer: run `sqshpipe cluster install` on the nodes")
+    if type(schema) is not int or schema < 0:
+        raise Damaged(path, "its schema is no number")
+    if schema > SCHEMA:
+        raise Refused(f"{path} is newer than this importer: run `sqshpipe node install` on the nodes")
     if ("crc32" in found or sealed) and not is_sound(raw):
         raise Damaged(path, "its checksum is wrong" if "crc32" in found else "it has no checksum")
     return found
+
+
+def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object in which no key is there twice: one reader takes the first, another one the last."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key is there twice")
+    return made
+
+
+def not_a_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > LONGEST_NUMBER:
+        raise ValueError("a number beyond 64 bits")
+    return int(digits)
+
+
+def is_deeper(value: object, levels: int) -> bool:
+    """Whether objects and lists lie more than so many levels within one another."""
+    if not isinstance(value, (dict, list)):
+        return False
+    below = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(is_deeper(each, levels - 1) for each in below)
 
 
 def is_sound(raw: bytes) -> bool:
@@ -264,7 +311,7 @@ class Image:
         if self.index:
             self.channels = {each: str(version) for each, version in table(self.index, "channels").items()}
         else:
-            self.history = History(folder)
+            self.history = History(folder, name)
             self.channels = {each: names[-1] for each, names in self.history.channels.items() if names}
 
     def newest_index(self) -> dict[str, object]:
@@ -277,8 +324,9 @@ class Image:
         last = index.get("events")
         if type(last) is not int or last < 0 or index.get("image") != self.name:
             return {}
-        known = last == 0 or os.path.lexists(event_path(self.folder, last))
-        return index if known and not os.path.lexists(event_path(self.folder, last + 1)) else {}
+        if last and index.get("newest_event") != checksum_of(event_path(self.folder, last)):
+            return {}
+        return {} if os.path.lexists(event_path(self.folder, last + 1)) else index
 
     def record(self, version: str) -> dict[str, object]:
         """The record of a version for this platform; empty when there is none."""
@@ -290,6 +338,8 @@ class Image:
         there = (found.get("image"), found.get("version"), found.get("platform", USUAL_PLATFORM))
         if found and there != (self.name, version, platform()):
             raise Damaged(path, "the record of another release")
+        if raw is not None and not is_record(found):
+            raise Damaged(path, "not a record")
         return found
 
     def entry(self, version: str) -> dict[str, object]:
@@ -304,17 +354,28 @@ class Image:
         return "damaged" if state != "pruned" and platform() in table(release, "damaged") else state
 
     def versions_of(self, digest: str) -> list[tuple[bool, str, str]]:
-        """(published, created, version) of what was made from an image of this digest, or has it itself."""
+        """(published, created, version) of what was made from an image of this digest, or has it itself, on
+        this platform. Records that the index does not contain yet are read.
+        """
         found = []
+        known = {"index.json"}
         for version, release in table(self.index, "releases").items():
-            files = map(table, table(release, "platforms").values())
-            if any(digest in (tail_of(each.get("source")), each.get("sha256")) for each in files):
+            known.update(f"{stem(version, each)}.json" for each in table(release, "platforms"))
+            known.update(f"{stem(version, each)}.json" for each in table(release, "damaged"))
+            entry = table(release, "platforms", platform())
+            if digest in (tail_of(entry.get("source")), entry.get("sha256")):
                 found.append((version, table(release).get("created")))
-        for name in [] if found else list_folder(self.folder):
+        for name in list_folder(self.folder):
+            if name in known or not name.endswith(".json") or not is_name(name):
+                continue
             path = f"{self.folder}/{name}"
-            raw = read(path) if name.endswith(".json") and name != "index.json" else None
-            record = parse(path, raw) if raw is not None else {}
-            if digest in (tail_of(table(record, "source").get("digest")), record.get("sha256")):
+            raw = read(path)
+            try:
+                record = parse(path, raw) if raw is not None else {}
+            except Damaged:
+                continue  # it is of this digest only if its version is asked for, which says what is wrong
+            mine = record.get("platform", USUAL_PLATFORM) == platform()
+            if mine and digest in (tail_of(table(record, "source").get("digest")), record.get("sha256")):
                 found.append((str(record.get("version")), record.get("created")))
         return [(self.state(version) == "published", str(created), version) for version, created in found]
 
@@ -334,21 +395,49 @@ def event_path(folder: str, number: int) -> str:
     return f"{folder}/.meta/events/{number:08d}.json"
 
 
+def checksum_of(path: str) -> str:
+    """CRC-32 of a file of the store; empty when it cannot be read."""
+    try:
+        raw = read(path)
+    except Refused:
+        return ""
+    return "" if raw is None else f"{binascii.crc32(raw):08x}"
+
+
+def is_record(found: dict[str, object]) -> bool:
+    """Whether the store would take this for a record: then both take a damaged one for damaged."""
+    size, checks, source = found.get("size"), found.get("checks") or [], table(found, "source")
+    objects = [found.get(key) for key in ("source", "base", "keys", "converter", "scan", "provenance")]
+    return (
+        type(size) is int
+        and size >= 0
+        and isinstance(found.get("created", ""), str)
+        and isinstance(source.get("digest", ""), str)
+        and all(each is None or isinstance(each, dict) for each in objects)
+        and isinstance(checks, list)
+        and all(isinstance(each, str) for each in checks)
+    )
+
+
 class History:
     """The events of an image, folded as the store folds them: what channels name, what is not published."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: str, name: str) -> None:
         self.channels: dict[str, list[str]] = {}
         self.marks: dict[str, set[str]] = {}
         numbers = [each[:-5] for each in list_folder(folder + "/.meta/events") if each.endswith(".json")]
-        last = max((int(each) for each in numbers if each.isdecimal()), default=0)
+        last = max((int(each) for each in numbers if 8 <= len(each) <= 12 and is_number(each)), default=0)
         number = 1
         while (raw := read(path := event_path(folder, number))) is not None:
             event = parse(path, raw)
-            text = [event.get(key, "") for key in ("event", "version", "channel", "platform")]
-            kind, version, channel, of = (each if isinstance(each, str) else "" for each in text)
-            if not self.apply(kind, version, channel, of):
+            if event.get("image", name) != name or event.get("number", number) != number:
+                raise Damaged(path, "another event")
+            text = [event.get(key) or "" for key in EVENT_TEXTS]
+            if not all(isinstance(each, str) for each in text):
+                raise Damaged(path, "not an event")
+            kind, version, channel, of = map(str, text[:4])
+            names_channel = is_channel(channel) or kind not in ("promote", "rollback")
+            if not is_name(version) or not names_channel or not self.apply(kind, version, channel, of):
                 raise Damaged(path, "an event that this importer does not know")
             number += 1
         if number <= last:
@@ -385,20 +474,8 @@ class History:
         """A yanked version leaves its channels; each names again what it named before and still resolves."""
         for names in self.channels.values():
             if names[-1:] == [version]:
-                while names and not self.resolves(names[-1]):
+                while names and self.marks.get(names[-1]):
                     names.pop()
-
-    def resolves(self, version: str) -> bool:
-        marks = self.marks.get(version, set())
-        if marks & {"yanked", "hidden", "pruned"}:
-            return False
-        damaged = {each[: -len(" damaged")] for each in marks if each.endswith(" damaged")}
-        if not damaged:
-            return True
-        records = [each[:-5] for each in list_folder(self.folder) if each.endswith(".json")]
-        return not damaged >= {
-            each for each in records if each == version or each.startswith(version + ".linux-")
-        }
 
     def state(self, version: str) -> str:
         marks = self.marks.get(version, set())
@@ -408,6 +485,7 @@ class History:
         return "hidden" if "hidden" in marks else "yanked" if "yanked" in marks else "published"
 
 
+EVENT_TEXTS = ("event", "version", "channel", "platform", "from", "sha256", "reason", "by", "at")
 KINDS = frozenset(
     ("promote", "rollback", "yank", "unyank", "keep", "unkeep", "hide", "unhide", "delete", "restore")
 ) | {"damaged", "repaired"}
@@ -431,6 +509,17 @@ def find(settings: Settings, wanted: Wanted) -> Found:
     if state != "published":
         raise Refused(f"{wanted.image}:{version} is {STATES.get(state, state)}{image.known(wanted)}")
     return Found(wanted.image, version, entry)
+
+
+def what_to_write(text: str) -> str:
+    """Advice for the ways of writing a reference that pyxis or another tool takes and this one does not."""
+    rest = text.partition("://")[2] or text
+    if "dockerd://" in text or "podman://" in text:
+        return "; an image of this node's engine has to be published first: write IMAGE:VERSION"
+    host, sharp, path = rest.partition("#")
+    if sharp and path.startswith("/"):
+        return f"; no slash after the #: {host[:200]}#{path.lstrip('/')[:200]}"
+    return "; write IMAGE:VERSION, HOST/REPOSITORY:TAG or the path of a file, beginning with / or ./"
 
 
 def is_ours(settings: Settings, wanted: Wanted) -> bool:
@@ -462,6 +551,11 @@ def not_published(root: str, wanted: Wanted, image: Image) -> NotPublished:
     if platforms and platform() not in platforms:
         there = ", ".join(sorted(platforms))
         return NotPublished(f"{wanted.text} is not published for {platform()}, only for {there}")
+    if wanted.image.endswith((".sqsh", ".squashfs")):
+        text = f"{wanted.text} is taken for an image's name: the path of a file begins with / or ./"
+        return NotPublished(f"{text}; write ./{wanted.text}")
+    if wanted.digest and wanted.name and image.entry(image.channels.get(wanted.name, wanted.name)):
+        return NotPublished(f"{wanted.image}:{wanted.name} is published, but its digest is another one")
     hint = image.known(wanted)
     if not hint and not list_folder(image.folder):
         images = [each for each in list_folder(root) if is_name(each) and os.path.isdir(f"{root}/{each}")]
@@ -515,7 +609,7 @@ def clean(text: str) -> str:
 def lease_stem() -> str:
     """How the name of this step's lease on this node begins; empty outside a job."""
     job = os.environ.get("SLURM_JOB_ID", "")
-    if not (job.isascii() and job.isdigit()):
+    if not (is_number(job)):
         return ""
     return f"job-{job}.{clean(os.environ.get('SLURM_STEP_ID', '')) or 0}-{node_name()}-{os.getuid()}"
 
@@ -527,7 +621,7 @@ def lease_folder(settings: Settings) -> int:
 def lease_text(settings: Settings, found: Found) -> bytes:
     now = time.time()
     end = os.environ.get("SLURM_JOB_END_TIME", "")
-    sane = end.isascii() and end.isdigit() and len(end) <= 10  # seconds until the year 2286
+    sane = is_number(end) and len(end) <= 10  # seconds until the year 2286
     until = int(end) + 3600 if sane else now + 3600 * settings.lease_hours
     stamp = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each)) for each in (now, until)]
     values = {
@@ -882,7 +976,7 @@ def read_settings(program: str) -> Settings:
             settings = Settings(parse(beside, raw))
             if settings.store:
                 return settings
-    raise Refused(f"{beside} names no store: run `sqshpipe cluster install` on this node")
+    raise Refused(f"{beside} names no store: run `sqshpipe node install` on this node")
 
 
 def main(arguments: list[str]) -> int:

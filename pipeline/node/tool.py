@@ -32,7 +32,7 @@ lib=$(dirname "$(readlink -f "$0")")/../lib/{folder}
 for python in {interpreter} python{python} /usr/bin/python3 python3; do
     if "$python" -ISc 'import sys; sys.exit(sys.version_info[:2] != ({comma}))' 2>/dev/null; then
         exec "$python" -I -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); sys.argv[0] = "sqshpipe"
-from pipeline.__main__ import main; main()' "$lib" "$@"
+{main}' "$lib" "$@"
     fi
 done
 echo "sqshpipe: no Python {python} is on $(uname -n), and $0 was made for it" >&2
@@ -77,6 +77,7 @@ def install(prefix: Path, *, store: Path | None = None) -> Path:
             python=python,
             comma=python.replace(".", ", "),
             folder=folder,
+            main=self_command.MAIN,
             interpreter=shlex.quote(os.path.realpath(sys.executable)),
         )
         untrusted.replace_file(command, script.encode(), mode=0o755)

@@ -18,7 +18,7 @@ from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import ConfigError
 from pipeline.github.git import Checkout
 from pipeline.image.dockerignore import Ignore
-from pipeline.text import shown
+from pipeline.text import short, shown
 
 _COMPARED = (
     "base",
@@ -122,8 +122,8 @@ def _locked(spec: ImageSpec, lock: Lock, past: _Past) -> Iterator[str]:
     if before is None and now is None:
         return
     if before is None or now is None or before.digest != now.digest:
-        was = str(before.digest)[:19] if before else "not locked"
-        then = str(now.digest)[:19] if now else "not locked"
+        was = short(before.digest) if before else "not locked"
+        then = short(now.digest) if now else "not locked"
         yield f"images.lock: {spec.base} {was} -> {then}"
 
 

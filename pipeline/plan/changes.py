@@ -14,7 +14,8 @@ from typing import Any, Literal
 from pipeline.config.types import ImageSpec
 from pipeline.image.inputs import BuildInputs
 from pipeline.oci.digest import Digest
-from pipeline.plan.current import ReleaseFacts, image_changes, option_changes, short
+from pipeline.plan.current import ReleaseFacts, image_changes, option_changes
+from pipeline.text import short
 
 StageName = Literal["pin", "build", "push", "mirror", "scan", "convert", "verify", "publish"]
 
@@ -140,7 +141,7 @@ def _plan_image(seen: Observation) -> ImagePlan:
     made = _image_steps(seen, reference, other_image)
     rest = _release_steps(seen, reference, changes, image_changed=bool(other_image), policy=policy)
     if reference and policy and not any(step.run for step in rest):
-        again = f"sqshpipe scan --published {seen.spec.name} judges it anew"
+        again = f"sqshpipe store rescan {seen.spec.name} judges it anew"
         notes = (*notes, f"{'; '.join(policy)} since {reference.version} was published: {again}")
     problem = ""
     if seen.taken is not None and changes:

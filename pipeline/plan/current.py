@@ -14,8 +14,9 @@ from pipeline.image import inputs as build_inputs
 from pipeline.image.inputs import BuildInputs
 from pipeline.oci.digest import Digest
 from pipeline.store.events import moment
-from pipeline.store.record import Release
+from pipeline.store.record import Release, mapping
 from pipeline.store.store import Store
+from pipeline.text import short
 
 _OPTIONS = ("compressor", "zstd_level", "block_size", "keep_owners", "keep_xattrs")
 
@@ -45,10 +46,10 @@ class ReleaseFacts:
             source=_digest(release.source),
             base=_digest(release.base),
             build_key=release.keys.get("build") or None,
-            inputs=_mapping(release.provenance.get("inputs")),
+            inputs=mapping(release.provenance.get("inputs")),
             converter=converter.get("name"),
-            options=_mapping(converter.get("options")),
-            scan_policy=_mapping(release.provenance.get("scan_policy")),
+            options=mapping(converter.get("options")),
+            scan_policy=mapping(release.provenance.get("scan_policy")),
             size=release.size,
             created=moment(release.created),
         )
@@ -124,11 +125,6 @@ def published(
     return there if there.state == "published" else None
 
 
-def short(digest: Digest | None) -> str:
-    """``sha256:`` and 12 digits."""
-    return str(digest)[: len("sha256:") + 12]
-
-
 def _next_version(spec: ImageSpec, version: str, store: Store) -> str:
     """``, as in --tag v1.3`` where the last number of `version` can be counted on; else nothing."""
     numbered = re.fullmatch(r"(.*?)(\d{1,9})", version)
@@ -145,7 +141,3 @@ def _digest(named: Mapping[str, str] | None) -> Digest | None:
         return Digest.parse(named["digest"]) if named and named.get("digest") else None
     except FormatError:
         return None
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

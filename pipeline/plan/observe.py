@@ -18,7 +18,7 @@ from pipeline.image.pin import BaseImage, pin
 from pipeline.oci.digest import Digest
 from pipeline.plan.changes import Observation
 from pipeline.plan.current import ReleaseFacts, image_key, is_same_image
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.system.workers import each

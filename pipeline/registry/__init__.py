@@ -1,9 +1,4 @@
-"""The registry edge: OCI distribution over HTTP."""
+"""The registry of images: client, sessions, credential chain, tags, referrers.
 
-from pipeline.registry.client import RegistryClient
-from pipeline.registry.errors import Refused, Unreachable
-from pipeline.registry.images import image_manifest
-from pipeline.registry.session import Patience
-from pipeline.registry.source import RegistrySource
-
-__all__ = ["Patience", "Refused", "RegistryClient", "RegistrySource", "Unreachable", "image_manifest"]
+Nothing is imported here: threads that load two of these modules at once would meet half-loaded ones.
+"""

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 from collections.abc import Generator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
@@ -27,6 +27,7 @@ from pipeline.registry.pace import steadily
 from pipeline.registry.session import WORTH_AGAIN, Session
 from pipeline.system import untrusted
 from pipeline.system.disk import cannot_write
+from pipeline.system.parallel import Crew
 
 log = structlog.get_logger()
 
@@ -246,19 +247,16 @@ class _BadPartial(Exception):
 def _has(path: Path, blob: Descriptor) -> bool:
     """Whether the complete blob is already there: its bytes are read, since a name proves nothing."""
     try:
-        if path.stat().st_size != blob.size:
-            return False
-        return _hash_file(path, blob.digest) == blob.digest.hex
-    except FileNotFoundError:
+        descriptor = untrusted.open_regular(path)
+    except OSError:  # nothing, a symlink or a pipe: what is fetched takes its place
         return False
-
-
-def _hash_file(path: Path, digest: Digest) -> str:
-    seen = digest.hasher()
-    with path.open("rb", buffering=0) as file:
+    seen = blob.digest.hasher()
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        if os.fstat(descriptor).st_size != blob.size:
+            return False
         while block := file.read(_READ):
             seen.update(block)
-    return seen.hexdigest()
+    return seen.hexdigest() == blob.digest.hex
 
 
 def _fill(
@@ -309,8 +307,8 @@ def fetch_blobs(
     def one(blob: Descriptor) -> Path:
         return fetch_blob(session, repository, blob, folder / blob.digest.hex, meter, stop=stop)
 
-    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="blob") as pool:
-        futures = {digest: pool.submit(one, blob) for digest, blob in wanted.items()}
+    with Crew(workers, name="blob") as crew:
+        futures = {digest: crew.submit(one, blob) for digest, blob in wanted.items()}
         first_failure(list(futures.values()), stop)
     return {digest: future.result() for digest, future in futures.items()}
 

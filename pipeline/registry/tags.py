@@ -10,9 +10,8 @@ import contextlib
 import json
 from pathlib import Path
 
-from pipeline.registry import RegistryClient
 from pipeline.registry.auth import Scope
-from pipeline.registry.client import next_page, tags_in
+from pipeline.registry.client import RegistryClient, next_page, tags_in
 from pipeline.system import untrusted
 
 _PAGE = 1000

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
@@ -19,6 +18,7 @@ from pipeline.oci.manifest import Descriptor, Index, Manifest
 from pipeline.progress import SILENT, Meter
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.download import checked, chunks, first_failure
+from pipeline.system.parallel import Crew
 
 log = structlog.get_logger()
 
@@ -43,10 +43,10 @@ def copy(
     move = functools.partial(
         _move, source, source_repository, target, target_repository, meter=meter, stop=stop
     )
-    with ThreadPoolExecutor(max_workers=target.workers, thread_name_prefix="mirror") as pool:
+    with Crew(target.workers, name="mirror") as crew:
         # the largest first: a small one at the end keeps no worker waiting
         ordered = sorted(blobs, key=lambda blob: -blob.size)
-        first_failure([pool.submit(move, blob) for blob in ordered], stop)
+        first_failure([crew.submit(move, blob) for blob in ordered], stop)
     for manifest in manifests:
         # by digest for all, since a tag may be taken where tags are immutable
         target.put_manifest(target_repository, str(manifest.digest), manifest.raw, manifest.media_type)

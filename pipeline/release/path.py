@@ -77,16 +77,17 @@ def release(
     on_pushed(pushed)
     if until is Stage.PUSH:
         return Reached(pinned=pinned, pushed=pushed)
-    report = stages.scanned(run, spec, pushed)
     if until is Stage.SCAN:
-        return Reached(pinned=pinned, pushed=pushed, report=report)
-    if store is None:
-        verified = stages.try_file(run, spec, version, report, until)
-        return Reached(pinned=pinned, pushed=pushed, report=report, verified=verified)
-    same = stages.same_file(spec, report, store)
-    if same is None:
-        made = stages.publish_new(run, spec, version, pinned, report, store)
-    else:
-        made = stages.publish_same(run, spec, version, pinned, report, store, same)
+        return Reached(pinned=pinned, pushed=pushed, report=stages.scanned(run, spec, pushed))
+    with stages.packed_early(run, spec, pushed, store) as early:
+        report = stages.scanned(run, spec, pushed)
+        if store is None:
+            verified = stages.try_file(run, spec, version, report, until, early)
+            return Reached(pinned=pinned, pushed=pushed, report=report, verified=verified)
+        same = stages.same_file(spec, report.image, store)
+        if same is None:
+            made = stages.publish_new(run, spec, version, pinned, report, store, early)
+        else:
+            made = stages.publish_same(run, spec, version, pinned, report, store, same)
     stages.attested(run, made, store)
     return Reached(pinned=pinned, pushed=pushed, report=report, release=made)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import structlog
+
 from pipeline.config.types import ImageSpec
 from pipeline.errors import RegistryError
 from pipeline.image import inputs
 from pipeline.image.inputs import BuildInputs
 from pipeline.image.pin import BaseImage, pin
-from pipeline.oci.digest import Digest
 from pipeline.release.run import Run
+from pipeline.text import short
+
+log = structlog.get_logger()
+
+# AWS's documents use these as examples; they belong to nobody.
+EXAMPLE_ACCOUNTS = frozenset({"123456789012", "111122223333", "000000000000"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +32,17 @@ class Pinned:
 
 
 def pin_base(run: Run, spec: ImageSpec) -> Pinned:
-    """Pin the base and fingerprint what is built on it. Raises RegistryError, ConfigError."""
+    """Pin the base and fingerprint what is built on it. Raises RegistryError, ConfigError.
+
+    Warns first when images.yaml still has an example account: whatever fails next, that has to be edited too.
+    """
+    ecr = run.config.registry.ecr
+    if ecr is not None and ecr.account in EXAMPLE_ACCOUNTS:
+        log.warning(
+            f"{run.config.path} has placeholders: write your own registry (ecr: account and region, or url) "
+            "and store (root) there, or give --registry and --store",
+            account=ecr.account,
+        )
     with run.progress.stage("pin"):
         base = pin(spec.base, spec.platform, run.lock, run.clients)
         run.progress.result(_sentence(base))
@@ -52,9 +69,5 @@ def verify_handoff(run: Run, spec: ImageSpec, reference: str) -> None:
 
 def _sentence(base: BaseImage) -> str:
     how = "locked" if base.locked else "not locked, what the tag stands for now"
-    moved = f"; the tag has moved to {_short(base.moved_to)}, see sqshpipe lock" if base.moved_to else ""
-    return f"{base.reference} is {_short(base.digest)}, {how}{moved}"
-
-
-def _short(digest: Digest) -> str:
-    return str(digest)[: len("sha256:") + 12]
+    moved = f"; the tag has moved to {short(base.moved_to)}, see sqshpipe lock" if base.moved_to else ""
+    return f"{base.reference} is {short(base.digest)}, {how}{moved}"

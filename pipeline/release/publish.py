@@ -6,8 +6,8 @@ The store takes plain facts; this module gathers them from the values that the s
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from pipeline.image.pin import BaseImage
 from pipeline.image.push import PushedImage
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.reader import SquashfsImage
-from pipeline.store.publishing import copy_in
+from pipeline.store.layout import RANGES
+from pipeline.store.publishing import copy_in, hash_file, link_in
 from pipeline.store.record import EXTERNAL, Record, Release
+from pipeline.store.sharing import ranges_of
 from pipeline.store.store import Store
 from pipeline.system import atomic
+from pipeline.text import utc
 
 _MOST_LAYERS = 512  # in a record; engines stop at 127
 
@@ -47,6 +50,7 @@ def publish(
     """
     file = verified.file
     keys = {"convert": file.convert_key}
+    ranges = None if file.ranges is None else file.ranges.encode()
     if source is not None and source.build_key is not None:
         keys["build"] = source.build_key
     record = Record(
@@ -62,9 +66,13 @@ def publish(
         scan=dict(scan),
         provenance={**(provenance or {}), **_layers(file)},
         checks=tuple(verified.checks),
-        created=_now(),
+        packs=() if file.ranges is None else file.ranges.keys,
+        attachments=_named(ranges),
+        created=utc(),
     )
-    return store.publish(record, file.path, channels=channels, sha256=file.sha256, meter=meter)
+    made = store.publish(record, file.path, channels=channels, sha256=file.sha256, meter=meter)
+    _attach(store, made, ranges)
+    return made
 
 
 def publish_again(
@@ -83,6 +91,8 @@ def publish_again(
 
     Its bytes are read back and compared with their digest. Raises VerificationError when they are damaged.
     """
+    shared = ranges_of(store.layout, same)
+    ranges = None if shared is None else shared.encode()
     record = Record(
         image=image,
         version=version,
@@ -100,9 +110,13 @@ def publish_again(
         scan=dict(scan),
         provenance={**provenance, **_known_layers(same), "same_file_as": same.name},
         checks=same.checks,
-        created=_now(),
+        packs=same.packs,
+        attachments=_named(ranges),
+        created=utc(),
     )
-    return store.publish(record, same.path, channels=channels, sha256=same.sha256, meter=meter)
+    made = store.publish(record, same.path, channels=channels, sha256=same.sha256, meter=meter)
+    _attach(store, made, ranges)
+    return made
 
 
 def publish_external(
@@ -113,18 +127,25 @@ def publish_external(
     version: str,
     platform: str = DEFAULT_PLATFORM,
     allow_external: bool = False,
+    move: bool = False,
     meter: Meter = SILENT,
 ) -> Release:
-    """Take a .sqsh that was made elsewhere in as a release; its record says external, unscanned.
+    """Make a release of a .sqsh that was made elsewhere; its record says external, unscanned.
 
-    Raises FormatError when it is no sound squashfs file, PublishError when the version has other content.
+    With `move` the file itself becomes the release, and its old name goes when the record is written. Raises
+    FormatError when it is not a sound squashfs file, PublishError when the version has other content,
+    ConfigError when a file cannot be moved.
     """
     with SquashfsImage.open(file) as opened:
         compressor = str(opened.superblock.compressor)
-    store.make_room(file.stat().st_size)
+    store.make_room(0 if move else file.stat().st_size)
     with store.staging() as staged:
-        with atomic.told(f"copying {file} into {store.root}"):
-            sha256 = copy_in(file, staged, meter=meter)
+        with atomic.told(f"taking {file} into {store.root}"):
+            if move:
+                link_in(file, staged)
+                sha256 = hash_file(staged, meter=meter)
+            else:
+                sha256 = copy_in(file, staged, meter=meter)
         record = Record(
             image=image,
             version=version,
@@ -134,9 +155,22 @@ def publish_external(
             scan=dict(EXTERNAL),
             provenance={"file": file.name, "compressor": compressor},
             checks=("superblock and tables",),
-            created=_now(),
+            created=utc(),
         )
-        return store.publish(record, staged, allow_external=allow_external, sha256=sha256)
+        release = store.publish(record, staged, allow_external=allow_external, sha256=sha256)
+    if move:
+        file.unlink()
+    return release
+
+
+def _named(ranges: bytes | None) -> dict[str, str]:
+    return {} if ranges is None else {RANGES: hashlib.sha256(ranges).hexdigest()}
+
+
+def _attach(store: Store, made: Release, ranges: bytes | None) -> None:
+    """Put the ranges beside the release: after its record, so that those that lie there are its own."""
+    if ranges is not None:
+        store.attach(made, RANGES, ranges)
 
 
 def _layers(file: SquashfsFile) -> dict[str, Any]:
@@ -163,7 +197,3 @@ def _source(file: SquashfsFile, source: PushedImage | None) -> dict[str, str]:
 
 def _base(base: BaseImage) -> dict[str, str]:
     return {"reference": str(base.reference), "digest": str(base.digest)}
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

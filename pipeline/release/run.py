@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from pipeline.bases.clients import Clients
-from pipeline.config.lock import Lock
-from pipeline.config.types import Config
-from pipeline.progress import Story
-from pipeline.store.store import Store
+if TYPE_CHECKING:
+    from pipeline.bases.clients import Clients
+    from pipeline.config.lock import Lock
+    from pipeline.config.types import Config
+    from pipeline.progress import Story
+    from pipeline.store.store import Store
 
 
 class Stage(str, Enum):
@@ -42,5 +44,7 @@ class Run:
 
     def store(self) -> Store:
         """The configured store. ConfigError when none is given."""
+        from pipeline.store.store import Store
+
         settings = self.config.store
         return Store(settings.root, group=settings.group, stripe=settings.stripe)

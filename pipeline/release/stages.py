@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.attest.attest import attest
 from pipeline.config.names import Version
 from pipeline.config.types import ImageSpec
-from pipeline.convert.convert import CONVERTER_VERSIONS, SquashfsFile, convert, convert_key
+from pipeline.convert.convert import CONVERTER_VERSIONS, SquashfsFile, choose_converter, convert, convert_key
 from pipeline.convert.verify import VerifiedSquashfs, verify
 from pipeline.docker.engine import Engine
 from pipeline.errors import ConfigError, ToolError
@@ -20,7 +21,8 @@ from pipeline.image.mirror import mirror
 from pipeline.image.push import PushedImage, adopt, push, tag_version
 from pipeline.image.repository import prepare
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistrySource, image_manifest
+from pipeline.registry.images import image_manifest
+from pipeline.registry.source import RegistrySource
 from pipeline.release.pinned import Pinned
 from pipeline.release.publish import publish, publish_again
 from pipeline.release.run import Run, Stage
@@ -30,6 +32,10 @@ from pipeline.scan.judge import Judge, chosen
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.system.scratch import scratch_folder
+from pipeline.text import short
+
+if TYPE_CHECKING:
+    from pipeline.convert.early import EarlyPacking
 
 
 def require_scanner(run: Run, spec: ImageSpec) -> None:
@@ -56,7 +62,7 @@ def in_registry(run: Run, spec: ImageSpec, version: Version, pinned: Pinned) -> 
     key = pinned.inputs.key
     adopted = adopt(repository, key, pinned.base, client)
     if adopted is not None:
-        run.progress.skip("build", f"{repository} has key-{key[:12]}")
+        run.progress.skip("build", f"{repository} has key-{short(key)}")
         return adopted
     with _engine_for(spec, repository) as engine:
         built = _built(run, spec, version, pinned, engine)
@@ -96,7 +102,7 @@ def _built(run: Run, spec: ImageSpec, version: Version, pinned: Pinned, engine: 
             scratch=run.config.scratch,
             meter=meter,
         )
-        run.progress.result(f"key-{key[:12]}")
+        run.progress.result(f"key-{short(key)}")
     return built
 
 
@@ -109,37 +115,67 @@ def scanned(run: Run, spec: ImageSpec, pushed: PushedImage) -> ScanReport:
     return report
 
 
+def packed_early(
+    run: Run, spec: ImageSpec, pushed: PushedImage, store: Store | None
+) -> AbstractContextManager[EarlyPacking | None]:
+    """Pack the layers of `pushed` in the background, beside the scan; None where there is nothing to pack.
+
+    That is where another converter than ``native`` is meant, where the store has the file already, or where
+    images.yaml says ``early: false``. Leaving the context, as a rejection does, ends what is not done.
+    """
+    if not spec.convert.early or choose_converter(spec.convert) != "native":
+        return nullcontext()
+    if store is not None and same_file(spec, pushed, store) is not None:
+        return nullcontext()
+    from pipeline.convert.early import early_packing
+
+    return early_packing(
+        lambda: _source(run, pushed), spec.convert, cache=run.config.cache, limits=run.config.limits
+    )
+
+
 def try_file(
-    run: Run, spec: ImageSpec, version: Version, report: ScanReport, until: Stage
+    run: Run,
+    spec: ImageSpec,
+    version: Version,
+    report: ScanReport,
+    until: Stage,
+    early: EarlyPacking | None,
 ) -> VerifiedSquashfs | None:
     """Convert, verify and test in scratch, up to `until`; the file is removed again."""
     with scratch_folder(run.config.scratch) as folder:
         output = folder / f"{spec.name}.sqsh"
-        file = _converted(run, spec, report, output)
+        file = _converted(run, spec, report, output, early)
         verified = _verified(run, file) if until.reaches(Stage.VERIFY) else None
         if until.reaches(Stage.TEST):
             tested(run, spec, output, f"{spec.name}:{version}")
     return verified
 
 
-def same_file(spec: ImageSpec, report: ScanReport, store: Store) -> Release | None:
+def same_file(spec: ImageSpec, pushed: PushedImage, store: Store) -> Release | None:
     """A release whose file was made from this very image with these options: converting gives nothing new.
 
     `auto` accepts whatever converter made it, as it does for a version that is published already.
     """
-    digest, converter = report.image.digest, spec.convert.converter
+    digest, converter = pushed.digest, spec.convert.converter
     names = CONVERTER_VERSIONS if converter == "auto" else (converter,)
     keys = [convert_key(digest, spec.convert, name) for name in names]
     return store.made_from(str(digest), keys, str(spec.platform))
 
 
 def publish_new(
-    run: Run, spec: ImageSpec, version: Version, pinned: Pinned, report: ScanReport, store: Store
+    run: Run,
+    spec: ImageSpec,
+    version: Version,
+    pinned: Pinned,
+    report: ScanReport,
+    store: Store,
+    early: EarlyPacking | None,
 ) -> Release:
     """Convert, verify and test in the store's staging folder, then publish."""
     store.make_room(report.image.size)  # a .sqsh is about as large as the compressed layers
     with store.staging() as staged:
-        verified = _verified(run, _converted(run, spec, report, staged, staged=True))
+        verified = _verified(run, _converted(run, spec, report, staged, early, staged=True))
         tested(run, spec, staged, f"{spec.name}:{version}")
         with run.progress.stage("publish") as meter:
             _tag_version(run, version, report)
@@ -197,11 +233,19 @@ def attested(run: Run, made: Release, store: Store) -> None:
 
 
 def _converted(
-    run: Run, spec: ImageSpec, report: ScanReport, output: Path, *, staged: bool = False
+    run: Run,
+    spec: ImageSpec,
+    report: ScanReport,
+    output: Path,
+    early: EarlyPacking | None,
+    *,
+    staged: bool = False,
 ) -> SquashfsFile:
     with run.progress.stage("convert") as meter:
+        if early is not None:
+            early.finish(meter)
         file = convert(
-            _source(run, report),
+            _source(run, report.image),
             spec.convert,
             output=output,
             scratch=run.config.scratch,
@@ -210,7 +254,7 @@ def _converted(
             staged=staged,
             meter=meter,
         )
-        run.progress.result(f"{file.converter.name}, sha256:{file.sha256[:12]}")
+        run.progress.result(f"{file.converter.name}, sha256:{short(file.sha256)}")
     return file
 
 
@@ -229,9 +273,8 @@ def tested(run: Run, spec: ImageSpec, file: Path, name: str) -> None:
             run.progress.result(f"{len(passed)} of {len(spec.test)} commands passed")
 
 
-def _source(run: Run, report: ScanReport) -> RegistrySource:
-    """Where the converter reads the layers: the registry, by the digest that was scanned."""
-    image = report.image
+def _source(run: Run, image: PushedImage) -> RegistrySource:
+    """Where the converter reads the layers: the registry, by the digest that is scanned."""
     client = run.clients(image.repository.registry)
     manifest = image_manifest(client, image.reference, None)
     return RegistrySource(client, image.repository.repository, manifest)

@@ -10,9 +10,9 @@ from typing import Any
 
 from pipeline.report.contents import Contents, Package
 from pipeline.report.sbom import Sbom
-from pipeline.report.text import growth, mapping, rows, short, size
-from pipeline.store.record import Record
-from pipeline.text import shown
+from pipeline.report.text import growth
+from pipeline.store.record import Record, mapping, rows
+from pipeline.text import human_bytes, short, shown
 
 _NONE = "none"
 
@@ -129,13 +129,13 @@ def _layers(before: Record, after: Record) -> tuple[tuple[Change, ...], str]:
         for number in range(common, max(len(old), len(new)))
     )
     stored = sum(_stored(layer) for layer in new[:common])
-    return changes, f"{common} of {len(new)} layers are the same, {size(stored)} compressed"
+    return changes, f"{common} of {len(new)} layers are the same, {human_bytes(stored)} compressed"
 
 
 def _layer(layers: Sequence[Mapping[str, Any]], number: int) -> str:
     if number >= len(layers):
         return _NONE
-    return f"{size(_stored(layers[number]))}, {short(str(layers[number].get('digest', _NONE)))}"
+    return f"{human_bytes(_stored(layers[number]))}, {short(layers[number].get('digest', _NONE))}"
 
 
 def _stored(layer: Mapping[str, Any]) -> int:
@@ -146,8 +146,8 @@ def _stored(layer: Mapping[str, Any]) -> int:
 def _facts(before: Record, after: Record) -> Iterator[Change]:
     same_bytes = before.sha256 == after.sha256
     if not same_bytes:
-        grown = f"{size(after.size)}, {growth(before.size, after.size)}"
-        yield Change(what="size", before=size(before.size), after=grown)
+        grown = f"{human_bytes(after.size)}, {growth(before.size, after.size)}"
+        yield Change(what="size", before=human_bytes(before.size), after=grown)
     old, new = mapping(before.base), mapping(after.base)
     yield from _one("base", old.get("reference"), new.get("reference"))
     yield from _one("base digest", short(old.get("digest", _NONE)), short(new.get("digest", _NONE)))
@@ -215,4 +215,5 @@ def _files(old: Contents, new: Contents) -> FileChanges | None:
 
 
 def _folder(name: str, before: int, after: int) -> Change:
-    return Change(what=shown(name), before=size(before), after=f"{size(after)}, {growth(before, after)}")
+    grown = f"{human_bytes(after)}, {growth(before, after)}"
+    return Change(what=shown(name), before=human_bytes(before), after=grown)

@@ -13,11 +13,10 @@ from pipeline.errors import PublishError
 from pipeline.progress import SILENT, Meter
 from pipeline.report.compare import Comparison
 from pipeline.report.comparing import Comparer
-from pipeline.report.text import mapping, rows
 from pipeline.store import leases
 from pipeline.store.events import Event, moment, read_events
 from pipeline.store.leases import Lease
-from pipeline.store.record import Release
+from pipeline.store.record import Release, mapping, rows
 from pipeline.store.store import Listed, Store
 from pipeline.text import shown
 

@@ -17,6 +17,7 @@ from pipeline import text as words
 from pipeline.report import chart, text
 from pipeline.report.compare import scan_words
 from pipeline.report.gather import Report, ReportedRelease
+from pipeline.store.record import mapping
 
 _SHOWN_BARS = 48
 
@@ -40,10 +41,10 @@ def page(report: Report) -> str:
     )
     environment.filters.update(
         shown=words.shown,
-        size=text.size,
+        size=words.human_bytes,
         when=text.when,
-        short=text.short,
-        mapping=text.mapping,
+        short=words.short,
+        mapping=mapping,
         scan=scan_words,
         expiry=_expiry,
         path=_path,

@@ -16,10 +16,9 @@ from urllib.parse import unquote
 from pipeline.errors import FormatError, PublishError
 from pipeline.oci.strict_json import parse_object
 from pipeline.report.contents import Package
-from pipeline.report.text import mapping, rows
 from pipeline.store import attachments
 from pipeline.store.layout import SBOM, Layout
-from pipeline.store.record import Release
+from pipeline.store.record import Release, mapping, rows
 
 _LIMIT = 64 << 20
 _MOST_PACKAGES = 50_000

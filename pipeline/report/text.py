@@ -6,23 +6,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
-from pipeline.text import shown
+from pipeline.text import human_bytes, shown
 
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 _NEVER = "1970"
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(?:Z|\+00:00)\Z", re.ASCII)
-
-
-def size(amount: int) -> str:
-    """Bytes in the unit that leaves at most four digits before the point."""
-    value, unit = float(amount), 0
-    while abs(value) >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{amount} {_UNITS[0]}" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
 def growth(before: int, after: int) -> str:
@@ -31,7 +20,7 @@ def growth(before: int, after: int) -> str:
         return "same size"
     step = after - before
     share = f" ({step / before:+.1%})" if before else ""
-    return f"{'+' if step > 0 else '-'}{size(abs(step))}{share}"
+    return f"{'+' if step > 0 else '-'}{human_bytes(abs(step))}{share}"
 
 
 def when(moment: datetime) -> str:
@@ -43,23 +32,6 @@ def clock(value: object) -> str:
     """A time in ISO 8601 as `when` shows it; anything else as it stands."""
     match = _ISO.match(str(value))
     return f"{match[1]} {match[2]}" if match else shown(value)
-
-
-def short(digest: object) -> str:
-    """The beginning of a digest or key, as people compare them."""
-    text = shown(digest)
-    head, colon, tail = text.rpartition(":")
-    return f"{head}{colon}{tail[:12]}" if len(tail) > 12 else text
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """`value` when it is a JSON object, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def rows(value: object) -> list[Mapping[str, Any]]:
-    """The JSON objects in `value` when it is a list, else nothing."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def cells(text: str) -> int:

@@ -17,8 +17,9 @@ from pipeline.errors import ConfigError, RegistryError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import NotOneImage
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient, image_manifest
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import CredentialsProvider, credentials_for
+from pipeline.registry.images import image_manifest
 from pipeline.scan import ecr as scan_ecr
 from pipeline.scan.ecr import Waiting
 from pipeline.scan.findings import Base, ScanResult

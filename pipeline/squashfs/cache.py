@@ -21,6 +21,7 @@ from pipeline.squashfs.codecs import Codec, Stored
 from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged, footer
 from pipeline.squashfs.packindex import PackIndex
 from pipeline.squashfs.writing import write_at
+from pipeline.system import untrusted
 
 _SUFFIX = ".pack"
 _PARTIAL = ".partial-"
@@ -109,12 +110,7 @@ class PackCache:
 
     def refuse_others(self) -> None:
         """Raise ToolError when anybody can put packs here: they would be published as if they were layers."""
-        try:
-            name, here, above = self.folder.lstat(), self.folder.stat(), self.folder.parent.stat()
-        except FileNotFoundError:
-            return
-        others = not {name.st_uid, here.st_uid} <= {os.geteuid(), 0} and above.st_mode & stat.S_IWOTH
-        if here.st_mode & stat.S_IWOTH or others:
+        if untrusted.others_may_write(self.folder):
             raise ToolError(
                 f"everybody can put layer packs into {self.folder}, which are published as they are",
                 hint="set SQSHPIPE_CACHE to a folder of yours, or take it from others: chmod o-w, chown",
@@ -131,14 +127,14 @@ class PackCache:
             self.discard(error)
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)  # when it was last used decides what is trimmed first
+            os.utime(pack.descriptor)  # when it was last used decides what is trimmed first
         return pack
 
     def compared(self, pair: Pair) -> Compared | None:
         """What a conversion found that has read this blob and compared both digests; None: not known."""
         path, noted = self._pair_path(pair)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = untrusted.open_regular(path)
         except OSError:
             return None
         try:
@@ -159,9 +155,8 @@ class PackCache:
         path, noted = self._pair_path(pair)
         text = f"{noted} {found.unpacked} {found.holes}"
         text = f"{text} {sha256(text.encode()).hexdigest()}\n"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, flags, 0o644)
+            descriptor = untrusted.open_regular(path, flags=os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
                 os.write(descriptor, text.encode())
             finally:
@@ -219,7 +214,9 @@ class PackCache:
             if not complete and not path.name.startswith(_PARTIAL):
                 continue
             with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
+                status = path.lstat()
+                if not stat.S_ISREG(status.st_mode):
+                    continue
                 found.append(
                     CachedPack(
                         path=path,
@@ -232,10 +229,16 @@ class PackCache:
         return sorted(found, key=lambda pack: (pack.used, pack.path.name))
 
     def trim(
-        self, *, now: datetime, max_size: int | None = None, max_age: timedelta | None = None
+        self,
+        *,
+        now: datetime,
+        max_size: int | None = None,
+        max_age: timedelta | None = None,
+        dry_run: bool = False,
     ) -> list[CachedPack]:
         """Remove dead writers' leftovers, packs unused for longer than `max_age`, then the longest unused
-        until at most `max_size` bytes stay. What is in use stays. Returns what was removed.
+        until at most `max_size` bytes stay. What is in use stays. Returns what was removed, or with `dry_run`
+        what would be.
         """
         packs = self.packs()
         left = sum(pack.size for pack in packs)
@@ -245,7 +248,7 @@ class PackCache:
             too_much = max_size is not None and left > max_size
             if pack.in_use or not (too_old or too_much or not pack.complete):
                 continue
-            if _remove_unused(pack.path):
+            if dry_run or _remove_unused(pack.path):
                 left -= pack.size
                 removed.append(pack)
         return removed
@@ -269,7 +272,7 @@ class PackCache:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return ToolError(
             f"cannot write a layer pack in {self.folder}: {error.strerror}",
-            hint="free space, or trim it with `sqshpipe cache --max-size 0`"
+            hint="free space, or trim it with `sqshpipe cache prune --max-size 0`"
             if full
             else "set SQSHPIPE_CACHE",
         )
@@ -285,9 +288,9 @@ def _used(path: Path) -> float:
 def _opened_to_lock(path: Path) -> int:
     """NFS takes an exclusive lock only of who may write."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return untrusted.open_regular(path, flags=os.O_RDWR)
     except PermissionError:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return untrusted.open_regular(path)
 
 
 def _in_use(path: Path) -> bool:

@@ -18,6 +18,7 @@ from isal import isal_zlib
 
 from pipeline.squashfs.blocks import RAW
 from pipeline.squashfs.codecs import Codec, CompressMany, Plain, Stored
+from pipeline.system.parallel import by_signal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -126,6 +127,8 @@ class Compressors:
     ) -> None:
         for _ in self._threads:
             self._jobs.put(None)
+        if by_signal(kind):
+            return  # all that waits to be compressed would come first; the threads end with the process
         for thread in self._threads:
             thread.join()
 

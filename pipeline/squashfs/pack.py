@@ -11,6 +11,7 @@ The index is checked when a pack is opened, the data when it is read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -24,6 +25,7 @@ from isal import isal_zlib
 
 from pipeline.errors import FormatError
 from pipeline.squashfs.packindex import PackIndex
+from pipeline.system import untrusted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,7 +63,12 @@ class Pack:
     @classmethod
     def open(cls, path: Path) -> Pack:
         """Open a pack and check its index; FileNotFoundError without one, PackDamaged if it is not whole."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            descriptor = untrusted.open_regular(path)
+        except OSError as error:
+            if isinstance(error, untrusted.NotRegularError) or error.errno == errno.ELOOP:
+                raise PackDamaged(path, "it is not a regular file") from error
+            raise
         try:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(descriptor, fcntl.LOCK_SH)

@@ -6,7 +6,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pipeline.squashfs.blocks import Span, read_fragment, read_span
 from pipeline.squashfs.codecs import Expand, make_expand
 from pipeline.squashfs.inode import NO_FRAGMENT, Inode, Kind
 from pipeline.squashfs.reader import SquashfsImage
+from pipeline.system.parallel import Crew
 
 OnFile = Callable[[int, int], None]  # inode number, crc32 of the whole content
 
@@ -44,9 +44,13 @@ def read_all(
     source: queue.SimpleQueue[tuple[int, list[Inode] | _Tails]] = queue.SimpleQueue()
     for job in jobs:
         source.put(job)
-    with ThreadPoolExecutor(count, thread_name_prefix="readback") as pool:
-        for future in [pool.submit(reader.run, source) for _ in range(count)]:
-            future.result()
+    with Crew(count, name="readback") as crew:
+        try:
+            for future in [crew.submit(reader.run, source) for _ in range(count)]:
+                future.result()
+        except BaseException:
+            reader.stop()
+            raise
     return reader.total
 
 
@@ -76,6 +80,10 @@ class _Reader:
         self._lock = threading.Lock()
         self._failed = False
         self.total = 0
+
+    def stop(self) -> None:
+        """End all threads after the file that each reads."""
+        self._failed = True
 
     def run(self, source: queue.SimpleQueue[tuple[int, list[Inode] | _Tails]]) -> None:
         expand = make_expand(self._image.superblock.compressor)

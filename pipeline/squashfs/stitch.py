@@ -26,7 +26,7 @@ from pipeline.squashfs.codecs import Codec, Stored, make_expand
 from pipeline.squashfs.compressors import Compressors
 from pipeline.squashfs.copying import copy_ranges, hash_file, hash_ranges
 from pipeline.squashfs.inode import NO_FRAGMENT, Kind
-from pipeline.squashfs.layout import ALIGNMENT, LAYER_SHIFT, Layout, copy_place, file_words, lay_out
+from pipeline.squashfs.layout import ALIGNMENT, LAYER_SHIFT, Layout, Range, copy_place, file_words, lay_out
 from pipeline.squashfs.metadata import indexed_table
 from pipeline.squashfs.pack import Pack, PackDamaged
 from pipeline.squashfs.packindex import PackIndex
@@ -50,11 +50,15 @@ class StitchOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stitched:
-    """The finished image: its sha256 in hex, its size in bytes with padding, and how many inodes it has."""
+    """The finished image: its sha256 in hex, its size in bytes with padding, and how many inodes it has.
+
+    `ranges` has what was copied out of the packs, numbered as they were given.
+    """
 
     sha256: str
     size: int
     inode_count: int
+    ranges: tuple[Range, ...]
 
 
 def stitch(
@@ -84,7 +88,12 @@ def stitch(
         write_at(target, [head], 0)
         copier.join()
     os.fsync(target)
-    return Stitched(sha256=hasher.hexdigest(), size=extra_end + len(tables), inode_count=job.inode_count)
+    return Stitched(
+        sha256=hasher.hexdigest(),
+        size=extra_end + len(tables),
+        inode_count=job.inode_count,
+        ranges=tuple(job.layout.ranges),
+    )
 
 
 @dataclass(slots=True, kw_only=True)

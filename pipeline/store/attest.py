@@ -100,7 +100,7 @@ def read_back(release: Release) -> None:
     if digest != release.sha256:
         raise VerificationError(
             f"{release.path} has sha256 {digest}, its record says {release.sha256}",
-            hint="run sqshpipe scrub, then publish the same content again",
+            hint="run sqshpipe store scrub, then publish the same content again",
         )
 
 

@@ -15,6 +15,7 @@ from pipeline.store.layout import Layout
 from pipeline.store.prune import temporaries
 from pipeline.store.reading import cache_bytes, index_is_current, lost_events, read_head, read_truth
 from pipeline.system import atomic, untrusted
+from pipeline.system.mountinfo import mount_of
 from pipeline.system.temporary import is_orphan, temporary_name
 
 LOW_BYTES = 50 << 30
@@ -41,9 +42,9 @@ def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | N
         creation.require(layout)
     except SqshpipeError as error:
         return [Finding(level="fail", found=error.headline, advice=error.hint)]
-    findings = [
-        Finding(level="ok", found=f"{root} is on {preflight.file_system(root) or 'an unknown file system'}")
-    ]
+    kind = mount_of(root).type
+    known = "an unknown file system" if kind == "unknown" else kind
+    findings = [Finding(level="ok", found=f"{root} is on {known}")]
     findings += _writing(layout)
     if not any(one.level == "fail" for one in findings):
         findings += _folders(layout)
@@ -121,7 +122,7 @@ def _room(layout: Layout) -> Iterator[Finding]:
         yield Finding(
             level="warn",
             found=f"{free / 1e9:.1f} GB free",
-            advice="sqshpipe prune --dry-run says what could go",
+            advice="sqshpipe store prune --dry-run says what could go",
         )
     else:
         yield Finding(level="ok", found=f"{free / 1e9:.1f} GB free")
@@ -130,7 +131,7 @@ def _room(layout: Layout) -> Iterator[Finding]:
         yield Finding(
             level="warn",
             found=f"{left / 1e9:.1f} GB left of the quota",
-            advice="ask for more, or see sqshpipe prune --dry-run",
+            advice="ask for more, or see sqshpipe store prune --dry-run",
         )
     if inodes.f_files and inodes.f_favail < 10000:
         yield Finding(level="warn", found=f"{inodes.f_favail} inodes left", advice="ask for more inodes")
@@ -178,7 +179,7 @@ def _leftovers(layout: Layout) -> Iterator[Finding]:
         yield Finding(
             level="warn",
             found=f"{len(dead)} files of killed runs, {size / 1e9:.1f} GB",
-            advice="sqshpipe prune removes them",
+            advice="sqshpipe store prune removes them",
         )
 
 
@@ -202,7 +203,7 @@ def _group(layout: Layout, group: str | None) -> Iterator[Finding]:
 
 def _unstriped(layout: Layout) -> Iterator[Finding]:
     """Large files that lie on one server of Lustre: one node reads them over one connection."""
-    if preflight.file_system(layout.root) != "lustre" or shutil.which("lfs") is None:
+    if mount_of(layout.root).type != "lustre" or shutil.which("lfs") is None:
         return
     sizes = {path: path.lstat().st_size for path in layout.blobs.glob("*.sqsh") if not path.is_symlink()}
     largest = sorted((path for path in sizes if sizes[path] >= LARGE_BYTES), key=lambda path: -sizes[path])
@@ -222,7 +223,7 @@ def _unstriped(layout: Layout) -> Iterator[Finding]:
 
 
 def _striping(layout: Layout, count: int, size: int) -> Iterator[Finding]:
-    if preflight.file_system(layout.root) != "lustre":
+    if mount_of(layout.root).type != "lustre":
         found = "store: {stripe: …} is set, and the store is not on Lustre"
         yield Finding(level="warn", found=found, advice="leave it out, or look at the path")
     elif shutil.which("lfs") is None:

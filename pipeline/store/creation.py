@@ -16,6 +16,7 @@ from pipeline.store.layout import RECORD_SUFFIX, Layout
 from pipeline.store.reading import records_in
 from pipeline.store.record import parse_own
 from pipeline.system import atomic
+from pipeline.system.mountinfo import unescaped
 
 FSTAB = Path("/etc/fstab")
 MOUNTS = Path("/proc/self/mounts")
@@ -74,6 +75,27 @@ def require(layout: Layout) -> None:
     )
 
 
+def create(layout: Layout, *, group: str | None, stripe: tuple[int, int] | None) -> bool:
+    """Make the store at the root of `layout`; False when it is one already. Raises as `Store.create`."""
+    from pipeline.store import folders, leases, preflight
+
+    with atomic.told(f"creating the store {layout.root}"):
+        if is_store(layout):
+            return False
+        if point := not_mounted(layout.root):
+            raise PublishError(
+                f"no store is created at {layout.root}: {point} is in /etc/fstab and is not mounted",
+                hint=f"mount {point}",
+            )
+        folders.found(layout.root, group=group)
+        preflight.check_group(layout, group)
+        folders.make(layout.blobs)
+        if stripe is not None:
+            preflight.stripe(layout, count=stripe[0], size=stripe[1])
+        leases.prepare(layout)
+    return True
+
+
 def create_command(root: Path) -> str:
     """The command that creates a store at `root`, for a shell."""
     return f"sqshpipe store create {shlex.quote(str(root))}"
@@ -101,10 +123,10 @@ def not_mounted(root: Path) -> str:
 
 
 def _mount_points(table: Path) -> set[str]:
-    """The second column of a table of mounts (fstab(5)); its blanks are written as \\040."""
+    """The second column of a table of mounts (fstab(5))."""
     try:
         lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return set()
     words = [line.split() for line in lines if not line.lstrip().startswith("#")]
-    return {each[1].replace("\\040", " ") for each in words if len(each) > 1}
+    return {unescaped(each[1]) for each in words if len(each) > 1}

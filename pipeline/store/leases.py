@@ -16,7 +16,6 @@ import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from pipeline.store.events import moment, whoami
 from pipeline.store.layout import Layout
 from pipeline.store.record import Release
 from pipeline.system import atomic
-from pipeline.text import shown
+from pipeline.text import shown, utc
 
 SCHEMA = 1
 LONGEST_SECONDS = 60 * 24 * 3600.0
@@ -88,8 +87,8 @@ def take(layout: Layout, release: Release, *, seconds: float, job: str = "", clu
         "step": "",
         "uid": os.getuid(),
         "cluster": cluster,
-        "created": _text(now),
-        "expires": _text(now + seconds),
+        "created": utc(now),
+        "expires": utc(now + seconds),
     }
     path = layout.leases / f"person-{whoami().replace('/', '_')}-{secrets.token_hex(4)}.json"
     refused = f"let the store's owner make the folder: mkdir -m 1777 {layout.leases}"
@@ -234,7 +233,3 @@ def _parse(path: Path) -> Lease | None:
         return None
     finally:
         os.close(descriptor)
-
-
-def _text(when: float) -> str:
-    return datetime.fromtimestamp(when, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

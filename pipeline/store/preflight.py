@@ -11,7 +11,9 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, ToolError
 from pipeline.store.layout import Layout
+from pipeline.system.mountinfo import mount_of
 from pipeline.system.temporary import temporary_name
+from pipeline.text import human_bytes
 
 MARGIN_BYTES = 16 << 20
 PROBED_BYTES = 1 << 20
@@ -27,8 +29,8 @@ def make_room(layout: Layout, size: int) -> None:
     free = shutil.disk_usage(place).free
     if free < size + MARGIN_BYTES:
         raise ToolError(
-            f"{layout.root} has {free >> 20:,} MiB free, and {(size + MARGIN_BYTES) >> 20:,} MiB is needed",
-            hint="see sqshpipe du and sqshpipe prune --dry-run for what could go",
+            f"{layout.root} has {human_bytes(free)} free, and {human_bytes(size + MARGIN_BYTES)} is needed",
+            hint="see sqshpipe store usage and sqshpipe store prune --dry-run for what could go",
         )
     if size >= PROBED_BYTES and layout.blobs.is_dir():
         _ask_for(layout, size)
@@ -51,13 +53,13 @@ def _ask_for(layout: Layout, size: int) -> None:
         os.close(descriptor)
         probe.unlink(missing_ok=True)
     if not known and (left := lustre_quota_left(layout.root)) is not None and left < size:
-        raise _over_quota(layout, size, f"{left >> 20:,} MiB are left of the quota")
+        raise _over_quota(layout, size, f"{human_bytes(left)} are left of the quota")
 
 
 def _over_quota(layout: Layout, size: int, why: str) -> ToolError:
     return ToolError(
-        f"{size >> 20:,} MiB more are needed in {layout.root}, and {why}",
-        hint="raise the quota of its user, group or project, or let sqshpipe prune free some",
+        f"{human_bytes(size)} more are needed in {layout.root}, and {why}",
+        hint="raise the quota of its user, group or project, or let sqshpipe store prune free some",
     )
 
 
@@ -66,7 +68,7 @@ def lustre_quota_left(root: Path) -> int | None:
 
     Root is above quotas. What `lfs quota` says is read leniently: its words differ between versions.
     """
-    if os.geteuid() == 0 or file_system(root) != "lustre" or shutil.which("lfs") is None:
+    if os.geteuid() == 0 or mount_of(root).type != "lustre" or shutil.which("lfs") is None:
         return None
     from pipeline.system import process
 
@@ -103,7 +105,7 @@ def stripe(layout: Layout, *, count: int, size: int) -> bool:
 
     False where the store is not on Lustre or `lfs` is not there. Raises ToolError as lfs does.
     """
-    if file_system(layout.root) != "lustre" or shutil.which("lfs") is None:
+    if mount_of(layout.root).type != "lustre" or shutil.which("lfs") is None:
         return False
     from pipeline.system import process
 
@@ -129,23 +131,6 @@ def targets(file: Path) -> int:
 
     told = process.run(["lfs", "getstripe", "-c", file], timeout=30).stdout
     return max((int(word) for word in told.split() if word.isdigit()), default=0)
-
-
-def file_system(path: Path) -> str:
-    """The type of the file system that holds `path`, as mount(8) calls it; empty when that cannot be told."""
-    best, kind = "", ""
-    resolved = str(path.resolve())
-    try:
-        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        _, point, this, *_ = line.split(" ")
-        point = point.replace("\\040", " ")
-        inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, this
-    return kind
 
 
 def check_group(layout: Layout, group: str | None) -> None:

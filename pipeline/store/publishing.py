@@ -14,11 +14,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import PublishError, VerificationError
+from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
 from pipeline.store import folders, preflight
 from pipeline.store.layout import Layout
@@ -26,6 +27,7 @@ from pipeline.store.reading import exists, read_record
 from pipeline.store.record import Record
 from pipeline.system import atomic, exclusive, untrusted
 from pipeline.system.temporary import temporary_name
+from pipeline.text import short
 
 _PIECE = 4 << 20
 
@@ -64,6 +66,29 @@ def copy_in(file: Path, staged: Path, *, meter: Meter = SILENT) -> str:
                     piece = piece[target.write(piece) :]
                 meter.advance(count)
     return digest.hexdigest()
+
+
+def link_in(file: Path, staged: Path) -> None:
+    """Give `file` the name `staged` too: its bytes are not copied, and a kill loses neither name.
+
+    Raises ConfigError when it is a symlink, belongs to another user, has other names already, or lies in
+    another file system.
+    """
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid():
+        raise ConfigError(
+            f"{file} cannot be moved: it is not a file of this user with one name",
+            hint="leave out --move, then it is copied",
+        )
+    try:
+        os.link(file, staged)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+            raise
+        raise ConfigError(
+            f"{file} cannot be moved: it lies in another file system or quota than the store",
+            hint="leave out --move, then it is copied",
+        ) from error
 
 
 def hash_file(path: Path, *, meter: Meter = SILENT) -> str:
@@ -110,7 +135,7 @@ def check_present(layout: Layout, record: Record, *, meter: Meter = SILENT) -> N
     if (digest := hash_file(blob, meter=meter)) != record.sha256:
         raise VerificationError(
             f"{blob} is damaged: its sha256 is {digest}",
-            hint="run sqshpipe scrub, which marks what is damaged; then publish again, which mends it",
+            hint="run sqshpipe store scrub, which marks what is damaged; then publish again, which mends it",
         )
 
 
@@ -138,7 +163,7 @@ def refuse_other_content(record: Record, there: Record) -> None:
     if there.sha256 != record.sha256:
         raise PublishError(
             f"{record.image}:{record.version} for {record.platform} was published at {there.created} with "
-            f"other content (sha256 {there.sha256[:12]}…, not {record.sha256[:12]}…)",
+            f"other content (sha256 {short(there.sha256)}…, not {short(record.sha256)}…)",
             hint="a published version never changes, also after it was pruned: choose another version",
         )
 

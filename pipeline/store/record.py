@@ -39,6 +39,10 @@ class Record:
     scan: Mapping[str, Any] = field(default_factory=lambda: dict(EXTERNAL))
     provenance: Mapping[str, Any] = field(default_factory=dict)
     checks: tuple[str, ...] = ()
+    packs: tuple[str, ...] = ()
+    """Keys of the layer packs of which the bytes are, where the converter was native."""
+    attachments: Mapping[str, str] = field(default_factory=dict)
+    """sha256 in hex by name, of what lies beside the record and is believed only with that digest."""
     created: str
 
     @property
@@ -68,6 +72,8 @@ class Record:
             "scan": dict(self.scan),
             "provenance": dict(self.provenance),
             "checks": list(self.checks),
+            "packs": list(self.packs),
+            "attachments": dict(self.attachments),
             "created": self.created,
         }
 
@@ -148,13 +154,15 @@ def _record(data: dict[str, Any], path: Path) -> Record:
             platform=_text(data, "platform", DEFAULT_PLATFORM),
             sha256=_text(data, "sha256"),
             size=_count(data, "size"),
-            source=_mapping(data, "source"),
-            base=_mapping(data, "base"),
-            keys=_mapping(data, "keys") or {},
-            converter=_mapping(data, "converter"),
-            scan=_mapping(data, "scan") or dict(EXTERNAL),
-            provenance=_mapping(data, "provenance") or {},
+            source=_object(data, "source"),
+            base=_object(data, "base"),
+            keys=_object(data, "keys") or {},
+            converter=_object(data, "converter"),
+            scan=_object(data, "scan") or dict(EXTERNAL),
+            provenance=_object(data, "provenance") or {},
             checks=_texts(data, "checks"),
+            packs=_texts(data, "packs"),
+            attachments=_object(data, "attachments") or {},
             created=_text(data, "created", "1970-01-01T00:00:00Z"),
         )
         if not is_sha256(record.sha256):
@@ -163,6 +171,9 @@ def _record(data: dict[str, Any], path: Path) -> Record:
             raise ValueError(f"version {record.version!r} for {record.platform!r}")
         if not isinstance((record.source or {}).get("digest", ""), str):
             raise ValueError("the digest of its source is not text")
+        named = (*record.packs, *record.attachments.values())
+        if not all(isinstance(one, str) and is_sha256(one) for one in named):
+            raise ValueError("a pack or an attachment is not named by 64 hex digits")
     except ValueError as error:
         raise sealed.damaged(path, error) from error
     return record
@@ -194,10 +205,20 @@ def _count(data: dict[str, Any], key: str) -> int:
     return value
 
 
-def _mapping(data: dict[str, Any], key: str) -> dict[str, Any] | None:
+def _object(data: dict[str, Any], key: str) -> dict[str, Any] | None:
     value = data.get(key)
     if value is None:
         return None
     if not isinstance(value, dict):
         raise ValueError(f"{key} is not an object")
     return value
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """`value` when it is a JSON object, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def rows(value: object) -> list[Mapping[str, Any]]:
+    """The JSON objects in `value` when it is a list, else nothing."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []

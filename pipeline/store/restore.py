@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from datetime import datetime, timezone
 from pathlib import Path
 
 from pipeline.config.names import check_platform, check_version, split_name, stem
@@ -21,6 +20,7 @@ from pipeline.store.reading import cache_bytes, exists, fold_events, read_record
 from pipeline.store.record import Record, is_sha256, parse_own
 from pipeline.store.state import Bytes, ImageState, Standing
 from pipeline.system import atomic
+from pipeline.text import utc
 
 _SEE = "sqshpipe store rebuild says which files cannot be read"
 UNKNOWN = "0" * 64
@@ -52,7 +52,7 @@ def restore(layout: Layout, name: str, platform: str, *, meter: Meter = SILENT) 
             hint=f"restore the file from a backup, or: sqshpipe store rebuild --tombstone {name}",
         )
     listed = _listed(layout, image).get(version, Standing()).created
-    created = datetime.fromtimestamp(status.st_mtime, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    created = utc(status.st_mtime)
     _replace(path, _record(image, version, platform, digest, status.st_size, listed or created, "restored"))
     return path
 

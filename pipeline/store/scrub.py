@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,21 +78,23 @@ def scrub(
         progress.started = progress.started or time.time()
         todo = [digest for digest in held if progress.sound.get(digest, 0.0) < progress.started]
     report.skipped = len(held) - len(todo)
-    meter.total(sum(held[digest].size for digest in todo))
+    meter.total(sum(max(held[digest].sizes) for digest in todo))
     pace = _Pace(bytes_per_second, sleep)
     noted = time.monotonic()
     try:
         for digest in sorted(todo, key=lambda one: (progress.sound.get(one, 0.0), one)):
             with atomic.told(f"reading {layout.blob(digest)}"):
-                what = _look(layout, digest, held[digest].size, pace, report, meter)
+                size, what = _look(layout, digest, held[digest].sizes.keys(), pace, report, meter)
             report.checked += 1
-            releases = tuple(f"{image}:{version}" for image, version, _ in held[digest].places)
             progress.sound.pop(digest, None)
-            if what:
-                report.damaged.append(Damage(sha256=digest, what=what, releases=releases))
-            else:
+            if not what:
                 progress.sound[digest] = time.time()
-            _mark(layout, found.states, digest, held[digest].places, what)
+            for recorded, places in held[digest].sizes.items():  # a wrong record says nothing of the others
+                wrong = what or ("" if recorded == size else f"{size} bytes instead of {recorded}")
+                if wrong:
+                    releases = tuple(f"{image}:{version}" for image, version, _ in places)
+                    report.damaged.append(Damage(sha256=digest, what=wrong, releases=releases))
+                _mark(layout, found.states, digest, places, wrong)
             if time.monotonic() - noted > _NOTE_SECONDS:  # thousands of small files: not after each
                 _write_progress(layout, progress)
                 noted = time.monotonic()
@@ -107,9 +109,9 @@ def scrub(
 
 @dataclass(slots=True)
 class _Held:
-    size: int
-    places: list[tuple[str, str, str]] = field(default_factory=list)
-    """(image, version, platform)"""
+    """What has some bytes: by the size that the record gives, (image, version, platform) of each."""
+
+    sizes: dict[int, list[tuple[str, str, str]]] = field(default_factory=dict)
 
 
 def _held(
@@ -127,7 +129,10 @@ def _held(
                 continue
             if wanted and not {(image, version), (image, "")} & set(wanted):
                 continue
-            held.setdefault(one.sha256, _Held(one.size)).places.append((image, version, platform))
+            if one.size == 0 and platform in state.releases[version].damaged:
+                continue  # the tombstone of one platform: it has no bytes
+            sizes = held.setdefault(one.sha256, _Held()).sizes
+            sizes.setdefault(one.size, []).append((image, version, platform))
     for image, version in wanted:
         if (image, version) not in there and image not in found.faults:
             names = [":".join(filter(None, one)) for one in there]
@@ -153,13 +158,16 @@ class _Pace:
                 self._sleep(ahead)
 
 
-def _look(layout: Layout, digest: str, size: int, pace: _Pace, report: Report, meter: Meter) -> str:
-    """What is wrong with the bytes, or nothing. Pages are not kept in memory, so that the disk is read."""
+def _look(
+    layout: Layout, digest: str, sizes: Collection[int], pace: _Pace, report: Report, meter: Meter
+) -> tuple[int, str]:
+    """(size of the file, what is wrong with the bytes or nothing); an unrecorded size is wrong unread."""
+    there = 0
     try:
         with os.fdopen(untrusted.open_regular(layout.blob(digest)), "rb", buffering=0) as file:
             there = os.fstat(file.fileno()).st_size
-            if there != size:
-                return f"{there} bytes instead of {size}"
+            if there not in sizes:
+                return there, f"{there} bytes instead of {' or '.join(map(str, sorted(sizes)))}"
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             hashed = hashlib.sha256()
             while piece := file.read(_PIECE):
@@ -168,16 +176,16 @@ def _look(layout: Layout, digest: str, size: int, pace: _Pace, report: Report, m
                 meter.advance(len(piece))
                 pace.passed(len(piece))
     except FileNotFoundError:
-        return "the file is missing"
+        return there, "the file is missing"
     except untrusted.NotRegularError:
-        return "it is not a regular file"
+        return there, "it is not a regular file"
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            return "it is not a regular file"
+            return there, "it is not a regular file"
         if error.errno != errno.EIO:
             raise  # no right to read, a stale handle: that says nothing about the bytes
-        return "the disk cannot read it"
-    return "" if hashed.hexdigest() == digest else f"its sha256 is {hashed.hexdigest()}"
+        return there, "the disk cannot read it"
+    return there, "" if hashed.hexdigest() == digest else f"its sha256 is {hashed.hexdigest()}"
 
 
 def _mark(
@@ -202,6 +210,11 @@ def _mark(
         if channels.decide(layout, image, decision, wanted=lambda _: (), state=states[image]) is not None:
             caches.refresh(layout, image)
             caches.refresh_manifest(layout)
+
+
+def last_finding(layout: Layout) -> float | None:
+    """When a scrub last found a file sound, in seconds since 1970; None when none ever did."""
+    return max(_read_progress(layout).sound.values(), default=None)
 
 
 def _progress_path(layout: Layout) -> Path:

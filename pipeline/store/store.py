@@ -170,7 +170,7 @@ class Store:
         if size != release.size:
             raise VerificationError(
                 f"{release.path} has {size} bytes instead of {release.size}",
-                hint="sqshpipe scrub marks what is damaged; publish the same content again to mend it",
+                hint="sqshpipe store scrub marks what is damaged; publish the same content again to mend it",
             )
 
     def _head(self, image: str) -> Head:
@@ -264,23 +264,7 @@ class Store:
         A folder that is there becomes a store, whatever it holds. Raises PublishError when its file system is
         named in /etc/fstab and is not mounted, ConfigError when `group` is not on this host.
         """
-        from pipeline.store import folders, leases, preflight
-
-        with atomic.told(f"creating the store {self.root}"):
-            if creation.is_store(self.layout):
-                return False
-            if point := creation.not_mounted(self.root):
-                raise PublishError(
-                    f"no store is created at {self.root}: {point} is in /etc/fstab and is not mounted",
-                    hint=f"mount {point}",
-                )
-            folders.found(self.root, group=self._group)
-            preflight.check_group(self.layout, self._group)
-            folders.make(self.layout.blobs)
-            if self._stripe is not None:
-                preflight.stripe(self.layout, count=self._stripe[0], size=self._stripe[1])
-            leases.prepare(self.layout)
-        return True
+        return creation.create(self.layout, group=self._group, stripe=self._stripe)
 
     def prepare(self) -> None:
         """Get ready to write: make folders of the store that are missing, check its group.
@@ -334,6 +318,21 @@ class Store:
                 f"{record.image}:{record.version} was published and cannot be read back", hint="run it again"
             )
         return release
+
+    def attach(self, release: Record, name: str, content: bytes) -> bool:
+        """Put a file beside a release whose record names its sha256; False when the record names another.
+
+        What is there already stays. Raises PublishError when the store cannot be written.
+        """
+        from hashlib import sha256
+
+        from pipeline.store import attachments
+
+        if release.attachments.get(name) != sha256(content).hexdigest():
+            return False
+        with atomic.told(f"writing {name} beside {release.image}:{release.version}"):
+            attachments.add(self.layout, release, name, content)
+        return True
 
     def promote(self, name: str, channel: str, *, allow_external: bool = False, reason: str = "") -> bool:
         """Let `channel` name the release "image:version" (or what another channel names). False: it does

@@ -78,6 +78,42 @@ def sync(
     return report
 
 
+def compare(source: Store | Bucket, target: Store | Bucket, *, names: Iterable[str] = ()) -> Report:
+    """What `sync` would copy, in `copied` of the report; nothing is written.
+
+    Raises PublishError when a version has other content at `target`.
+    """
+    report = Report()
+    wanted = [_wanted(name) for name in names]
+    if isinstance(source, Store):
+        records = published(source, wanted, report)
+    else:
+        records = recorded(source, wanted, report)
+    for record in records:
+        name = f"{record.image}:{record.version}"
+        there = _recorded_at(target, record)
+        if there is not None:
+            publishing.refuse_other_content(record, there)
+        standing = Standing()
+        if isinstance(target, Store):
+            standing = read_truth(target.layout, record.image).state.releases.get(record.version) or standing
+        if standing.pruned and (record.image, record.version) not in wanted:
+            report.pruned.append(name)
+        elif there is None or standing.pruned or record.platform in standing.damaged:
+            report.copied.append(name)
+        else:
+            report.present += 1
+    return report
+
+
+def _recorded_at(target: Store | Bucket, record: Record) -> Record | None:
+    if isinstance(target, Store):
+        return read_record(target.layout, record.image, record.version, record.platform)
+    key = f"{record.image}/{stem(record.version, record.platform)}{RECORD_SUFFIX}"
+    raw = target.get(key)
+    return None if raw is None else parse_record(raw, Path(f"{target.name}/{key}"))
+
+
 def _wanted(name: str) -> tuple[str, str | None]:
     return split_name(name) if ":" in name else (split_name(name)[0], None)
 
@@ -164,7 +200,7 @@ def _bring_release(layout: Layout, record: Record, source: SyncSource, report: R
                 staged.unlink()  # what is wrong is not gone on from
                 raise VerificationError(
                     f"{record.image}:{record.version} arrived with sha256 {digest}, not {record.sha256}",
-                    hint="run sqshpipe scrub at the source, then sync again",
+                    hint="run sqshpipe store scrub at the source, then sync again",
                 )
             publisher.commit_staged(layout, record, staged)
     report.copied.append(f"{record.image}:{record.version}")

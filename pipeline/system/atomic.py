@@ -48,7 +48,7 @@ def told(doing: str, *, refused: str = _REFUSED_HINT) -> Iterator[None]:
         if error.errno in _FULL:
             raise ToolError(
                 f"no space left while {doing}{where}",
-                hint="free space or raise the quota (see sqshpipe du, sqshpipe prune), then run it again",
+                hint="free space (see sqshpipe store usage and store prune) or raise the quota; run it again",
             ) from error
         if error.errno in _REFUSED:
             raise PublishError(

@@ -28,13 +28,15 @@ from typing import IO
 import structlog
 
 from pipeline.errors import ToolError
-from pipeline.text import said
+from pipeline.text import said, shown
 
 log = structlog.get_logger()
 
 TERM_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 ORPHAN_GRACE = 1.0  # seconds for the rest of the group, and for output, once the leader has ended
 LAST_LINES = 12
+MOST_OUTPUT = 256 << 20  # bytes of stdout, and of stderr, that are kept: an image's test may print for ever
+_LONGEST_LINE = 2000  # characters of a line in an error
 _READ_SIZE = 1 << 16
 _TICK = 0.2
 _LINE_END = re.compile(rb"[\r\n]+")
@@ -73,7 +75,8 @@ def run(
     process group of the program is ended before the exception goes on. ``umask`` is the program's, -1 ours.
     ``stop`` is for threads, which no signal reaches: once set, the program is ended as well.
 
-    Raises ToolError when the program is missing, when it runs past ``timeout`` or is stopped, and, with
+    Raises ToolError when the program is missing, when it runs past ``timeout`` or is stopped, when it prints
+    more than MOST_OUTPUT bytes that nobody takes line by line, and, with
     ``check``, when it does not exit with 0; ``hint`` becomes the error's hint.
     """
     words = tuple(str(word) for word in argv)
@@ -228,7 +231,7 @@ class _Conversation:
         if not piece:
             selector.unregister(pipe)
             return
-        self._output[pipe] += piece
+        self._keep(pipe, piece)
         *lines, self._partial[pipe] = _LINE_END.split(self._partial[pipe] + piece)
         if len(self._partial[pipe]) > _READ_SIZE:  # no line at all: data, told in pieces
             lines.append(self._partial[pipe])
@@ -236,6 +239,16 @@ class _Conversation:
         for line in lines:
             if line:
                 self._line(pipe, line)
+
+    def _keep(self, pipe: IO[bytes], piece: bytes) -> None:
+        kept = self._output[pipe]
+        kept += piece
+        if len(kept) <= MOST_OUTPUT:
+            return
+        if self._on_line is None:
+            name = Path(str(self._process.args[0])).name  # type: ignore[index]
+            raise ToolError(f"{name} was ended: it printed more than {MOST_OUTPUT >> 20} MiB")
+        del kept[: MOST_OUTPUT // 2]  # whoever takes the lines needs no more than the end of them
 
     def _line(self, pipe: IO[bytes], raw: bytes) -> None:
         line = raw.decode("utf-8", "backslashreplace")
@@ -306,4 +319,4 @@ def _name(words: Sequence[str]) -> str:
 
 def _details(words: Sequence[str], last: Sequence[str]) -> list[str]:
     """The line to paste, then what the program printed last, without its terminal colours."""
-    return [f"  $ {shlex.join(words)}", *(f"  | {said(line)}" for line in last)]
+    return [f"  $ {shlex.join(words)}", *(f"  | {shown(said(line), longest=_LONGEST_LINE)}" for line in last)]

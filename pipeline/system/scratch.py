@@ -18,6 +18,8 @@ from pathlib import Path
 import structlog
 
 from pipeline.errors import ToolError
+from pipeline.system.mountinfo import existing, mount_of
+from pipeline.text import human_bytes
 
 log = structlog.get_logger()
 
@@ -26,7 +28,6 @@ CACHE_VARIABLE = "SQSHPIPE_CACHE"
 PREFIX = "sqshpipe-scratch-"
 _LOCK = ".lock"  # ends the name of the lock file beside a folder
 _UPPER = ".upper"
-_SHARED_TYPES = frozenset({"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "afs", "9p"})
 
 
 THE_RESULT = "the .sqsh"  # the purpose of a need where the file itself is written, such as a store
@@ -40,21 +41,6 @@ class Need:
     size: int
     purpose: str
     files: int = 0
-
-
-def default_scratch() -> Path:
-    """SQSHPIPE_SCRATCH, else TMPDIR, else /var/tmp: /tmp is memory on many hosts."""
-    for variable in (SCRATCH_VARIABLE, "TMPDIR"):
-        if chosen := os.environ.get(variable):
-            return Path(chosen)
-    return Path("/var/tmp")  # noqa: S108 - folders in it are made by mkdtemp
-
-
-def default_cache() -> Path:
-    """SQSHPIPE_CACHE, else the user's cache folder."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sqshpipe"
 
 
 @contextlib.contextmanager
@@ -107,7 +93,7 @@ def remove_orphans(parent: Path) -> None:
     of this host are looked at.
     """
     with contextlib.suppress(OSError):
-        names = f"{PREFIX}{_host()}-*" if mount_of(parent).type in _SHARED_TYPES else f"{PREFIX}*"
+        names = f"{PREFIX}{_host()}-*" if mount_of(parent).is_shared else f"{PREFIX}*"
         for path in parent.glob(names + _LOCK):
             with contextlib.suppress(OSError):
                 held = _Held(path=path, lock=_taken(path))
@@ -225,78 +211,33 @@ def require_space(needs: Sequence[Need]) -> None:
     """Raise ToolError when a file system has less room than what is needed on it, all folders together."""
     by_device: dict[int, list[Need]] = {}
     for need in needs:
-        by_device.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
+        by_device.setdefault(existing(need.folder).stat().st_dev, []).append(need)
     for together in by_device.values():
-        place = _existing(together[0].folder)
+        place = existing(together[0].folder)
         status = os.statvfs(place)
         free = status.f_bavail * status.f_frsize
         wanted = sum(need.size for need in together)
         files = sum(need.files for need in together)
         if free < wanted:
-            short = f"space on {mount_of(place).point}: {human(free)} free, {human(wanted - free)} missing"
+            missing = human_bytes(wanted - free)
+            short = f"space on {mount_of(place).point}: {human_bytes(free)} free, {missing} missing"
         elif status.f_files and status.f_favail < files:
             short = f"inodes on {mount_of(place).point}: {status.f_favail} free, {files} needed"
         else:
             continue
-        what = ", ".join(f"{human(n.size)} for {n.purpose} in {n.folder}" for n in together if n.size)
+        what = ", ".join(f"{human_bytes(n.size)} for {n.purpose} in {n.folder}" for n in together if n.size)
         hint = f"free some, or set {SCRATCH_VARIABLE} or {CACHE_VARIABLE} to a folder on a larger disk"
         if all(need.purpose == THE_RESULT for need in together):
-            hint = "free some there: in a store, sqshpipe du tells what costs, prune removes what is unused"
+            hint = "free some: sqshpipe store usage shows what costs, store prune deletes what is unused"
         raise ToolError(f"not enough {short} ({what})", hint=hint)
-
-
-def human(size: int) -> str:
-    """``1.5 GB``: powers of ten, as disks are sold."""
-    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    return f"{value:.0f} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountPoint:
-    """Where a file system is mounted, and of which type it is (``ext4``, ``nfs4``)."""
-
-    point: Path
-    type: str
-
-
-def mount_of(path: Path, *, mountinfo: Path = Path("/proc/self/mountinfo")) -> MountPoint:
-    """The mount that ``path`` is on (proc(5), mountinfo); type ``unknown`` where that cannot be read."""
-    real = _existing(path).resolve()
-    best = MountPoint(point=Path("/"), type="unknown")
-    try:
-        lines = mountinfo.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return best
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        point = Path(_unescaped(before.split(" ")[4]))
-        # a later line hides an earlier one of the same place
-        if real.is_relative_to(point) and len(point.parts) >= len(best.point.parts):
-            best = MountPoint(point=point, type=after.split(" ")[0])
-    return best
-
-
-def _unescaped(word: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        word = word.replace(code, character)
-    return word
 
 
 def _warn_if_shared(folder: Path) -> None:
     mount = mount_of(folder)
-    if mount.type in _SHARED_TYPES:
+    if mount.is_shared:
         log.warning(
             "scratch is on a shared file system, which is slow for many small files",
             folder=str(folder),
             type=mount.type,
             advice=f"set {SCRATCH_VARIABLE} to a local disk",
         )
-
-
-def _existing(path: Path) -> Path:
-    """The nearest folder upwards that is there already."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())

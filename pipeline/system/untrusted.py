@@ -47,7 +47,12 @@ def open_regular(
     `follow` allows: for a name that the user of the command gave.
     """
     flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-    descriptor = os.open(name, flags, 0o666, dir_fd=dir_fd)
+    try:
+        descriptor = os.open(name, flags, 0o666, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket; for writing also a pipe that nobody reads
+            raise NotRegularError(errno.EINVAL, "not a regular file", str(name)) from error
+        raise
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NotRegularError(errno.EINVAL, "not a regular file", str(name))
@@ -144,6 +149,19 @@ def open_folder_to_write(path: str | Path, *, make: int | None = None) -> int:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=found)
     finally:
         os.close(found)
+
+
+def others_may_write(path: Path) -> bool:
+    """Whether anybody may put names into this folder, or another folder in its place.
+
+    False when there is none. Raises OSError.
+    """
+    try:
+        name, here, above = path.lstat(), path.stat(), path.parent.stat()
+    except FileNotFoundError:
+        return False
+    not_ours = not {name.st_uid, here.st_uid} <= {os.geteuid(), 0}
+    return bool(here.st_mode & stat.S_IWOTH) or (not_ours and bool(above.st_mode & stat.S_IWOTH))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pipeline.oci.merge import merge
 from pipeline.oci.platform import Platform
 from pipeline.oci.rootfs import enroot_rootfs
 from pipeline.oci.tree import Tree
+from pipeline.squashfs.ranges import PackRanges, pieces
 from pipeline.squashfs.reader import SquashfsImage
 
 LIMITS = Limits(max_unpacked=1 << 22, max_entries=5000, max_metadata=1 << 20, ratio_floor=1 << 16)
@@ -105,7 +106,29 @@ def squashfs(data: bytes) -> None:
         os.close(descriptor)
 
 
-TARGETS: Mapping[str, Callable[[bytes], None]] = {"tar": tar, "manifest": manifest, "squashfs": squashfs}
+def ranges(data: bytes) -> None:
+    """The ranges beside a release, alone and against themselves."""
+    try:
+        found = PackRanges.decode(data)
+    except FormatError as error:
+        assert error.message
+        return
+    assert PackRanges.decode(found.encode()) == found
+    end = 0
+    for piece in pieces(found, [found]):
+        assert piece.target == end, "every byte once, in order"
+        assert piece.length > 0
+        assert 0 <= piece.source <= found.size - piece.length
+        end += piece.length
+    assert end == found.size
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    "tar": tar,
+    "manifest": manifest,
+    "squashfs": squashfs,
+    "ranges": ranges,
+}
 
 
 def seeds(name: str) -> list[bytes]:

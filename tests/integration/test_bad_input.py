@@ -18,7 +18,7 @@ from demo.registry import PrivateRegistry
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support.layers import LayerBuilder
 from tests.support.pushed import push_image
@@ -178,7 +178,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     ("full", "said"),
-    [("cache", ["not enough space", "SQSHPIPE_CACHE"]), ("store", ["4 MiB free", "sqshpipe du"])],
+    [("cache", ["not enough space", "SQSHPIPE_CACHE"]), ("store", ["4.2 MB free", "sqshpipe store usage"])],
 )
 def test_a_full_disk_is_told_before_the_work(
     full: str,

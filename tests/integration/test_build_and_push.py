@@ -26,7 +26,7 @@ from pipeline.image.pin import BaseImage, pin
 from pipeline.image.push import PushedImage, adopt, key_tag, push, tag_version
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 
 pytestmark = pytest.mark.needs("dockerd", "docker", "docker-registry", "htpasswd", "root")

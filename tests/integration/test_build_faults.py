@@ -26,7 +26,7 @@ from pipeline.image.pin import pin
 from pipeline.image.push import adopt, push
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support.waiting import until
 

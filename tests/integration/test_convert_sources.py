@@ -19,7 +19,7 @@ from pipeline.convert.verify import verify
 from pipeline.errors import RegistryError
 from pipeline.oci.reference import Reference
 from pipeline.oci.source import ImageSource
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support.images import LINUX, image
 from tests.support.layers import LayerBuilder

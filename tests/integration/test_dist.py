@@ -45,7 +45,7 @@ def test_the_wheel_works_without_the_checkout(dist: Path, tmp_path: Path) -> Non
     sqshpipe("init", "mine")
     sqshpipe("report", "-o", "page.html", "--config", "none.yaml")
     assert "megatron-training" in (tmp_path / "page.html").read_text()
-    assert "#!/bin/" in sqshpipe("job", "render", "pytorch", "--", "python", "train.py")
+    assert "#!/bin/" in sqshpipe("job", "script", "pytorch", "--", "python", "train.py")
 
 
 @pytest.mark.needs("dockerd", "docker-registry", "htpasswd", "mksquashfs", "unshare", "/dev/fuse", "root")
@@ -85,3 +85,15 @@ def test_a_fresh_environment_with_the_wheel_runs_the_demo(dist: Path, tmp_path: 
     assert run("sqshpipe", "resolve", "demo:v1.0", "--store", store) == f"{store}/demo/v1.0.sqsh\n"
     assert "v1.0" in run("sqshpipe", "list", "--store", store)
     assert "sqshpipe" in run("sqshpipe", "--help")
+    resolve = ("resolve", "demo:v1.0", "--store", store)
+    assert run("python", "-m", "sqshpipe", *resolve) == run("sqshpipe", *resolve)
+    show = "import importlib.metadata as m; print(*m.metadata('sqshpipe').get_all('Classifier'), sep='\\n')"
+    assert "Typing :: Typed" in run("python", "-c", show)
+    assert (
+        place
+        / "lib"
+        / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        / "site-packages"
+        / "pipeline"
+        / "py.typed"
+    ).exists()

@@ -187,11 +187,11 @@ def looked_again(there: World) -> None:
     """What has become unacceptable is reported, then yanked where the policy says so."""
     there.ecr.granted = granted("scanner")
     there.ecr.used.clear()
-    reported = there.run("scan", "--published", check=5)
+    reported = there.run("store", "rescan", check=5)
     assert "train:v1.0  linux/amd64  unacceptable" in reported.stdout
     assert state(there, "v1.0") == "published"
     configure(there, "yank")
-    assert "train:v1.0  linux/amd64  yanked" in there.run("scan", "--published", check=5).stdout
+    assert "train:v1.0  linux/amd64  yanked" in there.run("store", "rescan", check=5).stdout
     assert state(there, "v1.0") == "yanked"
     assert "DescribeImageScanFindings" in there.ecr.used
 

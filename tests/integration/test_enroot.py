@@ -23,8 +23,9 @@ from pipeline.convert.convert import SquashfsFile, convert
 from pipeline.convert.verify import verify
 from pipeline.errors import ConfigError, RegistryError, SqshpipeError, ToolError, VerificationError
 from pipeline.oci.source import ImageSource
-from pipeline.registry import RegistryClient, RegistrySource
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
+from pipeline.registry.source import RegistrySource
 from tests.support.images import image, of_case
 from tests.support.layer_cases import LAYER_CASES, LayerCase
 from tests.support.layers import LayerBuilder

@@ -33,8 +33,10 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import Patience, RegistryClient, RegistrySource
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
+from pipeline.registry.session import Patience
+from pipeline.registry.source import RegistrySource
 from pipeline.store import leases, prune
 from pipeline.system import scratch
 from tests.integration.test_crash import judge, prepared  # noqa: F401 - a fixture

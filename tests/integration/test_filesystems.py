@@ -19,6 +19,7 @@ from pipeline.errors import PublishError, ToolError
 from pipeline.store import checkup, preflight, prune
 from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
+from pipeline.system.mountinfo import mount_of
 from tests.support import crowd, invariants
 from tests.support.crash_actions import ALL_OLD
 from tests.support.releases import caches, new_store, publish
@@ -83,7 +84,7 @@ def live_through(store: Store) -> None:
 def test_a_life_on_a_real_file_system(mount: Mount, kind: str, megabytes: int) -> None:
     root = mount(kind, megabytes) / "containers"
     live_through(Store(root))
-    assert preflight.file_system(root) == kind
+    assert mount_of(root).type == kind
     assert not [finding for finding in checkup.examine(root) if finding.level == "fail"]
 
 

@@ -24,8 +24,9 @@ from pipeline.oci.layout import open_layout
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient, RegistrySource
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
+from pipeline.registry.source import RegistrySource
 from pipeline.scan.trivy import Trivy
 from tests.support.layers import LayerBuilder, write_layout
 from tests.support.pushed import push_image

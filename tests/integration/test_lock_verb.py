@@ -14,7 +14,7 @@ from pipeline.cli.app import app
 from pipeline.config.lock import read_lock
 from pipeline.config.reading import load
 from pipeline.errors import ConfigError, RegistryError
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import credentials_provider
 from tests.support.tiny_images import push_image, push_index
 
@@ -50,7 +50,7 @@ def test_locks_follows_and_reports(client: RegistryClient, tmp_path: Path) -> No
         b=f"{client.host}/lock/base:1",
         c=f"{client.host}/lock/multi:1",
     )
-    assert lock(path, "--check")[0] == 10
+    assert lock(path, "--dry-run")[0] == 10
     assert not path.with_suffix(".lock").exists()
     code, said = lock(path)
     assert code == 0
@@ -63,10 +63,10 @@ def test_locks_follows_and_reports(client: RegistryClient, tmp_path: Path) -> No
     assert (base.digest, base.index_digest) == (first, None)
     assert (multi.digest, multi.index_digest) == (platforms["linux/amd64"], index)
 
-    assert lock(path, "--check") == (0, lock(path)[1])
+    assert lock(path, "--dry-run") == (0, lock(path)[1])
     written = path.with_suffix(".lock").read_bytes()
     second = push_image(client, "lock/base", "1", content="two")
-    code, said = lock(path, "--check", "--json")
+    code, said = lock(path, "--dry-run", "--json")
     assert code == 10
     moved = json.loads(said)[0]
     assert moved["images"] == ["a", "b"]
@@ -130,7 +130,7 @@ def test_what_could_be_asked_is_locked_also_when_another_base_fails(
     pushed = push_image(client, "lock/partly", "1", content="one")
     good = f"{client.host}/lock/partly:1"
     path = write_images(tmp_path, good=good, missing=f"{client.host}/lock/partly:none")
-    assert lock(path, "--check")[0] == 10
+    assert lock(path, "--dry-run")[0] == 10
     with pytest.raises(RegistryError, match="lock/partly:none does not exist"):
         lock(path)
     held = read_lock(path.with_suffix(".lock"))
@@ -140,4 +140,4 @@ def test_what_could_be_asked_is_locked_also_when_another_base_fails(
     assert found.digest == pushed
     assert len(held.bases) == 1
     with pytest.raises(RegistryError, match="lock/partly:none does not exist"):
-        lock(path, "--check")
+        lock(path, "--dry-run")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from demo.registry import PrivateRegistry
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import credentials_provider
 from tests.support import slurm
 from tests.support.releases import new_store

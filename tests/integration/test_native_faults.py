@@ -16,7 +16,8 @@ import pytest
 
 from pipeline.config.types import ConvertOptions
 from pipeline.convert import native
-from pipeline.convert.native import convert_native, pack_cache
+from pipeline.convert.native import convert_native
+from pipeline.convert.packing import pack_cache
 from pipeline.errors import ToolError
 from pipeline.oci.layout import LayoutSource, open_layout
 from pipeline.oci.platform import Platform
@@ -29,7 +30,7 @@ KEPT = {".pack", ".pair"}
 DRIVER = """
 import sys
 from pathlib import Path
-from pipeline.config import ConvertOptions
+from pipeline.config.types import ConvertOptions
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.convert.native import convert_native

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from pipeline.cli.app import app
 from pipeline.config.lock import read_lock
 from pipeline.config.reading import load
 from pipeline.oci.digest import Digest
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import credentials_provider
 from tests.support.github import FakeGitHub
 from tests.support.registry import Fault, FaultyProxy, serving
@@ -80,7 +79,7 @@ def test_a_moved_tag_is_followed_once(client: RegistryClient, repository: str, t
     assert changes(refresh(path, "--json")) == [("locked", str(first))]
     assert changes(refresh(path, "--json")) == []
     second = push_image(client, repository, "1", content="two")
-    assert refresh(path, "--check").exit_code == 10
+    assert refresh(path, "--dry-run").exit_code == 10
     assert locked(path, "a") == first
     result = refresh(path, "--json")
     assert changes(result) == [("moved", str(second))]
@@ -138,7 +137,7 @@ def test_what_fails_costs_only_its_own_bases(client: RegistryClient, repository:
         "DELETE", f"/v2/{repository}/manifests/{gone}", scopes=(), what="test", expected=(202,)
     )
     write(tmp_path, {**images, "dead": f"base: {NOBODY}/team/base:1\n    track: {{pattern: N}}"})
-    assert refresh(path, "--check").exit_code == 10, "what could be found out decides"
+    assert refresh(path, "--dry-run").exit_code == 10, "what could be found out decides"
     result = refresh(path, "--json")
     assert result.exit_code == 0, "a base that cannot be asked is a warning"
     assert changes(result) == [("moved", str(moved))]
@@ -249,27 +248,3 @@ def test_a_branch_and_a_pull_request_with_the_reasons(
     # The token reaches git through its environment alone.
     assert "app-token" not in (work / ".git" / "config").read_text()
     assert os.environ["GH_TOKEN"] not in result.stderr
-
-
-def test_timer_and_crontab_are_rendered(tmp_path: Path) -> None:
-    path = tmp_path / "images 100%.yaml"
-    units = refresh(path, "--render", "systemd").stdout
-    assert "OnCalendar=" in units
-    assert f'"{str(path).replace("%", "%%")}"' in units
-    _, service, timer = re.split(r"^# /etc/systemd/system/(?=sqshpipe-refresh)", units, flags=re.MULTILINE)
-    for unit in (service, timer):
-        name, _, text = unit.partition("\n")
-        (tmp_path / name).write_text(text)
-    if shutil.which("systemd-analyze"):  # it reads no unit of this machine, and nothing is loaded
-        argv = [
-            "systemd-analyze",
-            "verify",
-            "--recursive-errors=no",
-            *tmp_path.glob("*.service"),
-            *tmp_path.glob("*.timer"),
-        ]
-        verified = subprocess.run(argv, capture_output=True, text=True, timeout=60)
-        assert (verified.returncode, verified.stderr) == (0, "")
-    line = refresh(path, "--render", "cron").stdout
-    assert line.count("\n") == 1
-    assert "100\\%.yaml" in line

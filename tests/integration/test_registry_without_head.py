@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from demo.registry import PrivateRegistry
 from pipeline.cli.app import app
 from pipeline.config.lock import read_lock
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support.registry import Fault, FaultyProxy
 from tests.support.releases import new_store
@@ -67,8 +67,8 @@ def test_lock_plan_mirror_and_release_work(
     assert str(held.digest) == str(digest)
     code, said = run("plan", *config)
     assert code == 10, said
-    code, said = run("mirror", "demo", *config)
+    code, said = run("registry", "mirror", "demo", *config)
     assert code == 0, said
     code, said = run("image", "demo", "--tag", "v1", *config)
     assert code == 0, said
-    assert run("mirror", "demo", *config)[0] == 0
+    assert run("registry", "mirror", "demo", *config)[0] == 0

@@ -46,10 +46,10 @@ def screen(tmp_path: Path) -> Iterator[Screen]:
 
 
 @pytest.mark.parametrize(
-    "verb", ["release", "convert", "resolve", "diff", "report", "init", "prune", "refresh"]
+    "verb", ["release", "convert", "resolve", "diff", "report", "init", "store prune", "refresh"]
 )
 def test_help_fits_a_screen(screen: Screen, verb: str) -> None:
-    shown = screen(verb, "--help", variables="NO_COLOR=1")
+    shown = screen(*verb.split(), "--help", variables="NO_COLOR=1")
     lines = shown[: shown.index("END 0")].rstrip().splitlines()
     assert len(lines) <= 60, f"{len(lines)} lines"
     assert max(map(cells, lines)) <= 80

@@ -19,7 +19,7 @@ import yaml
 from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.conftest import missing
 from tests.support.actions import JobRun, Workflows, runner_environment

@@ -13,7 +13,7 @@ from pipeline.convert.convert import convert
 from pipeline.convert.sources import open_registry
 from pipeline.errors import RegistryError
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support.images import LINUX, image
 from tests.support.layers import LayerBuilder

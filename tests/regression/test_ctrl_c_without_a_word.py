@@ -45,6 +45,6 @@ def test_a_reader_that_leaves_is_no_failure() -> None:
     os.close(reading)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with contextlib.closing(os.fdopen(writing, "wb")) as gone:
-        argv = [sys.executable, "-m", "pipeline", "schema"]
+        argv = [sys.executable, "-m", "pipeline", "config", "schema"]
         done = subprocess.run(argv, cwd=ROOT, env=environment, stdout=gone, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")

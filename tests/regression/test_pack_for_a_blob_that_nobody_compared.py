@@ -19,7 +19,8 @@ from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import convert
 from pipeline.convert.enroot import _checked, _Handed
 from pipeline.convert.interface import Converted
-from pipeline.convert.native import convert_native, pack_cache
+from pipeline.convert.native import convert_native
+from pipeline.convert.packing import pack_cache
 from pipeline.convert.sources import open_registry
 from pipeline.convert.unpack import Keep
 from pipeline.convert.verify import described

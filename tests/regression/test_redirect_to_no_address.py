@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from pipeline.errors import RegistryError
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from tests.support.fake_registry import Streamed
 
 

@@ -15,9 +15,11 @@ import pytest
 
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
-from pipeline.registry import Patience, RegistryClient, pace
+from pipeline.registry import pace
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.errors import Unreachable
 from pipeline.registry.referrers import referrers
+from pipeline.registry.session import Patience
 
 DATA = b"a layer" * 300_000
 BLOB = Descriptor(media_type=OCI_LAYER, digest=Digest.of(DATA), size=len(DATA))

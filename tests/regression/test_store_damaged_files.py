@@ -98,8 +98,8 @@ def test_what_is_no_file_ends_no_verb_without_a_sentence(store: Store, kind: str
     for words in (
         ["list"],
         ["resolve", "demo:v1.0"],
-        ["prune", "--no-slurm"],
-        ["scrub"],
+        ["store", "prune", "--no-slurm"],
+        ["store", "scrub"],
         ["promote", "demo:v1.1", "x"],
     ):
         ended = CliRunner().invoke(app, [*words, "--store", str(store.root)])
@@ -194,7 +194,9 @@ def test_an_event_without_effect_in_place_of_a_lost_one(store: Store, missing: b
 @pytest.mark.parametrize("option", ["--grace", "--delete-after"])
 @pytest.mark.parametrize("value", ["9999999d", "99999999999999999999d", "²d", "d", "1e3d"])
 def test_a_time_beyond_the_calendar_is_a_sentence(store: Store, option: str, value: str) -> None:
-    ended = CliRunner().invoke(app, ["prune", "--no-slurm", option, value, "--store", str(store.root)])
+    ended = CliRunner().invoke(
+        app, ["store", "prune", "--no-slurm", option, value, "--store", str(store.root)]
+    )
     assert isinstance(ended.exception, ConfigError)
     assert option in ended.exception.message
 

@@ -14,10 +14,11 @@ import pytest
 from pipeline.errors import FormatError, RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
-from pipeline.registry import Patience, RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.download import chunks
 from pipeline.registry.referrers import referrers
+from pipeline.registry.session import Patience
 from tests.support.fake_registry import Body, Streamed
 
 HOST = "registry.example.com"

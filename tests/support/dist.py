@@ -10,7 +10,12 @@ from pathlib import Path
 from pipeline import __version__
 
 ROOT = Path(__file__).parents[2]
-DATA = {"report/templates/report.html.j2", "cli/starters/images.yaml.j2", "cluster/templates/job.sbatch.j2"}
+DATA = {
+    "py.typed",
+    "report/templates/report.html.j2",
+    "cli/starters/images.yaml.j2",
+    "cluster/templates/job.sbatch.j2",
+}
 
 
 def problems(dist: Path, tag: str) -> list[str]:
@@ -26,7 +31,11 @@ def problems(dist: Path, tag: str) -> list[str]:
     with zipfile.ZipFile(wheels[0]) as wheel:
         names = set(wheel.namelist())
     found += [f"the wheel lacks {name}" for name in sorted(DATA) if f"pipeline/{name}" not in names]
-    strays = {name.split("/")[0] for name in names} - {"pipeline", f"sqshpipe-{__version__}.dist-info"}
+    strays = {name.split("/")[0] for name in names} - {
+        "pipeline",
+        "sqshpipe.py",
+        f"sqshpipe-{__version__}.dist-info",
+    }
     found += [f"the wheel also has {name}" for name in sorted(strays)]
     with tarfile.open(archives[0]) as archive:
         members = archive.getnames()

@@ -1,4 +1,4 @@
-"""A store as docs/store.md describes it, read with code of its own: it shares nothing with what it checks."""
+"""A store as docs/explanation/store.md describes it, read with code that shares nothing with it."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import httpx
 
 from pipeline.oci.digest import Digest
-from pipeline.registry import Patience, RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
+from pipeline.registry.session import Patience
 
 HOST = "registry.example.com"
 USER = Credentials(username="user", password="hunter2-of-the-fake")

@@ -35,7 +35,7 @@ class Cell:
 
 def _cells() -> tuple[Cell, ...]:
     faults, crash = f"{_I}/test_faults.py", f"{_I}/test_crash.py::test_killed_or_failed_at_every_call"
-    registry, trouble = f"{_I}/tools/test_registry.py", f"{_U}/tools/registry/test_trouble.py"
+    registry, trouble = f"{_I}/tools/test_registry.py", f"{_U}/registry/test_trouble.py"
     mirror, ecr = f"{_I}/stages/test_pin_and_mirror.py", f"{_I}/stages/test_ecr_path.py"
     systems, images = f"{_I}/test_filesystems.py", f"{_I}/test_image_path.py"
     nodes = f"{_I}/cluster/test_node_faults.py"
@@ -54,6 +54,17 @@ def _cells() -> tuple[Cell, ...]:
         ("registry answers 500 for long", "500 for long", f"{CLEAR}; {OVER}"),
     ):
         rows.append(("convert", fault, ends, f"{fetch}[{name}-"))
+    stalled = f"{_I}/test_signals.py::test_a_signal_is_not_kept_waiting_by_a_registry"
+    for stage, verb in (
+        ("convert", "native"),
+        ("convert", "mksquashfs"),
+        ("mirror", "mirror"),
+        ("release", "release"),
+        ("release", "all images"),
+    ):
+        rows.append(
+            (stage, f"SIGTERM, SIGINT while the registry is silent ({verb})", CLEAR, f"{stalled}[{verb}-")
+        )
     rows += [
         ("store", "a wrong digit in a cache", ON, f"{believed}::test_what_a_channel_names_stays_whatever_the_caches_say"),
         ("store", "an older intact cache", ON, f"{believed}::test_an_older_intact_cache_is_noticed"),
@@ -76,8 +87,8 @@ def _cells() -> tuple[Cell, ...]:
         ("push", "password ends meanwhile", ON, f"{ecr}::test_a_password_that_ends_in_the_middle_of_a_push_and_of_a_download_is_renewed"),
         ("build, push", "engine killed", f"{CLEAR}; {OVER}", f"{faults}::test_the_engine_is_killed_in_the_middle_of_a_build_and_of_a_push"),
         ("push", "SIGKILL", OVER, f"{_I}/test_build_and_push.py::test_a_run_that_was_killed_after_its_push_is_gone_on_from"),
-        ("scan", "AWS throttles", ON, f"{_U}/stages/test_scan_ecr.py::test_throttling_is_waited_out"),
-        ("scan", "no result ever comes", CLEAR, f"{_U}/stages/test_scan_ecr.py::test_a_state_that_never_changes_ends_at_the_limit"),
+        ("scan", "AWS throttles", ON, f"{_U}/scan/test_ecr.py::test_throttling_is_waited_out"),
+        ("scan", "no result ever comes", CLEAR, f"{_U}/scan/test_ecr.py::test_a_state_that_never_changes_ends_at_the_limit"),
         ("fetch", "disk full", f"{CLEAR}; {OVER}", f"{faults}::test_fetching_onto_a_full_disk"),
         ("convert", "disk full", CLEAR, f"{_I}/test_convert.py::test_a_disk_that_fills_up_meanwhile"),
         ("convert", "SIGINT", CLEAR, f"{_I}/test_convert.py::test_interrupted_in_the_middle"),
@@ -91,6 +102,7 @@ def _cells() -> tuple[Cell, ...]:
         ("convert", "cache damaged", ON, f"{_I}/test_native_faults.py::test_a_flipped_bit_anywhere_in_the_cache"),
         ("publish", "disk full", f"{CLEAR}; {OVER}", f"{systems}::test_a_disk_that_is_full_at_any_moment"),
         ("publish", "power lost", "what was told is there, whole", f"{faults}::test_power_is_lost_while_publishing"),
+        ("convert", "a pipe, symlink, folder or socket in the cache", f"{ON}, or {CLEAR}", f"{_U}/convert/test_traps_in_the_cache.py::test_packs_and_notes_that_are_no_files"),
         ("publish", "SIGINT, SIGTERM", CLEAR, f"{images}::test_ended_by_a_signal_nothing_is_half_there"),
         ("publish, get", "store read-only, away, and back", f"{CLEAR}; {OVER}", f"{faults}::test_the_store_goes_away_read_only_and_comes_back"),
         ("publish, promote, prune", "NFS loses a reply", ON, f"{systems}::test_a_life_on_a_file_system_that_misbehaves[lost-reply]"),
@@ -135,10 +147,10 @@ def _cells() -> tuple[Cell, ...]:
 
 def _elsewhere() -> list[tuple[str, str, str, str]]:
     """Cells that are tests of one part: nodes, copies, signatures, AWS."""
-    importer, mounts = f"{_U}/cluster/test_pyxis_importer.py", f"{_I}/cluster/test_shared_mount.py"
+    importer, mounts = f"{_U}/node/test_pyxis_importer.py", f"{_I}/cluster/test_shared_mount.py"
     names = f"{_I}/cluster/test_hostile_names.py"
     warming, attest = f"{_I}/cluster/test_warming.py", f"{_I}/stages/test_attest_and_rescan.py"
-    sync, s3, aws = f"{_U}/store/test_sync.py", f"{_I}/test_s3.py", f"{_U}/tools/test_ecr_trouble.py"
+    sync, s3, aws = f"{_U}/store/test_sync.py", f"{_I}/test_s3.py", f"{_U}/aws/test_ecr_trouble.py"
     handed = "tests/regression/test_enroot_gets_what_was_checked.py"
     builds, drips = f"{_I}/test_build_faults.py", "tests/regression/test_registry_that_drips.py"
     full = f"{_I}/test_full_disks.py"
@@ -162,7 +174,7 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
         ("scan", "no inode left", f"{CLEAR}; {OVER}", f"{full}::test_a_scan[inodes]"),
         ("publish", "no inode left", f"{CLEAR}; {OVER}", f"{full}::test_a_store[inodes]"),
         ("push", "engine's disk full", f"{CLEAR}; {OVER}", f"{builds}::test_the_engines_disk_is_full_when_it_pushes"),
-        ("build", "engine hangs", CLEAR, f"{_U}/tools/test_buildkit.py::test_an_engine_that_hangs_while_it_builds_is_not_waited_for"),
+        ("build", "engine hangs", CLEAR, f"{_U}/docker/test_buildkit.py::test_an_engine_that_hangs_while_it_builds_is_not_waited_for"),
         ("build, push", "engine talks nonsense", CLEAR, f"{engine}::test_an_answer_that_is_none"),
         ("build, push", "engine hangs at a question", CLEAR, f"{engine}::test_a_question_that_is_never_answered"),
         ("get", "file damaged or gone", CLEAR, f"{importer}::test_a_damaged_file_is_refused_and_leaves_no_lease"),

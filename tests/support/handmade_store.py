@@ -122,7 +122,9 @@ class HandmadeStore:
         """Write an index that is whole and newer than every event, whatever `table` claims."""
         path = self.root / image / "index.json"
         temporary = path.with_name(".index.new")
-        temporary.write_bytes(sealed(table | {"events": len(self.events(image))}))
+        events = self.events(image)
+        newest = f"{binascii.crc32(events[-1].read_bytes()):08x}" if events else ""
+        temporary.write_bytes(sealed(table | {"events": len(events), "newest_event": newest}))
         temporary.replace(path)
 
     def events(self, image: str) -> list[Path]:

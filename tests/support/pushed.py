@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor, Index, Manifest
 from pipeline.oci.platform import Platform
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 
 
 def push_image(

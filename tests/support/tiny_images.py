@@ -7,7 +7,7 @@ import json
 
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from tests.support.layers import LayerBuilder
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"

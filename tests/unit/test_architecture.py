@@ -1,4 +1,7 @@
-"""Which folder may import which. A wrong arrow fails here, not in a review; docs/architecture.md shows it."""
+"""Which folder may import which. A wrong arrow fails here, not in a review.
+
+docs/explanation/architecture.md shows the arrows.
+"""
 
 from __future__ import annotations
 
@@ -101,6 +104,11 @@ def test_imports_point_to_lower_ranks(module: str) -> None:
         )
 
 
+def test_a_folder_imports_nothing_by_itself() -> None:
+    """Whoever imports one module of it loads that module alone, also in two threads at once."""
+    assert not {name for name, path in MODULES.items() if path.name == "__init__.py" and IMPORTS[name]}
+
+
 def test_no_module_imports_itself_through_others() -> None:
     """Cycles inside a folder: between folders the ranks forbid them."""
     done: set[str] = set()
@@ -174,12 +182,12 @@ def diagram() -> str:
 
 def test_the_document_shows_the_imports_as_they_are() -> None:
     """`python -m tests.unit.test_architecture` writes the table anew."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
     shown = text.partition(BEGIN)[2].partition(END)[0].strip()
     assert shown == diagram()
 
 
 if __name__ == "__main__":
-    document = ROOT / "docs" / "architecture.md"
+    document = ROOT / "docs" / "explanation" / "architecture.md"
     before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
     document.write_text(f"{before}{BEGIN}\n{diagram()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")

@@ -15,6 +15,7 @@ from pipeline.cli.app import app
 from pipeline.config.reading import load
 from pipeline.doctor import Check, examine
 from pipeline.errors import ConfigError
+from pipeline.system.mountinfo import MountPoint
 from tests.support.releases import new_store
 
 MIRROR = "version: 1\nimages: {demo: {base: 'debian:12', scan: {scanner: none}}}\n"
@@ -132,13 +133,9 @@ def test_little_space_and_network_disks_are_told(tmp_path: Path, monkeypatch: py
     assert look(tmp_path, MIRROR)["scratch"].status == "warn"
     usage.free = 1 << 20  # type: ignore[attr-defined]
     assert look(tmp_path, MIRROR)["scratch"].status == "fail"
-    monkeypatch.setattr(doctor, "filesystem", lambda _: "lustre")
+    lustre = MountPoint(point=tmp_path, type="lustre")
+    monkeypatch.setattr(doctor, "mount_of", lambda _: lustre)
     assert "local disk" in look(tmp_path, MIRROR)["scratch"].advice
-
-
-def test_filesystem_is_that_of_the_innermost_mount() -> None:
-    assert doctor.filesystem(Path("/proc/self")) == "proc"
-    assert doctor.filesystem(Path("/")) not in ("proc", "unknown")
 
 
 def test_no_configuration_is_the_first_thing_told() -> None:

@@ -15,6 +15,7 @@ import pytest
 from pipeline.cluster import bootstrap, settings
 from tests.conftest import missing
 from tests.support.handmade_store import HandmadeStore
+from tests.unit.cluster.test_cluster_file import ENVIRONMENT, GUIDE
 from tests.unit.cluster.test_settings import FULL
 
 PINS = f"""
@@ -82,7 +83,7 @@ def test_dry_run_in_a_root_of_its_own(tmp_path: Path, system: str, credentials: 
     assert "would run: systemctl restart slurmd" in done.stdout
     slurm = root / "opt" / "slurm" / "etc"
     plugin = (
-        "required /opt/sqshpipe/lib/spank_pyxis.so use_squashfuse=1 importer=/opt/sqshpipe/bin/pyxis-importer"
+        "optional /opt/sqshpipe/lib/spank_pyxis.so use_squashfuse=1 importer=/opt/sqshpipe/bin/pyxis-importer"
     )
     assert (slurm / "plugstack.conf.d" / "pyxis.conf").read_text() == plugin + "\n"
     assert "include /opt/slurm/etc/plugstack.conf.d/*\n" in (slurm / "plugstack.conf").read_text()
@@ -98,11 +99,64 @@ def test_dry_run_in_a_root_of_its_own(tmp_path: Path, system: str, credentials: 
     again = run(script, "--dry-run", "--root", root)
     assert "systemctl restart" not in again.stdout, "nothing changed, nothing is restarted"
     assert listing(root) == before
+    (root / "opt" / "sqshpipe" / "lib" / "spank_pyxis.so").write_bytes(b"\0importer=\0use_squashfuse=\0")
     assert run(script, "--check", "--root", root).returncode == 0
     (slurm / "plugstack.conf.d" / "pyxis.conf").write_text("required spank_pyxis.so\n")
     checked = run(script, "--check", "--root", root)
     assert checked.returncode == 1
-    assert "MISSING: pyxis starts straight from the file" in checked.stderr
+    assert "MISSING  pyxis starts straight from the file" in checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("known", "line"),
+    [
+        ("runtime_path= sbatch_support=", ""),
+        ("runtime_path= importer=", " importer=/opt/sqshpipe/bin/pyxis-importer"),
+        ("importer= use_squashfuse=", " use_squashfuse=1 importer=/opt/sqshpipe/bin/pyxis-importer"),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("wanted", ["optional", "required"])
+def test_without_slurm_to_ask_the_plugin_itself_shows_what_it_knows(
+    tmp_path: Path, known: str | None, line: str | None, wanted: str
+) -> None:
+    script, root = tmp_path / "bootstrap.sh", make_root(tmp_path, SYSTEMS["ubuntu2204"])
+    made = values(tmp_path, plugstack=wanted).model_copy(update={"software": settings.Software()})
+    script.write_text(bootstrap.script(made))
+    plugin = root / "usr" / "local" / "lib" / "slurm" / "spank_pyxis.so"
+    if known is not None:
+        plugin.parent.mkdir(parents=True)
+        plugin.write_bytes(b"\x7fELF\0" + known.replace(" ", "\0").encode() + b"\0")
+    done = run(script, "--dry-run", "--root", root)
+    written = root / "opt" / "slurm" / "etc" / "plugstack.conf.d" / "pyxis.conf"
+    if line is None:
+        assert "there is no spank_pyxis.so" in done.stderr
+        assert not written.exists()
+        assert not (written.parents[1] / "plugstack.conf").exists()
+    else:
+        assert done.returncode == 0, done.stderr
+        assert written.read_text() == f"{wanted} /usr/local/lib/slurm/spank_pyxis.so{line}\n"
+
+
+def test_aws_pcs_keeps_slurm_elsewhere(tmp_path: Path) -> None:
+    script, root = tmp_path / "bootstrap.sh", make_root(tmp_path, SYSTEMS["ubuntu2204"])
+    shutil.rmtree(root / "opt" / "slurm")
+    made = values(tmp_path).model_copy(update={"software": settings.Software()})
+    script.write_text(bootstrap.script(made))
+    for version, known in (("9.8", b"\0importer=\0"), ("24.11", b"\0importer=\0use_squashfuse=\0")):
+        folder = root / "opt" / "aws" / "pcs" / "scheduler" / f"slurm-{version}" / "lib" / "slurm"
+        folder.mkdir(parents=True)
+        (folder / "spank_pyxis.so").write_bytes(known)
+        (root / "etc" / "aws" / "pcs" / "scheduler" / f"slurm-{version}").mkdir(parents=True)
+    done = run(script, "--dry-run", "--root", root)
+    assert done.returncode == 0, done.stderr
+    (written,) = root.rglob("pyxis.conf")
+    assert str(written.relative_to(root)) == "etc/aws/pcs/scheduler/slurm-24.11/plugstack.conf.d/pyxis.conf"
+    assert written.read_text() == (
+        "optional /opt/aws/pcs/scheduler/slurm-24.11/lib/slurm/spank_pyxis.so"
+        " use_squashfuse=1 importer=/opt/sqshpipe/bin/pyxis-importer\n"
+    )
+    assert not list(root.rglob("plugstack.conf")), "the service has its own"
 
 
 def test_an_unknown_system_is_refused(tmp_path: Path) -> None:
@@ -115,7 +169,7 @@ def test_an_unknown_system_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.needs("curl")
 def test_what_is_fetched_is_as_pinned_or_not_there(tmp_path: Path) -> None:
-    functions = bootstrap.script(values(tmp_path)).rpartition("\nfind_system\n")[0]
+    functions = bootstrap.script(values(tmp_path)).rpartition('\nif [ "$CHECK" = 1 ] ||')[0]
     source, script = tmp_path / "source", tmp_path / "bootstrap.sh"
     source.write_bytes(b"bytes")
     right = hashlib.sha256(b"bytes").hexdigest()
@@ -143,7 +197,15 @@ def test_what_is_rendered_passes_shellcheck(tmp_path: Path, credentials: str, so
 CHECK = """
 import sys, yaml
 from pcluster.schemas.cluster_schema import ClusterSchema
-ClusterSchema(cluster_name="checked").load(yaml.safe_load(sys.stdin))
+from pcluster.validators import slurm_settings_validator as slurm
+cluster = ClusterSchema(cluster_name="checked").load(yaml.safe_load(sys.stdin))
+check = slurm.CustomSlurmSettingsValidator()
+check._validate(
+    custom_settings=cluster.scheduling.settings.custom_slurm_settings,
+    deny_list=slurm.SLURM_SETTINGS_DENY_LIST["SlurmConf"]["Global"],
+    settings_level=slurm.CustomSlurmSettingLevel.SLURM_CONF,
+)
+assert not check._failures, check._failures
 """
 
 
@@ -166,15 +228,21 @@ def parallelcluster() -> Path:
     return python
 
 
-@pytest.mark.parametrize("variant", ["full", "reservation", "existing lustre", "no storage", "no efa"])
+@pytest.mark.parametrize(
+    "variant", ["full", "reservation", "existing lustre", "no storage", "no efa", "guide", "starter"]
+)
 def test_parallelclusters_own_schema_takes_the_file(
-    tmp_path: Path, parallelcluster: Path, variant: str
+    tmp_path: Path, parallelcluster: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     text = {
         "full": FULL,
         "reservation": FULL.replace("max: 8", "max: 8, capacity_reservation: cr-0123456789abcdef0"),
         "existing lustre": FULL.replace("{gib: 4800, throughput: 250}", "{id: fs-0123456789abcdef0}"),
         "no storage": FULL.replace("lustre:", "#").replace("openzfs:", "#"),
+        "guide": GUIDE,
+        "starter": bootstrap.starter("parallelcluster"),
         "no efa": FULL.replace("max: 8", "max: 8, efa: false, placement_group: false"),
     }[variant]
     path = tmp_path / "cluster.yaml"
@@ -183,6 +251,7 @@ def test_parallelclusters_own_schema_takes_the_file(
 
     def check(what: str) -> subprocess.CompletedProcess[str]:
         keys = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+        keys["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"  # nobody: it asks for the reservation
         return subprocess.run(
             [parallelcluster, "-W", "ignore", "-c", CHECK],
             input=what,
@@ -195,3 +264,4 @@ def test_parallelclusters_own_schema_takes_the_file(
     done = check(rendered)
     assert done.returncode == 0, done.stderr[-2000:]
     assert check(rendered.replace("ScaledownIdletime", "ScaledownIdleTime")).returncode != 0, "it does check"
+    assert check(rendered.replace("SlurmdTimeout: 1000", "Prolog: /x")).returncode != 0

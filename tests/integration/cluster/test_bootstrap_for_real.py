@@ -7,32 +7,24 @@ package manager, systemd, and small source archives that are built as those of p
 from __future__ import annotations
 
 import hashlib
-import io
-import subprocess
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.cluster import bootstrap, settings
+from tests.support import standin_pyxis
+from tests.support.node_root import Node, archive, node_root, pinned
 
-pytestmark = pytest.mark.needs("unshare", "mount", "make", "curl", "root")
+pytestmark = pytest.mark.needs("unshare", "mount", "make", "cc", "curl", "slurmd", "root")
 
-# Its own flags come first and the caller's after them, as in pyxis: an argument of make would replace both.
-PYXIS = """\
-CPPFLAGS := -D_GNU_SOURCE $(CPPFLAGS)
-spank_pyxis.so:
-\techo '$(CPPFLAGS)' > $@
-\tgrep -qxF -- '-D_GNU_SOURCE -I/opt/slurm/include' $@
-"""
 SQUASHFUSE = (
     "all:\ninstall:\n\tprintf '#!/bin/sh\\n' > $(PREFIX)/bin/squashfuse; chmod 755 $(PREFIX)/bin/squashfuse\n"
 )
 CONFIGURE = (
     '#!/bin/sh\nfor each; do case $each in --prefix=*) echo "PREFIX=${each#*=}" >> Makefile ;; esac; done\n'
 )
-ENROOT = "#!/bin/sh\necho 4.1.2\n"
+ENROOT = "#!/bin/sh\n[ $1 != start ] || { echo started; exit; }\necho 4.1.2\n"
 TOOLS = {
     # installs what it is given as a file, and like dpkg asks about a changed enroot.conf unless it is told
     "apt-get": """\
@@ -54,67 +46,12 @@ echo "systemctl $*" >> /told
 case $* in
     "is-active --quiet slurmd") exit 0 ;;
     is-active*) exit 3 ;;
+    is-failed*) exit 1 ;;
     "restart slurmd") [ ! -e /broken ] ;;
 esac
 """,
     "aws": "#!/bin/sh\necho a-token\n",
 }
-ROOT = """
-set -eu
-mount -t tmpfs none {place}
-mkdir {place}/upper {place}/work {place}/root
-mount -t overlay overlay -o lowerdir=/,upperdir={place}/upper,workdir={place}/work {place}/root
-for each in proc sys dev; do mount --rbind /$each {place}/root/$each; done
-mount -t tmpfs none {place}/root/run
-mount -t tmpfs none {place}/root/tmp
-mkdir -p {place}/root/given {place}/root/opt/slurm/etc {place}/root/fsx
-mount --bind {given} {place}/root/given
-cd {place}/root
-rm -f etc/os-release && printf 'ID=ubuntu\\nVERSION_ID="24.04"\\n' > etc/os-release
-rm -rf usr/bin/enroot etc/enroot etc/slurm usr/local/bin/squashfuse
-echo ClusterName=x > opt/slurm/etc/slurm.conf
-: > told
-exec chroot . env -i PATH=/given/tools:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -s
-"""
-
-
-def archive(folder: Path, name: str, **files: str) -> settings.Pinned:
-    """A source archive with one folder, as projects publish them."""
-    path = folder / f"{name}.tar.gz"
-    with tarfile.open(path, "w:gz") as made:
-        for each, text in files.items():
-            member = tarfile.TarInfo(f"{name}/{each}")
-            member.size, member.mode = len(text), 0o755
-            made.addfile(member, io.BytesIO(text.encode()))
-    return pinned(path, name.partition("-")[2])
-
-
-def pinned(path: Path, version: str) -> settings.Pinned:
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return settings.Pinned(version=version, url=f"file:///given/{path.name}", sha256=sha256)
-
-
-class Node:
-    """A shell in a root of its own; `told`: what package manager and systemd were asked since then."""
-
-    def __init__(self, shell: subprocess.Popen[str]) -> None:
-        self._shell = shell
-
-    def run(self, command: str) -> tuple[int, str]:
-        """Exit code and output of a command."""
-        assert self._shell.stdin is not None
-        assert self._shell.stdout is not None
-        self._shell.stdin.write(f"({command}) < /dev/null 2>&1; code=$?; echo; echo END $code\n")
-        self._shell.stdin.flush()
-        said = []
-        for line in self._shell.stdout:
-            if line.startswith("END "):
-                return int(line[4:]), "".join(said)
-            said.append(line)
-        raise AssertionError("the shell has ended: " + "".join(said))
-
-    def told(self) -> list[str]:
-        return self.run("cat /told; : > /told")[1].split("\n")
 
 
 @pytest.fixture
@@ -129,7 +66,11 @@ def given(tmp_path: Path) -> Path:
     enroot.write_text(ENROOT)
     software = settings.Software(
         enroot=(pinned(enroot, "4.1.2"),),
-        pyxis=archive(folder, "pyxis-0.24.0", Makefile=PYXIS),
+        pyxis=archive(
+            folder,
+            "pyxis-0.24.0",
+            **{"Makefile": standin_pyxis.MAKEFILE, "pyxis.c": standin_pyxis.source("0.24.0")},
+        ),
         squashfuse=archive(folder, "squashfuse-0.6.1", Makefile=SQUASHFUSE, configure=CONFIGURE),
     )
     made = settings.parse(
@@ -145,26 +86,18 @@ def given(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def node(given: Path, tmp_path: Path) -> Iterator[Node]:
-    place = tmp_path / "place"
-    place.mkdir()
-    with subprocess.Popen(
-        ["unshare", "--mount", "bash", "-c", ROOT.format(place=place, given=given)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as shell:
-        yield Node(shell)
+    with node_root(given, tmp_path / "place") as made:
+        yield made
 
 
 def test_a_bare_node_becomes_ready_and_a_second_run_changes_nothing(node: Node) -> None:
     code, said = node.run("bash /given/bootstrap.sh --check")
     assert code == 1
-    assert "MISSING: pyxis 0.24.0" in said
+    assert "MISSING  pyxis" in said
     code, said = node.run("bash /given/bootstrap.sh s3://what ParallelCluster adds")
     assert code == 0, said
     assert "MISSING" not in said
-    assert "not yet: the store /fsx/containers" in said, "the first cluster comes before the first release"
+    assert "not yet  the store /fsx/containers" in said, "the first cluster comes before the first release"
     told = node.told()
     assert any(line.startswith("apt-get install") and "squashfs-tools" in line for line in told)
     assert "systemctl restart slurmd" in told
@@ -175,7 +108,7 @@ def test_a_bare_node_becomes_ready_and_a_second_run_changes_nothing(node: Node) 
     assert code == 0, (
         "nothing is written where all is as it should be, such as on the head node's disk: " + said
     )
-    assert not [line for line in node.told() if line.startswith(("apt-get", "systemctl"))]
+    assert not [line for line in node.told() if line.startswith(("apt-get", "systemctl restart"))]
     assert node.run("find /etc /opt /var/lib/sqshpipe -newer /mark -type f")[1] == "\n"
     assert node.run("mkdir -p /fsx/containers/leases; bash /given/bootstrap.sh --check")[0] == 1
     assert node.run("chmod 1777 /fsx/containers/leases; bash /given/bootstrap.sh --check")[0] == 0

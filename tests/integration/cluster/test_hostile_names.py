@@ -7,6 +7,7 @@ so its path exists inside as well.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, FormatError, ToolError
-from pipeline.node import enter, page_cache, run, shared_mount
+from pipeline.node import enter, page_cache, read_only, run, shared_mount
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.system import mount as mounts
 from tests.support import people, small_root
@@ -301,7 +302,7 @@ def test_a_benchmark_reads_no_trap(host: Host, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("sqshpipe-bench-*"))
 
 
-@pytest.mark.parametrize("how", ["everybody may write", "a symlink", "a file"])
+@pytest.mark.parametrize("how", ["everybody may write", "another user's symlink", "a file"])
 def test_a_node_folder_in_which_others_could_plant_names_is_refused(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,8 +310,9 @@ def test_a_node_folder_in_which_others_could_plant_names_is_refused(
     if how == "everybody may write":
         node.mkdir()
         node.chmod(0o777)
-    elif how == "a symlink":
+    elif how == "another user's symlink":
         node.symlink_to(tmp_path)
+        os.lchown(node, 65534, 65534)
     else:
         node.touch()
     monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(node))
@@ -327,3 +329,42 @@ def test_a_mount_is_never_seen_writable_unless_it_is_asked_for(host: Host, tmp_p
     code, _, errors = _run(0, made, host, Case(name="", mount=("GIVEN:/data:rw",), command=write))
     assert code == 0, errors
     assert (host.given / "given").read_text() == "changed\n"
+
+
+@pytest.mark.parametrize("way", ["at once", "one by one"])
+@pytest.mark.parametrize("user", [0, USER])
+def test_mounts_below_a_mount_are_read_only_with_it(
+    user: int, way: str, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "one by one":
+        monkeypatch.setattr(read_only, "_setattr", lambda _mounted: errno.ENOSYS)
+    made = small_root.image(tmp_path, lambda _tree: None)
+    places = [host.given / name for name in ("one", "one/two words", "one/two words/b\\040c", "file")]
+    mounted: list[Path] = []
+    try:
+        for place in places[:-1]:
+            place.mkdir()
+            _mounted("tmpfs", place, "tmpfs", mounted)
+            place.chmod(0o777)
+        places[-1].touch()
+        (host.folder / "other").write_text("as it was")
+        (host.folder / "other").chmod(0o666)
+        _mounted(str(host.folder / "other"), places[-1], "bind", mounted)
+        targets = " ".join(f"'/data/{place.relative_to(host.given)}'" for place in places)
+        write = (
+            f'for at in {targets}; do [ -d "$at" ] && at="$at/new"; echo x > "$at" && echo wrote; done; true'
+        )
+        for flags, wrote in (("", 0), (":rw", len(places))):
+            case = Case(name="", mount=(f"GIVEN:/data{flags}",), command=("/bin/sh", "-c", write))
+            code, said, errors = _run(user, made, host, case)
+            assert code == 0, errors
+            assert (said.count("wrote"), errors.count("Read-only")) == (wrote, len(places) - wrote), errors
+    finally:
+        for place in reversed(mounted):
+            subprocess.run(["umount", place], check=True)
+
+
+def _mounted(source: str, place: Path, kind: str, mounted: list[Path]) -> None:
+    how = ["--bind", source] if kind == "bind" else ["-t", kind, source]
+    subprocess.run(["mount", *how, place], check=True)
+    mounted.append(place)

@@ -25,8 +25,14 @@ def sqshpipe(*words: str | Path) -> str:
 @pytest.mark.parametrize("launcher", ["pytorch", "torchrun", "mpi"])
 @pytest.mark.parametrize("runtime", ["pyxis", "path", "run"])
 @pytest.mark.usefixtures("slurm")
-def test_sbatch_takes_every_script(published: Store, launcher: str, runtime: str) -> None:
-    words = ["job", "render", "demo", "--launcher", launcher, "--runtime", runtime, "-N", str(NODES)]
+def test_sbatch_takes_every_script(published: Store, tmp_path: Path, launcher: str, runtime: str) -> None:
+    values = tmp_path / "cluster.yaml"
+    values.write_text(
+        "jobs: {time: 00:05:00, cpus_per_task: 1, mounts: [/tmp, /var/tmp:ro],"
+        " env: {NCCL_SOCKET_IFNAME: '^lo,docker0'}}\n"
+    )
+    words = ["job", "script", "demo", "--launcher", launcher, "--runtime", runtime, "-N", str(NODES)]
+    words += ["--values", str(values)]
     assert sqshpipe(*words, "--test-only", "--", "python", "train.py") == ""
     assert f"sqshpipe:{published.resolve('demo').sha256}" in sqshpipe(*words, "--", "python", "train.py")
 
@@ -38,7 +44,7 @@ def test_ranks_of_two_nodes_read_one_published_file(published: Store, slurm: Slu
         "print(json.dumps([os.environ[n] for n in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'SLURMD_NODENAME')]"
         " + [os.stat('/word').st_dev, open('/word').read()]))"
     )
-    words = ["job", "render", "demo:latest", "--runtime", "run", "-N", str(NODES), f"--sbatch=--output={out}"]
+    words = ["job", "script", "demo:latest", "--runtime", "run", "-N", str(NODES), f"--sbatch=--output={out}"]
     job = sqshpipe(*words, "--submit", "--", "python3", "-c", ask).strip()
     digest = published.resolve("demo").sha256
     assert digest in edge.jobs_using()

@@ -60,7 +60,7 @@ def test_a_running_step_keeps_its_file_and_an_ended_one_does_not(
     assert sorted(each["host"] for each in told) == ["n1", "n2"], "a lease a node, on one host too"
 
     def prune() -> str:
-        words = ["prune", "--keep", "1", "--grace", "0m", "--delete-after", "0m"]
+        words = ["store", "prune", "--keep", "1", "--grace", "0m", "--delete-after", "0m"]
         done = subprocess.run(
             [sys.executable, "-m", "pipeline", *words], capture_output=True, text=True, timeout=60
         )

@@ -80,7 +80,7 @@ def test_a_rendered_job_has_one_mount_a_node(
         "import json, os, time; time.sleep(1); e = os.environ; print(json.dumps([e['RANK'], e['LOCAL_RANK'], "
     )
     ask += "e['WORLD_SIZE'], e['SLURMD_NODENAME'], os.stat('/word').st_dev, open('/word').read()]))"
-    words = ["job", "render", "demo", "--runtime", runtime, "-N", str(NODES), f"--sbatch=--output={out}"]
+    words = ["job", "script", "demo", "--runtime", runtime, "-N", str(NODES), f"--sbatch=--output={out}"]
     job = sqshpipe(*words, "--submit", "--", "python3", "-c", ask, cluster=pyxis).split()[0]
     assert pyxis.wait_job(job, timeout=120) == "COMPLETED", out.read_text()
     ranks = [json.loads(line) for line in out.read_text().splitlines() if line.startswith("[")]
@@ -110,7 +110,7 @@ def test_prune_spares_the_file_while_a_step_runs_and_takes_it_afterwards(
     told = [json.loads(each.read_text()) for each in leases.glob("job-*")]
     assert {(each["job"], each["sha256"]) for each in told} == {(job, held.stem)}
     assert sorted(each["host"] for each in told) == list(pyxis.nodes)
-    prune = ["prune", "--keep", "1", "--grace", "0m", "--delete-after", "0m"]
+    prune = ["store", "prune", "--keep", "1", "--grace", "0m", "--delete-after", "0m"]
     assert f"job {job}" in sqshpipe(*prune, cluster=pyxis)
     assert held.exists()
     (meet / "go").touch()

@@ -64,16 +64,16 @@ def mounts(node: Path) -> list[str]:
 def test_eight_callers_share_one_mount_and_the_last_unmounts(node: Path, image: Path) -> None:
     holders = [subprocess.Popen(["sleep", "600"]) for _ in range(CALLERS)]
     try:
-        calls = [sqshpipe("mount", image, "--holder-pid", str(each.pid)) for each in holders]
+        calls = [sqshpipe("node", "mount", image, "--holder-pid", str(each.pid)) for each in holders]
         folders = {ended(each).strip() for each in calls}
         assert len(folders) == 1
         (folder,) = folders
         assert (Path(folder) / "word").read_text() == "one mount\n"
         assert mounts(node) == [folder]
         for each in holders[:-1]:
-            ended(sqshpipe("unmount", image, "--holder-pid", str(each.pid)))
+            ended(sqshpipe("node", "unmount", image, "--holder-pid", str(each.pid)))
         assert mounts(node) == [folder]
-        ended(sqshpipe("unmount", image, "--holder-pid", str(holders[-1].pid)))
+        ended(sqshpipe("node", "unmount", image, "--holder-pid", str(holders[-1].pid)))
         assert mounts(node) == []
         assert [each for each in node.iterdir() if each.is_dir()] == []
     finally:
@@ -97,7 +97,7 @@ def test_a_killed_caller_does_not_hold_the_mount(node: Path, image: Path, kind: 
         assert len(mounts(node)) == 1, "somebody lives"
         other.kill()
         other.wait()
-        ended(sqshpipe("unmount"))
+        ended(sqshpipe("node", "unmount"))
         assert mounts(node) == []
     finally:
         for each in (doomed, other):
@@ -133,12 +133,12 @@ def test_a_squashfuse_that_was_killed_is_mounted_again(node: Path, image: Path) 
 
 
 def test_a_job_holds_its_mount_from_prolog_to_epilog(node: Path, image: Path) -> None:
-    folder = ended(sqshpipe("mount", image, "--job", "17")).strip()
-    ended(sqshpipe("mount", image, "--job", "18"))
-    ended(sqshpipe("unmount", "--job", "17"))
+    folder = ended(sqshpipe("node", "mount", image, "--job", "17")).strip()
+    ended(sqshpipe("node", "mount", image, "--job", "18"))
+    ended(sqshpipe("node", "unmount", "--job", "17"))
     assert mounts(node) == [folder]
-    ended(sqshpipe("unmount", "--job", "18"))
-    ended(sqshpipe("unmount", "--job", "18"))
+    ended(sqshpipe("node", "unmount", "--job", "18"))
+    ended(sqshpipe("node", "unmount", "--job", "18"))
     assert mounts(node) == []
 
 
@@ -199,7 +199,7 @@ def test_a_run_that_was_killed_leaves_nothing(node: Path, image: Path) -> None:
     os.kill(command, signal.SIGKILL)  # as Slurm does with all processes of a step
     rank.communicate()
     assert len(mounts(node)) == 1
-    ended(sqshpipe("unmount"))
+    ended(sqshpipe("node", "unmount"))
     assert mounts(node) == []
     assert not list(node.iterdir())
 

@@ -47,7 +47,7 @@ def test_nodes_get_copies_that_the_importer_prefers(published: Store, tmp_path: 
     local, state = tmp_path / "nvme", tmp_path / "state"
     settings = ImporterSettings(store=published.root, state=state, local=local, trusted_uids=(os.geteuid(),))
     program = install(settings, tmp_path / "prefix")
-    words = ["prewarm", "demo", "--nodes", "n[1-2]", "--local", local, "--state", state, "--json"]
+    words = ["node", "prewarm", "demo", "--nodes", "n[1-2]", "--local", local, "--state", state, "--json"]
     rows = json.loads(sqshpipe(*words, "--at-once", str(at_once)))
     release = published.resolve("demo")
     assert [row["node"] for row in rows] == ["n1", "n2"]
@@ -64,7 +64,7 @@ def test_nodes_get_copies_that_the_importer_prefers(published: Store, tmp_path: 
 @pytest.mark.usefixtures("slurm")
 def test_sbcast_brings_the_copy_where_it_pays(published: Store, tmp_path: Path) -> None:
     local = tmp_path / "nvme"
-    words = ["prewarm", "demo", "--nodes", "n1", "--local", local, "--state", tmp_path, "--sbcast"]
+    words = ["node", "prewarm", "demo", "--nodes", "n1", "--local", local, "--state", tmp_path, "--sbcast"]
     sqshpipe(*words, "--partition", "main", code=2)
     (row,) = json.loads(sqshpipe(*words, "--json"))
     release = published.resolve("demo")
@@ -76,7 +76,7 @@ def test_sbcast_brings_the_copy_where_it_pays(published: Store, tmp_path: Path) 
 def test_the_page_cache_is_filled_and_checked(published: Store) -> None:
     release = published.resolve("demo")
     page_cache.forget(release.path)
-    rows = sqshpipe("prewarm", "demo", "--partition", "main").splitlines()
+    rows = sqshpipe("node", "prewarm", "demo", "--partition", "main").splitlines()
     assert [row.partition(":")[0] for row in rows] == ["n1", "n2"]
     assert "MB/s" in rows[0]
     if os.geteuid() == 0:
@@ -87,7 +87,7 @@ def test_the_page_cache_is_filled_and_checked(published: Store) -> None:
 def test_a_node_that_cannot_be_warmed_is_told(published: Store, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    words = ["prewarm", "demo", "--nodes", "n1", "--local", blocked / "folder", "--state", tmp_path]
+    words = ["node", "prewarm", "demo", "--nodes", "n1", "--local", blocked / "folder", "--state", tmp_path]
     assert "n1: " in sqshpipe(*words, code=3)
     with pytest.raises(ToolError, match="did not run"):
         prewarming.prewarm(
@@ -103,7 +103,7 @@ def test_wrong_bytes_get_no_name(tmp_path: Path) -> None:
     with pytest.raises(VerificationError):
         file_cache.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None)
     assert list((tmp_path / "nvme").iterdir()) == []
-    with pytest.raises(ToolError, match="MiB free"):
+    with pytest.raises(ToolError, match="B free"):
         file_cache.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None, reserve=1 << 60)
     with pytest.raises(VerificationError):
         file_cache.into_page_cache(file, "0" * 64)
@@ -246,6 +246,7 @@ def test_an_ordinary_user_is_told_that_roots_copy_is_there(image: Path, tmp_path
 @pytest.mark.usefixtures("slurm")
 def test_several_prewarms_at_once_do_not_meet(published: Store, tmp_path: Path) -> None:
     words = [
+        "node",
         "prewarm",
         "demo",
         "--nodes",
@@ -271,7 +272,7 @@ def test_several_prewarms_at_once_do_not_meet(published: Store, tmp_path: Path) 
 def test_nodes_use_the_sqshpipe_that_was_installed_there(published: Store, tmp_path: Path) -> None:
     """As documented: srun -N1 sqshpipe node check; prewarm calls no path of this machine."""
     done = sqshpipe(
-        *["cluster", "install", "--store", published.root, "--prefix", tmp_path / "importer"],
+        *["node", "install", "--store", published.root, "--prefix", tmp_path / "importer"],
         *["--state", tmp_path / "state", "--tool", tmp_path / "shared folder"],
     )
     assert "importer=" in done
@@ -305,6 +306,8 @@ def test_nodes_use_the_sqshpipe_that_was_installed_there(published: Store, tmp_p
     wrapper = tmp_path / "wrapper"
     wrapper.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec "{command}" "$@"\n')
     wrapper.chmod(0o755)
-    rows = json.loads(sqshpipe("prewarm", "demo", "--nodes", "n[1-2]", "--command", wrapper, "--json"))
+    rows = json.loads(
+        sqshpipe("node", "prewarm", "demo", "--nodes", "n[1-2]", "--command", wrapper, "--json")
+    )
     assert [row["node"] for row in rows] == ["n1", "n2"]
     assert log.read_text().count("warm-here") == 2

@@ -20,7 +20,7 @@ import pytest
 from demo.registry import PrivateRegistry
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support.bounded import Ended
 from tests.support.hostile_images import HOSTILE_IMAGES, HostileImage

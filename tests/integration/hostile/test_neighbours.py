@@ -37,9 +37,10 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import Patience, RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.errors import refused
+from pipeline.registry.session import Patience
 from pipeline.store import leases, prune
 from pipeline.store.store import Store
 from pipeline.system import http as our_http

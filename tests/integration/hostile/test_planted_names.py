@@ -371,8 +371,8 @@ def open_partial(path: Path) -> int:
 
 
 WRITERS = {
-    "hooks": ["cluster", "hooks", "--store", "/store", "-o"],
-    "job": ["job", "render", "demo:v1.0", "--store", "{store}", "-o"],
+    "hooks": ["node", "hooks", "--store", "/store", "-o"],
+    "job": ["job", "script", "demo:v1.0", "--store", "{store}", "-o"],
 }
 
 

@@ -20,7 +20,6 @@ import pytest
 import typer
 
 from pipeline.cli.app import app
-from pipeline.cli.verbs import Verbs
 from tests.support import hostile_text
 from tests.support.hostile_text import FAKE, FIELD, NAME
 from tests.support.squashfs import Stitcher
@@ -31,22 +30,24 @@ ARGUMENT = FIELD + FILE[-2:]
 # What each verb gets. S and E are hostile stores, D the store that sync fills, C images.yaml, Q a .sqsh with
 # hostile names, F a file of a hostile name, P a folder to write to, X hostile text.
 CASES: dict[str, list[str]] = {
-    "image": [
-        "demo -t v9 --config C",
-        "plain -t v9 --config C",
-        "X -t X --config C",
-        "--all -t v9 --config C",
+    "release": [
+        *("demo -t v9 --config C", "plain -t v9 --config C", "X -t X --config C", "--all -t v9 --config C"),
+        *("demo --until build --config C", "X --until build --config C", "demo:X --config C"),
+        *("demo --until push --config C", "plain --until push --config C"),
     ],
-    "build": ["demo --config C", "X --config C"],
-    "push": ["demo --config C", "plain --config C"],
     "convert": ["docker://R/base:1 -o P/o.sqsh", "oci:L -o P/o.sqsh", "oci:L:X -o P/o.sqsh", "X -o P/X"],
     "verify": ["Q oci:L", "F docker://R/base:1", "X X"],
-    "scan": ["demo --config C", "--published --config C --store S", "X --config C"],
+    "scan": ["demo --config C", "X --config C"],
     "plan": ["--config C", "X --config C", "--changed-since X --config C", "--tag X --config C"],
-    "lock": ["--config C", "--check --config C", "X --config C"],
-    "schema": [""],
-    "refresh": ["--config C --store S", "--check --config C", "--branch X --config C"],
-    "list": ["--store S", "--all --store S", "demo --all --store S", "X --store S", "--store E"],
+    "lock": ["--config C", "--dry-run --config C", "X --config C"],
+    "config schema": [""],
+    "refresh": ["--config C --store S", "--dry-run --config C", "--branch X --config C"],
+    "schedule systemd": ["--config C --store S", "--config X --store X --registry X"],
+    "schedule cron": ["--config C --store S", "--config X --store X --registry X"],
+    "list": [
+        *("--store S", "--all --store S", "demo --all --store S", "X --store S", "--store E"),
+        *("de*:v? --store S", "--channel X --store S", "--limit 1 --store S"),
+    ],
     "show": [
         *("demo:v1 --store S", "demo:v2 --store S", "demo:v3 --store S", "long:v1 --store S"),
         *("broken:v1 --store S", "demo:v1 --store E", "X --store S", "demo:X --store S"),
@@ -58,47 +59,54 @@ CASES: dict[str, list[str]] = {
         "demo:X --store S",
         "X --store S",
     ],
-    "publish": [
-        "F --image demo --tag v9 --store D",
-        "F --image X --tag X --store D",
-        "Q --image demo --tag X --store D",
-    ],
     "promote": ["demo:v1 X --store S", "X stable --store S", "demo:v1 stable --reason X --store S"],
     "rollback": ["demo stable --reason X --store S", "X X --store S"],
     "yank": ["demo:v1 --reason X --store S", "X --store S", "X:X --store S"],
     "keep": ["demo:v1 --reason X --store S", "X --store S"],
-    "lease": ["--store S", "demo:v2 --store S", "X --store S", "--drop X --store S"],
-    "prune": [
+    "history": ["demo --store S", "demo:v1 --store S", "X --store S", "broken --store S", "demo --store E"],
+    "store create": ["--store X", "P/store", "F"],
+    "store import": [
+        *("F --as demo:v9 --store D", "F --as X --store D", "Q --as demo:X --store D"),
+        *("F --store D", "F --dry-run --store D", "F Q X --store D", "F --move --as demo:v8 --store D"),
+    ],
+    "store lease create": ["demo:v2 --store S", "X --store S"],
+    "store lease list": ["--store S", "--store E"],
+    "store lease drop": ["X --store S"],
+    "store prune": [
         "--dry-run --no-slurm --keep 1 --store S",
         "--dry-run --store S",
         "--dry-run --no-slurm --store E",
     ],
-    "scrub": ["--store S", "demo --store S", "X --store S"],
-    "du": ["--store S", "demo --store S", "X --store S"],
-    "adopt": ["F --store D", "F --dry-run --store D", "Q --image X --tag X --store D"],
-    "sync": ["S D", "S D --only X", "S D --channel X", "X D", "S X"],
+    "store scrub": ["--store S", "demo --store S", "X --store S"],
+    "store rescan": ["--config C --store S", "X --store S"],
+    "store usage": ["--store S", "demo --store S", "X --store S"],
+    "store metrics": ["--store S", "--store E", "-o F/x --store S", "--store X"],
+    "store sync": ["S D", "S D --only X", "S D --channel X", "X D", "S X", "S D --dry-run"],
     "store rebuild": ["--store S", "--store E", "--store X"],
-    "attest image": ["demo:v2 --store S --config C", "X --store S"],
+    "attest create": ["demo:v2 --store S --config C", "X --store S"],
     "attest sign": ["demo:v2 --key X --store S", "demo:v2 --key F --store S"],
     "attest verify": ["demo:v2 --key X --store S", "X --key F --store S"],
-    "mount": ["X --store S", "demo:X --store S", "F"],
-    "unmount": ["X --store S"],
     "run": ["X --store S", "F", "demo:v3 --store S"],
-    "prewarm": ["X --store S --nodes X", "demo:v2 --store S --nodes X", "demo:v2 --store S --local F"],
-    "cluster install": ["--prefix P/i --store S --cluster-name X", "--prefix P/i --store X --missing X"],
-    "cluster bootstrap": ["--values F", "--values V", "--values X"],
-    "cluster config": ["--values F", "--values V", "--values X"],
-    "cluster hooks": ["-o P/hooks --store S --command X", "-o F --store S"],
-    "job render": ["demo:v2 X --store S", "X X --store S", "demo:v2 true --name X --store S --sbatch X"],
+    "node mount": ["X --store S", "demo:X --store S", "F"],
+    "node unmount": ["X --store S"],
+    "node prewarm": [
+        *("X --store S --nodes X", "demo:v2 --store S --nodes X", "demo:v2 --store S --local F"),
+    ],
+    "node install": ["--prefix P/i --store S --cluster-name X", "--prefix P/i --store X --missing X"],
+    "node hooks": ["-o P/hooks --store S --command X", "-o F --store S"],
     "node check": ["Q", "F", "X --store S"],
     "node bench": ["Q", "F", "X --store S"],
-    "mirror": ["--config C", "X --config C"],
+    "node warm-here": ["X --digest X --local X --state X", "Q --digest X --local P/l --state P/s"],
+    "cluster bootstrap": ["--values F", "--values V", "--values X"],
+    "cluster config": ["--values F", "--values V", "--values X"],
+    "job script": ["demo:v2 X --store S", "X X --store S", "demo:v2 true --name X --store S --sbatch X"],
+    "registry mirror": ["--config C", "X --config C"],
     "ecr apply": ["--config C", "X --config C"],
     "ecr policy": ["X --config C"],
+    "ecr trust": ["X --account X", "a/b --account 123456789012 --ref X"],
     "ci plan": ["--config C"],
     "ci check": ["demo -t v9 --config C", "X -t X --config C"],
     "ci publish": ["demo -t v9 --reference X --config C", "demo -t X --reference R/base:1 --config C"],
-    "ci trust": ["X --account X", "a/b --account 123456789012 --ref X"],
     "report": ["-o P/page.html --store S", "-o F --store S", "-o X/X --store S"],
     "diff": [
         "demo:v1 demo:v2 --store S",
@@ -106,29 +114,32 @@ CASES: dict[str, list[str]] = {
         "demo:v1 broken:v1 --store S",
         "X X --store S",
     ],
-    "ls": ["Q", "-r Q", "Q X", "F"],
-    "cat": ["Q X", "F X", "Q /X"],
-    "cache": ["", "--max-size X", "--max-age X"],
+    "squashfs ls": ["Q", "Q -R", "Q X", "F", "X --store S", "demo:v2 --store S"],
+    "squashfs cat": ["Q X", "F X", "Q /X", "X X --store S"],
+    "cache list": ["", "--config C", "--config F"],
+    "cache prune": ["--max-size X", "--max-age X", "--max-size 0 --dry-run"],
     "doctor": ["--config C", "--config F", "--config X", "--config C --store X"],
     "init": ["X", "demo --folder F", "demo --base X"],
-    "warm-here": ["X --digest X --local X --state X", "Q --digest X --local P/l --state P/s"],
 }
-_PRINTS_BYTES = {"cat Q /X"}  # a file's own bytes, as they are: what a caller asks for
+_PRINTS_BYTES = {"squashfs cat Q /X"}  # a file's own bytes, as they are: what a caller asks for
 MODES = {
     "json": (["--log-format", "json"], ["--json"], {}),
     "actions": (["-v"], [], {"GITHUB_ACTIONS": "true"}),
 }
 
 
+def _walk(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    below = getattr(command, "commands", None)
+    if below is None:
+        yield name, command
+        return
+    for one, each in below.items():
+        yield from _walk(each, f"{name} {one}".strip())
+
+
 def _verbs() -> dict[str, bool]:
     """Every verb of the command line, and whether it takes --json."""
-    made = typer.main.get_command(app)
-    assert isinstance(made, Verbs)
-    made.load_all()
-    found: dict[str, Any] = {}
-    for name, command in made.commands.items():
-        below = getattr(command, "commands", None)
-        found |= {f"{name} {one}": each for one, each in below.items()} if below else {name: command}
+    found = dict(_walk(typer.main.get_command(app), ""))
     return {name: any("--json" in one.opts for one in each.params) for name, each in found.items()}
 
 

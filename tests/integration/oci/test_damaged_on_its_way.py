@@ -13,8 +13,9 @@ from pipeline.errors import RegistryError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.progress import SILENT
-from pipeline.registry import RegistryClient, RegistrySource
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
+from pipeline.registry.source import RegistrySource
 from tests.support.layers import LayerBuilder, write_layout
 from tests.support.pushed import push_bytes
 from tests.support.registry import Fault, FaultyProxy

@@ -26,7 +26,7 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.referrers import referrers
 from pipeline.scan.ecr import Waiting
@@ -408,10 +408,10 @@ def test_the_verb_tells_and_exits_with_5(
     store, _ = publish(tmp_path, source)
     monkeypatch.chdir(tmp_path)
     run = CliRunner()
-    fine = run.invoke(app, ["scan", "--published", "--store", str(store.root)])
+    fine = run.invoke(app, ["store", "rescan", "--store", str(store.root)])
     assert (fine.exit_code, fine.stdout.strip()) == (0, "demo:v1.0  linux/amd64  acceptable"), fine
     report(trivy, "CVE-7")
-    bad = run.invoke(app, ["scan", "--published", "--store", str(store.root), "--json"])
+    bad = run.invoke(app, ["store", "rescan", "--store", str(store.root), "--json"])
     assert type(bad.exception).__name__ == "ScanRejected"
     verdict = json.loads(bad.stdout)[0]["verdict"]
     assert [(one["id"], one["decision"]) for one in verdict["findings"]] == [("CVE-7", "blocks")]

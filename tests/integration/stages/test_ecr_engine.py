@@ -25,7 +25,7 @@ from pipeline.image.repository import prepare
 from pipeline.oci.digest import Digest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support import aws
 from tests.support.ecr_front import EcrFront

@@ -23,8 +23,10 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Descriptor
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import Patience, Refused, RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials, KnownCredentials
+from pipeline.registry.errors import Refused
+from pipeline.registry.session import Patience
 from pipeline.scan.ecr import Waiting
 from pipeline.scan.gate import Blocked, scan
 from pipeline.scan.judge import Judge

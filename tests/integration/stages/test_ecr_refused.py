@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from pipeline.aws import ecr_tokens
 from pipeline.cli.app import app
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError, ScanRejected, SqshpipeError
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support import aws, scans
 from tests.support.ecr_front import HOST, EcrFront
@@ -141,7 +141,7 @@ def make_drift(front: EcrFront, name: str) -> None:
     [
         IMAGE,
         ("release", "base", "--until", "push"),
-        ("mirror", "base"),
+        ("registry", "mirror", "base"),
         ("ecr", "apply"),
         ("ecr", "apply", "--dry-run"),
     ],
@@ -158,7 +158,7 @@ def test_without_credentials_the_call_that_needs_them_is_named(
     assert not project.used
 
 
-@pytest.mark.parametrize("words", [IMAGE, ("mirror", "base"), ("ecr", "apply")])
+@pytest.mark.parametrize("words", [IMAGE, ("registry", "mirror", "base"), ("ecr", "apply")])
 @pytest.mark.parametrize("region", [aws.REGION, "us-esat-1"])
 def test_without_a_network_or_in_a_wrong_region_the_call_is_named(
     project: EcrFront,
@@ -190,7 +190,7 @@ def test_a_registry_of_another_region_is_not_found_by_name(
 
 def test_a_plan_says_what_it_could_not_ask(project: EcrFront, capfd: pytest.CaptureFixture[str]) -> None:
     project.denied = {"GetRegistryScanningConfiguration"}
-    assert sqshpipe("mirror", "base").exit_code == 0
+    assert sqshpipe("registry", "mirror", "base").exit_code == 0
     capfd.readouterr()
     planned = sqshpipe("plan", "--json")
     assert planned.exit_code == EXIT_PLAN_HAS_CHANGES
@@ -205,7 +205,7 @@ def test_a_scan_that_failed_is_told_and_the_other_images_are_looked_at(
     config.write_text(config.read_text() + config.read_text().splitlines()[-1].replace("base:", "unseen:", 1))
     config.write_text(config.read_text().rstrip("}\n").rstrip() + ", scan: {scanner: none}}\n")
     project.every = [scans.state("FAILED", "broken")]
-    assert sqshpipe("mirror", "base", "unseen").exit_code == 0
+    assert sqshpipe("registry", "mirror", "base", "unseen").exit_code == 0
     result = sqshpipe("scan", "--json")
     assert isinstance(error_of(result), ScanRejected)
     told = json.loads(result.stdout)

@@ -24,8 +24,10 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, Index, Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import Patience, RegistryClient, RegistrySource
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
+from pipeline.registry.session import Patience
+from pipeline.registry.source import RegistrySource
 from tests.support.pushed import push_image, push_index
 from tests.support.registry import Fault, FaultyProxy, TokenRegistry
 

@@ -16,7 +16,7 @@ from demo.registry import PrivateRegistry
 from pipeline.attest import image_signing
 from pipeline.attest.sbom import make_sbom
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.referrers import referrers
 from tests.conftest import missing

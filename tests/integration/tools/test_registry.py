@@ -18,8 +18,11 @@ from demo.registry import PrivateRegistry
 from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_LAYER, OCI_MANIFEST, Descriptor
-from pipeline.registry import Patience, Refused, RegistryClient, RegistrySource
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
+from pipeline.registry.errors import Refused
+from pipeline.registry.session import Patience
+from pipeline.registry.source import RegistrySource
 from tests.support.pushed import push_image
 from tests.support.registry import Fault, FaultyProxy, TokenRegistry, error_body
 

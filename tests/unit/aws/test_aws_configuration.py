@@ -14,7 +14,8 @@ from pipeline.aws.ecr import Ecr
 from pipeline.aws.errors import NoAwsCredentials
 from pipeline.aws.s3 import S3Bucket
 from pipeline.errors import ConfigError, RegistryError, SqshpipeError
-from pipeline.registry import RegistryClient, docker_login
+from pipeline.registry import docker_login
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import KnownCredentials, credentials_for
 from tests.support.fake_registry import Streamed
 

@@ -6,7 +6,7 @@ import pytest
 import structlog
 
 from pipeline.cli import logs, output
-from pipeline.cli.progress import Teller, human_bytes, human_seconds
+from pipeline.cli.progress import Teller
 from pipeline.errors import ConfigError
 
 
@@ -20,27 +20,6 @@ def _plain_log():
     _configure()
     yield
     structlog.reset_defaults()
-
-
-@pytest.mark.parametrize(
-    ("amount", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (15_300_000_000, "15.3 GB"),
-        (2_000_000_000_000, "2.0 TB"),
-    ],
-)
-def test_bytes_are_told_in_decimal_units(amount, text):
-    assert human_bytes(amount) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (12.3, "12 s"), (185, "3 m 05 s"), (3720, "1 h 02 m")]
-)
-def test_seconds_are_told_in_the_unit_that_fits(seconds, text):
-    assert human_seconds(seconds) == text
 
 
 def test_one_plain_line_a_stage_where_nobody_watches(capsys):

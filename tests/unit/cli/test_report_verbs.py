@@ -26,8 +26,8 @@ def test_diff_tells_base_size_and_packages(tmp_path: Path, monkeypatch: pytest.M
     )
     assert said.startswith("megatron-training:v1.2 → megatron-training:v1.4\n")
     assert "nvcr.io/nvidia/pytorch:23.12-py3  → nvcr.io/nvidia/pytorch:24.02-py3" in said
-    assert "2 of 5 layers are the same, 3.8 GiB compressed\n" in said
-    assert "layer 3  2.7 GiB, sha256:" in said
+    assert "2 of 5 layers are the same, 4.1 GB compressed\n" in said
+    assert "layer 3  2.9 GB, sha256:" in said
     assert "4 packages, from the images\n" in said
     assert "torch (python)    2.2.0" in said
     assert "/app" in said

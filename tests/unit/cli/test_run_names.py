@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.node import wanted
+from pipeline.cli.files import wanted
 from pipeline.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.cli.showing import facts, listed
+from pipeline.cli.tables import facts, listed
 from pipeline.report.text import cells
 from pipeline.store.store import Listed
 from tests.support.showcase import hostile, showcase
@@ -27,7 +27,7 @@ def _listed(tmp_path: Path) -> list[Listed]:
     return [line for name in store.images() for line in store.listed(name)]
 
 
-@pytest.mark.parametrize("columns", [200, 100, 80, 60, 40])
+@pytest.mark.parametrize("columns", [200, 95, 80, 60, 40])
 def test_a_table_fits_its_terminal(columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = _listed(tmp_path)
     whole = listed(lines)
@@ -58,11 +58,11 @@ def test_show_says_in_words_what_the_record_holds(tmp_path: Path) -> None:
     assert facts["release"] == "megatron-training:v1.4"
     assert facts["channels"] == "stable"
     assert facts["path"] == str(release.link)
-    assert facts["size"] == "1.1 MiB (1,126,400 bytes)"
+    assert facts["size"] == "1.1 MB (1,126,400 bytes)"
     assert facts["sha256"] == release.sha256
     assert facts["created"] == "2026-09-03 09:30 UTC"
     assert facts["base"] == "nvcr.io/nvidia/pytorch:24.02-py3"
-    assert facts["layers"] == "5, 6.8 GiB compressed"
+    assert facts["layers"] == "5, 7.3 GB compressed"
     assert facts["converter"] == "native, zstd_level 3"
     assert facts["scan"] == "passed: 2 high, 41 medium; ecr enhanced; 2026-10-03 09:41"
     assert facts["waived"].startswith("CVE-2024-0001 in imagemagick until 2026-12-31: not reachable")

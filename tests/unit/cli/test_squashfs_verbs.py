@@ -39,41 +39,44 @@ def run(*argv: object, **env: str) -> bytes:
 
 
 def test_ls_shows_a_folder(image: Path) -> None:
-    lines = run("ls", image, "/").decode().splitlines()
+    lines = run("squashfs", "ls", image, "/").decode().splitlines()
     assert [line.split()[-1] for line in lines if "->" not in line] == ["etc", "usr"]
     assert any(line.startswith("lrwxrwxrwx 0:0 ") and line.endswith("bin -> usr/bin") for line in lines)
-    assert run("ls", image, "up").decode().splitlines() == run("ls", image, "/usr/bin").decode().splitlines()
+    assert (
+        run("squashfs", "ls", image, "up").decode().splitlines()
+        == run("squashfs", "ls", image, "/usr/bin").decode().splitlines()
+    )
 
 
 def test_ls_recursive_for_machines(image: Path) -> None:
-    found = {entry["path"]: entry for entry in json.loads(run("ls", image, "-R", "--json"))}
+    found = {entry["path"]: entry for entry in json.loads(run("squashfs", "ls", image, "-R", "--json"))}
     assert found["usr/bin/sh"]["mode"] == "0755"
     assert found["bin"]["target"] == "usr/bin"
     assert found["etc/rc"]["kind"] == "file"
 
 
 def test_cat_follows_links_and_keeps_bytes(image: Path) -> None:
-    assert run("cat", image, "/bin/sh") == b"#!\xff\n"
-    assert run("cat", image, "etc/environment") == b"A=b\n"
+    assert run("squashfs", "cat", image, "/bin/sh") == b"#!\xff\n"
+    assert run("squashfs", "cat", image, "etc/environment") == b"A=b\n"
 
 
 @pytest.mark.parametrize("path", ["nothing", "loop", "usr", "bin/sh/more"])
 def test_cat_of_what_is_no_file_says_so(image: Path, path: str) -> None:
     with pytest.raises(ConfigError):
-        run("cat", image, path)
+        run("squashfs", "cat", image, path)
 
 
 def test_cache_shows_and_trims(image: Path) -> None:
     env = {"SQSHPIPE_CACHE": str(image.parent / "cache")}
-    shown = json.loads(run("cache", "--json", **env))
+    shown = json.loads(run("cache", "list", "--json", **env))
     assert [pack["complete"] for pack in shown["packs"]] == [True]
-    assert json.loads(run("cache", "--max-age", "1d", "--json", **env))["removed"] == []
-    assert b"1 packs" in run("cache", **env)
-    assert len(json.loads(run("cache", "--max-size", "0", "--json", **env))["removed"]) == 1
-    assert json.loads(run("cache", "--json", **env))["packs"] == []
+    assert json.loads(run("cache", "prune", "--max-age", "1d", "--json", **env))["removed"] == []
+    assert b"1 packs" in run("cache", "list", **env)
+    assert len(json.loads(run("cache", "prune", "--max-size", "0", "--json", **env))["removed"]) == 1
+    assert json.loads(run("cache", "list", "--json", **env))["packs"] == []
 
 
 @pytest.mark.parametrize("argv", [("--max-size", "lots"), ("--max-age", "5"), ("--max-size", "-1")])
 def test_cache_refuses_what_is_no_size(tmp_path: Path, argv: tuple[str, str]) -> None:
     with pytest.raises((ConfigError, SystemExit)):
-        run("cache", *argv, SQSHPIPE_CACHE=str(tmp_path))
+        run("cache", "prune", *argv, SQSHPIPE_CACHE=str(tmp_path))

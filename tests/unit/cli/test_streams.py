@@ -40,7 +40,14 @@ def shell(redirected: str, *words: str, **variables: str) -> subprocess.Complete
     return subprocess.run(argv, capture_output=True, timeout=60, env={**os.environ, **variables})
 
 
-VERBS = [["list"], ["show", "demo:v2"], ["resolve", "demo:v2"], ["du"], ["lease"], ["prune", "--no-slurm"]]
+VERBS = [
+    ["list"],
+    ["show", "demo:v2"],
+    ["resolve", "demo:v2"],
+    ["store", "usage"],
+    ["store", "lease", "list"],
+    ["store", "prune", "--no-slurm"],
+]
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
@@ -60,12 +67,14 @@ def test_a_closed_stdout_is_not_the_next_file_that_is_opened(store: Path) -> Non
     assert not any(str(store).encode() in content for content in after.values())
 
 
-@pytest.mark.parametrize("words", [*VERBS, ["--help"], ["list", "--help"], ["schema"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [*VERBS, ["--help"], ["list", "--help"], ["config", "schema"]], ids=" ".join
+)
 def test_a_stdout_that_takes_nothing_is_a_sentence(words: list[str], store: Path) -> None:
     own = ["--store", str(store)] if words in VERBS else []
     for redirected in (">/dev/full", "1</dev/null"):
         done = shell(redirected, *words, *own)
-        if words == ["lease"]:  # prints nothing, and so loses nothing
+        if words == ["store", "lease", "list"]:  # prints nothing, and so loses nothing
             assert done.returncode == 0
             continue
         assert done.returncode == 3, (redirected, done.stderr)
@@ -120,9 +129,9 @@ def test_one_module_prints() -> None:
     package = Path(streams.__file__).parents[1]
     doors = {"cli/output.py", "cli/streams.py", "cli/progress.py", "cli/help_page.py", "cli/verbs.py"}
     children = {
-        "cluster/running.py",
-        "cluster/enter.py",
-        "cluster/pyxis_importer.py",
+        "node/run.py",
+        "node/enter.py",
+        "node/pyxis_importer.py",
     }  # programs of their own
     writes = re.compile(
         r"\bprint\(|sys\.std(out|err)\.(write|buffer)|typer\.s?echo\(|\bConsole\(|os\.write\([12],"

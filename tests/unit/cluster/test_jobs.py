@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,14 @@ def test_every_script_is_good_shell_and_names_its_digest(launcher: Launcher, run
 @pytest.mark.parametrize("launcher", ["pytorch", "torchrun", "mpi", "mpirun"])
 @pytest.mark.parametrize("runtime", ["pyxis", "path", "run"])
 def test_every_script_passes_shellcheck(launcher: Launcher, runtime: Runtime) -> None:
-    jobs = Jobs(mounts=("/fsx/data",), env={}, partition="gpu", time="1:00:00", cpus_per_task=4)
+    jobs = Jobs(
+        mounts=("/fsx/data",), env={}, partition="gpu", time=timedelta(hours=50, minutes=5), cpus_per_task=4
+    )
     hosts = ("a", "b") if launcher == "mpirun" else ()
     for rendered in (text(launcher, runtime, hosts=hosts), text(launcher, runtime, hosts=hosts, jobs=jobs)):
         done = subprocess.run(["shellcheck", "-"], input=rendered, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout
+    assert launcher == "mpirun" or "#SBATCH --time=2-02:05:00\n" in rendered
 
 
 def test_pytorch_has_a_rank_for_each_gpu_and_no_mpi() -> None:
@@ -76,15 +80,59 @@ def test_mpi_uses_pmix_and_mpirun_needs_no_slurm() -> None:
 
 
 def test_mounts_and_environment_come_from_the_settings() -> None:
-    jobs = Jobs(mounts=("/fsx/data", "/scratch:/tmp/s:rw"), env={"NCCL_DEBUG": "INFO", "FI_PROVIDER": "efa"})
+    jobs = Jobs(mounts=("/fsx/data", "/scratch:/tmp/s:ro"), env={"NCCL_DEBUG": "INFO", "FI_PROVIDER": "efa"})
     line = srun_line(text(jobs=jobs))
-    assert "--container-mounts=/fsx/data:/fsx/data:ro,/scratch:/tmp/s:rw" in line
+    assert "--container-mounts=/fsx/data:/fsx/data,/scratch:/tmp/s:ro" in line
     assert "--container-env=FI_PROVIDER,NCCL_DEBUG" in line
     assert "export NCCL_DEBUG=INFO\n" in text(jobs=jobs)
-    writable = jobs.model_copy(update={"writable": True})
-    assert "--container-mounts=/fsx/data:/fsx/data,/scratch:/tmp/s:rw" in srun_line(text(jobs=writable))
-    own = srun_line(text(runtime="run", jobs=writable))
-    assert "--mount=/fsx/data:/fsx/data:rw --mount=/scratch:/tmp/s:rw" in own
+
+
+@pytest.mark.parametrize(
+    ("written", "pyxis", "own"),
+    [
+        ("/fsx", "/fsx:/fsx", "/fsx:/fsx:rw"),
+        ("/fsx:/fsx", "/fsx:/fsx", "/fsx:/fsx:rw"),
+        ("/fsx:/data", "/fsx:/data", "/fsx:/data:rw"),
+        ("/fsx:ro", "/fsx:/fsx:ro", "/fsx:/fsx:ro"),
+        ("/fsx:/data:ro", "/fsx:/data:ro", "/fsx:/data:ro"),
+        ("/fsx:/data:rw", "/fsx:/data:rw", "/fsx:/data:rw"),
+        ("/fsx:/data:rbind+ro", "/fsx:/data:rbind+ro", None),
+    ],
+)
+def test_a_mount_is_read_only_only_when_it_says_so(written: str, pyxis: str, own: str | None) -> None:
+    jobs = Jobs(mounts=(written,))
+    for runtime in ("pyxis", "path"):
+        assert f"--container-mounts={pyxis} " in srun_line(text(runtime=runtime, jobs=jobs))
+    if own:
+        assert f"--mount={own} " in srun_line(text(runtime="run", jobs=jobs))
+    else:
+        with pytest.raises(ConfigError, match="ro or rw"):
+            text(runtime="run", jobs=jobs)
+
+
+def test_the_image_itself_is_writable_only_when_asked() -> None:
+    asked = Jobs(container_writable=True)
+    assert "--container-writable " in srun_line(text(jobs=asked))
+    assert "--container-writable" not in text(jobs=Jobs(mounts=("/fsx",)))
+    with pytest.raises(ConfigError, match="needs pyxis"):
+        text(runtime="run", jobs=asked)
+
+
+def test_values_that_nccl_and_slurm_use_are_taken() -> None:
+    jobs = Jobs(env={"NCCL_SOCKET_IFNAME": "^lo,docker0", "WORDS": "a 'b' $(touch /tmp/x)"})
+    rendered = text(jobs=jobs)
+    assert "export NCCL_SOCKET_IFNAME='^lo,docker0'\n" in rendered
+    exports = "\n".join(line for line in rendered.splitlines() if line.startswith("export WORDS"))
+    shown = subprocess.run(["bash", "-c", f'{exports}; printf %s "$WORDS"'], capture_output=True, text=True)
+    assert shown.stdout == "a 'b' $(touch /tmp/x)"
+
+
+def test_cpus_are_for_each_rank() -> None:
+    jobs = Jobs(cpus_per_task=6, gpus_per_node=8)
+    assert "#SBATCH --cpus-per-task=6\n" in text("pytorch", jobs=jobs)
+    assert "export SRUN_CPUS_PER_TASK=6" in text("pytorch", jobs=jobs)
+    assert "#SBATCH --cpus-per-task=48\n" in text("torchrun", jobs=jobs), "its one task has all ranks"
+    assert "cpus-per-task" not in text(jobs=Jobs())
 
 
 @pytest.mark.parametrize(

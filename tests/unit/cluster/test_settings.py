@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,20 @@ def load(tmp_path: Path, text: str) -> settings.ClusterSettings:
     ("text", "says"),
     [
         ("nam: x", "nam"),
-        ("name: [", "not YAML"),
+        ("name: [", "not valid YAML"),
         ("store: relative", "store"),
         ("store: /fsx/$(rm -rf /)", "store"),
         ("os: centos7", "os"),
         ("registries: ['https://x/y']", "without https"),
         ("lustre: {gib: 3000}", "multiple of 2400"),
-        ("jobs: {env: {NCCL_DEBUG: 'a; rm -rf /'}}", "NCCL_DEBUG"),
+        ('jobs: {env: {NCCL_DEBUG: "a\\nb"}}', "NCCL_DEBUG"),
+        ("jobs: {mounts: ['/x:y']}", "mounts"),
+        ("jobs: {mounts: ['/x:/y:']}", "mounts"),
+        ("jobs: {time: soon}", "write a time"),
+        ("jobs: {time: 1:2:3:4}", "write a time"),
+        ("jobs: {time: '00:00:10'}", "at least one"),
+        ("jobs: {time: 0}", "write a time"),
+        ("a: 1\na: 2", "given twice"),
         ("jobs: {mounts: ['/x;y']}", "mounts"),
         ("software: {pyxis: {version: '1', url: 'http://x/y', sha256: abc}}", "url"),
         ("gpu: {subnet: x, capacity_reservation: nope}", "capacity_reservation"),
@@ -58,7 +66,9 @@ def test_the_cluster_file_has_what_the_nodes_need(tmp_path: Path) -> None:
     assert queue["ComputeResources"][0]["Efa"] == {"Enabled": True}
     assert queue["Networking"]["PlacementGroup"] == {"Enabled": True}
     assert rendered["Scheduling"]["SlurmSettings"]["ScaledownIdletime"] == 10
-    assert queue["CustomActions"]["OnNodeConfigured"]["Script"] == "s3://my-bucket/cluster/bootstrap.sh"
+    assert queue["CustomActions"]["OnNodeConfigured"]["Sequence"] == [
+        {"Script": "s3://my-bucket/cluster/bootstrap.sh"}
+    ]
     storage = {each["StorageType"]: each for each in rendered["SharedStorage"]}
     assert storage["FsxLustre"]["FsxLustreSettings"]["PerUnitStorageThroughput"] == 250
     assert storage["FsxOpenZfs"]["FsxOpenZfsSettings"] == {"VolumeId": "fsvol-0123456789abcdef0"}
@@ -91,3 +101,44 @@ def test_no_token_is_in_the_script(tmp_path: Path, credentials: str) -> None:
 def test_hooks_need_absolute_paths() -> None:
     with pytest.raises(ConfigError, match="not an absolute path"):
         bootstrap.hooks(Path("/fsx"), "sqshpipe")
+
+
+@pytest.mark.parametrize(
+    ("written", "time"),
+    [
+        ("90", timedelta(minutes=90)),
+        ("05:30", timedelta(minutes=5, seconds=30)),
+        ("00:05:00", timedelta(minutes=5)),
+        ("48:00:00", timedelta(hours=48)),
+        ("2-00", timedelta(days=2)),
+        ("2-12:30", timedelta(days=2, hours=12, minutes=30)),
+        ("2-00:00:00", timedelta(days=2)),
+        ("2h", timedelta(hours=2)),
+    ],
+)
+def test_a_jobs_time_is_written_as_slurm_writes_it(tmp_path: Path, written: str, time: timedelta) -> None:
+    assert load(tmp_path, f"jobs: {{time: {written}}}").jobs.time == time
+
+
+@pytest.mark.parametrize(
+    ("gpu", "jobs", "cpus"),
+    [
+        ("{subnet: x}", "{}", 6),
+        ("{subnet: x, instance: p5.48xlarge}", "{}", 12),
+        ("{subnet: x, instance: g5.12xlarge}", "{gpus_per_node: 4}", 6),
+        ("{subnet: x}", "{cpus_per_task: 4}", 4),
+        ("{subnet: x, instance: new.48xlarge}", "{}", None),
+        ("{subnet: x, instance: new.48xlarge}", "{cpus_per_task: 50}", 50),
+    ],
+)
+def test_cpus_of_a_task_fit_the_node(tmp_path: Path, gpu: str, jobs: str, cpus: int | None) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"gpu: {gpu}\njobs: {jobs}\n")
+    assert settings.load_jobs(path).cpus_per_task == cpus
+
+
+def test_cpus_that_no_node_has_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("gpu: {subnet: x}\njobs: {cpus_per_task: 12}\n")
+    with pytest.raises(ConfigError, match=r"12 CPUs do not fit p4d.24xlarge: without SMT it has 48"):
+        settings.load_jobs(path)

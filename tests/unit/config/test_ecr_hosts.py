@@ -117,7 +117,7 @@ def test_the_rendered_bootstrap_has_credentials_for_all_of_them(way: str) -> Non
 
 def test_no_other_module_looks_into_a_host_name() -> None:
     root = Path(__file__).parents[3] / "pipeline"
-    own = {root / "tools/ecr/hosts.py", root / "cluster/pyxis_importer.py"}
+    own = {root / "config/ecr_hosts.py", root / "node/pyxis_importer.py"}
     looking = [
         path
         for path in root.rglob("*.py")

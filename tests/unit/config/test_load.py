@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -305,6 +306,13 @@ def test_secret_values_written_as_defaults_never_come_back(write: Write) -> None
         assert "x-value" not in str(caught.value)
 
 
+@pytest.mark.parametrize("typed", ["4.10", "24.10", "1.0", "12.", "007.50", "true", "False"])
+def test_the_hint_for_a_missing_quote_has_the_text_as_typed(write: Write, typed: str) -> None:
+    """The text of 4.10 is another than that of the number 4.1: in quotes it would be another version."""
+    with pytest.raises(ConfigError, match=re.escape(f'put it in quotes: "{typed}"')):
+        quiet(write(IMAGE + f"    dockerfile: Dockerfile\n    build_args: {{A: {typed}}}\n"))
+
+
 def test_ordinary_names_are_no_secrets(write: Write) -> None:
     for name in ("TRANSFORMERS", "KEYBOARD", "MONKEY_VERSION", "AUTHOR", "TORCH_CUDA_ARCH_LIST", "BYPASS"):
         quiet(write(IMAGE + f'    dockerfile: Dockerfile\n    build_args: {{{name}: "1"}}\n'))
@@ -319,3 +327,18 @@ def test_limits_of_images(write: Write) -> None:
     for wrong in ("unpacked: 1X", "unpacked: -5", "ratio: 0", "devices: drop", "bytes: 5"):
         with pytest.raises(ConfigError, match="limits"):
             quiet(write(f"{MINIMAL}limits: {{{wrong}}}\n"))
+
+
+@pytest.mark.parametrize(
+    ("written", "time"),
+    [
+        ("90m", timedelta(minutes=90)),
+        ("120", timedelta(hours=2)),
+        ("00:05:00", timedelta(minutes=5)),
+        ("2-00:00:00", timedelta(days=2)),
+        ("1-12", timedelta(hours=36)),
+    ],
+)
+def test_slurms_time_is_taken_as_slurm_writes_it(write: Write, written: str, time: timedelta) -> None:
+    text = MINIMAL + f"defaults: {{slurm: {{time: {written}}}}}\n"
+    assert quiet(write(text)).image("demo").slurm.time == time

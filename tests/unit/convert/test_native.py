@@ -14,7 +14,8 @@ import pytest
 
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.interface import Converted
-from pipeline.convert.native import convert_native, pack_cache
+from pipeline.convert.native import convert_native
+from pipeline.convert.packing import pack_cache
 from pipeline.errors import FormatError, ToolError
 from pipeline.oci.entry import EntryKind
 from pipeline.oci.layout import open_layout

@@ -181,6 +181,25 @@ def test_other_schemes_are_no_images_of_the_store(store: HandmadeStore) -> None:
         importer.get(settings(store), "dockerd://demo:v1.0")
 
 
+@pytest.mark.parametrize(
+    ("reference", "advice"),
+    [
+        ("docker://hello.sqsh", "write ./hello.sqsh"),
+        ("docker://team/hello.squashfs", "begins with / or ./"),
+        ("dockerd://demo:v1.0", "has to be published first"),
+        ("docker://127.0.0.1:5000#/team/x:v1", "127.0.0.1:5000#team/x:v1"),
+        (f"docker://demo:v1.0@sha256:{'0' * 64}", "its digest is another one"),
+        ("docker://UP//x", "write IMAGE:VERSION"),
+    ],
+)
+def test_the_sentence_says_what_to_write(store: HandmadeStore, reference: str, advice: str) -> None:
+    store.release("demo", "v1.0")
+    with pytest.raises(importer.Refused) as refused:
+        importer.find(settings(store), importer.Wanted(reference))
+    assert advice in str(refused.value)
+    assert "did you mean" not in str(refused.value)
+
+
 def test_declared_registries_need_no_record(store: HandmadeStore) -> None:
     (store.root / "demo" / "v1.0.json").unlink()
     reference = "mirror.example.com/x/demo:v1.0"
@@ -401,13 +420,15 @@ def test_events_are_folded_as_the_store_folds_them(tmp_path: Path, seed: int) ->
             kind=kind,
             version=chance.choice(versions),
             channel=chance.choice(["latest", "stable"]) if kind in ("promote", "rollback") else "",
-            platform="linux/amd64" if kind in ("damaged", "repaired") else "",
+            platform=chance.choice(["linux/amd64", "linux/arm64"]) if kind in ("damaged", "repaired") else "",
         )
         state.apply(Event(number=number, change=change, by="x", at=f"{number:04}"))
         table = {"schema": 1, "event": kind, "version": change.version, "channel": change.channel}
         table["platform"] = change.platform
         (folder / ".meta" / "events" / f"{number:08d}.json").write_bytes(sealed(table))
-    history = importer.History(str(folder))
+    for name in [f"{version}{platform}" for version in versions for platform in ("", ".linux-arm64")]:
+        (folder / f"{name}.json").write_bytes(b"{}")  # which records there are changes no answer
+    history = importer.History(str(folder), "demo")
     told = {channel: names for channel, names in history.channels.items() if names}
     assert told == {channel: names for channel, names in state.channels.items() if names}
     for version in versions:

@@ -207,7 +207,7 @@ def test_another_scan_policy_is_told_of_what_is_published_and_changes_nothing_th
     assert not image.has_changes
     (note,) = image.notes
     assert note.startswith("scan policy fail_on high -> critical since v1.0 was published: ")
-    assert "sqshpipe scan --published demo" in note
+    assert "sqshpipe store rescan demo" in note
     assert plan((observed(scan_policy=LAX),)).images[0].notes == ()  # an older record does not say
 
 

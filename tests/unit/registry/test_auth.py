@@ -13,9 +13,11 @@ import pytest
 from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_MANIFEST
-from pipeline.registry import Patience, Refused, RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
+from pipeline.registry.errors import Refused
 from pipeline.registry.headers import parse_challenges
+from pipeline.registry.session import Patience
 from tests.support.fake_registry import Handler, Streamed
 
 QUICK = Patience(attempts=3, first=0.0, longest=1.0, sleep=lambda _: None)

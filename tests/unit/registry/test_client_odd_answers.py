@@ -13,9 +13,10 @@ import pytest
 from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_INDEX, OCI_LAYER, Descriptor
-from pipeline.registry import Patience, RegistryClient
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.download import chunks
+from pipeline.registry.session import Patience
 from pipeline.registry.tags import known_tags
 from tests.support.fake_registry import Handler, Streamed
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline.registry import RegistryClient, docker_login
+from pipeline.registry import docker_login
+from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import KnownCredentials
 from tests.support.fake_registry import Streamed
 

@@ -16,7 +16,8 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import DOCKER_INDEX, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, NotOneImage
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.registry import RegistryClient, image_manifest
+from pipeline.registry.client import RegistryClient
+from pipeline.registry.images import image_manifest
 from tests.support.fake_registry import HOST, FakeRegistry
 
 AMD, ARM = Platform.parse("linux/amd64"), Platform.parse("linux/arm64")

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
-from pipeline.registry import Refused
+from pipeline.registry.errors import Refused
 from pipeline.registry.transfer import copy
 from tests.support.fake_registry import FakeRegistry
 

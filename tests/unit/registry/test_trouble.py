@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor
-from pipeline.registry import Refused, RegistryClient
-from pipeline.registry.errors import refused
+from pipeline.registry.client import RegistryClient
+from pipeline.registry.errors import Refused, refused
 from pipeline.registry.referrers import attach, referrers
 from tests.support.fake_registry import HOST, USER, FakeRegistry, Trouble
 

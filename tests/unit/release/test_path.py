@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +94,7 @@ def _stages(monkeypatch: pytest.MonkeyPatch, calls: list[str], run: Run) -> None
     monkeypatch.setattr(
         stages, "scan", noted("scan", ScanReport(image=pushed, scanner="none", status="unscanned"))
     )
+    monkeypatch.setattr(stages, "packed_early", noted("pack", nullcontext()))
     monkeypatch.setattr(stages, "_source", noted("source", None))
     monkeypatch.setattr(stages, "convert", noted("convert", file))
     monkeypatch.setattr(stages, "verify", noted("verify", SimpleNamespace(tree={}, file=file)))
@@ -109,7 +111,7 @@ def _stages(monkeypatch: pytest.MonkeyPatch, calls: list[str], run: Run) -> None
     monkeypatch.setattr(stages, "publish", publish)
 
 
-WHOLE = ["pin", "scanner", "prepare", "mirror", "scan", "source", "convert", "verify", "test"]
+WHOLE = ["pin", "scanner", "prepare", "mirror", "pack", "scan", "source", "convert", "verify", "test"]
 
 
 @pytest.mark.parametrize(
@@ -117,9 +119,9 @@ WHOLE = ["pin", "scanner", "prepare", "mirror", "scan", "source", "convert", "ve
     [
         (Stage.PIN, ["pin"]),
         (Stage.PUSH, ["pin", "prepare", "mirror"]),
-        (Stage.SCAN, WHOLE[:5]),
-        (Stage.CONVERT, WHOLE[:7]),
-        (Stage.VERIFY, WHOLE[:8]),
+        (Stage.SCAN, [*WHOLE[:4], "scan"]),
+        (Stage.CONVERT, WHOLE[:8]),
+        (Stage.VERIFY, WHOLE[:9]),
         (Stage.TEST, WHOLE),
     ],
 )

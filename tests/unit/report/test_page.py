@@ -42,7 +42,7 @@ def test_it_says_what_the_store_has(tmp_path: Path) -> None:
     assert "What changed since megatron-training:v1.4" in said
     assert re.search(r"torch \(python\) ?2\.4\.0 ?2\.5\.0", said)
     assert "2 of 5 layers are the same" in said
-    assert re.search(r"layer 5 ?7\.9 KiB, sha256:\w{12} ?7\.9 KiB", said)
+    assert re.search(r"layer 5 ?8\.1 kB, sha256:\w{12} ?8\.1 kB", said)
     assert "wandb (python)" in said
     assert "not reachable: no image is decoded in training" in said
     assert "job 84213 on gpu-017 of train" in said

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.types import ConvertOptions
-from pipeline.convert.native import convert_native, pack_cache
+from pipeline.convert.native import convert_native
+from pipeline.convert.packing import pack_cache
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.squashfs import copying

@@ -28,7 +28,7 @@ from tests.support import documented_store, mutations
 from tests.support.releases import publish
 
 SECONDS = 20
-PRUNE = ["prune", "--no-slurm", "--keep", "1", "--grace", "0", "--delete-after", "0"]
+PRUNE = ["store", "prune", "--no-slurm", "--keep", "1", "--grace", "0", "--delete-after", "0"]
 
 
 class Sample:
@@ -137,7 +137,7 @@ def check(sample: Sample, root: Path, name: str, change: Callable[[Path], None])
         code, _, err = run(*PRUNE, "--store", str(root))
         assert code == 0, err
     _names(root, was, mutated, hurt, blob)
-    assert run("scrub", "--store", str(root))[0] in (0, 7)
+    assert run("store", "scrub", "--store", str(root))[0] in (0, 7)
     assert run("list", "--all", "--store", str(root))[0] in (0, 8)
     _look(root, was, mutated, bytes_were, name)
     assert run("store", "rebuild", "--store", str(root))[0] == 0

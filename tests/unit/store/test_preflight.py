@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError, ToolError
 from pipeline.store import checkup, folders, preflight
 from pipeline.store.adopt import guess_name
 from pipeline.store.store import Store
+from pipeline.system.mountinfo import MountPoint
 from pipeline.system.temporary import temporary_name
 from tests.support.releases import folder, new_store, publish
 
@@ -119,7 +120,9 @@ esac
     )
     lfs.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setattr(preflight, "file_system", lambda _: "lustre")
+    lustre = MountPoint(point=tmp_path, type="lustre")
+    for module in (preflight, checkup):
+        monkeypatch.setattr(module, "mount_of", lambda _: lustre)
     return log
 
 
@@ -137,7 +140,7 @@ def test_a_large_file_on_one_target_is_reported(
     assert "few" in found[0].found
     assert "0.63 GB/s" in found[0].found
     assert "lfs migrate" in found[0].advice
-    monkeypatch.setattr(preflight, "file_system", lambda _: "nfs4")
+    monkeypatch.setattr(checkup, "mount_of", lambda _: MountPoint(point=tmp_path, type="nfs4"))
     assert not [one for one in checkup.examine(store.root) if "Lustre target" in one.found]
 
 
@@ -166,7 +169,7 @@ def test_the_quota_of_lustre_is_asked_where_space_cannot_be_reserved(
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     monkeypatch.setattr(preflight, "reserve", lambda *_: False)
     store.make_room(90_000_000)
-    with pytest.raises(ToolError, match="97 MiB are left of the quota") as caught:
+    with pytest.raises(ToolError, match="102 MB are left of the quota") as caught:
         store.make_room(200_000_000)
     assert "raise the quota" in caught.value.hint
     assert folder(store.layout.blobs) == []

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import pytest
 
 from pipeline.errors import PublishError, VerificationError
-from pipeline.store import prune
+from pipeline.store import prune, sync_source
 from pipeline.store import sync as syncing
 from pipeline.store.record import Record
 from pipeline.store.retention import Policy
@@ -81,9 +81,9 @@ def test_a_cut_inside_a_file_is_gone_on_from(
 ) -> None:
     publish(source, "v2.0", bytes(range(256)) * 40, image="big")
     opened: list[int] = []
-    real = syncing._Mounted.open_from
+    real = sync_source.MountedSource.open_from
 
-    def cut(self: syncing._Mounted, record: Record, offset: int) -> BinaryIO:
+    def cut(self: sync_source.MountedSource, record: Record, offset: int) -> BinaryIO:
         if record.image != "big":
             return real(self, record, offset)
         opened.append(offset)
@@ -98,7 +98,7 @@ def test_a_cut_inside_a_file_is_gone_on_from(
                 return piece
             raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(syncing._Mounted, "open_from", cut)
+    monkeypatch.setattr(sync_source.MountedSource, "open_from", cut)
     monkeypatch.setattr(syncing, "is_orphan", lambda _: True)  # the process that was cut lives on here
     with pytest.raises(PublishError, match="Input/output error"):
         sync(source, target)

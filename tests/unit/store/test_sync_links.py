@@ -112,7 +112,7 @@ def test_a_release_with_something_from_elsewhere_is_refused_and_the_others_are_c
 def test_the_command_copies_the_others_and_ends_with_8(source: Store, tmp_path: Path) -> None:
     one_more_link(source)
     new_store(tmp_path / "target")
-    argv = [sys.executable, "-m", "pipeline", "sync", source.root, tmp_path / "target"]
+    argv = [sys.executable, "-m", "pipeline", "store", "sync", source.root, tmp_path / "target"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (8, "demo:v2.0\n"), done.stderr
     assert f"not everything was copied: {beside(source)}/notes is a link" in done.stderr

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
-from pipeline.system.parallel import Halt, work
+from pipeline.system.parallel import PATIENCE, Crew, Halt, work
 
 
 def test_results_come_in_the_order_of_the_tasks() -> None:
@@ -75,3 +77,61 @@ def test_ctrl_c_stops_all_and_is_raised() -> None:
     with pytest.raises(KeyboardInterrupt):
         work([endless], workers=1)
     assert ended.is_set()
+
+
+def test_a_signal_leaves_behind_a_thread_that_waits_for_ever() -> None:
+    """As one does that reads from a server that never answers."""
+    began, never = threading.Event(), threading.Event()
+
+    def deaf(_halt: Halt) -> None:
+        began.set()
+        never.wait(60)
+
+    def interrupt() -> None:
+        began.wait(10)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        work([deaf] * 3, workers=2)
+    assert time.monotonic() - started < PATIENCE + 5
+    never.set()
+
+
+def test_what_has_not_begun_when_an_error_comes_is_cancelled_and_what_has_is_waited_for() -> None:
+    ended = []
+
+    def task(number: int) -> None:
+        time.sleep(0.2)
+        ended.append(number)
+
+    def two() -> Future[None]:
+        with contextlib.suppress(BrokenError), Crew(1, name="test") as crew:
+            first, second = crew.submit(task, 1), crew.submit(task, 2)
+            while not first.running():
+                time.sleep(0.01)
+            raise BrokenError
+        return second
+
+    second = two()
+    assert ended == [1]
+    assert second.cancelled()
+
+
+def test_one_thread_is_enough_where_there_can_be_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, count = threading.Thread.start, 0
+
+    def limited(self: threading.Thread) -> None:
+        nonlocal count
+        count += 1
+        if count > limit:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    limit = 1
+    assert work([lambda _, n=n: n for n in range(5)], workers=4) == list(range(5))
+    limit = 0
+    with pytest.raises(RuntimeError, match="new thread"):
+        work([lambda _: 1], workers=4)

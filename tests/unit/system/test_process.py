@@ -274,3 +274,30 @@ def test_which_looks_in_path_and_sbin(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_completed_is_a_value() -> None:
     same = Completed(argv=("a",), returncode=0, stdout="", stderr="")
     assert same == Completed(argv=("a",), returncode=0, stdout="", stderr="")
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_program_that_prints_for_ever_is_ended(stream: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "MOST_OUTPUT", 1 << 20)
+    with pytest.raises(ToolError, match="sh was ended: it printed more than 1 MiB"):
+        process.run(["sh", "-c", f"yes {'x' * 10_000} >&{stream}"], check=False, timeout=60)
+
+
+def test_of_lines_that_are_taken_only_the_end_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "MOST_OUTPUT", 1 << 20)
+    count = 0
+
+    def take(_line: str) -> None:
+        nonlocal count
+        count += 1
+
+    done = process.run(["seq", "1000000"], on_line=take)
+    assert count == 1_000_000
+    assert len(done.stdout) <= 1 << 20
+    assert done.stdout.endswith("\n999999\n1000000\n")
+
+
+def test_a_line_without_end_is_cut_in_the_error() -> None:
+    with pytest.raises(ToolError) as failed:
+        process.run(["sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x >&2; exit 3"])
+    assert len(failed.value.message) < 5000

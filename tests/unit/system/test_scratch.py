@@ -8,13 +8,10 @@ import pytest
 
 from pipeline.errors import ToolError
 from pipeline.system import scratch
+from pipeline.system.mountinfo import MountPoint
 from pipeline.system.scratch import (
     PREFIX,
     Need,
-    default_cache,
-    default_scratch,
-    human,
-    mount_of,
     remove_tree,
     require_space,
     scratch_folder,
@@ -116,7 +113,7 @@ def test_locks_that_may_reach_no_further_than_a_host_are_taken_for_this_host_alo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lustre may lock within one client: a lock that can be taken says nothing about another host's run."""
-    monkeypatch.setattr(scratch, "mount_of", lambda _path: scratch.MountPoint(point=tmp_path, type="lustre"))
+    monkeypatch.setattr(scratch, "mount_of", lambda _path: MountPoint(point=tmp_path, type="lustre"))
     here = os.uname().nodename.replace("-", "_").replace(".", "_")
     for host in (here, "another"):
         (tmp_path / f"{PREFIX}{host}-1").mkdir()
@@ -194,44 +191,6 @@ def test_missing_inodes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "statvfs", lambda _path: few)
     with pytest.raises(ToolError, match=r"not enough inodes .* 10 free, 11 needed"):
         require_space([Need(folder=tmp_path, size=0, purpose="unpacking", files=11)])
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2 * 10**9, "2.0 GB"), (10**16, "10000.0 TB")],
-)
-def test_sizes_for_people(size: int, text: str) -> None:
-    assert human(size) == text
-
-
-def test_the_mount_of_a_path(tmp_path: Path) -> None:
-    below = tmp_path / "a b" / "c"
-    below.mkdir(parents=True)
-    escaped = str(tmp_path / "a b").replace(" ", "\\040")
-    mountinfo = tmp_path / "mountinfo"
-    mountinfo.write_text(
-        "1 0 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n"
-        f"2 1 0:5 / {escaped} rw - lustre fsx:/x rw\n"
-        f"3 1 0:6 / {tmp_path}/a rw - nfs4 server:/x rw\n"
-    )
-    assert mount_of(below, mountinfo=mountinfo).type == "lustre"
-    assert mount_of(below / "not" / "there", mountinfo=mountinfo).point == tmp_path / "a b"
-    assert mount_of(tmp_path, mountinfo=mountinfo).type == "ext4"
-    assert mount_of(tmp_path, mountinfo=tmp_path / "none").type == "unknown"
-
-
-def test_places_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("SQSHPIPE_SCRATCH", "SQSHPIPE_CACHE", "TMPDIR", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_scratch() == Path("/var/tmp")
-    assert default_cache() == tmp_path / ".cache" / "sqshpipe"
-    monkeypatch.setenv("TMPDIR", "/somewhere")
-    assert default_scratch() == Path("/somewhere")
-    monkeypatch.setenv("SQSHPIPE_SCRATCH", "/local")
-    monkeypatch.setenv("SQSHPIPE_CACHE", "/cache")
-    assert default_scratch() == Path("/local")
-    assert default_cache() == Path("/cache")
 
 
 def test_removal_is_told_when_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""The .sqsh that an argument names: a release of the store, or a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import completion
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.node.run import ImageFile
+
+Image = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE[:VERSION|:CHANNEL]",
+        help="Or a path with a / in it.",
+        autocompletion=completion.releases,
+    ),
+]
+
+
+def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFile:
+    """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names."""
+    from pipeline.node.run import ImageFile, image_file
+
+    first, slash, _ = name.partition("/")
+    if "#" in name or (slash and ":" in first):
+        _refuse_reference(name)
+    if slash:
+        return image_file(Path(name).expanduser(), digest)
+    from pipeline.cli.stores import host_platform, open_store
+
+    release = open_store(store).resolve(name, host_platform())
+    return ImageFile(path=release.path, sha256=release.sha256)
+
+
+def _refuse_reference(name: str) -> None:
+    """Raise ConfigError for a registry's or an engine's image, unless a file has that path."""
+    from pipeline.convert.sources import what_to_write
+
+    if not Path(name).exists():
+        raise ConfigError(
+            f"{name[:200]!r} is neither IMAGE[:VERSION] of the store nor the path of a .sqsh",
+            hint=f"make a .sqsh of it with sqshpipe convert; as its source: {what_to_write(name)}",
+        )
+
+
+def is_release(text: str) -> bool:
+    """Whether `text` can be IMAGE[:VERSION|:CHANNEL] rather than the path of a file."""
+    from pipeline.config.names import split_name
+
+    if "/" in text or text.endswith((".sqsh", ".squashfs", ".img")):
+        return False
+    try:
+        split_name(text)
+    except ConfigError:
+        return False
+    return True

@@ -1,0 +1,115 @@
+"""``sqshpipe node prewarm``: bring an image to nodes before the job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import options, output
+from pipeline.cli.files import Image, wanted
+from pipeline.errors import ConfigError, ToolError
+from pipeline.text import human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    from pipeline.node.file_cache import Warmed
+
+STATE = Path("/var/lib/sqshpipe")
+
+Local = Annotated[Path | None, typer.Option("--local", help="Copy into this folder of the node (NVMe).")]
+State = Annotated[Path, typer.Option("--state", help="The importer's node-local folder, for its marks.")]
+Check = Annotated[bool, typer.Option("--check/--no-check", help="Compare the sha256 of what is read.")]
+
+
+def prewarm(
+    image: Image,
+    store: options.Store = None,
+    nodes: Annotated[str | None, typer.Option("--nodes", help="Host list such as gpu[1-16].")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="All nodes of it that are up.")] = None,
+    at_once: Annotated[int, typer.Option("--at-once", min=1, help="So many nodes at a time.")] = 8,
+    local: Local = None,
+    state: State = STATE,
+    check: Check = True,
+    sbcast: Annotated[
+        bool | None, typer.Option("--sbcast/--no-sbcast", help="Default: when many nodes copy.")
+    ] = None,
+    command: Annotated[
+        Path, typer.Option("--command", help="sqshpipe on the nodes; this one's path where it is not there.")
+    ] = Path("/opt/sqshpipe/bin/sqshpipe"),
+    as_json: options.Json = False,
+) -> None:
+    """Bring an image to nodes before the job, one Slurm task a node."""
+    from pipeline.node import prewarm as prewarming
+    from pipeline.slurm import client
+
+    if (nodes is None) == (partition is None):
+        raise ConfigError("say which nodes", hint="give either --nodes LIST or --partition NAME")
+    hosts = client.hostnames(nodes) if nodes else client.partition_nodes(partition or "")
+    found = wanted(image, store)
+    order = prewarming.Order(
+        file=found.path,
+        sha256=found.sha256,
+        nodes=hosts,
+        at_once=at_once,
+        local=local.absolute() if local else None,
+        state=state,
+        check=check,
+        sbcast=sbcast,
+        options=(f"--partition={partition}",) if partition else (),
+        command=command,
+    )
+    outcomes = prewarming.prewarm(order)
+    if as_json:
+        output.data_json([_as_json(each.node, each.warmed, each.error) for each in outcomes])
+    else:
+        for each in outcomes:
+            output.data(_line(each.node, each.warmed, each.error))
+    failed = [each.node for each in outcomes if each.warmed is None]
+    if failed:
+        raise ToolError(
+            f"{len(failed)} of {len(outcomes)} nodes are not warm: {', '.join(failed[:8])}",
+            hint="the job starts there all the same, only slower",
+        )
+
+
+def warm_here(
+    file: Annotated[Path, typer.Argument()],
+    digest: Annotated[str, typer.Option("--digest")],
+    local: Local = None,
+    state: Annotated[Path | None, typer.Option("--state")] = None,
+    brought: Annotated[Path | None, typer.Option("--from")] = None,
+    check: Check = True,
+) -> None:
+    """What prewarm runs on each node."""
+    import json
+    import os
+
+    from pipeline.node import file_cache
+
+    if local is None:
+        done = file_cache.into_page_cache(file, digest if check else None)
+    else:
+        done = file_cache.onto_disk(file, digest, local, state=state, brought=brought)
+    node_name = os.environ.get("SLURMD_NODENAME") or done.host
+    output.data(json.dumps(_as_json(node_name, done, "")))
+
+
+def _as_json(node_name: str, warmed: Warmed | None, error: str) -> dict[str, object]:
+    if warmed is None:
+        return {"node": node_name, "error": error}
+    return {
+        "node": node_name,
+        "host": warmed.host,
+        "path": str(warmed.path),
+        "size": warmed.size,
+        "seconds": round(warmed.seconds, 3),
+        "there": warmed.there,
+    }
+
+
+def _line(node_name: str, warmed: Warmed | None, error: str) -> str:
+    if warmed is None:
+        return f"{node_name}: {error}"
+    done = "was there" if warmed.there else f"{human_bytes(round(warmed.rate))}/s"
+    return f"{node_name}: {human_bytes(warmed.size)} in {human_seconds(warmed.seconds)}, {done}"

@@ -1,0 +1,116 @@
+"""Which releases of a store have bytes of another one: by the packs that records name, and their ranges.
+
+All of it is a hint about where bytes may be found. Whoever puts a file together from it compares the sha256
+of the whole before the file gets its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import structlog
+
+from pipeline.errors import FormatError, PublishError
+from pipeline.squashfs.ranges import MOST_BYTES, PackRanges
+from pipeline.store import attachments
+from pipeline.store.layout import RANGES, Layout
+from pipeline.store.reading import exists, load, read_record
+from pipeline.store.record import Record
+from pipeline.store.sealed import UnreadableError
+
+log = structlog.get_logger()
+
+_MOST_HOLDERS = 8  # files that one file is put together from
+
+
+def ranges_of(layout: Layout, record: Record) -> PackRanges | None:
+    """The ranges beside a release; None unless they are there, whole, and those that its record names."""
+    digest = record.attachments.get(RANGES)
+    if digest is None:
+        return None
+    try:
+        stored = attachments.read(layout, record, RANGES, limit=MOST_BYTES)
+        if stored is None or hashlib.sha256(stored).hexdigest() != digest:
+            return None
+        found = PackRanges.decode(stored)
+    except (FormatError, PublishError, OSError) as error:
+        log.debug("ranges are not used", release=f"{record.image}:{record.version}", why=str(error))
+        return None
+    return found if found.size == record.size else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A release whose bytes are in the store, with its ranges."""
+
+    record: Record
+    ranges: PackRanges
+
+
+@dataclass(slots=True)
+class Holders:
+    """The releases of one store by the packs of which they are. Its records are read once, when asked."""
+
+    layout: Layout
+    _by_key: dict[str, dict[str, Record]] = field(default_factory=dict)  # then by sha256 of the file
+    _read: bool = False
+
+    def of(self, record: Record) -> list[Holder]:
+        """The releases that have most packs in common with `record`, at most eight, and not its own bytes.
+
+        Their files are there, and as large as their records say. Raises nothing for what cannot be read: it
+        is left out.
+        """
+        if not record.packs:
+            return []
+        self._read_all()
+        common: dict[str, int] = {}
+        by_digest: dict[str, Record] = {}
+        for key in record.packs:
+            for digest, other in self._by_key.get(key, {}).items():
+                common[digest] = common.get(digest, 0) + 1
+                by_digest[digest] = other
+        common.pop(record.sha256, None)
+        newest = sorted(by_digest, key=lambda digest: by_digest[digest].created, reverse=True)
+        found: list[Holder] = []
+        for digest in sorted((one for one in newest if one in common), key=lambda one: -common[one]):
+            holder = self._holder(by_digest[digest])
+            if holder is not None:
+                found.append(holder)
+            if len(found) == _MOST_HOLDERS:
+                break
+        return found
+
+    def add(self, record: Record) -> None:
+        """Take in a release that has just been published."""
+        for key in record.packs:
+            self._by_key.setdefault(key, {})[record.sha256] = record
+
+    def _holder(self, record: Record) -> Holder | None:
+        blob = self.layout.blob(record.sha256)
+        try:
+            if not exists(blob) or blob.stat().st_size != record.size:
+                return None
+        except OSError:
+            return None
+        ranges = ranges_of(self.layout, record)
+        return None if ranges is None else Holder(record=record, ranges=ranges)
+
+    def _read_all(self) -> None:
+        if self._read:
+            return
+        self._read = True
+        for image in self.layout.images():
+            self._read_image(image)
+
+    def _read_image(self, image: str) -> None:
+        try:
+            for version, standing in load(self.layout, image).state.releases.items():
+                for platform in standing.platforms:
+                    if not standing.pruned and platform not in standing.damaged:
+                        record = read_record(self.layout, image, version, platform)
+                        if record is not None:
+                            self.add(record)
+        except (UnreadableError, OSError) as error:
+            log.debug("an image is not looked at for bytes", image=image, why=str(error))

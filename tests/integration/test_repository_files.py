@@ -1,0 +1,129 @@
+"""The files that hosts of repositories and editors read: valid by their schemas, pinned, and tried."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config.document import json_schema
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = ROOT / "docs" / "schema" / "images.schema.json"
+TOOLS = Path(sys.executable).parent
+
+
+def _check(*words: str | Path) -> None:
+    argv = [TOOLS / "check-jsonschema", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("vendor.github-actions", ["action.yml"]),
+        ("vendor.dependabot", [".github/dependabot.yml"]),
+        ("vendor.github-issue-forms", [".github/ISSUE_TEMPLATE/bug.yml", ".github/ISSUE_TEMPLATE/idea.yml"]),
+        ("vendor.github-issue-config", [".github/ISSUE_TEMPLATE/config.yml"]),
+    ],
+)
+def test_each_follows_its_schema(schema: str, files: list[str]) -> None:
+    _check("--builtin-schema", schema, *(ROOT / file for file in files))
+
+
+def test_the_template_for_gitlab_follows_its_schema() -> None:
+    argv = ("--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci")
+    _check(*argv, ROOT / "docs/how-to/gitlab-ci.yml")
+
+
+def test_zizmor_finds_nothing_in_the_action_and_in_dependabot() -> None:
+    argv = [
+        TOOLS / "zizmor",
+        "--offline",
+        "--no-progress",
+        ROOT / "action.yml",
+        ROOT / ".github/dependabot.yml",
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_schema_of_images_yaml_is_the_generated_one_and_takes_ours() -> None:
+    """`make docs` writes it."""
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == json_schema()
+    _check("--schemafile", SCHEMA, ROOT / "images.yaml")
+
+
+def test_the_schema_finds_a_misspelt_key(tmp_path: Path) -> None:
+    wrong = tmp_path / "images.yaml"
+    wrong.write_text((ROOT / "images.yaml").read_text().replace("defaults:", "default:"))
+    with pytest.raises(AssertionError, match="default"):
+        _check("--schemafile", SCHEMA, wrong)
+
+
+def test_editors_find_the_schema() -> None:
+    first = (ROOT / "images.yaml").read_text().splitlines()[0]
+    named = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", first)
+    assert named is not None
+    assert (ROOT / named[1]) == SCHEMA
+    starter = (ROOT / "pipeline/cli/starters/images.yaml.j2").read_text().splitlines()[0]
+    assert starter.startswith("# yaml-language-server: $schema=images.schema.json ")
+
+
+def test_pre_commit_runs_programs_that_are_there() -> None:
+    [local] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local", "nothing is fetched"
+    for hook in local["hooks"]:
+        program = hook["entry"].split()[0]
+        assert not program.startswith(".venv/bin/") or (TOOLS / Path(program).name).exists(), program
+        assert "files" in hook or "types" in hook or "types_or" in hook
+
+
+@pytest.mark.needs("bash", "od")
+@pytest.mark.parametrize("code", [0, 10])
+def test_the_action_runs_the_command_and_gives_what_it_printed(tmp_path: Path, code: int) -> None:
+    """Arguments come through the environment, one on each line: nothing in them is run by a shell."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    [step] = [step for step in action["runs"]["steps"] if step.get("id") == "run"]
+    assert "${{" not in step["run"]
+    program = tmp_path / "sqshpipe" / "bin" / "sqshpipe"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nfor word; do echo "<$word>"; done\nexit {code}\n')
+    program.chmod(0o755)
+    output = tmp_path / "output"
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        env={
+            "PATH": os.environ["PATH"],
+            "RUNNER_TEMP": str(tmp_path),
+            "GITHUB_OUTPUT": str(output),
+            "COMMAND": "store scrub",
+            "ARGUMENTS": "--store\n/fsx/my images\n\n$(touch planted) `id` ; *\n",
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    words = ["store", "scrub", "--store", "/fsx/my images", "$(touch planted) `id` ; *"]
+    assert done.stdout.splitlines() == [f"<{word}>" for word in words]
+    head, *lines, end = output.read_text().splitlines()
+    assert head == f"result<<{end}"
+    assert lines == done.stdout.splitlines()
+    assert not (tmp_path / "planted").exists()
+
+
+def test_the_action_installs_from_the_lock_alone() -> None:
+    text = (ROOT / "action.yml").read_text()
+    assert "bootstrap.sh" in text
+    assert "pip install" not in text
+    for action in re.findall(r"uses: (\S+/\S+)", text.partition("\nname:")[2]):
+        assert re.search(r"@[0-9a-f]{40}$", action), action
