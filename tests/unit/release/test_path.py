@@ -26,6 +26,7 @@ from pipeline.release import path, stages
 from pipeline.release.pinned import Pinned
 from pipeline.release.run import Run, Stage
 from pipeline.scan.gate import ScanReport
+from tests.support.releases import new_store
 
 BASE = Reference.parse("registry.example/base:1")
 LINUX = Platform.parse("linux/amd64")
@@ -47,7 +48,7 @@ def run(tmp_path: Path, spec: ImageSpec) -> Run:
     config = Config(
         path=tmp_path / "images.yaml",
         registry=RegistrySettings(url="registry.example/team"),
-        store=StoreSettings(configured=tmp_path / "store"),
+        store=StoreSettings(configured=new_store(tmp_path / "store").root),
         images={"demo": spec},
         cache=tmp_path / "cache",
         scratch=tmp_path / "scratch",
