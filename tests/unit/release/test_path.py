@@ -26,7 +26,6 @@ from pipeline.release import path, stages
 from pipeline.release.pinned import Pinned
 from pipeline.release.run import Run, Stage
 from pipeline.scan.gate import ScanReport
-from tests.support.releases import new_store
 
 BASE = Reference.parse("registry.example/base:1")
 LINUX = Platform.parse("linux/amd64")
@@ -48,7 +47,7 @@ def run(tmp_path: Path, spec: ImageSpec) -> Run:
     config = Config(
         path=tmp_path / "images.yaml",
         registry=RegistrySettings(url="registry.example/team"),
-        store=StoreSettings(configured=new_store(tmp_path / "store").root),
+        store=StoreSettings(configured=tmp_path / "store"),
         images={"demo": spec},
         cache=tmp_path / "cache",
         scratch=tmp_path / "scratch",
@@ -136,6 +135,7 @@ def test_the_path_ends_after_the_stage_that_is_asked_for(
 
 
 def test_a_release_runs_what_a_check_runs_and_publishes(run: Run, spec: ImageSpec, calls: list[str]) -> None:
+    run.store().create()
     path.release(run, spec, V1)
     shared = [name for name in calls if name in WHOLE]
     assert shared == WHOLE
