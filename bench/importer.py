@@ -97,6 +97,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 def published(folder: Path, releases: int) -> Store:
     """A store with so many releases of one image."""
     store = Store(folder / "store")
+    store.create()
     for number in range(releases):
         data = squashfs_like(f"v{number}")
         with store.staging() as staged:

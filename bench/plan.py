@@ -65,6 +65,7 @@ def make(folder: Path, images: int, base: str, digest: Digest) -> None:
     config = load(folder / "images.yaml")
     now = datetime.now(timezone.utc)
     store, lock = Store(config.store.root), Lock()
+    store.create()
     for name, spec in config.images.items():
         lock = lock.updated(spec.base, spec.platform, LockedBase(digest=digest, locked_at=now))
         content = name.encode() * 100

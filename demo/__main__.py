@@ -120,6 +120,7 @@ def _demo(stack: ExitStack, places: Places) -> Path:
         }
     )
     _title("From a Dockerfile to a published .sqsh")
+    sqshpipe("store", "create")
     sqshpipe("lock")
     version = _next_version(places.store)
     published = Path(sqshpipe("release", "demo", "--tag", version))

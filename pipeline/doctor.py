@@ -226,13 +226,6 @@ def _store(config: Config) -> list[Check]:
         advice = "set store: in images.yaml, or SQSHPIPE_STORE"
         return [Check(name="store", status="warn", found="none is configured", advice=advice)]
     root = config.store.root
-    if not root.exists():
-        parent = existing(root)
-        if os.access(parent, os.W_OK):
-            found = f"{root} does not exist yet; the first release makes it"
-            return [Check(name="store", status="ok", found=found)]
-        advice = f"{parent} cannot be written: make the folder as the user that publishes"
-        return [Check(name="store", status="fail", found=f"{root} does not exist", advice=advice)]
     try:
         findings = look(root, group=config.store.group, stripe=config.store.stripe)
     except (SqshpipeError, OSError) as error:

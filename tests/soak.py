@@ -37,7 +37,7 @@ from pipeline.store.retention import LiveJobs, Policy
 from pipeline.store.store import Store
 from tests.support.store import invariants
 from tests.support.store.handmade_store import squashfs_like
-from tests.support.store.releases import record_for
+from tests.support.store.releases import new_store, record_for
 
 SYSTEM_CALLS = ("write", "fsync", "link", "replace", "rename", "symlink", "open", "unlink", "fchmod", "stat")
 ERRORS = {
@@ -65,7 +65,7 @@ class Soak:
         self.root = root
         self.faults = faults
         self.random = random.Random(seed)
-        self.store = Store(root)
+        self.store = new_store(root)
         self.acknowledged: dict[str, bytes] = {}
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []

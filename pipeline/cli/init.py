@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import options, output
-from pipeline.errors import ConfigError, ToolError
+from pipeline.errors import ConfigError, SqshpipeError, ToolError
 from pipeline.system import untrusted
+
+_STORE = Path("/fsx/containers")
 
 
 def init(
@@ -24,12 +26,13 @@ def init(
 ) -> None:
     """Write a first images.yaml, Dockerfile and workflow.
 
-    Existing files are kept. Example:
+    The store that --store names is created when it is not there. Existing files are kept. Example:
     sqshpipe init my-training --registry registry.example.com/team
     """
     import jinja2
 
     from pipeline import __version__
+    from pipeline.config.ecr_hosts import parse_host
     from pipeline.config.names import check_image
     from pipeline.oci.reference import Reference
 
@@ -45,7 +48,8 @@ def init(
         "name": check_image(name),
         "base": str(Reference.parse(base)),
         "registry": registry or "registry.example.com/team",
-        "store": str(store or "/fsx/containers"),
+        "scanner": "auto" if parse_host((registry or "").partition("/")[0]) else "none",
+        "store": str(store or _STORE),
         "program": __version__,
         "origin": origin,
     }
@@ -73,10 +77,36 @@ def init(
         except OSError as error:
             raise ToolError(f"cannot write {path}: {error.strerror}") from error
         output.data(str(path))
+    new = _without_store(store)
     if not output.is_quiet():
+        if new:
+            output.tell(new)
         if not origin:
             output.tell("put into the workflow where your sqshpipe comes from: `pip install` stands there")
         output.tell(f"next: sqshpipe lock, sqshpipe plan, sqshpipe release {name} --tag v1.0")
+
+
+def _without_store(root: Path | None) -> str:
+    """Create the store that was named, in a folder that is there; else the sentence with the command.
+
+    The default is never created: on a machine that does not mount it, it would fill the root disk.
+    """
+    from pipeline.store.creation import create_command, is_store
+    from pipeline.store.store import Store
+
+    store = Store(root or _STORE)
+    command = f"once, on a machine that mounts its file system: {create_command(store.root)}"
+    try:
+        if is_store(store.layout):
+            return ""
+        if root is None or not store.root.parent.is_dir():
+            return command
+        store.create()
+    except SqshpipeError as error:
+        return f"{error.headline}; {command}"
+    except OSError as error:
+        return f"cannot look at {store.root}: {error.strerror}; {command}"
+    return f"{store.root} is a store now"
 
 
 def _origin() -> str:

@@ -12,7 +12,7 @@ from pipeline.cli import options, output
 from pipeline.cli.cluster import write_out
 from pipeline.cli.files import Image, wanted
 from pipeline.cli.prewarm import prewarm, warm_here
-from pipeline.cli.stores import named_root
+from pipeline.cli.stores import named_root, open_store
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import ConfigError, VerificationError
 
@@ -61,19 +61,27 @@ def install(
     leases: Annotated[
         Path | None, typer.Option("--leases", help="Where leases go, if not STORE/leases.")
     ] = None,
-    cluster_name: Annotated[str, typer.Option("--cluster-name", help="Written into leases.")] = "",
+    cluster_name: Annotated[str, typer.Option("--cluster-name", help="For the leases.")] = "",
+    tool: Annotated[
+        Path | None,
+        typer.Option("--tool", help="Where sqshpipe itself goes, such as a shared folder; default: PREFIX."),
+    ] = None,
+    importer_only: Annotated[
+        bool, typer.Option("--importer-only", help="Leave sqshpipe itself out.")
+    ] = False,
     enroot: Annotated[str, typer.Option("--enroot", help="The enroot to import with.")] = "enroot",
     verify: Annotated[
         bool, typer.Option("--verify", help="Check each file's whole sha256, once a node and digest.")
     ] = False,
 ) -> None:
-    """Put the pyxis importer on this node (as root) and print the line for plugstack.conf."""
+    """Put the pyxis importer and sqshpipe on this node; print the line for plugstack.conf."""
     from pipeline.node.install import ImporterSettings, plugstack_line
     from pipeline.node.install import install as put
 
+    root = named_root(store)
     program = put(
         ImporterSettings(
-            store=named_root(store),
+            store=root,
             registries=tuple(registry or ()),
             missing=missing,
             enroot=enroot,
@@ -86,6 +94,11 @@ def install(
         ),
         prefix,
     )
+    if not importer_only:
+        from pipeline.node import tool as tools
+
+        command = tools.install((tool or prefix).absolute(), store=root)
+        output.tell(f"sqshpipe is {command} here")
     output.data(plugstack_line(program))
 
 
@@ -96,12 +109,17 @@ def check_node(
     efa: Annotated[
         bool | None, typer.Option("--efa/--no-efa", help="Also libfabric and NCCL's plugin.")
     ] = None,
+    leases: Annotated[
+        Path | None, typer.Option("--leases", help="Where jobs leave leases, if not STORE/leases.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare an image with this node: CUDA, driver, EFA; exit with 7 if it does not fit."""
     from pipeline.node import check as node_check
 
     found = node_check.check(wanted(image, store).path, node_check.this_host(), efa=efa)
+    if "/" not in image or leases:
+        found.append(node_check.leases(leases or open_store(store).layout.leases))
     if as_json:
         output.data_json([{"what": each.what, "verdict": each.verdict, "text": each.text} for each in found])
     else:

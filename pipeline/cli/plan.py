@@ -158,13 +158,19 @@ def lock(
     changed = wanted != held or not settings.lock_path.exists()
     if changed and not dry_run:
         write_lock(settings.lock_path, wanted)
-    problems = [answer for answer in answers if answer.problem is not None]
+    waiting = {answer.reference: made_by for answer in answers if (made_by := _made_by(answer, settings))}
+    problems = [answer for answer in answers if answer.problem and answer.reference not in waiting]
     if as_json:
-        output.data_json([_as_json(answer) for answer in answers])
+        output.data_json([_as_json(answer, waiting.get(answer.reference)) for answer in answers])
     else:
         for answer in answers:
             if answer.problem is None:
                 output.data(_line(answer))
+    for reference, made_by in waiting.items():
+        output.tell(
+            f"{reference} does not exist yet: {made_by} of this images.yaml makes it. "
+            f"Release in this order: sqshpipe release {made_by}, then sqshpipe lock, then what is built on it"
+        )
     for answer in problems[1:]:
         output.log().warning("the base is not known", base=str(answer.reference), why=str(answer.problem))
     if changed and dry_run:
@@ -181,7 +187,21 @@ def _line(answer: BaseAnswer) -> str:
     return f"{name}  {now}  " + (f"was {answer.locked.digest}" if answer.locked else "new")
 
 
-def _as_json(answer: BaseAnswer) -> dict[str, object]:
+def _made_by(answer: BaseAnswer, settings: Config) -> str | None:
+    """The image of images.yaml that will be the base, when nothing of that name is in the registry yet."""
+    from pipeline.image.pin import DoesNotExist
+
+    if not isinstance(answer.problem, DoesNotExist) or not settings.registry.given:
+        return None
+    base = (answer.reference.registry, answer.reference.repository)
+    for name in settings.images:
+        made = settings.registry.repository(name)
+        if (made.registry, made.repository) == base and name not in answer.images:
+            return name
+    return None
+
+
+def _as_json(answer: BaseAnswer, made_by: str | None) -> dict[str, object]:
     return {
         "base": str(answer.reference),
         "platform": str(answer.platform),
@@ -190,4 +210,5 @@ def _as_json(answer: BaseAnswer) -> dict[str, object]:
         "locked": str(answer.locked.digest) if answer.locked else None,
         "moved": answer.moved,
         "problem": answer.problem.message if answer.problem else None,
+        "made_by": made_by,
     }

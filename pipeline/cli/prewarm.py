@@ -34,6 +34,9 @@ def prewarm(
     sbcast: Annotated[
         bool | None, typer.Option("--sbcast/--no-sbcast", help="Default: when many nodes copy.")
     ] = None,
+    command: Annotated[
+        Path, typer.Option("--command", help="sqshpipe on the nodes; this one's path where it is not there.")
+    ] = Path("/opt/sqshpipe/bin/sqshpipe"),
     as_json: options.Json = False,
 ) -> None:
     """Bring an image to nodes before the job, one Slurm task a node."""
@@ -55,6 +58,7 @@ def prewarm(
         check=check,
         sbcast=sbcast,
         options=(f"--partition={partition}",) if partition else (),
+        command=command,
     )
     outcomes = prewarming.prewarm(order)
     if as_json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import options, output
-from pipeline.cli.stores import need_store, open_store
+from pipeline.cli.stores import open_store
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
 from pipeline.text import human_bytes
 
@@ -63,7 +63,7 @@ def prune(
     from pipeline.store.prune import prune as run
     from pipeline.store.retention import KEEP, WAIT
 
-    opened = need_store(open_store(store, config))
+    opened = open_store(store, config)
     policy = _policy(
         config,
         keep=keep,

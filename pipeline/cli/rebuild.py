@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import options, output
-from pipeline.cli.stores import need_store, open_store
+from pipeline.cli.stores import open_store
 from pipeline.errors import PublishError
 
 _WAYS_OUT = (
@@ -46,7 +46,7 @@ def rebuild(
     """
     from pipeline.store import restore as ways_out
 
-    opened = need_store(open_store(store, config))
+    opened = open_store(store, config)
     for name in restore or ():
         ways_out.restore(opened.layout, name, platform)
     for name in tombstone or ():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import completion, options, output
-from pipeline.cli.stores import existing_store, host_platform, look_up_store, need_store, open_store
+from pipeline.cli.stores import host_platform, look_up_store, open_store
 from pipeline.errors import ConfigError, PublishError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def list_releases(
 
     Example: sqshpipe list 'megatron-*' --channel stable
     """
-    opened = existing_store(store, config)
+    opened = look_up_store(store, config)
     images = opened.images()
     wanted = [_pattern(text, images, opened) for text in patterns or ()] or [("*", "*")]
     chosen = [image for image in images if any(fnmatchcase(image, one) for one, _ in wanted)]
@@ -294,7 +294,7 @@ def history(
     from pipeline.config.names import split_name
     from pipeline.store.events import read_events
 
-    opened = need_store(open_store(store, config))
+    opened = open_store(store, config)
     image, wanted = split_name(name)
     state = opened.state(image)
     if not state.releases:

@@ -37,11 +37,11 @@ def report(
     from datetime import datetime, timezone
 
     from pipeline.cli.progress import Teller
-    from pipeline.cli.stores import existing_store
+    from pipeline.cli.stores import look_up_store
     from pipeline.report.gather import gather
     from pipeline.report.page import page
 
-    opened = existing_store(store, config)
+    opened = look_up_store(store, config)
     with Teller().stage("report") as meter:
         gathered = gather(
             opened,

@@ -12,7 +12,7 @@ from pipeline.cli import completion, options, output
 from pipeline.cli.lease import lease
 from pipeline.cli.prune import prune
 from pipeline.cli.rebuild import rebuild
-from pipeline.cli.stores import need_store, open_store
+from pipeline.cli.stores import configured_store, open_store
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import (
     EXIT_PLAN_HAS_CHANGES,
@@ -52,8 +52,9 @@ def create(
 
     Example: sqshpipe store create /fsx/containers
     """
-    opened = open_store(folder or root, config)
-    opened.prepare()
+    opened = configured_store(folder or root, config)
+    if not opened.create():
+        output.tell(f"{opened.root} is a store already and stays as it is")
     output.data_path(opened.root)
 
 
@@ -175,7 +176,7 @@ def scrub(
     from pipeline.cli.progress import Teller
     from pipeline.store.scrub import scrub as run
 
-    opened = need_store(open_store(root, config))
+    opened = open_store(root, config)
     with Teller().stage("scrub") as meter:
         report = run(opened.layout, names=names or (), bytes_per_second=rate * 1e6, meter=meter)
     if as_json:
@@ -258,7 +259,7 @@ def usage(
     """Show what each image and version costs on disk; totals count shared bytes once."""
     from pipeline.store.usage import usage as count
 
-    found = count(need_store(open_store(root, config)).layout)
+    found = count(open_store(root, config).layout)
     for sentence in found.broken:
         output.log().warning(sentence)
     costs = [cost for cost in found.costs if image in (None, cost.image)]
@@ -353,7 +354,7 @@ def metrics(
     from pipeline.store.metrics import prometheus
     from pipeline.system import untrusted
 
-    text = prometheus(need_store(open_store(root, config)))
+    text = prometheus(open_store(root, config))
     if file is None:
         output.document(text)
         return

@@ -15,9 +15,17 @@ if TYPE_CHECKING:
 
 
 def open_store(root: Path | None, config: Path | None = None) -> Store:
-    """The store of --store or SQSHPIPE_STORE, else of images.yaml. Raises ConfigError when neither is
-    given.
+    """The store of --store or SQSHPIPE_STORE, else of images.yaml.
+
+    Raises ConfigError when neither is given, PublishError when there is no store at that place.
     """
+    opened = configured_store(root, config)
+    opened.require()
+    return opened
+
+
+def configured_store(root: Path | None, config: Path | None = None) -> Store:
+    """As `open_store`, whether the store is there or not: for the verb that creates it."""
     from pipeline.store.store import Store
 
     config = config or options.find_config()
@@ -34,19 +42,11 @@ def look_up_store(root: Path | None, config: Path) -> Store:
     """The store for reading only: images.yaml is not read when the root is known without it."""
     from pipeline.store.store import Store
 
-    return open_store(None, config) if root is None else Store(root)
-
-
-def existing_store(root: Path | None, config: Path) -> Store:
-    """The store for reading only. Raises ConfigError when there is none."""
-    return need_store(look_up_store(root, config))
-
-
-def need_store(store: Store) -> Store:
-    """`store`. Raises ConfigError when its folder does not exist."""
-    if not store.root.is_dir():
-        raise ConfigError(f"there is no store at {store.root}", hint="name it with --store or SQSHPIPE_STORE")
-    return store
+    if root is None:
+        return open_store(None, config)
+    opened = Store(root)
+    opened.require()
+    return opened
 
 
 def load_settings(config: Path, root: Path | None = None) -> StoreSettings:

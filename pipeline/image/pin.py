@@ -23,6 +23,10 @@ from pipeline.registry.images import image_manifest
 log = structlog.get_logger()
 
 
+class DoesNotExist(RegistryError):
+    """The registry has no image of that name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseImage:
     """A base pinned by digest.
@@ -52,9 +56,9 @@ def pin(
 ) -> BaseImage:
     """Pin ``reference`` for ``platform``: from ``lock`` if it is there, else as the registry has it now.
 
-    Raises RegistryError when the registry refuses or does not have it, ConfigError when the base is not made
-    for the platform. A locked base whose registry cannot be asked for the tag is still pinned, with a
-    warning.
+    Raises RegistryError when the registry refuses, DoesNotExist when it does not have it, ConfigError when
+    the base is not made for the platform. A locked base whose registry cannot be asked for the tag is still
+    pinned, with a warning.
     """
     client = client_for(reference.registry)
     held = lock.get(reference, platform) if lock is not None and reference.digest is None else None
@@ -105,7 +109,7 @@ def find(reference: Reference, platform: Platform, client: RegistryClient) -> tu
     """
     top = client.head(reference.repository, reference.identifier)
     if top is None:
-        raise RegistryError(f"{reference} does not exist", hint="check the name and the tag")
+        raise DoesNotExist(f"{reference} does not exist", hint="check the name and the tag")
     found = image_manifest(client, reference.with_digest(top.digest), platform)
     _check_platform(reference, platform, found, client)
     return found.digest, None if found.digest == top.digest else top.digest

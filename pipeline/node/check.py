@@ -16,7 +16,8 @@ from pipeline.errors import ToolError
 from pipeline.oci import environment as image_environment
 from pipeline.squashfs.inode import Inode, Kind
 from pipeline.squashfs.reader import SquashfsImage
-from pipeline.system import process
+from pipeline.system import process, untrusted
+from pipeline.system.temporary import temporary_name
 
 Verdict = Literal["ok", "warn", "bad", "unknown"]
 _MACHINES = {62: "x86_64", 183: "aarch64", 21: "ppc64le"}  # ELF e_machine
@@ -79,6 +80,21 @@ def check(file: Path, host: Host, *, efa: bool | None = None) -> list[Finding]:
             findings += _network(image)
         findings.append(_shell(image))
     return findings
+
+
+def leases(folder: Path) -> Finding:
+    """Whether jobs can leave leases in `folder`, tried as this user with a file that is removed at once."""
+    probe = folder / temporary_name()
+    try:
+        os.close(untrusted.create_exclusive(probe, mode=0o600))
+        probe.unlink()
+    except OSError as error:
+        text = (
+            f"{folder} takes none ({error.strerror}): prune knows only jobs whose comment names the digest "
+            "(sqshpipe job), and leaves a hidden file for delete_after, 14 days unless images.yaml says more"
+        )
+        return Finding(what="leases", verdict="warn", text=text)
+    return Finding(what="leases", verdict="ok", text=f"jobs can leave them in {folder}")
 
 
 def _architecture(image: SquashfsImage, host: Host) -> Finding:

@@ -98,10 +98,10 @@ def onto_disk(
 
     `ranges` is where the file's ranges lie: what copies of other releases have in common with it is then
     taken from them (cloned, where the file system can), and the rest alone is read from the store. The copy
-    is read back and compared, also one that was there. `reserve` bytes stay free; for them older copies of
-    ours go, the least recently warmed first. Where another user holds the copy's name, the file is read into
-    the page cache instead. Raises ToolError when there is no space or no permission, VerificationError when
-    the bytes are not those.
+    is read back and compared, also one that was there, be it this user's or root's. `reserve` bytes stay
+    free; for them older copies of ours go, the least recently warmed first. Where another user holds the
+    copy's name, the file is read into the page cache instead. Raises ToolError when there is no space or no
+    permission, VerificationError when the bytes are not those.
     """
     began = time.monotonic()
     name = f"{sha256}.sqsh"
@@ -109,7 +109,7 @@ def onto_disk(
         with untrusted.folder_to_write(folder, make=0o755) as place:
             size = file.stat().st_size
             wanted = shared_copy.read_ranges(ranges, size)
-            there = brought is None and _verified(place, name, sha256, state, size)
+            there = brought is None and _verified(place, name, sha256, state, size, trusted=(0, os.geteuid()))
             copied = Copied(reused=0, read=0)
             if not there:
                 made: Copied | None
@@ -121,7 +121,7 @@ def onto_disk(
                 if made is None:
                     return into_page_cache(file, sha256)
                 copied = made
-                if not _verified(place, name, sha256, state, size):
+                if not _verified(place, name, sha256, state, size, trusted=(os.geteuid(),)):
                     os.unlink(name, dir_fd=place)
                     raise VerificationError(
                         f"the copy of {file} in {folder} does not have sha256 {sha256}: it was removed",
@@ -145,19 +145,23 @@ def onto_disk(
     )
 
 
-def _verified(place: int, name: str, sha256: str, state: Path | None, size: int) -> bool:
-    """Whether there is a copy of ours with the right bytes. It is read, and the importer's mark is left."""
+def _verified(
+    place: int, name: str, sha256: str, state: Path | None, size: int, *, trusted: tuple[int, ...]
+) -> bool:
+    """Whether there is a copy of a `trusted` user with the right bytes, which nobody else can write.
+
+    It is read, and the importer's mark is left.
+    """
     try:
         copy = untrusted.open_regular(name, dir_fd=place)
     except OSError:
         return False  # nothing, or something that another user planted
     try:
         status = os.fstat(copy)
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022 or status.st_size != size:
+        if status.st_uid not in trusted or status.st_mode & 0o022 or status.st_size != size:
             return False
-        os.utime(
-            copy, ns=(time.time_ns(), status.st_mtime_ns)
-        )  # for _make_room; before the mark notes the time
+        if status.st_uid == os.geteuid():  # for _make_room; before the mark notes the time
+            os.utime(copy, ns=(time.time_ns(), status.st_mtime_ns))
         return pyxis_importer.verify(copy, sha256, str(state or ""))
     finally:
         os.close(copy)

@@ -12,6 +12,8 @@ import structlog
 
 from pipeline.errors import ConfigError, ToolError
 from pipeline.node import pyxis_importer
+from pipeline.store import creation
+from pipeline.store.layout import Layout
 from pipeline.system import process, untrusted
 
 log = structlog.get_logger()
@@ -94,11 +96,14 @@ def install(settings: ImporterSettings, prefix: Path) -> Path:
 
 def _look_at_leases(settings: ImporterSettings) -> None:
     """Leases need a folder in which everyone may write; without them prune knows comments of jobs only."""
-    if not settings.store.is_dir():
-        log.warning("the store is not there yet", store=str(settings.store))
-        return
     leases = settings.leases or settings.store / "leases"
     try:
+        if not creation.is_store(Layout(settings.store)):
+            command = creation.create_command(settings.store)
+            log.warning(
+                f"no store is there: is it mounted? If it is new: {command}", store=str(settings.store)
+            )
+            return
         if not leases.is_dir():
             _own_mode(leases, STATE_MODE)
         missing = leases.stat().st_mode & STATE_MODE != STATE_MODE

@@ -14,9 +14,10 @@ from pathlib import Path
 import structlog
 
 from pipeline.errors import ConfigError, ToolError
+from pipeline.node import tool
 from pipeline.node.file_cache import Warmed
 from pipeline.slurm import client
-from pipeline.system import process, self_command
+from pipeline.system import process
 
 log = structlog.get_logger()
 
@@ -53,6 +54,8 @@ class Order:
     sbcast: bool | None = None
     timeout: float = 3600.0
     options: tuple[str, ...] = ()
+    command: Path = tool.COMMAND
+    """sqshpipe on the nodes; where it is not there, this program is called by its path here."""
 
     def __post_init__(self) -> None:
         if not self.nodes:
@@ -109,17 +112,26 @@ def _group(order: Order, nodes: Sequence[str]) -> list[Outcome]:
         # in a folder of ours alone, under a name that nobody can plant: sbcast follows symlinks
         partial = order.local / f".broadcast.{secrets.token_hex(8)}" / f"{order.sha256}.sqsh"
         words += ["--from", str(partial)]
-        script = [_BROADCAST, "sh", str(order.file), str(partial), str(order.local), *_command(words)]
+        script = [
+            _BROADCAST,
+            "sh",
+            str(order.file),
+            str(partial),
+            str(order.local),
+            *_command(words, order.command),
+        ]
         done = process.run(
             ["salloc", "--quiet", *places, "bash", "-c", *script], check=False, timeout=order.timeout
         )
     else:
-        done = client.srun([*places, *step], _command(words), timeout=order.timeout, check=False)
+        done = client.srun(
+            [*places, *step], _command(words, order.command), timeout=order.timeout, check=False
+        )
     return _outcomes(done, nodes)
 
 
-def _command(words: Sequence[str]) -> list[str]:
-    return self_command.verb("--quiet", *words)
+def _command(words: Sequence[str], command: Path) -> list[str]:
+    return tool.on_node(["--quiet", *words], command)
 
 
 def _outcomes(done: process.Completed, nodes: Sequence[str]) -> list[Outcome]:

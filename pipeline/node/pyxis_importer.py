@@ -541,6 +541,11 @@ def made_from(record: dict[str, object], wanted: Wanted) -> bool:
 def not_published(root: str, wanted: Wanted, image: Image) -> NotPublished:
     from difflib import get_close_matches
 
+    if not is_store(root):
+        raise Refused(
+            f"there is no store at {root}: is its file system mounted on this node? "
+            f"A new store is created once: sqshpipe store create {root}"
+        )
     version = image.channels.get(wanted.name or LATEST, wanted.name)
     platforms = table(image.index, "releases", version, "platforms")
     if platforms and platform() not in platforms:
@@ -558,6 +563,30 @@ def not_published(root: str, wanted: Wanted, image: Image) -> NotPublished:
         near = get_close_matches(wanted.image, images, 3, 0.5) or images[:8]
         hint = "; did you mean one of: " + ", ".join(near) if near else "; there is no image at all"
     return NotPublished(f"{wanted.text} is not published in {root}{hint}")
+
+
+def is_store(root: str) -> bool:
+    """Whether a store is there: its folder of bytes, its manifest or a record, as `store create` looks for.
+
+    An empty mount point is none: nothing that lacks there may be taken for not published.
+    """
+    if os.path.exists(f"{root}/blobs/sha256") or os.path.exists(f"{root}/manifest.json"):
+        return True
+    return any(is_name(each) and has_records(f"{root}/{each}", each) for each in list_folder(root))
+
+
+def has_records(folder: str, image: str) -> bool:
+    if os.path.isdir(f"{folder}/.meta/events"):
+        return True
+    for name in list_folder(folder):
+        try:
+            raw = read(f"{folder}/{name}") if name.endswith(".json") else None
+            record = parse(name, raw) if raw is not None else {}
+        except Refused:
+            continue
+        if record.get("image") == image and is_digest(str(record.get("sha256"))):
+            return True
+    return False
 
 
 # -- Leases ------------------------------------------------------------------------------------------------

@@ -14,12 +14,13 @@ from pipeline.config.types import ImageSpec
 from pipeline.convert.convert import CONVERTER_VERSIONS, SquashfsFile, choose_converter, convert, convert_key
 from pipeline.convert.verify import VerifiedSquashfs, verify
 from pipeline.docker.engine import Engine
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ToolError
 from pipeline.image.build import BuiltImage, build
 from pipeline.image.inputs import scan_policy
 from pipeline.image.mirror import mirror
 from pipeline.image.push import PushedImage, adopt, push, tag_version
 from pipeline.image.repository import prepare
+from pipeline.oci.reference import Reference
 from pipeline.registry.images import image_manifest
 from pipeline.registry.source import RegistrySource
 from pipeline.release.pinned import Pinned
@@ -63,13 +64,24 @@ def in_registry(run: Run, spec: ImageSpec, version: Version, pinned: Pinned) -> 
     if adopted is not None:
         run.progress.skip("build", f"{repository} has key-{short(key)}")
         return adopted
-    with Engine.connect() as engine:
+    with _engine_for(spec, repository) as engine:
         built = _built(run, spec, version, pinned, engine)
         with run.progress.stage("push") as meter:
             credentials = run.clients.credentials
             pushed = push(built, repository, engine, client, credentials=credentials, meter=meter)
             run.progress.result(str(pushed.reference))
     return pushed
+
+
+def _engine_for(spec: ImageSpec, repository: Reference) -> Engine:
+    """The engine of this machine; ToolError says where else the image can be pushed from."""
+    try:
+        return Engine.connect()
+    except ToolError as error:
+        raise ToolError(
+            f"{repository} has no image of these sources, and none can be built here: {error.headline}",
+            hint=f"push from a machine that has one: sqshpipe release {spec.name} --until push; {error.hint}",
+        ) from error
 
 
 def _built(run: Run, spec: ImageSpec, version: Version, pinned: Pinned, engine: Engine) -> BuiltImage:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SqshpipeError
-from pipeline.store import leases, preflight
+from pipeline.store import creation, leases, preflight
 from pipeline.store.layout import Layout
 from pipeline.store.prune import temporaries
 from pipeline.store.reading import cache_bytes, index_is_current, lost_events, read_head, read_truth
@@ -19,6 +19,9 @@ from pipeline.system.mountinfo import mount_of
 from pipeline.system.temporary import is_orphan, temporary_name
 
 LOW_BYTES = 50 << 30
+LARGE_BYTES = 1 << 30
+ASKED = 20
+"""Of so many large files Lustre is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +38,10 @@ def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | N
     nothing else.
     """
     layout = Layout(root)
-    if not root.exists():
-        advice = "the first publish makes it; check the path if there should be one"
-        return [Finding(level="warn", found=f"{root} does not exist yet", advice=advice)]
-    if not root.is_dir():
-        return [Finding(level="fail", found=f"{root} is no folder", advice="name a folder")]
+    try:
+        creation.require(layout)
+    except SqshpipeError as error:
+        return [Finding(level="fail", found=error.headline, advice=error.hint)]
     kind = mount_of(root).type
     known = "an unknown file system" if kind == "unknown" else kind
     findings = [Finding(level="ok", found=f"{root} is on {known}")]
@@ -48,6 +50,7 @@ def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | N
         findings += _folders(layout)
     for look in (_room, _leases, _caches, _leftovers):
         findings += look(layout)
+    findings += _unstriped(layout)
     findings += _group(layout, group)
     if stripe is not None:
         findings += _striping(layout, *stripe)
@@ -136,8 +139,6 @@ def _room(layout: Layout) -> Iterator[Finding]:
 
 def _leases(layout: Layout) -> Iterator[Finding]:
     if not layout.leases.is_dir():
-        if not layout.blobs.is_dir():
-            return  # nothing was published here yet
         yield Finding(
             level="warn",
             found="there is no folder for leases, so prune cannot know who uses what",
@@ -198,6 +199,27 @@ def _group(layout: Layout, group: str | None) -> Iterator[Finding]:
                 found=f"{folder} has mode {mode:o}, so not all of group {group} can publish",
                 advice=f"once, as its owner: chmod -R g+rwXs {layout.root}",
             )
+
+
+def _unstriped(layout: Layout) -> Iterator[Finding]:
+    """Large files that lie on one server of Lustre: one node reads them over one connection."""
+    if mount_of(layout.root).type != "lustre" or shutil.which("lfs") is None:
+        return
+    sizes = {path: path.lstat().st_size for path in layout.blobs.glob("*.sqsh") if not path.is_symlink()}
+    largest = sorted((path for path in sizes if sizes[path] >= LARGE_BYTES), key=lambda path: -sizes[path])
+    try:
+        alone = [path for path in largest[:ASKED] if preflight.targets(path) == 1]
+    except SqshpipeError as error:
+        yield Finding(level="warn", found=error.headline, advice=error.hint)
+        return
+    if alone:
+        found = f"{len(alone)} of the {len(largest[:ASKED])} largest files lie on one Lustre target each"
+        yield Finding(
+            level="warn",
+            found=f"{found}, such as {alone[0].name} with {sizes[alone[0]] / 1e9:.1f} GB: "
+            "a node reads such a file with at most 0.63 GB/s",
+            advice=f"new files: store: {{stripe: …}} in images.yaml; this one: lfs migrate -c 4 {alone[0]}",
+        )
 
 
 def _striping(layout: Layout, count: int, size: int) -> Iterator[Finding]:

@@ -100,7 +100,7 @@ class Layout:
         try:
             with os.scandir(self.root) as entries:
                 return [(entry.name, _is_folder(entry)) for entry in entries if is_image(entry.name)]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
 

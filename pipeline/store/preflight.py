@@ -125,6 +125,14 @@ def striping(layout: Layout) -> tuple[int, int]:
     return (numbers[0], numbers[1]) if len(numbers) > 1 else (0, 0)
 
 
+def targets(file: Path) -> int:
+    """Over how many targets of Lustre a file is spread, in its widest part. Raises ToolError as lfs does."""
+    from pipeline.system import process
+
+    told = process.run(["lfs", "getstripe", "-c", file], timeout=30).stdout
+    return max((int(word) for word in told.split() if word.isdigit()), default=0)
+
+
 def check_group(layout: Layout, group: str | None) -> None:
     """Raise ConfigError when the store that is there does not belong to the group that it should."""
     if group is None or not layout.root.is_dir():

@@ -26,6 +26,7 @@ from pipeline.config.names import (
 )
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
+from pipeline.store import creation
 from pipeline.store.index import Head
 from pipeline.store.layout import SIGNATURE, Layout
 from pipeline.store.reading import current_head, exists, load, read_record
@@ -150,7 +151,12 @@ class Store:
         self._look_at_bytes(release)
         return release
 
+    def require(self) -> None:
+        """Raise PublishError when there is no store at `root`; nothing but `create` makes one."""
+        creation.require(self.layout)
+
     def _read(self) -> AbstractContextManager[None]:
+        self.require()
         return atomic.told(f"reading {self.root}", refused="ask the store's owner for the right to read it")
 
     def _look_at_bytes(self, release: Release) -> None:
@@ -189,10 +195,6 @@ class Store:
         )
 
     def _unknown(self, image: str, wanted: str, platform: str) -> ConfigError:
-        if not self.root.is_dir():
-            return ConfigError(
-                f"there is no store at {self.root}", hint="name it with --store or SQSHPIPE_STORE"
-            )
         state = load(self.layout, image).state
         if not state.releases:
             return ConfigError(f"no release of {image!r} in {self.root}", hint=nearest(image, self.images()))
@@ -256,19 +258,26 @@ class Store:
         with atomic.told(f"looking for room in {self.root}"):
             preflight.make_room(self.layout, size)
 
+    def create(self) -> bool:
+        """Make the store, once in its life; False when it is one already, which then stays as it is.
+
+        A folder that is there becomes a store, whatever it holds. Raises PublishError when its file system is
+        named in /etc/fstab and is not mounted, ConfigError when `group` is not on this host.
+        """
+        return creation.create(self.layout, group=self._group, stripe=self._stripe)
+
     def prepare(self) -> None:
-        """Make the root with its permissions when it is not there; check its group when it is."""
+        """Get ready to write: make folders of the store that are missing, check its group.
+
+        Raises PublishError when there is no store.
+        """
         from pipeline.store import folders, leases, preflight
 
+        self.require()
         with atomic.told(f"preparing {self.root}"):
-            if self.layout.blobs.is_dir():
-                preflight.check_group(self.layout, self._group)
-            else:
-                folders.found(self.root, group=self._group)
-                folders.make(self.layout.blobs)
-                if self._stripe is not None:
-                    preflight.stripe(self.layout, count=self._stripe[0], size=self._stripe[1])
-            with contextlib.suppress(PermissionError):  # doctor tells; a release does not need it
+            preflight.check_group(self.layout, self._group)
+            folders.make(self.layout.blobs)
+            with contextlib.suppress(PermissionError):  # doctor reports it; a release does not need it
                 leases.prepare(self.layout)
 
     def publish(
@@ -331,6 +340,7 @@ class Store:
         """
         from pipeline.store import channels
 
+        self.require()
         image, wanted = split_name(name)
         event = channels.promote(
             self.layout, image, wanted, channel, allow_external=allow_external, reason=reason
@@ -341,6 +351,7 @@ class Store:
         """Let `channel` name what it named before, and give that version."""
         from pipeline.store import channels
 
+        self.require()
         event = channels.rollback(self.layout, check_image(image), channel, reason=reason)
         self._changed(image, event)
         return event.change.version
@@ -349,6 +360,7 @@ class Store:
         """yank, unyank, keep or unkeep "image:version". False: it stands so already."""
         from pipeline.store import channels
 
+        self.require()
         image, version = split_name(name)
         return self._changed(image, channels.mark(self.layout, image, version, kind, reason=reason))
 
@@ -368,5 +380,6 @@ class Store:
         """Write every cache anew from records and events; gives what could not be read, one sentence each."""
         from pipeline.store.caches import rebuild
 
+        self.require()
         with atomic.told("rebuilding the caches"):
             return rebuild(self.layout)

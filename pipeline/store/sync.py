@@ -60,8 +60,12 @@ def sync(
     `names` are images or image:version. What was pruned at a mounted target is not missing there: it comes
     back only when `names` says that version. `latest` moves at a mounted target as if its releases were
     published there; each of `mirror_channels` will name there what it names at `source`. Raises PublishError
-    when a version has other content at `target`, VerificationError when bytes do not arrive as recorded.
+    when there is no store at one of the two, or a version has other content at `target`, VerificationError
+    when bytes do not arrive as recorded.
     """
+    for place in (source, target):
+        if isinstance(place, Store):
+            place.require()
     report = Report()
     wanted = [_wanted(name) for name in names]
     if isinstance(source, Store):

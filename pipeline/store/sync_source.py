@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from pipeline.config.names import is_image, stem
-from pipeline.errors import ConfigError, PublishError
+from pipeline.errors import PublishError
 from pipeline.progress import Meter
 from pipeline.squashfs.ranges import Piece
 from pipeline.store import attachments
@@ -91,10 +91,7 @@ def is_wanted(wanted: list[tuple[str, str | None]], image: str, version: str) ->
 
 def published(store: Store, wanted: list[tuple[str, str | None]], report: Report) -> Iterator[Record]:
     """Records of what resolves, oldest first."""
-    with atomic.told(f"reading the store {store.root}"):
-        there = store.root.is_dir()
-    if not there:
-        raise ConfigError(f"there is no store at {store.root}", hint="name a folder that is one")
+    store.require()
     for image in store.layout.images():
         with atomic.told(f"reading {image} in {store.root}"):
             state = _truth(store.layout, image, report)

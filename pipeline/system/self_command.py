@@ -12,9 +12,13 @@ from pathlib import Path
 _PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
+MAIN = "from pipeline.__main__ import main; main()"
+"""Python that runs the command line, once the package can be imported."""
+
+
 def verb(*words: str) -> list[str]:
     """The argv of a verb, for example `verb("run", "x.sqsh", "--", "true")`."""
-    return _argv("from pipeline.__main__ import main; main()", words)
+    return _argv(MAIN, words)
 
 
 def module(name: str, *words: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support.images.layers import LayerBuilder
 from tests.support.images.pushed import push_image
+from tests.support.store.releases import new_store
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.needs("dockerd", "docker-registry", "htpasswd", "mksquashfs", "root")
@@ -52,6 +54,7 @@ class Person:
         self.folder, self.password = folder, registry.password
         self.store, self.scratch = folder / "store", folder / "scratch"
         folder.mkdir(exist_ok=True)
+        new_store(self.store)
         (folder / "images.yaml").write_text(
             f"version: 1\nstore: {{root: {self.store}}}\n"
             f"registry: {{url: {registry.address}/mirror-{name}}}\n"
@@ -189,6 +192,9 @@ def test_a_full_disk_is_told_before_the_work(
     person = Person(private[0], tmp_path / "project", "large")
     where = small / full
     where.mkdir()
+    if full == "store":
+        shutil.rmtree(person.store)
+        new_store(where)
     (person.folder / full).symlink_to(where)
     told = person.told("release", "it", "--tag", "v1", code=3)
     assert "convert  native" not in told

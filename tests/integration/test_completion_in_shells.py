@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.store import Store
 from tests.support.store import releases
+from tests.support.store.releases import new_store
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
@@ -36,7 +36,7 @@ Typed = Callable[[str, str], str]
 def typed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Typed]:
     """Types a line and Tab in that shell and gives the screen once it shows what is awaited."""
     shell = request.param
-    store = Store(tmp_path / "store")
+    store = new_store(tmp_path / "store")
     for version in ("v1.0", "v1.1"):
         releases.publish(store, version)
     releases.publish(store, "v2.0", image="other")

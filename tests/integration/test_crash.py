@@ -18,7 +18,7 @@ from pipeline.store.reading import load
 from pipeline.store.store import Store
 from tests.support.faults import crash, crash_actions
 from tests.support.store import invariants
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 CONTENTS = {version: version.encode() for version in ("v0.9", "v1.0", "v1.1", "v1.2", "v1.3")}
 SHORT = 40
@@ -32,7 +32,7 @@ FORESEEN = (0, 3, 7, 8)
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in which there is something to do for every action."""
     folder = tmp_path_factory.mktemp("prepared")
-    store = Store(folder / "store")
+    store = new_store(folder / "store")
     for version in ("v0.9", "v1.0", "v1.1"):
         publish(store, version)
     for version in ("v0.9", "v1.0"):  # hidden: one that is leased, one to delete
@@ -73,7 +73,7 @@ def test_killed_or_failed_at_every_call(
     shutil.copytree(prepared, undisturbed, symlinks=True)
     with contextlib.closing(crash.Nursery()) as nursery:
         found = crash.calls(nursery, action, undisturbed / "store", tmp_path / "log")
-    crash_actions.ACTIONS[action](Store(undisturbed / "store"))  # what a prune hid, the next one deletes
+    crash_actions.ACTIONS[action](new_store(undisturbed / "store"))  # what a prune hid, the next one deletes
     wanted = final_state(undisturbed / "store")
     chosen = list(crash.points(found, everything=slow))
     chosen = chosen if slow else chosen[:: 1 + len(chosen) // SHORT]
@@ -111,11 +111,11 @@ def judge(nursery: crash.Nursery, place: Path, point: crash.Point, action: str, 
         return f"{point}: exit {done.returncode}: {done.stderr[-600:]}"
     steps: list[tuple[str, Callable[[], object]]] = [
         ("after the fault", lambda: invariants.check(store, CONTENTS)),
-        ("the copy after the fault", lambda: invariants.check(Store(place / "copy"), CONTENTS)),
+        ("the copy after the fault", lambda: invariants.check(new_store(place / "copy"), CONTENTS)),
         ("the next run", lambda: crash_actions.ACTIONS[action](store)),
         ("a third run", lambda: crash_actions.ACTIONS[action](store)),
         ("after these runs", lambda: invariants.check(store, CONTENTS)),
-        ("the copy after these runs", lambda: invariants.check(Store(place / "copy"), CONTENTS)),
+        ("the copy after these runs", lambda: invariants.check(new_store(place / "copy"), CONTENTS)),
         ("its result", lambda: same(final_state(root), wanted)),
         ("clearing up", lambda: prune.prune(store.layout, crash_actions.ALL_OLD, prune.no_jobs)),
         ("what is left over", lambda: same([str(path) for path in prune.temporaries(store.layout)], [])),

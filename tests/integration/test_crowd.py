@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.store.store import Store
 from tests.support.store import crowd, invariants
-from tests.support.store.releases import caches
+from tests.support.store.releases import caches, new_store
 
 PUBLISHERS, READERS, ROUNDS = 8, 3, 4
 
@@ -28,7 +28,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 @pytest.mark.timeout(300)
 def test_nobody_sees_half_a_release_and_one_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, stop = tmp_path / "containers", tmp_path / "stop"
-    Store(root).prepare()
+    new_store(root)
     readers = [start("read", root, stop) for _ in range(READERS)]
     publishers = [start("publish", root, number, ROUNDS) for number in range(PUBLISHERS)]
     told = [process.communicate(timeout=240) for process in publishers]

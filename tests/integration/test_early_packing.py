@@ -38,6 +38,7 @@ from pipeline.scan.gate import ScanReport
 from pipeline.store.store import Store
 from tests.support.images.layers import LayerBuilder
 from tests.support.images.pushed import push_image
+from tests.support.store.releases import new_store
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
@@ -95,7 +96,7 @@ def run(
     config = Config(
         path=tmp_path / "images.yaml",
         registry=RegistrySettings(url=f"{registry.address}/own-{own}"),
-        store=StoreSettings(configured=tmp_path / "store"),
+        store=StoreSettings(configured=new_store(tmp_path / "store").root),
         images={},
         cache=tmp_path / "cache",
         scratch=tmp_path / "scratch",

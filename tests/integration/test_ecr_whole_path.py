@@ -24,6 +24,7 @@ from pipeline.store.store import Store
 from tests.support.servers import aws, scans
 from tests.support.servers.ecr_front import HOST
 from tests.support.servers.real_names import NGC, Watched, World, installed, world
+from tests.support.store.releases import new_store
 
 pytestmark = pytest.mark.needs(
     "dockerd", "docker-registry", "htpasswd", "mksquashfs", "unsquashfs", "unshare", "root"
@@ -67,6 +68,7 @@ def there(tmp_path: Path) -> Iterator[World]:
 
 
 def configure(there: World, published: str = "report") -> None:
+    new_store(there.folder / "store")
     text = CONFIG.format(
         account=aws.ACCOUNT, region=aws.REGION, folder=there.folder, base=BASE, published=published
     )

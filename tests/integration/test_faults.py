@@ -38,7 +38,6 @@ from pipeline.registry.credentials import Credentials
 from pipeline.registry.session import Patience
 from pipeline.registry.source import RegistrySource
 from pipeline.store import leases, prune
-from pipeline.store.store import Store
 from pipeline.system import scratch
 from tests.integration.test_crash import judge, prepared  # noqa: F401 - a fixture
 from tests.integration.test_filesystems import mount, run  # noqa: F401 - a fixture
@@ -49,7 +48,7 @@ from tests.support.images.pushed import push_image
 from tests.support.servers.registry import Fault, FaultyProxy
 from tests.support.store import invariants
 from tests.support.store.handmade_store import squashfs_like
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 _ROOT = Path(__file__).parents[2]
 LINUX = Platform(os="linux", architecture="amd64")
@@ -299,7 +298,7 @@ def test_the_store_fails(
     shutil.copytree(prepared, undisturbed, symlinks=True)
     with contextlib.closing(crash.Nursery()) as nursery:
         found = crash.calls(nursery, action, undisturbed / "store", tmp_path / "log")
-    crash_actions.ACTIONS[action](Store(undisturbed / "store"))
+    crash_actions.ACTIONS[action](new_store(undisturbed / "store"))
     wanted = final_state(undisturbed / "store")
     changing = [
         (call, when, shown)
@@ -318,7 +317,7 @@ def test_the_store_fails(
 @pytest.mark.needs("root", "/dev/loop-control", "mkfs.ext4", "mount")
 def test_the_store_goes_away_read_only_and_comes_back(mount: Mount) -> None:
     point = mount("ext4", 64)
-    store = Store(point / "containers")
+    store = new_store(point / "containers")
     first, second = squashfs_like("first"), squashfs_like("second")
     publish(store, "v1.0", first)
     release = store.resolve("demo")
@@ -354,7 +353,7 @@ def run_out(*argv: object) -> str:
 @pytest.mark.parametrize("jump", [-3600, 3600], ids=["back", "forward"])
 def test_the_clock_jumps_by_an_hour(jump: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that is in use goes: scratch of a run at work, a lease, bytes that a channel names."""
-    store = Store(tmp_path / "store")
+    store = new_store(tmp_path / "store")
     publish(store, "v1.0")
     publish(store, "v1.1")
     real = time.time
@@ -576,7 +575,7 @@ def test_power_is_lost_while_publishing(
     for copy, acknowledged in copies:
         run("mount", "-o", "loop", copy, point)
         try:
-            store = Store(point / "store")
+            store = new_store(point / "store")
             contents = {version: crowd.content(version) for version in told}
             if acknowledged:
                 invariants.check(store, contents)

@@ -22,7 +22,7 @@ from pipeline.store.store import Store
 from pipeline.system.mountinfo import mount_of
 from tests.support.faults.crash_actions import ALL_OLD
 from tests.support.store import crowd, invariants
-from tests.support.store.releases import caches, publish
+from tests.support.store.releases import caches, new_store, publish
 
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-m", "0"], "xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"]}
 Mount = Callable[..., Path]
@@ -103,7 +103,7 @@ def fill(filler: Path, *, leave: int) -> None:
 def test_a_disk_that_is_full_at_any_moment(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is left, from nothing to enough: told in one sentence, nothing half, and mended with room."""
     point = mount("ext4", 64)
-    store = Store(point / "containers")
+    store = new_store(point / "containers")
     publish(store, "v1.0")
     with pytest.raises(ToolError, match="is needed"):
         publish(store, "v1.1", b"x" * (100 << 20))
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_at_any_moment(mount: Mount, monkeypatch: pytest.Mon
         fill(filler, leave=left << 12)
         source = point.parent / "source"
         source.mkdir(exist_ok=True)
-        elsewhere = Store(source / "store")
+        elsewhere = new_store(source / "store")
         content = f"{left}".encode() * 20000
         record = publish(elsewhere, f"v2.{left}", content, created="2026-02-01T00:00:00Z")
         told = ""
@@ -136,7 +136,7 @@ def test_a_disk_that_is_full_at_any_moment(mount: Mount, monkeypatch: pytest.Mon
 @pytest.mark.needs("root", "/dev/loop-control", "mkfs.ext4", "mount")
 def test_a_read_only_store_can_be_read(mount: Mount) -> None:
     point = mount("ext4", 96)
-    store = Store(point / "containers")
+    store = new_store(point / "containers")
     publish(store, "v1.0")
     publish(store, "v1.1")
     run("mount", "-o", "remount,ro", point)
@@ -184,14 +184,14 @@ FAULTS = ["lost-reply", "no-links", "folders", "stale", "no-locks"]
 @pytest.mark.needs("fusermount3", "/dev/fuse")
 @pytest.mark.parametrize("faults", [*([fault] for fault in FAULTS), FAULTS[:1] + FAULTS[2:]], ids="+".join)
 def test_a_life_on_a_file_system_that_misbehaves(badfs: Mount, faults: list[str]) -> None:
-    live_through(Store(badfs(*faults) / "containers"))
+    live_through(new_store(badfs(*faults) / "containers"))
 
 
 @pytest.mark.needs("fusermount3", "/dev/fuse")
 def test_two_clients_that_see_each_other_late(badfs: Mount) -> None:
     """One number is taken by one event, one version by one content, although each learns of it late."""
-    first = Store(badfs("late", "lost-reply", "stale") / "containers")
-    second = Store(badfs("late", "lost-reply", "stale") / "containers")
+    first = new_store(badfs("late", "lost-reply", "stale") / "containers")
+    second = new_store(badfs("late", "lost-reply", "stale") / "containers")
     publish(first, "v1.0")
     time.sleep(0.5)
     for turn in range(1, 5):
@@ -209,7 +209,7 @@ def test_two_clients_that_see_each_other_late(badfs: Mount) -> None:
 def test_two_clients_that_publish_at_once_and_see_each_other_late(badfs: Mount) -> None:
     """Processes, each at its own mount: one content a version, and no event is lost."""
     roots = [badfs("late", "lost-reply", "stale", "folders") / "containers" for _ in range(2)]
-    publish(Store(roots[0]), "first.0")
+    publish(new_store(roots[0]), "first.0")
     time.sleep(0.5)
     argv = [sys.executable, "-m", "tests.support.store.crowd", "publish"]
     publishers = [
@@ -225,7 +225,7 @@ def test_two_clients_that_publish_at_once_and_see_each_other_late(badfs: Mount) 
     for turn in range(3):
         assert (outcomes[f"won contested{turn}"], outcomes[f"lost contested{turn}"]) == (1, 1)
     time.sleep(0.5)
-    store = Store(roots[0])
+    store = new_store(roots[0])
     versions = {line.version for line in store.listed("demo")}
     assert len(versions) == 1 + 3 * 4
     mine = {

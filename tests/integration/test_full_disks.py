@@ -28,10 +28,9 @@ from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.source import RegistrySource
 from pipeline.scan.trivy import Trivy
-from pipeline.store.store import Store
 from tests.support.images.layers import LayerBuilder, write_layout
 from tests.support.images.pushed import push_image
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 pytestmark = pytest.mark.needs("root", "mount", "mkfs.btrfs", "btrfs", "/dev/loop-control")
 REPORT = '{"SchemaVersion": 2, "Metadata": {"OS": {"Family": "debian"}}}'
@@ -205,7 +204,7 @@ def test_a_scan(kind: str, small: Small, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("kind", ["inodes"])
 def test_a_store(small: Small) -> None:
     """What was published before stays; what could not be is not there."""
-    store = Store(small.folder / "containers")
+    store = new_store(small.folder / "containers")
 
     def publish_nine() -> None:
         for number in range(9):

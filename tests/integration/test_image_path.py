@@ -18,6 +18,7 @@ import pytest
 from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
 from pipeline.oci.reference import Reference
+from tests.support.store.releases import new_store
 
 pytestmark = pytest.mark.needs("dockerd", "docker-registry", "htpasswd", "mksquashfs", "unsquashfs", "root")
 
@@ -35,6 +36,7 @@ RUN echo "$GREETING" > /etc/greeting
 @pytest.fixture
 def project(tmp_path: Path, base: Reference, registry: PrivateRegistry) -> Path:
     """A checkout with one image that is built and one that is mirrored."""
+    new_store(tmp_path / "store")
     folder = tmp_path / "project"
     context = folder / "dockerfiles" / "hello"
     context.mkdir(parents=True)

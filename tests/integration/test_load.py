@@ -27,6 +27,7 @@ from pipeline.oci.platform import Platform
 from pipeline.plan import changes
 from tests import soak
 from tests.support.images.layers import LayerBuilder, write_layout
+from tests.support.store.releases import new_store
 
 _ROOT = Path(__file__).parents[2]
 # A process of its own: what a child's own figure says begins with the memory of whom it was forked from.
@@ -126,6 +127,7 @@ def test_many_at_once_stay_within_their_limits(
 def test_500_images_are_read_and_planned_in_seconds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    new_store(tmp_path / "store")
     lines = [
         "version: 1",
         f"store: {{root: {tmp_path}/store}}",

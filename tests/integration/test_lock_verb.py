@@ -84,6 +84,39 @@ def test_entries_that_nothing_wants_go(client: RegistryClient, tmp_path: Path) -
     assert [key[0] for key in read_lock(tmp_path / "images.lock").bases] == [f"{client.host}/lock/old:2"]
 
 
+def test_a_base_that_is_made_here_and_does_not_exist_yet(
+    client: RegistryClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first lock of an images.yaml whose images build on each other."""
+    monkeypatch.delenv("SQSHPIPE_REGISTRY")
+    push_image(client, "lock/ngc", "1", content="one")
+    path = tmp_path / "images.yaml"
+    text = (
+        f"version: 1\nregistry: {{url: {client.host}/chain}}\nimages:\n"
+        f"  base: {{base: '{client.host}/lock/ngc:1'}}\n"
+        f"  torch: {{base: '{client.host}/chain/base:v1'}}\n"
+        f"  train: {{base: '{client.host}/chain/torch:v1'}}\n"
+    )
+    path.write_text(text)
+    result = CliRunner().invoke(app, ["lock", "--config", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout.count("\n") == 1
+    for base, made_by in (("base:v1", "base"), ("torch:v1", "torch")):
+        note = next(line for line in result.stderr.splitlines() if base in line)
+        assert f"sqshpipe release {made_by}" in result.stderr
+        assert "does not exist yet" in note
+    assert [key[0] for key in read_lock(tmp_path / "images.lock").bases] == [f"{client.host}/lock/ngc:1"]
+    code, said = lock(path, "--json")
+    assert (code, [one["made_by"] for one in json.loads(said)]) == (0, ["base", "torch", None])
+
+    push_image(client, "chain/base", "v1", content="two")
+    assert lock(path)[1].count("new") == 1
+
+    path.write_text(text + f"  other: {{base: '{client.host}/chain/nobody:v1'}}\n")  # nobody makes it
+    with pytest.raises(RegistryError, match="chain/nobody:v1 does not exist"):
+        lock(path)
+
+
 def test_a_base_for_another_platform_is_told(client: RegistryClient, tmp_path: Path) -> None:
     push_image(client, "lock/arm", "1", content="x", platform="linux/arm64")
     path = write_images(tmp_path, a=f"{client.host}/lock/arm:1")

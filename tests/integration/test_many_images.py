@@ -19,6 +19,7 @@ from pipeline.registry.credentials import credentials_provider
 from tests.support.images.tiny_images import push_image
 from tests.support.servers import slurm
 from tests.support.servers.slurm import Slurm
+from tests.support.store.releases import new_store
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd", "mksquashfs")
@@ -36,6 +37,7 @@ def client(registry: PrivateRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def run(tmp_path: Path, registry: PrivateRegistry) -> Run:
+    new_store(tmp_path / "store")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SQSHPIPE_")},
         **registry.variables,

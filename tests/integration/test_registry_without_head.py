@@ -17,6 +17,7 @@ from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from tests.support.images.tiny_images import push_image
 from tests.support.servers.registry import Fault, FaultyProxy
+from tests.support.store.releases import new_store
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd", "skopeo")
 ALWAYS = 1_000_000
@@ -46,7 +47,7 @@ def run(*words: str) -> tuple[int, str]:
 def test_lock_plan_mirror_and_release_work(
     proxy: FaultyProxy, registry: PrivateRegistry, odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SQSHPIPE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("SQSHPIPE_STORE", str(new_store(tmp_path / "store").root))
     monkeypatch.setenv("SQSHPIPE_CACHE", str(tmp_path / "cache"))
     mine = Credentials(username=registry.username, password=registry.password)
     with RegistryClient(registry.address, credentials=lambda _: mine) as client:

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, PublishError, ToolError, VerificationEr
 from pipeline.store import attest
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 PART = 5 << 20
 
@@ -48,7 +48,7 @@ def bucket(aws: None, tmp_path: Path) -> S3Bucket:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "source")
+    store = new_store(tmp_path / "source")
     publish(store, "v1.0")
     publish(store, "v1.1", bytes(range(256)) * 60000)  # three parts
     publish(store, "v1.0", b"arm", platform="linux/arm64")
@@ -62,7 +62,7 @@ def test_there_and_back(source: Store, bucket: S3Bucket, tmp_path: Path) -> None
     assert len(sync(source, bucket).copied) == 3
     again = sync(source, bucket)
     assert (again.copied, again.present, again.bytes_copied) == ([], 3, 0)
-    back = Store(tmp_path / "back")
+    back = new_store(tmp_path / "back")
     sync(bucket, back)
     assert back.resolve("demo").path.read_bytes() == source.resolve("demo").path.read_bytes()
     assert back.resolve("demo:v1.0", "linux/arm64").path.read_bytes() == b"arm"
@@ -102,7 +102,7 @@ def test_a_download_that_was_cut_is_gone_on_from(
     source: Store, bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync(source, bucket)
-    back = Store(tmp_path / "back")
+    back = new_store(tmp_path / "back")
     back.prepare()
     release = source.resolve("demo:v1.1")
     left = back.layout.blobs / f".tmp.000000000000.1.1.1.000000000000.{release.sha256}.sync"
@@ -125,7 +125,7 @@ def test_damage_on_either_side_is_found(source: Store, bucket: S3Bucket, tmp_pat
     bucket._client.put_object(
         Bucket=bucket._bucket, Key=bucket._prefix + source.resolve("demo:v1.0").file, Body=b"rot!"
     )
-    back = Store(tmp_path / "back")
+    back = new_store(tmp_path / "back")
     with pytest.raises(VerificationError, match="arrived with sha256"):
         sync(bucket, back, names=["demo:v1.0"])
     assert back.release("demo", "v1.0") is None
@@ -133,7 +133,7 @@ def test_damage_on_either_side_is_found(source: Store, bucket: S3Bucket, tmp_pat
 
 def test_a_version_with_other_content_is_refused(source: Store, bucket: S3Bucket, tmp_path: Path) -> None:
     sync(source, bucket)
-    other = Store(tmp_path / "other")
+    other = new_store(tmp_path / "other")
     publish(other, "v1.0", b"other content")
     with pytest.raises(PublishError, match="other content"):
         sync(other, bucket)

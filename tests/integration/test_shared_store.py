@@ -22,7 +22,7 @@ from pipeline.store.store import Store
 from tests.support.faults.crash_actions import ALL_OLD
 from tests.support.faults.people import as_user
 from tests.support.store import invariants
-from tests.support.store.releases import folder, publish, record_for
+from tests.support.store.releases import folder, new_store, publish, record_for
 
 ANNA, BEN, GUEST = 41001, 41002, 41003
 TEAM, OTHERS = 100, 41009
@@ -38,7 +38,7 @@ def public() -> Iterator[Path]:
     path.chmod(0o755)
     for version in ("v1.0", "v1.1", "v1.2", "v1.3"):
         (path / version).write_text(version)
-    publish(Store(path / "warm"), "v1.0")  # what is imported late is imported now, while we may read it
+    publish(new_store(path / "warm"), "v1.0")  # what is imported late is imported now, while we may read it
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
@@ -96,7 +96,7 @@ def test_a_store_without_a_group_is_its_makers_alone(public: Path) -> None:
     place = public / "fsx"
     place.mkdir()
     os.chown(place, ANNA, TEAM)
-    store = Store(place / "containers")
+    store = new_store(place / "containers")
     assert as_user(ANNA, lambda: put(store, public, "v1.0"), group=TEAM) == ""
     refused = as_user(BEN, lambda: put(store, public, "v1.1"), group=TEAM)
     assert "not allowed" in refused
@@ -153,7 +153,7 @@ def test_root_is_nobody_at_the_server(public: Path) -> None:
     with squashing(public) as (server, point):
         (server / "ours").mkdir()
         os.chown(server / "ours", ANNA, TEAM)
-        store = Store(point / "ours" / "containers")
+        store = new_store(point / "ours" / "containers")
         assert as_user(ANNA, lambda: put(store, public, "v1.0"), group=TEAM) == ""
         with pytest.raises(PublishError, match="not allowed") as caught:
             put(store, public, "v1.1")
@@ -164,7 +164,7 @@ def test_root_is_nobody_at_the_server(public: Path) -> None:
         assert "root_squash" in told[0].advice
         (server / "anybody").mkdir()
         (server / "anybody").chmod(0o777)
-        careless = Store(point / "anybody" / "containers")
+        careless = new_store(point / "anybody" / "containers")
         put(careless, public, "v1.0")
         assert (server / "anybody/containers").stat().st_uid == 65534
         found = [one for one in checkup.examine(careless.root) if "belong to uid 65534" in one.found]
@@ -183,7 +183,7 @@ def test_a_quota_that_is_used_up_is_told_before_anything_is_written(public: Path
     try:
         run("btrfs", "quota", "enable", point)
         run("btrfs", "subvolume", "create", point / "team")
-        store = Store(point / "team" / "containers")
+        store = new_store(point / "team" / "containers")
         publish(store, "v1.0")
         run("btrfs", "qgroup", "limit", "24M", point / "team")
         assert shutil.disk_usage(store.root).free > 200 << 20

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers.stalling_registry import How, stalling_registry, until_asked
+from tests.support.store.releases import new_store
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 4.0  # 2 are promised; a busy machine takes its share
@@ -33,6 +34,7 @@ def test_a_signal_is_not_kept_waiting_by_a_registry(
 ) -> None:
     with stalling_registry(how) as server:
         server.empty = "team" if verb == "mirror" else ""
+        new_store(tmp_path / "store")
         (tmp_path / "images.yaml").write_text(
             f"version: 1\nregistry: {{url: {server.host}/team}}\nstore: {{root: {tmp_path}/store}}\n"
             "defaults: {scan: {scanner: none}}\n"

@@ -26,6 +26,7 @@ from tests.support.images.tiny_images import push_image
 from tests.support.servers.actions import JobRun, Workflows, runner_environment
 from tests.support.servers.github import FakeGitHub
 from tests.support.servers.registry import serving
+from tests.support.store.releases import new_store
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".github" / "workflows"
@@ -196,6 +197,8 @@ def start(
     docker = tmp_path / "docker"
     docker.mkdir()
     (docker / "config.json").write_text(json.dumps({"auths": {registry.address: {"auth": login}}}))
+
+    new_store(tmp_path / "store")
 
     def make(event: str, payload: dict[str, Any], ref: str) -> Workflows:
         return Workflows(

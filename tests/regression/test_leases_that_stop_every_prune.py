@@ -15,12 +15,12 @@ import pytest
 from pipeline.store import leases, prune
 from pipeline.store.store import Store
 from tests.support.faults.crash_actions import ALL_OLD
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "store")
+    store = new_store(tmp_path / "store")
     for version in ("v1.0", "v2.0"):
         publish(store, version)
     leases.prepare(store.layout)

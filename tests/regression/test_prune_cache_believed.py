@@ -17,14 +17,14 @@ from pipeline.store.retention import Policy
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.store import Store
 from tests.support.store import documented_store
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 NOW = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "containers")
+    store = new_store(tmp_path / "containers")
     for version in ("v1.0", "v1.1", "v1.2"):
         publish(store, version)
     publish(store, "v1.0", b"other", image="other")

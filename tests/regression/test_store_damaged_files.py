@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, PublishError
 from pipeline.store import prune, restore, sealed
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 NOW = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
 AMD64 = "linux/amd64"
@@ -29,7 +29,7 @@ AMD64 = "linux/amd64"
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "containers")
+    store = new_store(tmp_path / "containers")
     for version in ("v1.0", "v1.1", "v1.2"):
         publish(store, version)
         publish(store, version, f"other {version}".encode(), image="other")

@@ -16,6 +16,7 @@ from pipeline.config.reading import load
 from pipeline.doctor import Check, examine
 from pipeline.errors import ConfigError
 from pipeline.system.mountinfo import MountPoint
+from tests.support.store.releases import new_store
 
 MIRROR = "version: 1\nimages: {demo: {base: 'debian:12', scan: {scanner: none}}}\n"
 
@@ -82,10 +83,18 @@ def test_a_scanner_that_is_asked_for_must_be_there(tmp_path: Path, bare_machine:
 
 def test_the_store_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
     root = tmp_path / "store"
-    assert look(tmp_path, MIRROR, SQSHPIPE_STORE=str(root))["store"].status == "ok"
-    root.mkdir()
+    for _ in range(2):
+        check = look(tmp_path, MIRROR, SQSHPIPE_STORE=str(root))["store"]
+        assert check.status == "fail"
+        assert "is its file system mounted?" in check.found
+        assert f"sqshpipe store create {root}" in check.advice
+        assert not root.exists() or not list(root.iterdir())
+        root.mkdir(exist_ok=True)
+    store = new_store(root)
+    before = sorted(root.rglob("*"))
     assert look(tmp_path, MIRROR, SQSHPIPE_STORE=str(root))["store"].status in ("ok", "warn")
-    assert list(root.iterdir()) == []
+    assert sorted(root.rglob("*")) == before
+    assert list(store.layout.blobs.iterdir()) == []
     assert look(tmp_path, MIRROR)["store"].status == "warn"
 
 

@@ -16,6 +16,7 @@ from pipeline.store.store import Store
 from tests import conftest
 from tests.support.images import squashed
 from tests.support.servers.slurm import Slurm, missing, private_slurm
+from tests.support.store.releases import new_store
 
 
 @pytest.fixture(scope="package")
@@ -63,7 +64,7 @@ def record_of(file: Path, version: str, created: str = "2026-01-01T00:00:00Z") -
 @pytest.fixture
 def published(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store with demo:v1.0, and a command `sqshpipe` for job scripts."""
-    store = Store(tmp_path / "store")
+    store = new_store(tmp_path / "store")
     store.publish(record_of(image, "v1.0"), image)
     command = tmp_path / "bin" / "sqshpipe"
     command.parent.mkdir()

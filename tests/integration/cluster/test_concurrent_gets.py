@@ -24,6 +24,7 @@ from pipeline.store.retention import LiveJobs, Policy
 from pipeline.store.store import Store
 from tests.integration.cluster.conftest import record_of
 from tests.support.store.handmade_store import HandmadeStore, squashfs_like
+from tests.support.store.releases import new_store
 
 AT_ONCE = 64
 ROUNDS = 3
@@ -119,7 +120,7 @@ def whole(name: str, asked: subprocess.Popen[str], pinned: Path) -> str:
 
 
 def test_no_get_ever_sees_a_wrong_missing_or_partial_file(place: Path, program: Path) -> None:
-    store = Store(place / "store")
+    store = new_store(place / "store")
     first = make(place, "v1")
     store.publish(record_of(first, "v1", "2026-01-01T00:00:01Z"), first)
     store.promote("demo:v1", "stable")
@@ -155,7 +156,7 @@ def test_no_get_ever_sees_a_wrong_missing_or_partial_file(place: Path, program: 
 
 
 def test_prune_spares_what_a_step_holds_and_takes_it_afterwards(place: Path, program: Path) -> None:
-    store = Store(place / "store")
+    store = new_store(place / "store")
     for version in ("v1", "v2"):
         file = make(place, version)
         store.publish(record_of(file, version, f"2026-01-01T00:00:0{version[1]}Z"), file)
@@ -181,7 +182,7 @@ def test_prune_spares_what_a_step_holds_and_takes_it_afterwards(place: Path, pro
 
 
 def test_a_yanked_version_is_refused_with_and_without_the_index(place: Path, program: Path) -> None:
-    store = Store(place / "store")
+    store = new_store(place / "store")
     for version in ("v1", "v2"):
         file = make(place, version)
         store.publish(record_of(file, version, f"2026-01-01T00:00:0{version[1]}Z"), file)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import struct
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import FormatError
+from pipeline.node import check as node_check
 from pipeline.node.check import Host, check, this_host
+from tests.support.faults.people import as_user
 
 pytestmark = pytest.mark.needs("mksquashfs")
 
@@ -96,6 +99,36 @@ def test_the_driver_is_the_one_that_nvidia_smi_names(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     host = this_host()
     assert (host.driver, host.cuda) == (("550.54.15", "12.4") if gpu else ("", ""))
+
+
+def test_a_folder_without_room_for_leases_is_reported(tmp_path: Path) -> None:
+    """The importer starts the step without one: what then keeps the file is said."""
+    for folder in (tmp_path / "none", Path("/proc")):
+        found = node_check.leases(folder)
+        assert (found.what, found.verdict) == ("leases", "warn")
+        assert str(folder) in found.text
+        assert "digest" in found.text
+        assert "delete_after" in found.text
+    assert node_check.leases(tmp_path).verdict == "ok"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.needs("root")
+def test_what_jobs_of_ordinary_users_can_do_counts() -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        folder = Path(name)
+
+        def verdict(wanted: str) -> str:
+            return as_user(60021, lambda: check_is(folder, wanted), group=60021)
+
+        folder.chmod(0o755)
+        assert verdict("warn") == ""
+        folder.chmod(0o1777)
+        assert verdict("ok") == ""
+
+
+def check_is(folder: Path, wanted: str) -> None:
+    assert node_check.leases(folder).verdict == wanted
 
 
 def test_what_is_no_squashfs_is_told(tmp_path: Path) -> None:

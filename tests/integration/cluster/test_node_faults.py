@@ -12,9 +12,8 @@ import pytest
 
 from pipeline.errors import ToolError
 from pipeline.node import file_cache, pyxis_importer
-from pipeline.store.store import Store
 from tests.support.store.handmade_store import squashfs_like
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
@@ -43,7 +42,7 @@ def test_a_get_from_a_store_that_is_stale(
     error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sentence while it lasts, no lease on what was not given, and a path again afterwards."""
-    store = Store(tmp_path / "store")
+    store = new_store(tmp_path / "store")
     publish(store, "v1.0", squashfs_like("one"))
     settings = pyxis_importer.Settings({"schema": 1, "store": str(store.root)})
     real = os.open

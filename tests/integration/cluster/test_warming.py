@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from pipeline.node import file_cache, page_cache
 from pipeline.node import prewarm as prewarming
 from pipeline.node.install import ImporterSettings, install
 from pipeline.store.store import Store
+from tests.integration.cluster.conftest import record_of
+from tests.support.faults.people import as_user
 from tests.support.images import squashed
 from tests.support.store.versions import layer, release
 
@@ -228,3 +231,101 @@ def test_the_bench_tells_each_way(
     assert all(row["first_rank"] > 0 and row["work"] > 0 for row in measured)
     assert all(row["note"] for row in rows if row not in measured)
     assert not list(tmp_path.glob("sqshpipe-bench-*"))
+
+
+@pytest.mark.needs("root")
+def test_an_ordinary_user_is_told_that_roots_copy_is_there(image: Path, tmp_path: Path) -> None:
+    """It cannot write into root's folder, and need not."""
+    sha256 = record_of(image, "v1.0").sha256
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        file = place / "image.sqsh"
+        file.write_bytes(image.read_bytes())
+        file.chmod(0o444)
+        local = place / "nvme"
+        file_cache.onto_disk(file, sha256, local, state=None)
+        before = (local / f"{sha256}.sqsh").stat()
+
+        def warm() -> None:
+            done = file_cache.onto_disk(file, sha256, local, state=None)
+            assert (done.there, done.path) == (True, local / f"{sha256}.sqsh")
+
+        assert as_user(60021, warm, group=60021) == ""
+        assert (local / f"{sha256}.sqsh").stat() == before
+
+        (local / f"{sha256}.sqsh").chmod(0o666)  # now anybody could have changed it
+        assert "Permission denied" in as_user(60021, warm, group=60021)
+        (local / f"{sha256}.sqsh").chmod(0o644)
+        os.truncate(local / f"{sha256}.sqsh", 100)  # a copy that is not whole
+        assert "Permission denied" in as_user(60021, warm, group=60021)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_several_prewarms_at_once_do_not_meet(published: Store, tmp_path: Path) -> None:
+    words = [
+        "node",
+        "prewarm",
+        "demo",
+        "--nodes",
+        "n1",
+        "--local",
+        tmp_path / "nvme",
+        "--state",
+        tmp_path,
+        "--sbcast",
+    ]
+    argv = [sys.executable, "-m", "pipeline", *map(str, words)]
+    running = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    for each in running:
+        _, said = each.communicate(timeout=180)
+        assert each.returncode == 0, said
+    release = published.resolve("demo")
+    assert [each.name for each in (tmp_path / "nvme").iterdir()] == [f"{release.sha256}.sqsh"]
+
+
+@pytest.mark.usefixtures("slurm")
+def test_nodes_use_the_sqshpipe_that_was_installed_there(published: Store, tmp_path: Path) -> None:
+    """As documented: srun -N1 sqshpipe node check; prewarm calls no path of this machine."""
+    done = sqshpipe(
+        *["node", "install", "--store", published.root, "--prefix", tmp_path / "importer"],
+        *["--state", tmp_path / "state", "--tool", tmp_path / "shared folder"],
+    )
+    assert "importer=" in done
+    command = tmp_path / "shared folder" / "bin" / "sqshpipe"
+    bare = {name: value for name, value in os.environ.items() if name.startswith("SLURM")}
+    checked = subprocess.run(
+        [
+            "srun",
+            "-N1",
+            "--chdir=/",
+            command,
+            "node",
+            "check",
+            "demo:v1.0",
+            "--store",
+            published.root,
+            "--json",
+        ],
+        env={**bare, "PATH": os.defpath + ":" + os.environ["PATH"].partition(":")[2]},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert {
+        "what": "leases",
+        "verdict": "ok",
+        "text": f"jobs can leave them in {published.root / 'leases'}",
+    } in (json.loads(checked.stdout))
+    log = tmp_path / "called"
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec "{command}" "$@"\n')
+    wrapper.chmod(0o755)
+    rows = json.loads(
+        sqshpipe("node", "prewarm", "demo", "--nodes", "n[1-2]", "--command", wrapper, "--json")
+    )
+    assert [row["node"] for row in rows] == ["n1", "n2"]
+    assert log.read_text().count("warm-here") == 2

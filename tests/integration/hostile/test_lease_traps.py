@@ -26,7 +26,7 @@ from pipeline.store.store import Store
 from tests.support.faults.crash_actions import ALL_OLD
 from tests.support.faults.people import as_user
 from tests.support.store.handmade_store import squashfs_like
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 SERVICE, USER, ATTACKER = 60012, 60013, 60011
 
@@ -36,7 +36,7 @@ def store() -> Iterator[Store]:
     """A store of a service user, with a lease of another user on its oldest version."""
     with tempfile.TemporaryDirectory(prefix="sqshpipe-leases-", dir="/var/tmp") as name:
         Path(name).chmod(0o755)
-        made = Store(Path(name) / "store")
+        made = new_store(Path(name) / "store")
         for version in ("v1.0", "v2.0", "v3.0"):
             publish(made, version, squashfs_like(version))
         leases.prepare(made.layout)

@@ -55,7 +55,7 @@ from pipeline.system import scratch
 from tests.support.images.hostile_images import base
 from tests.support.images.images import image
 from tests.support.servers.fake_registry import Streamed
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 LINUX = Platform(os="linux", architecture="amd64")
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\nsqshpipe: published /fake\u202e"
@@ -96,7 +96,7 @@ def test_links_planted_where_a_lease_will_be_are_not_followed(
     tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the folder where all users leave leases: links, fifos, folders, names that terminals heed."""
-    store = Store(tmp_path / "store")
+    store = new_store(tmp_path / "store")
     publish(store, "v1.0")
     release = store.resolve("demo:v1.0")
     leases.prepare(store.layout)
@@ -132,7 +132,7 @@ def prune_policy() -> object:
 def test_bytes_planted_under_a_digests_name_are_not_published(
     link: bool, error: type[SqshpipeError], reason: str, tmp_path: Path, victim: Path
 ) -> None:
-    store = Store(tmp_path / "store")
+    store = new_store(tmp_path / "store")
     publish(store, "v1.0")
     content = b"what shall be published"
     blob = store.layout.blob(hashlib.sha256(content).hexdigest())

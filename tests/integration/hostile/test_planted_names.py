@@ -19,12 +19,11 @@ from pipeline.cluster import bootstrap
 from pipeline.convert.enroot_program import Places
 from pipeline.node import file_cache, pyxis_importer, shared_mount
 from pipeline.squashfs.cache import PackCache
-from pipeline.store.store import Store
 from pipeline.system import untrusted
 from tests.integration.cluster.test_bootstrap import SYSTEMS, make_root, run, values
 from tests.support.faults.people import as_user
 from tests.support.store.handmade_store import HandmadeStore, squashfs_like
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 pytestmark = pytest.mark.needs("root")
 
@@ -380,7 +379,7 @@ WRITERS = {
 @pytest.mark.parametrize("how", [each for each in WAYS if each != "folder"])
 @pytest.mark.parametrize("verb", WRITERS)
 def test_what_root_renders_into_a_folder_for_all(place: Path, verb: str, how: str) -> None:
-    store = Store(place / "store")
+    store = new_store(place / "store")
     publish(store, "v1.0", DATA)
     shared = for_all(place / "shared")
     name = "prolog" if verb == "hooks" else "job.sbatch"

@@ -38,6 +38,7 @@ from pipeline.store.record import Record, Release
 from pipeline.store.store import Store
 from tests.support.images.pushed import push_image
 from tests.support.servers import scans
+from tests.support.store.releases import new_store
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
 
@@ -88,7 +89,7 @@ def report(folder: Path, *found: str) -> None:
 def publish(tmp_path: Path, source: dict[str, str] | None, version: str = "v1.0") -> tuple[Store, Release]:
     file = tmp_path / "made.sqsh"
     file.write_bytes(f"bytes of {version}".encode())
-    store = Store(tmp_path / "store")
+    store = new_store(tmp_path / "store")
     record = Record(
         image="demo",
         version=version,

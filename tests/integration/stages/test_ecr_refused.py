@@ -21,6 +21,7 @@ from tests.support.images.pushed import push_image
 from tests.support.servers import aws, scans
 from tests.support.servers.ecr_front import HOST, EcrFront
 from tests.support.servers.registry import TokenRegistry
+from tests.support.store.releases import new_store
 
 pytestmark = pytest.mark.needs("docker-registry")
 
@@ -84,6 +85,7 @@ def project(
 def configure(
     folder: Path, ngc: TokenRegistry, prefix: str, region: str = aws.REGION, more: str = ""
 ) -> None:
+    new_store(folder / "store")
     (folder / "images.yaml").write_text(
         f"""\
 version: 1

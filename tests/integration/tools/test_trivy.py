@@ -33,12 +33,12 @@ from pipeline.scan.rescan import rescan
 from pipeline.scan.trivy import Trivy
 from pipeline.store.layout import SBOM
 from pipeline.store.record import Record
-from pipeline.store.store import Store
 from tests.conftest import missing
 from tests.support.images.pushed import push_bytes
 from tests.support.servers import scans
 from tests.support.servers.ecr_front import HOST
 from tests.support.servers.trivy_database import Advisory, write_database
+from tests.support.store.releases import new_store
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
 
@@ -185,7 +185,7 @@ def test_what_ecr_no_longer_looks_at_is_looked_up_in_its_sbom(
         sbom = Trivy.find().sbom(image, held, platform="linux/amd64")
     file = tmp_path / "made.sqsh"
     file.write_bytes(b"squashfs")
-    store = Store(tmp_path / "store")
+    store = new_store(tmp_path / "store")
     record = Record(
         image="ours",
         version="v1.0",

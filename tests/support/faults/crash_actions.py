@@ -25,7 +25,7 @@ from pipeline.store import prune as pruning
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
 from pipeline.system.scratch import scratch_folder
-from tests.support.store.releases import record_for
+from tests.support.store.releases import new_store, record_for
 
 BEGIN, END = "/marker-begin", "/marker-end"
 ALL_OLD = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
@@ -55,7 +55,7 @@ def prune(store: Store) -> None:
 
 def sync(store: Store) -> None:
     """To an empty store beside it."""
-    pipeline.store.sync.sync(store, Store(store.root.parent / "copy"))
+    pipeline.store.sync.sync(store, new_store(store.root.parent / "copy"))
 
 
 def scratch(store: Store) -> None:

@@ -36,12 +36,22 @@ def record_for(
 def publish(
     store: Store, version: str, content: bytes = b"", *, allow_external: bool = False, **details: Any
 ) -> Release:
-    """Publish `content` (by default, the version's own name) from a file outside the store."""
+    """Publish `content` (by default, the version's own name) from a file outside the store, which is created
+    when it is not there.
+    """
     content = content or version.encode()
+    store.create()
     with tempfile.TemporaryDirectory() as elsewhere:
         source = Path(elsewhere) / "source"
         source.write_bytes(content)
         return store.publish(record_for(content, version, **details), source, allow_external=allow_external)
+
+
+def new_store(root: Path, **settings: Any) -> Store:
+    """A store at `root`, created when it is not there."""
+    store = Store(root, **settings)
+    store.create()
+    return store
 
 
 def caches(store: Store) -> dict[str, bytes]:

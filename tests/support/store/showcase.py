@@ -14,6 +14,7 @@ from pipeline.store.leases import prepare
 from pipeline.store.record import Record
 from pipeline.store.store import Store
 from tests.support.images.squashfs import Stitcher
+from tests.support.store.releases import new_store
 
 _MONTHS = ("23.10", "23.11", "23.12", "24.01", "24.02", "24.03")
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><!--\u202e\x1b[31m한국어"
@@ -53,7 +54,7 @@ def publish(store: Store, file: Path, image: str, version: str, created: str, **
 
 def showcase(root: Path, work: Path) -> Store:
     """Two images with six and three releases, waivers, channels, a yanked version and leases."""
-    store = Store(root)
+    store = new_store(root)
     for number, month in enumerate(_MONTHS):
         file = sqsh(
             work / month,
@@ -181,7 +182,7 @@ def lease(store: Store, image: str, version: str, *, job: str, host: str) -> Non
 
 def hostile(root: Path, work: Path) -> Store:
     """Two releases whose every free text, names of packages included, tries to become markup."""
-    store = Store(root)
+    store = new_store(root)
     for number in range(2):
         file = sqsh(work / str(number), {f"pkg{HOSTILE}": f"{number}"}, weight=10_000 + number)
         publish(

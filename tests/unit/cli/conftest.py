@@ -16,7 +16,7 @@ from pipeline.oci.reference import Reference
 from pipeline.store.layout import SIGNATURE
 from pipeline.store.store import Store
 from tests.support.servers.registry import Quiet, serving
-from tests.support.store.releases import record_for
+from tests.support.store.releases import new_store, record_for
 
 BASE = Digest.of(b"a base")
 
@@ -40,7 +40,7 @@ def released(tmp_path: Path) -> Iterator[Path]:
         write_lock(tmp_path / "images.lock", Lock().updated(base, Platform.parse("linux/amd64"), locked))
         record = dataclasses.replace(record_for(b"bytes", "v1"), source={"digest": str(BASE)})
         (tmp_path / "bytes").write_bytes(b"bytes")
-        made = Store(store).publish(record, tmp_path / "bytes")
+        made = new_store(store).publish(record, tmp_path / "bytes")
         beside = Store(store).layout.attachments(made.image, made.version, made.platform)
         beside.mkdir(parents=True)
         (beside / SIGNATURE).write_text('{"status": "unsigned"}')

@@ -11,11 +11,12 @@ import pytest
 
 from pipeline.store.store import Store
 from tests.support.store import releases
+from tests.support.store.releases import new_store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path / "store")
+    made = new_store(tmp_path / "store")
     for version in ("v1.0", "v1.1"):
         releases.publish(made, version)
     releases.publish(made, "v2.0", image="other")

@@ -11,6 +11,7 @@ from pipeline import __version__
 from pipeline.cli.app import app
 from pipeline.config.reading import load
 from pipeline.errors import ConfigError
+from pipeline.store.store import Store
 
 
 def _init(*words: str) -> str:
@@ -28,16 +29,17 @@ def test_what_it_writes_is_a_configuration_that_loads(tmp_path: Path) -> None:
         "--registry",
         "127.0.0.1:5000/a",
         "--store",
-        "/s",
+        str(tmp_path / "s"),
         "--folder",
         str(tmp_path),
     )
     assert sorted(said.splitlines()) == sorted(str(path) for path in tmp_path.rglob("*") if path.is_file())
+    assert Store(tmp_path / "s").images() == []  # it is a store
     config = load(tmp_path / "images.yaml")
     spec = config.image("mine")
     assert str(spec.base) == "docker.io/library/debian:12"
     assert str(config.registry.repository("mine")) == "127.0.0.1:5000/a/mine"
-    assert config.store.root == Path("/s")
+    assert config.store.root == tmp_path / "s"
     assert spec.dockerfile is not None
     assert "ARG BASE_IMAGE=docker.io/library/debian:12\nFROM ${BASE_IMAGE}\n" in spec.dockerfile.read_text()
     compile((spec.dockerfile.parent / "train.py").read_text(), "train.py", "exec")
@@ -80,6 +82,49 @@ def test_the_workflow_installs_what_was_installed_here(
     workflow = yaml.safe_load((tmp_path / ".github/workflows/images.yml").read_text())
     runs = [step.get("run") for step in workflow["jobs"]["images"]["steps"]]
     assert f'pip install "sqshpipe @ {wanted}"' in runs
+
+
+ECR = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
+
+
+@pytest.mark.parametrize(
+    ("registry", "scanner"),
+    [
+        (ECR, "auto"),
+        (f"{ECR}/team", "auto"),
+        (f"{ECR.upper()}/team", "auto"),
+        ("123456789012.dkr-ecr.eu-central-1.on.aws/team", "auto"),
+        ("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com", "auto"),
+        ("registry.example.com/team", "none"),
+        (f"{ECR}.example.com/team", "none"),
+        ("", "none"),
+    ],
+)
+def test_what_is_pushed_to_ecr_is_scanned_there(registry: str, scanner: str, tmp_path: Path) -> None:
+    _init("mine", *(["--registry", registry] if registry else []), "--folder", str(tmp_path))
+    config = load(tmp_path / "images.yaml")
+    assert config.image("mine").scan.scanner == scanner
+    assert (config.registry.ecr is not None) == (scanner == "auto")
+
+
+def test_the_store_that_is_named_is_created_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A default, and a folder on a file system that this machine does not mount, are only mentioned."""
+    for number, root in enumerate(
+        (tmp_path / "containers", tmp_path / "fsx" / "containers", tmp_path / "file")
+    ):
+        (tmp_path / "file").write_text("")
+        result = CliRunner().invoke(
+            app, ["init", "--folder", str(tmp_path / str(number)), "--store", str(root)]
+        )
+        assert result.exit_code == 0
+        assert (root / "blobs").exists() == (number == 0)
+        assert (f"sqshpipe store create {root}" in result.stderr) == (number > 0)
+    monkeypatch.setattr("pipeline.cli.init._STORE", tmp_path / "default")
+    result = CliRunner().invoke(app, ["init", "--folder", str(tmp_path / "3")])
+    assert f"sqshpipe store create {tmp_path / 'default'}" in result.stderr
+    assert not (tmp_path / "default").exists()
 
 
 def test_nothing_of_somebodys_is_replaced(tmp_path: Path) -> None:

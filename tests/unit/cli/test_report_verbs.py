@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.errors import ConfigError, ToolError
+from pipeline.errors import ConfigError, PublishError, ToolError
 from tests.support.store.showcase import attach_sbom, hostile, showcase
 
 
@@ -105,5 +105,5 @@ def test_the_page_replaces_the_old_one_whole_or_not(tmp_path: Path) -> None:
     assert file.read_text().startswith("<!doctype html>")
     assert file.stat().st_mode & 0o777 == 0o644
     assert [each.name for each in file.parent.iterdir()] == ["page.html"]
-    with pytest.raises(ConfigError, match="no store at"):
+    with pytest.raises(PublishError, match="no store at"):
         _run("report", "--store", str(tmp_path / "nowhere"), "-o", str(file))

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.cli import streams
 from pipeline.store.store import Store
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 LOCALES = {
@@ -26,7 +26,7 @@ LOCALES = {
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    made = Store(tmp_path / "store")
+    made = new_store(tmp_path / "store")
     publish(made, "v1")
     publish(made, "v2")
     made.mark("demo:v1", "yank", reason="größer → 큰 \U0001f600")

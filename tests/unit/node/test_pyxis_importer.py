@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +20,11 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.node import pyxis_importer as importer
 from pipeline.node.install import ImporterSettings, install
+from pipeline.store import creation
 from pipeline.store.events import KINDS, Change, Event
 from pipeline.store.state import ImageState
 from tests.support.store.handmade_store import HandmadeStore, sealed, squashfs_like
+from tests.support.store.releases import new_store, publish
 
 SOURCE = "sha256:" + "5" * 64
 ECR = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
@@ -66,6 +69,51 @@ def version_for(store: HandmadeStore, reference: str, **more: object) -> str:
     links = {str(link.resolve()): link.name for link in (store.root / image).glob("v*.sqsh")}
     links |= {str(link.resolve()): link.name for link in (store.root / image).glob("2*.sqsh")}
     return links[path].removesuffix(".sqsh")
+
+
+@pytest.mark.parametrize("missing", ["refuse", "import"])
+@pytest.mark.parametrize("reference", ["demo", "demo:v1.0", f"{ECR}/containers/demo:v1.0", "demo@" + SOURCE])
+@pytest.mark.parametrize("place", ["nothing", "empty", "other things", "dangling", "file"])
+def test_a_store_that_is_not_mounted_is_no_unknown_image(
+    place: str, reference: str, missing: str, tmp_path: Path
+) -> None:
+    """With missing: import a step would be sent to a registry under the name of an image of the store."""
+    root = tmp_path / "fsx"
+    if place in ("empty", "other things"):
+        root.mkdir()
+    if place == "other things":
+        (root / "data").mkdir()
+        (root / "data" / "v1.json").write_text('{"image": "data"}')
+    if place == "dangling":
+        root.symlink_to(tmp_path / "gone")
+    if place == "file":
+        root.write_text("mine")
+    imported = tmp_path / "imported"
+    enroot = tmp_path / "enroot"
+    enroot.write_text(f"#!/bin/sh\ntouch {imported}\n")
+    enroot.chmod(0o755)
+    values = {"store": str(root), "missing": missing, "enroot": str(enroot), "state": str(tmp_path / "state")}
+    with pytest.raises(importer.Refused) as told:
+        importer.get(importer.Settings({"schema": 1, **values}), f"docker://{reference}")
+    assert not isinstance(told.value, importer.NotPublished)
+    assert f"there is no store at {root}: is its file system mounted" in str(told.value)
+    assert f"sqshpipe store create {root}" in str(told.value)
+    assert not imported.exists()
+
+
+@pytest.mark.parametrize("kept", ["blobs", "manifest.json", "demo"])
+def test_a_store_is_recognized_as_store_create_does(kept: str, tmp_path: Path) -> None:
+    store = new_store(tmp_path / "store")
+    publish(store, "v1.0")
+    for path in list(store.root.iterdir()):
+        if path.name != kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert importer.is_store(str(store.root)) is creation.is_store(store.layout) is True
+    if kept == "demo":
+        shutil.rmtree(store.root / "demo" / ".meta")
+        assert importer.is_store(str(store.root)) is creation.is_store(store.layout) is True
+        (store.root / "demo" / "v1.0.json").write_text("{}")
+        assert importer.is_store(str(store.root)) is creation.is_store(store.layout) is False
 
 
 @pytest.mark.parametrize(

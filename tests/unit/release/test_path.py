@@ -135,6 +135,7 @@ def test_the_path_ends_after_the_stage_that_is_asked_for(
 
 
 def test_a_release_runs_what_a_check_runs_and_publishes(run: Run, spec: ImageSpec, calls: list[str]) -> None:
+    run.store().create()
     path.release(run, spec, V1)
     shared = [name for name in calls if name in WHOLE]
     assert shared == WHOLE

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.store.releases import new_store
+
 ROOT = Path(__file__).parents[3]
 # Nothing listens on port 1: the run ends at its first stage.
 ENTRY = "version: 1\nimages:\n  mine: {base: '127.0.0.1:1/base:1', scan: {scanner: none}}\n"
@@ -15,7 +17,7 @@ ENTRY = "version: 1\nimages:\n  mine: {base: '127.0.0.1:1/base:1', scan: {scanne
 
 def _release(folder: Path, registry: str, *more: str) -> subprocess.CompletedProcess[str]:
     (folder / "images.yaml").write_text(f"{ENTRY}registry: {registry}\n")
-    (folder / "store").mkdir(exist_ok=True)
+    new_store(folder / "store")
     argv = [sys.executable, "-m", "pipeline", "release", "mine", "--tag", "v1.0", "--store", "store", *more]
     return subprocess.run(
         argv,

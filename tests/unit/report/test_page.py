@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.report.gather import gather
 from pipeline.report.page import page
-from pipeline.store.store import Store
+from tests.support.store.releases import new_store
 from tests.support.store.showcase import HOSTILE, attach_sbom, hostile, showcase
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=timezone.utc)
@@ -112,7 +112,7 @@ def test_damage_is_told_and_is_no_end(tmp_path: Path) -> None:
 
 
 def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
-    assert "Nothing is published yet" in page(gather(Store(tmp_path), now=NOW))
+    assert "Nothing is published yet" in page(gather(new_store(tmp_path), now=NOW))
 
 
 def test_many_releases_make_a_page_of_bounded_length(tmp_path: Path) -> None:

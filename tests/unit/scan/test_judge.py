@@ -23,6 +23,7 @@ from pipeline.scan.rescan import rescan
 from pipeline.store.record import Record
 from pipeline.store.store import Store
 from tests.support.servers import scans
+from tests.support.store.releases import new_store
 
 NOW = datetime(2026, 6, 15, tzinfo=timezone.utc)
 LINUX = Platform.parse("linux/amd64")
@@ -74,7 +75,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def release(config: Config, name: str, digest: Digest) -> Store:
-    store = Store(config.store.root)
+    store = new_store(config.store.root)
     file = config.cache / f"{name}.sqsh"
     file.write_bytes(name.encode())
     record = Record(

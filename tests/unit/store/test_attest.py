@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, VerificationError
 from pipeline.store import attest
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from tests.support.store.releases import publish, record_for
+from tests.support.store.releases import new_store, publish, record_for
 
 
 def write_keys(
@@ -40,7 +40,7 @@ def write_keys(
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "containers")
+    store = new_store(tmp_path / "containers")
     publish(store, "v1.0")
     publish(store, "v1.1")
     return store
@@ -104,7 +104,7 @@ def test_changed_bytes_are_found(store: Store) -> None:
 def test_signatures_travel_with_a_copy(store: Store, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path, "ours")
     attest.sign(store.layout, store.resolve("demo:v1.0"), signing.open_signer(private))
-    copy = Store(tmp_path / "copy")
+    copy = new_store(tmp_path / "copy")
     sync(store, copy)
     attest.verify(copy.layout, copy.resolve("demo:v1.0"), [signing.open_key(public)])
 

@@ -10,12 +10,12 @@ import pytest
 from pipeline.errors import ConfigError, PublishError
 from pipeline.store import channels
 from pipeline.store.store import Store
-from tests.support.store.releases import caches, publish
+from tests.support.store.releases import caches, new_store, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "containers")
+    store = new_store(tmp_path / "containers")
     for version in ("v1.0", "v1.1", "v1.2"):
         publish(store, version)
     return store

@@ -20,14 +20,14 @@ from pipeline.store.retention import LiveJobs, Policy
 from pipeline.store.store import Store
 from pipeline.system import alive
 from pipeline.system import temporary as writer
-from tests.support.store.releases import folder, publish
+from tests.support.store.releases import folder, new_store, publish
 
 NOW = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "containers")
+    store = new_store(tmp_path / "containers")
     for version in ("v1.0", "v1.1", "v1.2"):
         publish(store, version)
     return store

@@ -13,12 +13,12 @@ import pytest
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.store.store import Store
 from pipeline.system import exclusive, temporary
-from tests.support.store.releases import folder, publish, record_for
+from tests.support.store.releases import folder, new_store, publish, record_for
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "containers")
+    return new_store(tmp_path / "containers")
 
 
 def test_a_release_has_bytes_record_links_and_caches(store: Store) -> None:

@@ -11,12 +11,12 @@ from pipeline.store import scrub as scrubbing
 from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
 from pipeline.store.usage import usage
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "containers")
+    store = new_store(tmp_path / "containers")
     for version in ("v1.0", "v1.1", "v1.2"):
         publish(store, version)
     return store

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import pytest
 
-from pipeline.errors import ConfigError, PublishError, VerificationError
+from pipeline.errors import PublishError, VerificationError
 from pipeline.store import prune
 from pipeline.store import sync as syncing
 from pipeline.store.record import Record
@@ -18,12 +18,12 @@ from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
 from pipeline.store.sync_source import MountedSource
-from tests.support.store.releases import folder, publish
+from tests.support.store.releases import folder, new_store, publish
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "source")
+    store = new_store(tmp_path / "source")
     for version in ("v1.0", "v1.1", "v1.2"):
         publish(store, version)
     publish(store, "v1.0", b"other", image="other")
@@ -36,7 +36,7 @@ def source(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Store:
-    return Store(tmp_path / "target")
+    return new_store(tmp_path / "target")
 
 
 def test_what_resolves_is_copied_once_with_all_that_belongs_to_it(source: Store, target: Store) -> None:
@@ -110,8 +110,11 @@ def test_a_cut_inside_a_file_is_gone_on_from(
 
 
 def test_there_must_be_a_store(tmp_path: Path, target: Store) -> None:
-    with pytest.raises(ConfigError, match="no store"):
-        sync(Store(tmp_path / "nothing"), target)
+    nothing = Store(tmp_path / "nothing")
+    for source, other in ((nothing, target), (target, nothing)):
+        with pytest.raises(PublishError, match="there is no store at"):
+            sync(source, other)
+    assert not nothing.root.exists()
 
 
 def test_what_was_pruned_at_the_target_stays_so(source: Store, target: Store) -> None:

@@ -17,7 +17,7 @@ from pipeline.store import attachments, attest
 from pipeline.store.layout import SBOM
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 SECRET = b'{"bomFormat": "CycloneDX", "secret": true}'
 LINUX = "linux/amd64"
@@ -25,7 +25,7 @@ LINUX = "linux/amd64"
 
 @pytest.fixture
 def source(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "source")
+    store = new_store(tmp_path / "source")
     for version in ("v1.0", "v2.0"):
         release = publish(store, version)
         attachments.add(store.layout, release, SBOM, b'{"bomFormat": "CycloneDX"}')
@@ -99,7 +99,7 @@ def test_a_release_with_something_from_elsewhere_is_refused_and_the_others_are_c
     source: Store, tmp_path: Path, change: Change
 ) -> None:
     change(source)
-    target = Store(tmp_path / "target")
+    target = new_store(tmp_path / "target")
     report = sync(source, target)
     assert report.copied == ["demo:v2.0"]
     (refused,) = [*report.refused, *report.broken]
@@ -111,6 +111,7 @@ def test_a_release_with_something_from_elsewhere_is_refused_and_the_others_are_c
 
 def test_the_command_copies_the_others_and_ends_with_8(source: Store, tmp_path: Path) -> None:
     one_more_link(source)
+    new_store(tmp_path / "target")
     argv = [sys.executable, "-m", "pipeline", "store", "sync", source.root, tmp_path / "target"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (8, "demo:v2.0\n"), done.stderr
@@ -119,7 +120,7 @@ def test_the_command_copies_the_others_and_ends_with_8(source: Store, tmp_path: 
 
 def test_a_store_whose_meta_folder_is_elsewhere_is_not_copied(source: Store, tmp_path: Path) -> None:
     a_meta_folder_elsewhere(source)
-    report = sync(source, Store(tmp_path / "target"))
+    report = sync(source, new_store(tmp_path / "target"))
     assert report.copied == []
     assert len(report.refused) == 2
 
@@ -137,13 +138,13 @@ def test_a_hard_link_to_a_file_of_another_user_is_refused(source: Store, tmp_pat
         secret.write_bytes(place.read_bytes())
     place.unlink()
     os.link(secret, place)
-    report = sync(source, Store(tmp_path / "target"))
+    report = sync(source, new_store(tmp_path / "target"))
     assert report.copied == ["demo:v2.0"]
     assert len(report.refused) == 1
 
 
 def test_a_sync_writes_through_no_link_of_the_target(source: Store, tmp_path: Path) -> None:
-    target = Store(tmp_path / "target")
+    target = new_store(tmp_path / "target")
     sync(source, target, names=["demo:v2.0"])
     victim = tmp_path / "victim"
     victim.mkdir()
@@ -155,7 +156,7 @@ def test_a_sync_writes_through_no_link_of_the_target(source: Store, tmp_path: Pa
 
 @pytest.mark.parametrize("how", ["link", "pipe"])
 def test_a_planted_half_copy_is_not_written_to(source: Store, tmp_path: Path, how: str) -> None:
-    target = Store(tmp_path / "target")
+    target = new_store(tmp_path / "target")
     target.prepare()
     victim = tmp_path / "victim"
     victim.write_bytes(b"kept")
