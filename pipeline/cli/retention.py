@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import options, output, profile
 from pipeline.cli.store import Platform, host_platform, open_store
 from pipeline.errors import ConfigError
 
@@ -23,6 +23,7 @@ WithoutSlurm = Annotated[
 Keep = Annotated[int | None, typer.Option("--keep", help="Newest releases to keep; default: images.yaml, 5.")]
 
 store_verbs = typer.Typer(help="Care of the whole store.", no_args_is_help=True)
+store_verbs.command("attach-profile")(profile.attach)
 
 
 def duration(text: str, option: str) -> timedelta:

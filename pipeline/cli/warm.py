@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import node as node_verbs
-from pipeline.cli import options, output
+from pipeline.cli import options, output, profile
 from pipeline.errors import ConfigError, ToolError, VerificationError
 
 if TYPE_CHECKING:
     from pipeline.node.file_cache import Warmed
 
 node = typer.Typer(no_args_is_help=True, help="Does an image fit this node, and where does its time go.")
+node.command("profile")(profile.record)
 STATE = Path("/var/lib/sqshpipe")
 
 Local = Annotated[Path | None, typer.Option("--local", help="Copy into this folder of the node (NVMe).")]

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,8 +113,12 @@ def capture_in(
     binds: Sequence[enter.Bind] = (),
     env: Sequence[tuple[str, str]] = (),
     timeout: float | None = None,
+    on_line: Callable[[str], None] | None = None,
 ) -> process.Completed:
-    """As `capture`, in a folder that holds the image: a mount, or the unpacked files."""
+    """As `capture`, in a folder that holds the image: a mount, or the unpacked files.
+
+    `on_line` gets each line of the command's output as it comes.
+    """
     with _scratch() as scratch:
         entering = enter.Entering(
             image=str(root),
@@ -124,7 +128,7 @@ def capture_in(
             env=tuple(env),
         )
         inside = self_command.module(enter.__name__, entering.as_json())
-        return process.run(inside, check=False, timeout=timeout)
+        return process.run(inside, check=False, timeout=timeout, on_line=on_line)
 
 
 @contextlib.contextmanager

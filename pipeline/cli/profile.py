@@ -1,0 +1,85 @@
+"""Start-up profiles: node profile records one, store attach-profile puts it beside a release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import node as node_verbs
+from pipeline.cli import options, output
+from pipeline.errors import ConfigError
+
+
+def record(
+    image: node_verbs.Image,
+    command: Annotated[
+        list[str], typer.Argument(help="After --: what starts, for example python -c 'import torch'.")
+    ],
+    store: options.Store = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the profile here; default: attach it to the release."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Run a command in an image and record which ranges of the .sqsh its start reads.
+
+    Prints where the profile is. Only who publishes attaches it; others use -o and send the file to them.
+    """
+    from pipeline.node import profile as profiling
+    from pipeline.store import profiles
+    from pipeline.system import untrusted
+
+    if file is None and ("/" in image or "#" in image):
+        raise ConfigError(f"{image[:200]!r} is no release of the store", hint="give -o FILE")
+    recorded = profiling.record(node_verbs.wanted(image, store), command, on_line=output.tell)
+    if recorded.done.returncode != 0:
+        raise typer.Exit(recorded.done.returncode)
+    found = recorded.profile
+    if file is None:
+        from pipeline.cli.store import host_platform, open_store
+
+        opened = open_store(store)
+        release = opened.resolve(image, host_platform())
+        folder = opened.layout.attachments(release.image, release.version, release.platform)
+        file = folder / profiles.attach(opened.layout, release, found)
+    else:
+        untrusted.replace_file(file, profiles.to_bytes(found))
+    _print(file, found.bytes_read, len(found.ranges), found.size, json=json)
+
+
+def attach(
+    name: Annotated[str, typer.Argument(metavar="IMAGE:VERSION", help="A release.")],
+    file: Annotated[Path, typer.Argument(help="What node profile -o wrote, for this version or another.")],
+    store: options.Store = None,
+    config: options.ConfigFile = options.DEFAULT_CONFIG,
+    platform: Annotated[str | None, typer.Option("--platform", help="os/architecture.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Put a start-up profile beside a release, so that nodes read ahead what a start needs.
+
+    A profile of another version is resolved for this one: files that are stored otherwise are left out.
+    """
+    from pipeline.cli.store import host_platform, open_store
+    from pipeline.store import profiles
+
+    try:
+        given = profiles.read(file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"there is no {file}", hint="sqshpipe node profile IMAGE -o FILE -- CMD") from None
+    opened = open_store(store, config)
+    release = opened.resolve(name, platform or host_platform())
+    made = profiles.attach(opened.layout, release, given)
+    found = profiles.newest(opened.layout, release) or given
+    folder = opened.layout.attachments(release.image, release.version, release.platform)
+    _print(folder / made, found.bytes_read, len(found.ranges), found.size, json=json)
+
+
+def _print(path: Path, read: int, ranges: int, size: int, *, json: bool) -> None:
+    if json:
+        output.data_json({"path": str(path), "bytes": read, "ranges": ranges, "size": size})
+    else:
+        output.tell(f"{read / 1e6:.1f} of {size / 1e6:.1f} MB in {ranges} ranges")
+        output.data_path(path)
