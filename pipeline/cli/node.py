@@ -45,8 +45,10 @@ def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFil
         return image_file(Path(name), digest)
     from pipeline.cli.store import host_platform, open_store
 
-    release = open_store(store).resolve(name, host_platform())
-    return ImageFile(path=release.path, sha256=release.sha256)
+    opened = open_store(store)
+    release = opened.resolve(name, host_platform())
+    startup = opened.layout.attachments(release.image, release.version, release.platform)
+    return ImageFile(path=release.path, sha256=release.sha256, startup=startup)
 
 
 def _refuse_reference(name: str) -> None:
@@ -80,11 +82,12 @@ def mount(
 
     The mount stays until every holder has called `unmount` or has ended.
     """
-    from pipeline.node import run, shared_mount
+    from pipeline.node import prefetch, run, shared_mount
 
     holder = shared_mount.job_holder(job) if job else run.holder_for_caller(holder_pid)
     found = wanted(image, store, digest)
     shared = shared_mount.acquire(found.path, found.sha256, holder, kind=_kind(by))
+    prefetch.begin(found, holder)
     if json:
         output.data_json(
             {"folder": str(shared.root), "file": str(found.path), "by": shared.kind, "device": shared.device}
@@ -100,12 +103,14 @@ def unmount(
     job: Job = None,
 ) -> None:
     """Count the caller no longer; the last one unmounts. Also clears away what killed callers left."""
-    from pipeline.node import run, shared_mount
+    from pipeline.node import prefetch, run, shared_mount
 
     if image is not None:
         holder = shared_mount.job_holder(job) if job else run.holder_for_caller(holder_pid)
+        prefetch.end(holder)
         shared_mount.release(wanted(image, store).sha256, holder)
     elif job:
+        prefetch.end(shared_mount.job_holder(job))
         shared_mount.release_job(job)
     else:
         shared_mount.clear(shared_mount.node_folder())

@@ -37,7 +37,11 @@ srun --ntasks-per-node=1 --label --kill-on-bad-exit=0 "$@"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What to warm, where. `local` is the node's own folder for a copy; None means the page cache."""
+    """What to warm, where. `local` is the node's own folder for a copy; None means the page cache.
+
+    With `startup`, the folder of start-up profiles, what a start needs is read into the page cache: of the
+    local copy, else of the file itself and no more.
+    """
 
     file: Path
     sha256: str
@@ -46,6 +50,7 @@ class Order:
     local: Path | None = None
     state: Path | None = Path("/var/lib/sqshpipe")
     check: bool = True
+    startup: Path | None = None
     sbcast: bool | None = None
     timeout: float = 3600.0
     options: tuple[str, ...] = ()
@@ -98,6 +103,7 @@ def _group(order: Order, nodes: Sequence[str]) -> list[Outcome]:
         "--check" if order.check else "--no-check",
     ]
     words += ["--local", str(order.local)] if order.local else []
+    words += ["--startup", str(order.startup)] if order.startup else []
     words += ["--state", str(order.state)] if order.state else []
     if order.broadcasts and order.local is not None:
         # in a folder of ours alone, under a name that nobody can plant: sbcast follows symlinks

@@ -82,7 +82,7 @@ def _folder() -> Iterator[Path]:
 def _traced_mount(file: Path, root: Path, trace: Path) -> Iterator[None]:
     """A squashfuse in the foreground under strace, until the block ends; `trace` then has all its reads."""
     strace, squashfuse = (process.which(each, hint=HINT) for each in ("strace", "squashfuse"))
-    tracing = ["-qq", "-s0", "-etrace=pread64", "-esignal=none", "-P", file, "-o", trace]
+    tracing: list[str | Path] = ["-qq", "-s0", "-etrace=pread64", "-esignal=none", "-P", file, "-o", trace]
     argv = [strace, *tracing, squashfuse, "-f", "-o", "ro,nosuid,nodev", file, root]
     stop = threading.Event()
     ended: list[process.Completed | ToolError] = []

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FormatError, PublishError
+from pipeline.node import page_cache
 from pipeline.node import profile as profiling
 from pipeline.node import run as running
 from pipeline.node.run import ImageFile
@@ -316,3 +317,58 @@ def test_any_change_of_a_profile_is_the_same_or_refused(profile: Profile, tmp_pa
             continue
         assert all(start >= 0 and start + length <= found.size for start, length in found.ranges)
         assert sum(found.ranges[each][1] for each in range(len(found.ranges))) <= found.size
+
+
+@pytest.fixture
+def profiled(file: Path, profile: Profile, tmp_path: Path) -> Store:
+    """A store with demo:v1.0 and its profile; nothing of the file is in the page cache."""
+    store = Store(tmp_path / "store")
+    store.publish(record_of(file, "v1.0"), file)
+    release = store.resolve("demo:v1.0")
+    profiles.attach(store.layout, release, profile)
+    page_cache.forget(release.path)
+    return store
+
+
+@pytest.mark.needs("root")
+def test_prewarm_reads_what_a_start_needs(profiled: Store, profile: Profile, tmp_path: Path) -> None:
+    release = profiled.resolve("demo:v1.0")
+    if page_cache.resident(release.path):
+        pytest.skip("this file system does not forget")
+    folder = profiled.layout.attachments("demo", "v1.0", release.platform)
+    words = ["warm-here", str(release.path), "--digest", release.sha256, "--startup", str(folder)]
+    assert json.loads(sqshpipe(*words))["size"] == profile.bytes_read
+    there = page_cache.resident(release.path)
+    assert profile.bytes_read <= there < 0.9 * release.size
+    local = tmp_path / "local"
+    found = json.loads(sqshpipe(*words, "--local", str(local), "--state", str(tmp_path)))
+    assert found["path"] == str(local / f"{release.sha256}.sqsh")
+    assert found["size"] == profile.bytes_read
+
+
+@pytest.mark.parametrize("verb", ["run", "mount"])
+def test_verbs_read_ahead_and_leave_nothing(profiled: Store, profile: Profile, node: Path, verb: str) -> None:
+    release = profiled.resolve("demo:v1.0")
+    where = ["--store", str(profiled.root)]
+    if verb == "mount":
+        sqshpipe("mount", "demo", *where, "--holder-pid", str(os.getpid()))
+        (mark,) = (node / "prefetch").iterdir()
+        pid = int(mark.read_text().split()[0])
+        end = time.monotonic() + 20
+        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        if os.geteuid() == 0:
+            assert page_cache.resident(release.path) >= profile.bytes_read
+        sqshpipe("unmount", "demo", *where, "--holder-pid", str(os.getpid()))
+    else:
+        assert sqshpipe("run", "demo", *where, "--", "cat", "/word") == "hello\n"
+    assert list((node / "prefetch").iterdir()) == []
+
+
+def test_prewarm_without_a_profile_is_a_sentence(file: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.publish(record_of(file, "v1.0"), file)
+    folder = store.layout.attachments("demo", "v1.0", "linux/amd64")
+    words = ["warm-here", str(file), "--digest", "0" * 64, "--startup", str(folder)]
+    sqshpipe(*words, code=3)
