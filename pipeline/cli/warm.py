@@ -116,10 +116,14 @@ def check_node(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Compare an image with this node: architecture, CUDA and driver, EFA. Exit code 7: it does not fit."""
+    """Compare an image with this node: architecture, CUDA and driver, EFA. Exit code 7: it does not fit.
+
+    Also which squashfs server ranks would get, and what pyxis and enroot of this node do.
+    """
     from pipeline.node import check as node_check
 
     found = node_check.check(node_verbs.wanted(image, store).path, node_check.this_host(), efa=efa)
+    found += node_check.software()
     if json:
         output.data_json([{"what": each.what, "verdict": each.verdict, "text": each.text} for each in found])
     else:
