@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,9 @@ def record(
         Path | None,
         typer.Option("--output", "-o", help="Write the profile here; default: attach it to the release."),
     ] = None,
+    digest: Annotated[
+        str | None, typer.Option("--digest", help="sha256 of a file given by path; default: it is read.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Run a command in an image and record which ranges of the .sqsh its start reads.
@@ -30,11 +34,15 @@ def record(
     """
     from pipeline.node import profile as profiling
     from pipeline.store import profiles
+    from pipeline.store.publishing import hash_file
     from pipeline.system import untrusted
 
     if file is None and ("/" in image or "#" in image):
         raise ConfigError(f"{image[:200]!r} is no release of the store", hint="give -o FILE")
-    recorded = profiling.record(node_verbs.wanted(image, store), command, on_line=output.tell)
+    wanted = node_verbs.wanted(image, store, digest)
+    if "/" in image and not digest:
+        wanted = replace(wanted, sha256=hash_file(wanted.path))
+    recorded = profiling.record(wanted, command, on_line=output.tell)
     if recorded.done.returncode != 0:
         raise typer.Exit(recorded.done.returncode)
     found = recorded.profile
