@@ -45,7 +45,7 @@ advice: one that is damaged or breaks a rule of this table is ignored with a war
 | `tails` | fragment blocks, each named by at most {startup.NAMED} files whose ends lie in it |
 | `{KEY}` | as above, and required |
 
-The tables at the end of the file are the first range. Paths are percent-encoded. The checksum of a file is the
+The tables at the end of the file are the first range. Paths are percent-encoded. A file's checksum is the
 CRC-32 of its block size, its size and the words that say how its blocks are stored."""
 HEAD = "<!-- Made by `python docs/generate.py` from the code: change it there. -->\n\n"
 

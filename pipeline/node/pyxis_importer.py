@@ -859,6 +859,8 @@ def is_own(status: os.stat_result) -> bool:
 def alone(lock: int, work: Callable[[], object]) -> None:
     """The child: it keeps nothing of the caller's but the lock, so that nobody waits for it. No return."""
     try:
+        os.nice(5)
+        time.sleep(0.005)  # the caller's answer comes first
         os.setsid()
         os.chdir("/")
         null = os.open("/dev/null", os.O_RDWR)
@@ -866,7 +868,6 @@ def alone(lock: int, work: Callable[[], object]) -> None:
             os.dup2(null, standard)
         os.closerange(3, lock)
         os.closerange(lock + 1, 4096)
-        os.nice(5)
         work()
     finally:
         os._exit(0)

@@ -15,6 +15,8 @@ from pipeline.errors import ToolError, VerificationError
 from pipeline.node import file_cache, page_cache
 from pipeline.node import prewarm as prewarming
 from pipeline.node.install import ImporterSettings, install
+from pipeline.squashfs.startup import Profile
+from pipeline.store import profiles
 from pipeline.store.store import Store
 from tests.support import squashed
 
@@ -210,3 +212,14 @@ def test_the_bench_tells_each_way(
     assert all(row["first_rank"] > 0 and row["work"] > 0 for row in measured)
     assert all(row["note"] for row in rows if row not in measured)
     assert not list(tmp_path.glob("sqshpipe-bench-*"))
+
+
+@pytest.mark.usefixtures("slurm")
+def test_what_a_start_needs_is_read_on_each_node(published: Store) -> None:
+    sqshpipe("prewarm", "demo", "--nodes", "n[1-2]", "--startup", code=2)  # there is no profile
+    release = published.resolve("demo")
+    ranges = ((release.size - 8192, 8192), (0, 4096))
+    profile = Profile(sha256=release.sha256, size=release.size, ranges=ranges)
+    profiles.attach(published.layout, release, profile)
+    rows = json.loads(sqshpipe("prewarm", "demo", "--nodes", "n[1-2]", "--startup", "--json"))
+    assert [(row["node"], row["size"]) for row in rows] == [("n1", 12288), ("n2", 12288)]
