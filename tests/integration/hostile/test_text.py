@@ -77,6 +77,7 @@ CASES: dict[str, list[str]] = {
     "du": ["--store S", "demo --store S", "X --store S"],
     "adopt": ["F --store D", "F --dry-run --store D", "Q --image X --tag X --store D"],
     "sync": ["S D", "S D --only X", "S D --channel X", "X D", "S X"],
+    "store attach-profile": ["demo:v2 F --store S", "demo:v2 X --store S", "X F --store S"],
     "store rebuild": ["--store S", "--store E", "--store X"],
     "attest image": ["demo:v2 --store S --config C", "X --store S"],
     "attest sign": ["demo:v2 --key X --store S", "demo:v2 --key F --store S"],
@@ -91,6 +92,7 @@ CASES: dict[str, list[str]] = {
     "cluster hooks": ["-o P/hooks --store S --command X", "-o F --store S"],
     "job render": ["demo:v2 X --store S", "X X --store S", "demo:v2 true --name X --store S --sbatch X"],
     "node check": ["Q", "F", "X --store S"],
+    "node profile": ["Q -o P/p.json -- X", "F -o X -- true", "X --store S -- X", "Q -- X"],
     "node bench": ["Q", "F", "X --store S"],
     "mirror": ["--config C", "X --config C"],
     "ecr apply": ["--config C", "X --config C"],
@@ -111,7 +113,11 @@ CASES: dict[str, list[str]] = {
     "cache": ["", "--max-size X", "--max-age X"],
     "doctor": ["--config C", "--config F", "--config X", "--config C --store X"],
     "init": ["X", "demo --folder F", "demo --base X"],
-    "warm-here": ["X --digest X --local X --state X", "Q --digest X --local P/l --state P/s"],
+    "warm-here": [
+        "X --digest X --local X --state X",
+        "Q --digest X --local P/l --state P/s",
+        "Q --digest X --startup X",
+    ],
 }
 _PRINTS_BYTES = {"cat Q /X"}  # a file's own bytes, as they are: what a caller asks for
 MODES = {
