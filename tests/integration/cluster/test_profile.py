@@ -23,8 +23,9 @@ from pipeline.node.run import ImageFile
 from pipeline.squashfs import startup
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.squashfs.startup import Profile, Range, merged
-from pipeline.store import profiles
+from pipeline.store import profiles, sealed
 from pipeline.store.store import Store
+from pipeline.system import process
 from tests.support import squashed
 
 from .conftest import record_of
@@ -64,7 +65,17 @@ def tree_of(folder: Path, seed: int = 1) -> Path:
 
 
 def squash(tree: Path, made: Path, *options: str) -> Path:
-    argv = ["mksquashfs", tree, made, "-noappend", "-all-root", "-comp", "zstd", "-Xcompression-level", "1"]
+    argv: list[str | Path] = [
+        "mksquashfs",
+        tree,
+        made,
+        "-noappend",
+        "-all-root",
+        "-comp",
+        "zstd",
+        "-Xcompression-level",
+        "1",
+    ]
     subprocess.run([*argv, *options], check=True, stdout=subprocess.DEVNULL, timeout=120)
     made.chmod(0o444)
     return made
@@ -108,7 +119,7 @@ def passed_through(file: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
     """The file below a file system that logs each read: (path there, log)."""
     seen, log = folder / "seen", folder / "log"
     seen.mkdir()
-    argv = [sys.executable, "-m", "tests.support.readlog", file.parent, seen, log]
+    argv: list[str | Path] = [sys.executable, "-m", "tests.support.readlog", file.parent, seen, log]
     server = subprocess.Popen(argv, cwd=Path(__file__).parents[3])
     try:
         while not seen.is_mount():
@@ -222,7 +233,18 @@ def test_an_ordinary_user_records(file: Path, tmp_path: Path) -> None:
         copy.write_bytes(file.read_bytes())
         # a mount namespace in which everybody may open /dev/fuse, as on hosts with squashfuse
         script = 'mknod -m 666 $0/fuse c 10 229 && mount --bind $0/fuse /dev/fuse && exec "$@"'
-        argv = ["unshare", "-m", "sh", "-c", script, folder, sys.executable, "-c", AS_NOBODY, copy]
+        argv: list[str | Path] = [
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            script,
+            folder,
+            sys.executable,
+            "-c",
+            AS_NOBODY,
+            copy,
+        ]
         env = {**os.environ, "SQSHPIPE_NODE_DIR": str(folder / "node"), "PYTHONPATH": os.fsdecode(ROOT)}
         done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
@@ -240,7 +262,7 @@ def sqshpipe(*words: str, code: int = 0) -> str:
 
 
 def test_without_strace_one_sentence(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling.process, "_MORE_PATH", ())
+    monkeypatch.setattr(process, "_MORE_PATH", ())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Exception, match="strace is not installed"):
         profiling.record(image_file(file), ["true"])
@@ -272,9 +294,9 @@ BAD = {
 def test_false_profiles_are_refused(change: dict[str, object], tmp_path: Path) -> None:
     table = {"schema": 1, "sha256": "a" * 64, "size": 100, "ranges": [[0, 10]], "files": [], "tails": []}
     path = tmp_path / "p.json"
-    path.write_bytes(profiles.sealed.seal(json.dumps(table)))
+    path.write_bytes(sealed.seal(json.dumps(table)))
     assert profiles.read(path).bytes_read == 10
-    path.write_bytes(profiles.sealed.seal(json.dumps(table | change)))
+    path.write_bytes(sealed.seal(json.dumps(table | change)))
     with pytest.raises(PublishError):
         profiles.read(path)
 
@@ -312,7 +334,7 @@ def test_any_change_of_a_profile_is_the_same_or_refused(profile: Profile, tmp_pa
             at = rng.randrange(len(raw))
             raw[at : at + rng.randint(0, 3)] = rng.choice([b"", b"0", b"9", b"-", b"[", b"]", b",", b"e5"])
         try:
-            found = Profile.from_table(profiles.sealed.parse(bytes(raw), tmp_path), "it")
+            found = Profile.from_table(sealed.parse(bytes(raw), tmp_path), "it")
         except (FormatError, PublishError):
             continue
         assert all(start >= 0 and start + length <= found.size for start, length in found.ranges)
