@@ -25,7 +25,7 @@ from pipeline.node.install import ImporterSettings, install
 from pipeline.store import leases
 from pipeline.store.store import Store
 from tests.support.store.handmade_store import squashfs_like
-from tests.support.store.releases import record_for
+from tests.support.store.releases import new_store, record_for
 
 AT_ONCE = 64
 RATIO = 3.5
@@ -96,7 +96,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def published(folder: Path, releases: int) -> Store:
     """A store with so many releases of one image."""
-    store = Store(folder / "store")
+    store = new_store(folder / "store")
     store.create()
     for number in range(releases):
         data = squashfs_like(f"v{number}")

@@ -22,6 +22,7 @@ from pipeline import errors
 from pipeline.cli.app import app
 from pipeline.cluster import settings as cluster_settings
 from pipeline.config.document import json_schema
+from pipeline.squashfs import startup
 from pipeline.store.record import SCHEMA, Record
 from pipeline.store.sealed import KEY
 
@@ -33,6 +34,23 @@ _CHECKSUM = (
     "key; so do the caches `index.json`, `head.json` and `manifest.json`, which are not believed without",
     "it. It detects damage, not lies.",
 )
+_STARTUP = f"""\
+## Start-up profiles
+
+`<store>/<image>/.meta/<version>/startup-<number>.json`, schema {startup.SCHEMA}, each made once; the highest
+number counts. What the start of a program reads of the `.sqsh`, in the order of the first reads. A profile is
+advice: one that is damaged or breaks a rule of this table is ignored with a warning.
+
+| key | content |
+|---|---|
+| `sha256`, `size` | the file that `ranges` belong to |
+| `ranges` | `[start, length]` in bytes, at most {startup.MOST_RANGES:,}, within the file, without overlaps |
+| `files` | `[path, checksum, [[first block, blocks], …]]`: the same for other versions of the image |
+| `tails` | fragment blocks, each named by at most {startup.NAMED} files whose ends lie in it |
+| `{KEY}` | as above, and required |
+
+The tables at the end of the file are the first range. Paths are percent-encoded. A file's checksum is the
+CRC-32 of its block size, its size and the words that say how its blocks are stored."""
 HEAD = "<!-- Made by `python docs/generate.py` from the code: change it there. -->\n\n"
 
 
@@ -177,7 +195,7 @@ def _records() -> str:
     for key, value in example.as_json().items():
         kind = types.get(key, type(value).__name__)
         lines.append(f"| `{key}` | `{_cell(kind)}` |")
-    lines += [f"| `{KEY}` | `str` |", "", *_CHECKSUM]
+    lines += [f"| `{KEY}` | `str` |", "", *_CHECKSUM, "", _STARTUP]
     return "\n".join(lines) + "\n"
 
 

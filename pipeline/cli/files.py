@@ -11,7 +11,7 @@ from pipeline.cli import completion
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.node.run import ImageFile
+    from pipeline.node.image_file import ImageFile
 
 Image = Annotated[
     str,
@@ -25,7 +25,7 @@ Image = Annotated[
 
 def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFile:
     """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names."""
-    from pipeline.node.run import ImageFile, image_file
+    from pipeline.node.image_file import ImageFile, image_file
 
     first, slash, _ = name.partition("/")
     if "#" in name or (slash and ":" in first):
@@ -37,9 +37,9 @@ def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFil
 
     opened = open_store(store)
     release = opened.resolve(name, host_platform())
-    beside = opened.layout.attachments(release.image, release.version, release.platform) / RANGES
-    ranges = beside if RANGES in release.attachments else None
-    return ImageFile(path=release.path, sha256=release.sha256, ranges=ranges)
+    beside = opened.layout.attachments(release.image, release.version, release.platform)
+    ranges = beside / RANGES if RANGES in release.attachments else None
+    return ImageFile(path=release.path, sha256=release.sha256, startup=beside, ranges=ranges)
 
 
 def _refuse_reference(name: str) -> None:

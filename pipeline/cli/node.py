@@ -12,6 +12,7 @@ from pipeline.cli import options, output
 from pipeline.cli.cluster import write_out
 from pipeline.cli.files import Image, wanted
 from pipeline.cli.prewarm import prewarm, warm_here
+from pipeline.cli.profile import record
 from pipeline.cli.stores import named_root, open_store
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import ConfigError, VerificationError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 node = Verbs("A node of the cluster: set it up, check it, warm it, mount on it.")
 node.command()(prewarm)
+node.command("profile")(record)
 node.command("warm-here", hidden=True)(warm_here)
 
 HolderPid = Annotated[
@@ -114,10 +116,14 @@ def check_node(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Compare an image with this node: CUDA, driver, EFA; exit with 7 if it does not fit."""
+    """Compare an image with this node: CUDA, driver, EFA; exit with 7 if it does not fit.
+
+    Also which squashfs server ranks would get, and what pyxis and enroot of this node do.
+    """
     from pipeline.node import check as node_check
 
     found = node_check.check(wanted(image, store).path, node_check.this_host(), efa=efa)
+    found += node_check.software()
     if "/" not in image or leases:
         found.append(node_check.leases(leases or open_store(store).layout.leases))
     if as_json:
@@ -173,11 +179,12 @@ def mount(
 
     The mount stays until every holder has called `unmount` or has ended.
     """
-    from pipeline.node import run, shared_mount
+    from pipeline.node import prefetch, run, shared_mount
 
     holder = shared_mount.job_holder(job) if job else run.holder_for_caller(holder_pid)
     found = wanted(image, store, digest)
     shared = shared_mount.acquire(found.path, found.sha256, holder, kind=kind_of(by))
+    prefetch.begin(found, holder)
     if as_json:
         output.data_json(
             {"folder": str(shared.root), "file": str(found.path), "by": shared.kind, "device": shared.device}
@@ -194,12 +201,14 @@ def unmount(
     job: Job = None,
 ) -> None:
     """Release this caller's hold; unmount when no holder is left."""
-    from pipeline.node import run, shared_mount
+    from pipeline.node import prefetch, run, shared_mount
 
     if image is not None:
         holder = shared_mount.job_holder(job) if job else run.holder_for_caller(holder_pid)
+        prefetch.end(holder)
         shared_mount.release(wanted(image, store).sha256, holder)
     elif job:
+        prefetch.end(shared_mount.job_holder(job))
         shared_mount.release_job(job)
     else:
         shared_mount.clear(shared_mount.node_folder())

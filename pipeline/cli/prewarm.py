@@ -31,6 +31,9 @@ def prewarm(
     local: Local = None,
     state: State = STATE,
     check: Check = True,
+    startup: Annotated[
+        bool, typer.Option("--startup", help="What a start needs, as the release's start-up profile says.")
+    ] = False,
     sbcast: Annotated[
         bool | None, typer.Option("--sbcast/--no-sbcast", help="Default: when many nodes copy.")
     ] = None,
@@ -47,6 +50,10 @@ def prewarm(
         raise ConfigError("say which nodes", hint="give either --nodes LIST or --partition NAME")
     hosts = client.hostnames(nodes) if nodes else client.partition_nodes(partition or "")
     found = wanted(image, store)
+    if startup and (found.startup is None or not (found.startup / "startup-1.json").exists()):
+        raise ConfigError(
+            f"{image} has no start-up profile", hint=f"record one: sqshpipe node profile {image} -- CMD"
+        )
     order = prewarming.Order(
         file=found.path,
         sha256=found.sha256,
@@ -56,6 +63,7 @@ def prewarm(
         ranges=found.ranges,
         state=state,
         check=check,
+        startup=found.startup if startup else None,
         sbcast=sbcast,
         options=(f"--partition={partition}",) if partition else (),
         command=command,
@@ -82,14 +90,20 @@ def warm_here(
     brought: Annotated[Path | None, typer.Option("--from")] = None,
     ranges: Annotated[Path | None, typer.Option("--ranges")] = None,
     check: Check = True,
+    startup: Annotated[Path | None, typer.Option("--startup")] = None,
 ) -> None:
     """What prewarm runs on each node."""
     import json
     import os
 
-    from pipeline.node import file_cache
+    from pipeline.node import file_cache, prefetch
+    from pipeline.node.image_file import ImageFile
 
-    if local is None:
+    if startup is not None:
+        if local is not None:
+            file = file_cache.onto_disk(file, digest, local, state=state, brought=brought).path
+        done = prefetch.now(ImageFile(path=file, sha256=digest, startup=startup))
+    elif local is None:
         done = file_cache.into_page_cache(file, digest if check else None)
     else:
         done = file_cache.onto_disk(file, digest, local, state=state, brought=brought, ranges=ranges)

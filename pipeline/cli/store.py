@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli import completion, options, output
 from pipeline.cli.lease import lease
+from pipeline.cli.profile import attach
 from pipeline.cli.prune import prune
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.stores import configured_store, open_store
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 store = Verbs("The shared folder: make it, care for it, copy it.")
 store.add_typer(lease, name="lease")
+store.command("attach-profile")(attach)
 
 Names = Annotated[
     list[str] | None,

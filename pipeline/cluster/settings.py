@@ -25,7 +25,6 @@ from pipeline.errors import ConfigError
 # A word that a shell, YAML and slurm.conf all take as it is.
 Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:@%+=,\[\]-]+$")]
 Absolute = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/@+-]+$")]
-# 123456789012.dkr.ecr.us-east-1.amazonaws.com, and the dual-stack 123456789012.dkr-ecr.us-east-1.on.aws
 # What stands in quotes in a shell script.
 OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 _INSIDE = r"/[^\s,;:'\"$`\\]*"

@@ -36,6 +36,7 @@ class ImporterSettings:
     local: Path | None = None
     trusted_uids: tuple[int, ...] = (0,)
     verify: bool = False
+    prefetch_mib: int = 1024
     cluster: str = ""
     leases: Path | None = None
 
@@ -43,6 +44,8 @@ class ImporterSettings:
         for path in (self.store, self.state, self.local, self.leases):
             if path is not None and (not path.is_absolute() or not str(path).isprintable()):
                 raise ConfigError(f"{str(path)!r} is not an absolute path on one line")
+        if not 0 <= self.prefetch_mib < 1 << 30:
+            raise ConfigError(f"prefetch_mib: {self.prefetch_mib} is not a size in MiB; 0 turns prefetch off")
         if self.missing not in ("refuse", "import"):
             raise ConfigError(f"missing: {self.missing!r} is neither refuse nor import")
 
@@ -58,6 +61,7 @@ class ImporterSettings:
             "local": str(self.local or ""),
             "trusted_uids": list(self.trusted_uids),
             "verify": self.verify,
+            "prefetch_mib": self.prefetch_mib,
             "cluster": self.cluster,
         }
         return json.dumps(values, indent=2) + "\n"
@@ -85,6 +89,7 @@ def install(settings: ImporterSettings, prefix: Path) -> Path:
         _own_mode(settings.state, 0o755)  # nobody else makes or renames what lies in it
         _own_mode(settings.state / "verified", STATE_MODE)
         _own_mode(settings.state / "imported", STATE_MODE)
+        _own_mode(settings.state / "prefetch", STATE_MODE)
     except OSError as error:
         raise ToolError(f"cannot install the importer: {error}", hint="run it as root on the node") from error
     if os.geteuid() != 0:

@@ -41,6 +41,8 @@ class Order:
     """What to warm, where. `local` is the node's own folder for a copy; None means the page cache.
 
     `ranges` is where the store keeps what the file has in common with other releases.
+    With `startup`, the folder of start-up profiles, what a start needs is read into the page cache: of the
+    local copy, else of the file itself and no more.
     """
 
     file: Path
@@ -51,6 +53,7 @@ class Order:
     ranges: Path | None = None
     state: Path | None = Path("/var/lib/sqshpipe")
     check: bool = True
+    startup: Path | None = None
     sbcast: bool | None = None
     timeout: float = 3600.0
     options: tuple[str, ...] = ()
@@ -107,6 +110,7 @@ def _group(order: Order, nodes: Sequence[str]) -> list[Outcome]:
     ]
     words += ["--local", str(order.local)] if order.local else []
     words += ["--ranges", str(order.ranges)] if order.local and order.ranges else []
+    words += ["--startup", str(order.startup)] if order.startup else []
     words += ["--state", str(order.state)] if order.state else []
     if order.broadcasts and order.local is not None:
         # in a folder of ours alone, under a name that nobody can plant: sbcast follows symlinks

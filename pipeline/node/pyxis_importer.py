@@ -9,9 +9,9 @@ plugstack.conf:  optional spank_pyxis.so use_squashfuse=1 importer=PREFIX/bin/py
 
 `get` prints one absolute path; all else goes to stderr, which pyxis shows when `get` fails. It runs as the
 job's user on every node of a step at once, so it takes no lock, writes nothing but a lease (who uses the
-file) and marks of files that it has hashed, and works on a store that users can only read. `release` drops
-the lease, any number of times. Settings: pyxis-importer.json beside this file. This file stands alone: Python
-3.8, standard library only.
+file), marks of files that it has hashed and what it reads ahead, and works on a store that users can only
+read. `release` drops the lease and ends reading ahead, any number of times. Settings: pyxis-importer.json
+beside this file. This file stands alone: Python 3.8, standard library only.
 
 Which version a name means is what the records and the events of the store say. index.json answers quicker; it
 is believed only when its checksum is right and it is newer than every event.
@@ -26,6 +26,10 @@ import os
 import stat
 import sys
 import time
+
+TYPE_CHECKING = False  # as type checkers know it, without importing typing
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SCHEMA = 1
 LATEST = "latest"
@@ -42,6 +46,12 @@ LARGEST_TABLE = 64 << 20  # bytes of one JSON file
 DEEPEST = 32  # objects and lists within one another
 LONGEST_NUMBER = 19  # digits
 BLOCK = 4 << 20
+PROFILE = 8 << 20  # bytes of one start-up profile
+RANGES = 1 << 16  # that it may have
+READERS = 16
+PIECE = 1 << 20  # bytes that one of them asks for
+PREFETCH_SECONDS = 60.0  # then a start is over or will not be saved
+PREFETCH_AGAIN = 600  # seconds until a file is read ahead again
 SEAL = b'"crc32": "'  # the last key of an object; its value covers all bytes before it
 STATES = {"hidden": "about to be pruned", "pruned": "pruned", "yanked": "withdrawn", "damaged": "damaged"}
 HISTORY = 50  # versions that a channel remembers
@@ -79,6 +89,7 @@ class Settings:
     local = ""  # node-local folder of prewarmed copies, preferred when there
     trusted_uids: tuple[int, ...] | list[int] = (0,)  # whose copies and marks count, besides the user's own
     verify = False  # compare the whole file's sha256, once a node and digest
+    prefetch_mib = 1024  # at most so much of what a start needs is read ahead; 0: nothing
     cluster = ""
     cache_hours = 24  # how long an imported image is taken for fresh, and kept unused
     lease_hours = 720  # until when a lease counts whose job's end is not known
@@ -141,6 +152,7 @@ class Found:
         self.image, self.version = image, version
         self.sha256, self.file = str(entry.get("sha256")), str(entry.get("file"))
         self.size = entry.get("size")
+        self.was_read = False  # whole, a moment ago, by us
         if not is_digest(self.sha256) or self.file != f"blobs/sha256/{self.sha256}.sqsh":
             raise Refused(f"the store's entry of {image}:{version} is damaged: inform the owner of the store")
 
@@ -190,15 +202,15 @@ def say(text: str) -> None:
 # -- Reading the store -------------------------------------------------------------------------------------
 
 
-def read(path: str, flags: int = os.O_NOFOLLOW) -> bytes | None:
+def read(path: str, flags: int = os.O_NOFOLLOW, limit: int = LARGEST_TABLE) -> bytes | None:
     """The bytes of a small regular file; None when it is missing."""
     for attempt in range(4):  # a file renamed over while it is opened is stale on NFS: open the new one
         try:
             descriptor = os.open(path, READ | flags)
             try:
                 status = os.fstat(descriptor)
-                if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_TABLE:
-                    raise Damaged(path, f"not a regular file of at most {LARGEST_TABLE >> 20} MiB")
+                if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+                    raise Damaged(path, f"not a regular file of at most {limit >> 20} MiB")
                 return read_all(descriptor, status.st_size)
             finally:
                 os.close(descriptor)
@@ -694,10 +706,11 @@ def create(folder: int, name: str, content: bytes) -> None:
 
 
 def release(settings: Settings) -> None:
-    """Drop this step's lease on this node."""
+    """Drop this step's lease on this node, and end what it still reads ahead."""
     name = lease_stem()
     if not name:
         return
+    end_prefetch(f"{settings.state}/prefetch", name)
     try:
         folder = lease_folder(settings)
     except OSError:
@@ -850,6 +863,7 @@ def compare(descriptor: int, path: str, found: Found, settings: Settings) -> Non
     """The whole file has the recorded sha256: read once a node, then known by the mark."""
     if is_marked(descriptor, found.sha256, settings.state, settings.owners()):
         return
+    found.was_read = True
     if not verify(descriptor, found.sha256, settings.state):
         what = f"{path} of {found.image}:{found.version}"
         raise Refused(f"{what} has changed its bytes: inform the owner of the store")
@@ -879,13 +893,18 @@ def get(settings: Settings, text: str) -> str:
         return import_once(settings, text)
     leave_lease(settings, found)
     try:
-        return local_copy(settings, found) or in_store(settings, wanted, found)
+        path = local_copy(settings, found)
+        if not path:
+            found, path = in_store(settings, wanted, found)
     except BaseException:
         release(settings)
         raise
+    if settings.prefetch_mib > 0 and not found.was_read:
+        prefetch(settings, found, path)
+    return path
 
 
-def in_store(settings: Settings, wanted: Wanted, found: Found) -> str:
+def in_store(settings: Settings, wanted: Wanted, found: Found) -> tuple[Found, str]:
     """The file in the store, looked at; a second time after a moment, since new names come late on NFS."""
     path = f"{settings.store}/{found.file}"
     try:
@@ -897,7 +916,207 @@ def in_store(settings: Settings, wanted: Wanted, found: Found) -> str:
             leave_lease(settings, again)
         path = f"{settings.store}/{again.file}"
         look_at(path, again, settings)
-    return path
+        return again, path
+    return found, path
+
+
+# -- Reading ahead what a start needs ----------------------------------------------------------------------
+
+
+def prefetch(settings: Settings, found: Found, path: str) -> None:
+    """Read ahead what the newest start-up profile of the release names, in a process of its own.
+
+    Nothing here may stop the job, and outside of a job nobody would end that process.
+    """
+    folder = f"{settings.store}/{found.image}/.meta/{stem(found.version)}"
+    step = lease_stem()
+    if not step or not os.path.lexists(folder + "/startup-1.json"):
+        return
+    size = found.size if isinstance(found.size, int) else 0
+
+    def work() -> None:
+        limit = prefetch_limit(settings.prefetch_mib << 20)
+        read_ahead(path, startup_ranges(newest_profile(folder), found.sha256, size, limit))
+
+    try:
+        in_background(f"{settings.state}/prefetch", found.sha256, step, work)
+    except OSError:
+        return
+
+
+def in_background(folder: str, sha256: str, holder: str, work: Callable[[], object]) -> int:
+    """Run `work` in a child of its own session, once for a file and user of this node; the child's pid, or 0.
+
+    Its file in `folder` (`SHA256-UID`: "PID HOLDER") is locked while the child lives, so that all know
+    whether it does, and says for ten minutes afterwards that the work has been done. Raises OSError.
+    """
+    import fcntl
+
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(f"{folder}/{sha256}-{os.getuid()}", flags, 0o600)
+    try:
+        status = os.fstat(descriptor)
+        if not is_own(status):
+            return 0
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return 0
+        if status.st_size and time.time() - status.st_mtime < PREFETCH_AGAIN:
+            return 0
+        pid = os.fork()
+        if pid == 0:
+            alone(descriptor, work)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{pid} {holder}".encode(), 0)
+        return pid
+    finally:
+        os.close(descriptor)
+
+
+def is_own(status: os.stat_result) -> bool:
+    """Whether only this user can have written a file, which has no other name that leads to another use."""
+    return is_safe(status, (os.getuid(),)) and status.st_nlink == 1
+
+
+def alone(lock: int, work: Callable[[], object]) -> None:
+    """The child: it keeps nothing of the caller's but the lock, so that nobody waits for it. No return."""
+    try:
+        os.nice(5)
+        time.sleep(0.005)  # the caller's answer comes first
+        os.setsid()
+        os.chdir("/")
+        null = os.open("/dev/null", os.O_RDWR)
+        for standard in (0, 1, 2):  # closed, but no file that is opened later may get their numbers
+            os.dup2(null, standard)
+        os.closerange(3, lock)
+        os.closerange(lock + 1, 4096)
+        work()
+    finally:
+        os._exit(0)
+
+
+def end_prefetch(folder: str, holder: str) -> None:
+    """End what this holder has started, and remove its files."""
+    mine = f"-{os.getuid()}"
+    try:
+        names = [each for each in os.listdir(folder) if each.endswith(mine)]
+    except OSError:
+        return
+    for name in names:
+        try:
+            end_one(f"{folder}/{name}", holder)
+        except (OSError, ValueError):  # noqa: PERF203 - the next one may be ours
+            continue
+
+
+def end_one(path: str, holder: str) -> None:
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not is_own(os.fstat(descriptor)):
+            return
+        pid, _, of = read_all(descriptor, 256).decode().partition(" ")
+        if of != holder:
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.kill(int(pid), 9)  # it lives, since it holds the lock
+        os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
+def newest_profile(folder: str) -> str:
+    """Path of the start-up profile with the highest number; Refused when there is none."""
+    texts = [each[8:-5] for each in list_folder(folder) if each[:8] == "startup-" and each[-5:] == ".json"]
+    numbers = [int(each) for each in texts if each.isascii() and each.isdecimal() and len(each) < 10]
+    if not numbers:
+        raise Refused(f"{folder} has no start-up profile")
+    return f"{folder}/startup-{max(numbers)}.json"
+
+
+def startup_ranges(path: str, sha256: str, size: int, limit: int) -> list[tuple[int, int]]:
+    """The ranges (start, length) of a start-up profile, up to `limit` bytes together.
+
+    Raises Refused for what is not a sound profile of the file with this sha256 and size.
+    """
+    raw = read(path, limit=PROFILE)
+    table = parse(path, raw, sealed=True) if raw is not None else {}
+    ranges = table.get("ranges")
+    if (table.get("sha256"), table.get("size")) != (sha256, size):
+        raise Refused(f"{path} is the start-up profile of another file")
+    if type(ranges) is not list or len(ranges) > RANGES or not all(map(is_range, ranges)):
+        raise Refused(f"{path} is no list of at most {RANGES} ranges")
+    end = 0
+    for start, length in sorted(ranges):
+        if start < end or start + length > size:
+            raise Refused(f"{path} has ranges that overlap or lie outside the file")
+        end = start + length
+    taken = []
+    for start, length in ranges:
+        if limit > 0:
+            taken.append((start, min(length, limit)))
+        limit -= length
+    return taken
+
+
+def is_range(value: object) -> bool:
+    if type(value) is not list or len(value) != 2:
+        return False
+    start, length = value
+    return type(start) is type(length) is int and start >= 0 and length > 0
+
+
+def prefetch_limit(most: int) -> int:
+    """At most so many bytes, and a tenth of the memory that this node has free."""
+    with open("/proc/meminfo", "rb") as lines:
+        for line in lines:
+            if line.startswith(b"MemAvailable:"):
+                return min(most, int(line.split()[1]) * 1024 // 10)
+    return 0
+
+
+def read_ahead(path: str, ranges: list[tuple[int, int]], seconds: float = PREFETCH_SECONDS) -> int:
+    """Read ranges into the page cache, several at a time, for so long at most; gives how many bytes it read.
+
+    Raises OSError and Refused as `open_file` does; what cannot be read is left out.
+    """
+    import _thread
+
+    pieces = [
+        (at, min(PIECE, start + length - at))
+        for start, length in ranges
+        for at in range(start, start + length, PIECE)
+    ]
+    pieces.reverse()
+    end = time.monotonic() + seconds
+    descriptor = open_file(path)
+    done = []
+
+    def reader(running: _thread.LockType) -> None:
+        buffer = memoryview(bytearray(PIECE))
+        try:
+            while time.monotonic() < end:
+                start, length = pieces.pop()
+                while length > 0 and (had := os.preadv(descriptor, [buffer[:length]], start)) > 0:
+                    done.append(had)
+                    start, length = start + had, length - had
+        except (IndexError, OSError):  # nothing is left to read, or the file cannot be read
+            return
+        finally:
+            running.release()
+
+    readers = [_thread.allocate_lock() for _ in range(min(READERS, len(pieces)))]
+    for each in readers:
+        each.acquire()
+        _thread.start_new_thread(reader, (each,))
+    for each in readers:
+        each.acquire()
+    os.close(descriptor)
+    return sum(done)
 
 
 # -- What is not published ---------------------------------------------------------------------------------

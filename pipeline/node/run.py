@@ -3,59 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
-import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline.errors import ConfigError, FormatError, ToolError
-from pipeline.node import enter, shared_mount
-from pipeline.system import process, self_command, untrusted
+from pipeline.errors import ToolError
+from pipeline.node import enter, prefetch, shared_mount
+from pipeline.node.image_file import ImageFile, image_file
+from pipeline.system import process, self_command
 from pipeline.system.mount import Kind
+
+__all__ = ["ImageFile", "image_file", "run"]
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 
 _counter = itertools.count()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageFile:
-    """A .sqsh to mount and the name by which callers of this node share the mount (64 hex digits).
-
-    `ranges` is where a store keeps what the file has in common with others, if it does.
-    """
-
-    path: Path
-    sha256: str
-    ranges: Path | None = None
-
-
-def image_file(path: Path, digest: str | None = None) -> ImageFile:
-    """A .sqsh that is named by its path: shared by all who name the same file, unchanged, or give its digest.
-
-    The bytes of a store are named by their digest, so for them the name tells.
-
-    Raises ConfigError when there is no such file, FormatError when it is no squashfs.
-    """
-    try:
-        # A symlink is followed: releases and channels are symlinks. A pipe or a device is not waited for.
-        with os.fdopen(untrusted.open_regular(path, follow=True), "rb") as file:
-            magic, found = file.read(4), os.fstat(file.fileno())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    if magic != b"hsqs":
-        raise FormatError(f"{path} is not a squashfs file")
-    resolved = path.resolve()
-    digest = digest or (resolved.stem if resolved.parent.name == "sha256" else None)
-    if digest is not None and re.fullmatch(r"[0-9a-f]{64}", digest):
-        return ImageFile(path=resolved, sha256=digest)
-    identity = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
-    return ImageFile(path=resolved, sha256=hashlib.sha256(identity.encode()).hexdigest())
 
 
 @contextlib.contextmanager
@@ -83,7 +48,7 @@ def run(
 
     A command that a signal ended gives 128 and the signal's number, as shells do.
     """
-    with held(image, kind=kind) as mounted, _scratch() as scratch:
+    with held(image, kind=kind) as mounted, prefetch.running(image), _scratch() as scratch:
         entering = enter.Entering(
             image=str(mounted.root),
             scratch=str(scratch),
@@ -103,10 +68,12 @@ def capture_in(
     binds: Sequence[enter.Bind] = (),
     env: Sequence[tuple[str, str]] = (),
     timeout: float | None = None,
+    on_line: Callable[[str], None] | None = None,
 ) -> process.Completed:
     """Run a command in a folder that holds the image, a mount or unpacked files, and keep what it prints.
 
-    Its exit code is the caller's to judge.
+    Its exit code is the caller's to judge. `on_line` gets each line of the command's output
+    as it comes.
     """
     with _scratch() as scratch:
         entering = enter.Entering(
@@ -117,7 +84,7 @@ def capture_in(
             env=tuple(env),
         )
         inside = self_command.module(enter.__name__, entering.as_json())
-        return process.run(inside, check=False, timeout=timeout)
+        return process.run(inside, check=False, timeout=timeout, on_line=on_line)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import structlog
 
 from pipeline.errors import VerificationError
 from pipeline.progress import SILENT, Meter
+from pipeline.release import start_profile
 from pipeline.slurm import client
 from pipeline.system import process, self_command
 from pipeline.text import said
@@ -29,6 +30,14 @@ class Tried:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Where profiles go (an empty folder), and the sha256 of the file that they are of."""
+
+    folder: Path
+    sha256: str
+
+
 def try_image(
     path: Path,
     commands: Sequence[str],
@@ -37,20 +46,22 @@ def try_image(
     slurm_options: Sequence[str] | None = None,
     timeout: float = SECONDS,
     meter: Meter = SILENT,
+    record: Record | None = None,
 ) -> tuple[Tried, ...]:
     """Run each command by ``/bin/sh -c`` inside the image, in the image's environment and working folder.
 
     With `slurm_options` (``["--partition=gpu", "--gpus=1"]``) each is a step that Slurm places, so that CUDA
     meets a driver; the nodes must then see the path. `timeout` (seconds, each command) includes the
-    waiting for Slurm. Raises VerificationError with the last lines of the first command that fails, ToolError
-    when the image cannot be mounted.
+    waiting for Slurm. With `record`, a command here also leaves the profile of its start. Raises
+    VerificationError with the last lines of the first command that fails, ToolError when the image cannot be
+    mounted.
     """
     tried = []
     for command in commands:
         began = time.monotonic()
         meter.line(f"test: {command}")
         if slurm_options is None:
-            done = process.run(_inside(path, command), check=False, timeout=timeout)
+            done = _here(path, command, timeout, record)
         else:
             done = _on_a_node(path, command, slurm_options, timeout)
         if done.returncode != 0:
@@ -58,6 +69,19 @@ def try_image(
         tried.append(Tried(command=command, seconds=time.monotonic() - began))
         log.debug("test passed", command=command)
     return tuple(tried)
+
+
+def _here(path: Path, command: str, timeout: float, record: Record | None) -> process.Completed:
+    """A command that fails while it is recorded is run again without: its test must not depend on strace."""
+    if record is not None and start_profile.can_record():
+        profile = record.folder / f"{len(list(record.folder.iterdir())):04d}.json"
+        argv = start_profile.recording(path, ["/bin/sh", "-c", command], profile, record.sha256)
+        done = process.run(argv, check=False, timeout=timeout)
+        if done.returncode == 0:
+            return done
+        profile.unlink(missing_ok=True)
+        log.debug("the test failed while it was recorded: it is run again", command=command)
+    return process.run(_inside(path, command), check=False, timeout=timeout)
 
 
 def _inside(path: Path, command: str) -> list[str]:

@@ -23,10 +23,11 @@ from pipeline.image.repository import prepare
 from pipeline.oci.reference import Reference
 from pipeline.registry.images import image_manifest
 from pipeline.registry.source import RegistrySource
+from pipeline.release import start_profile
 from pipeline.release.pinned import Pinned
 from pipeline.release.publish import publish, publish_again
 from pipeline.release.run import Run, Stage
-from pipeline.release.smoke_test import try_image
+from pipeline.release.smoke_test import Record, try_image
 from pipeline.scan.gate import ScanReport, scan
 from pipeline.scan.judge import Judge, chosen
 from pipeline.store.record import Release
@@ -148,7 +149,7 @@ def try_file(
         file = _converted(run, spec, report, output, early)
         verified = _verified(run, file) if until.reaches(Stage.VERIFY) else None
         if until.reaches(Stage.TEST):
-            tested(run, spec, output, f"{spec.name}:{version}")
+            tested(run, spec, output, f"{spec.name}:{version}", None)
     return verified
 
 
@@ -174,9 +175,10 @@ def publish_new(
 ) -> Release:
     """Convert, verify and test in the store's staging folder, then publish."""
     store.make_room(report.image.size)  # a .sqsh is about as large as the compressed layers
-    with store.staging() as staged:
+    with store.staging() as staged, scratch_folder(run.config.scratch) as recorded:
         verified = _verified(run, _converted(run, spec, report, staged, early, staged=True))
-        tested(run, spec, staged, f"{spec.name}:{version}")
+        record = Record(folder=recorded, sha256=verified.file.sha256)
+        tested(run, spec, staged, f"{spec.name}:{version}", record)
         with run.progress.stage("publish") as meter:
             _tag_version(run, version, report)
             made = publish(
@@ -192,6 +194,7 @@ def publish_new(
                 meter=meter,
             )
             run.progress.result(f"{made.name}, {made.public_path}")
+        _profiled(run, made, store, recorded)
     return made
 
 
@@ -207,21 +210,24 @@ def publish_same(
     """Publish the file of another release, made from the same image with the same options."""
     run.progress.skip("convert", f"{same.name} is the same image with the same options: its file is taken")
     run.progress.skip("verify", "its bytes are compared with their digest while they are published")
-    tested(run, spec, same.path, f"{spec.name}:{version}")
-    with run.progress.stage("publish") as meter:
-        _tag_version(run, version, report)
-        made = publish_again(
-            same,
-            store=store,
-            image=spec.name,
-            version=version,
-            source=report.image,
-            scan=report.record(),
-            provenance=provenance(run, spec, pinned),
-            channels=spec.channels,
-            meter=meter,
-        )
-        run.progress.result(f"{made.name}, {made.public_path}")
+    with scratch_folder(run.config.scratch) as recorded:
+        record = Record(folder=recorded, sha256=same.sha256)
+        tested(run, spec, same.path, f"{spec.name}:{version}", record)
+        with run.progress.stage("publish") as meter:
+            _tag_version(run, version, report)
+            made = publish_again(
+                same,
+                store=store,
+                image=spec.name,
+                version=version,
+                source=report.image,
+                scan=report.record(),
+                provenance=provenance(run, spec, pinned),
+                channels=spec.channels,
+                meter=meter,
+            )
+            run.progress.result(f"{made.name}, {made.public_path}")
+        _profiled(run, made, store, recorded)
     return made
 
 
@@ -265,11 +271,21 @@ def _verified(run: Run, file: SquashfsFile) -> VerifiedSquashfs:
     return verified
 
 
-def tested(run: Run, spec: ImageSpec, file: Path, name: str) -> None:
+def _profiled(run: Run, made: Release, store: Store, recorded: Path) -> None:
+    """The start-up profile of what the tests recorded, or that of the version before, if there is one."""
+    sentence = start_profile.attach(made, store, recorded)
+    if sentence:
+        with run.progress.stage("profile"):
+            run.progress.result(sentence)
+
+
+def tested(run: Run, spec: ImageSpec, file: Path, name: str, record: Record | None) -> None:
     """Run the image's own tests, if it has any, inside a .sqsh. Raises VerificationError when one fails."""
     if spec.test:
         with run.progress.stage("test") as meter:
-            passed = try_image(file, spec.test, name=name, slurm_options=spec.test_on, meter=meter)
+            passed = try_image(
+                file, spec.test, name=name, slurm_options=spec.test_on, meter=meter, record=record
+            )
             run.progress.result(f"{len(passed)} of {len(spec.test)} commands passed")
 
 

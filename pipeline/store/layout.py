@@ -7,7 +7,7 @@ blobs/sha256/<hex>.sqsh            the bytes
 <image>/index.json, SHA256SUMS     caches
 <image>/.meta/events/<number>.json what was done since, one file each
 <image>/.meta/head.json            cache: channels, and what does not resolve
-<image>/.meta/<version>/           signatures, SBOM, findings, ranges
+<image>/.meta/<version>/           signatures, SBOM, findings, ranges, start-up profiles
 manifest.json                      cache of everything
 leases/                            who uses what
 """

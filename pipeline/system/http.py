@@ -118,4 +118,6 @@ def _has_a_location(response: httpx.Response) -> None:
     try:
         address(response.headers.get("location", ""))
     except ValueError as error:
-        raise httpx.RemoteProtocolError("a Location that is no address", request=response.request) from error
+        raise httpx.RemoteProtocolError(
+            "a Location that is not a valid address", request=response.request
+        ) from error

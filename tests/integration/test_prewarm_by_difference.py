@@ -15,7 +15,7 @@ from pipeline.node.file_cache import Warmed
 from pipeline.store.layout import RANGES
 from pipeline.store.sharing import ranges_of
 from pipeline.store.store import Store
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 from tests.support.store.versions import layer, release
 
 
@@ -23,7 +23,7 @@ from tests.support.store.versions import layer, release
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """v1.0, versions with another top, middle or base layer, and one with nothing in common."""
     folder = tmp_path_factory.mktemp("made")
-    store = Store(folder / "store")
+    store = new_store(folder / "store")
     base, middle, top = layer("a", 6), layer("b", 4), layer("c", 2)
     new = layer("new", 1)
     for version, layers in {

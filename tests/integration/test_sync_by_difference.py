@@ -27,6 +27,7 @@ from pipeline.store.layout import RANGES
 from pipeline.store.sharing import ranges_of
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
+from tests.support.store.releases import new_store
 from tests.support.store.versions import layer, release
 
 MIB = 1 << 20
@@ -36,7 +37,7 @@ MIB = 1 << 20
 def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """v1.0, and v1.1 to v1.3 with another top, middle and base layer."""
     folder = tmp_path_factory.mktemp("made")
-    store = Store(folder / "store")
+    store = new_store(folder / "store")
     base, middle, top, new = layer("a", 14), layer("b", 12), layer("c", 2), layer("new", 1)
     release(store, "v1.0", base, middle, top, folder=folder)
     release(store, "v1.1", base, middle, new, folder=folder)
@@ -47,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Store:
-    return Store(tmp_path / "target")
+    return new_store(tmp_path / "target")
 
 
 def changed(store: Store, version: str) -> int:
@@ -103,7 +104,7 @@ def test_a_flipped_bit_at_the_target_does_not_spread(made: Store, target: Store)
 
 def test_ranges_at_the_source_that_lie_are_found(made: Store, target: Store, tmp_path: Path) -> None:
     """The source's writers say which bytes are the target's: what comes out is compared with the record."""
-    source = Store(tmp_path / "copy")
+    source = new_store(tmp_path / "copy")
     shutil.copytree(made.root, source.root, symlinks=True)
     sync(source, target, names=["demo:v1.0"])
     beside = source.layout.attachments("demo", "v1.1", "linux/amd64") / RANGES

@@ -18,14 +18,14 @@ from pipeline.errors import SqshpipeError
 from pipeline.store import prune, restore
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
-from tests.support.store.releases import publish, record_for
+from tests.support.store.releases import new_store, publish, record_for
 
 NOW = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path / "containers")
+    made = new_store(tmp_path / "containers")
     for image in ("alpha", "beta"):
         publish(made, "v1.0", f"{image} one".encode(), image=image)
         publish(made, "v1.1", f"{image} two".encode(), image=image)

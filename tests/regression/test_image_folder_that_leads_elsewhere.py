@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PublishError
-from pipeline.store.store import Store
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives a symlink to another user, which root may")
 
 
 @pytest.mark.parametrize("name", ["demo", "demo/.meta", "demo/.meta/events"])
 def test_nothing_is_written_through_another_user_s_symlink(tmp_path: Path, name: str) -> None:
-    store = Store(tmp_path / "containers")
+    store = new_store(tmp_path / "containers")
     publish(store, "v1.0", image="other")
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "events").mkdir(parents=True)

@@ -13,7 +13,7 @@ from pipeline.store import sealed
 from pipeline.store.events import Change, Event, as_bytes
 from pipeline.store.store import Store
 from tests.support.store.handmade_store import squashfs_like
-from tests.support.store.releases import publish, record_for
+from tests.support.store.releases import new_store, publish, record_for
 
 ODD_RECORDS = (
     '"image": "\u0430lpha"',
@@ -44,7 +44,7 @@ ODD_EVENTS = (
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path / "containers")
+    made = new_store(tmp_path / "containers")
     for version in ("v1.0", "v1.1"):
         publish(made, version, squashfs_like(version), image="alpha")
     made.promote("alpha:v1.0", "stable")

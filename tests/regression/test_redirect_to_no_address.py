@@ -21,7 +21,7 @@ NAMES = [
 def test_it_is_told_in_a_sentence(location: str) -> None:
     headers = [(b"location", location.encode())]
     transport = Streamed(lambda _request: httpx.Response(307, headers=headers))
-    with _client(transport) as client, pytest.raises(RegistryError, match=r"no address|address that is none"):
+    with _client(transport) as client, pytest.raises(RegistryError, match="not a valid address"):
         client.head("a/b", "v1")
 
 
@@ -29,7 +29,7 @@ def test_it_is_told_in_a_sentence(location: str) -> None:
 def test_a_token_server_that_is_no_address(realm: str) -> None:
     headers = [(b"www-authenticate", f'Bearer realm="{realm}"'.encode())]
     transport = Streamed(lambda _request: httpx.Response(401, headers=headers))
-    with _client(transport) as client, pytest.raises(RegistryError, match="no address"):
+    with _client(transport) as client, pytest.raises(RegistryError, match="not a valid address"):
         client.head("a/b", "v1")
 
 

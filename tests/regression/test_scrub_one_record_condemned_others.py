@@ -9,13 +9,12 @@ import pytest
 
 from pipeline.store import restore, sealed
 from pipeline.store.scrub import scrub
-from pipeline.store.store import Store
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 
 
 @pytest.mark.parametrize("wrong", ["alpha", "beta"])
 def test_only_the_release_whose_record_is_wrong_is_marked(tmp_path: Path, wrong: str) -> None:
-    store = Store(tmp_path / "containers")
+    store = new_store(tmp_path / "containers")
     for image in ("alpha", "beta"):
         publish(store, "v1.0", b"the same", image=image)
     path = store.layout.record(wrong, "v1.0", "linux/amd64")
@@ -30,7 +29,7 @@ def test_only_the_release_whose_record_is_wrong_is_marked(tmp_path: Path, wrong:
 
 
 def test_the_tombstone_of_one_platform_is_not_reported_again(tmp_path: Path) -> None:
-    store = Store(tmp_path / "containers")
+    store = new_store(tmp_path / "containers")
     publish(store, "v1.0")
     arm = publish(store, "v1.0", b"arm", platform="linux/arm64")
     arm.path.unlink()

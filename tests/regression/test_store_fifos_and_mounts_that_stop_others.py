@@ -15,7 +15,7 @@ from pipeline.store import leases, prune, restore
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 from tests.support.waiting import until
 
 AMD64 = "linux/amd64"
@@ -23,7 +23,7 @@ AMD64 = "linux/amd64"
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path / "containers")
+    made = new_store(tmp_path / "containers")
     for image in ("alpha", "beta"):
         publish(made, "v1.0", f"bytes of {image}".encode(), image=image)
     return made
@@ -57,7 +57,7 @@ def test_a_pipe_in_place_of_bytes(store: Store, tmp_path: Path) -> None:
 def test_a_damaged_image_does_not_keep_others_from_being_copied(
     store: Store, tmp_path: Path, where: str
 ) -> None:
-    target = Store(tmp_path / "target")
+    target = new_store(tmp_path / "target")
     sync(store, target)
     for image in ("alpha", "beta"):
         publish(store, "v1.1", f"more of {image}".encode(), image=image)

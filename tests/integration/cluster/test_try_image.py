@@ -11,10 +11,13 @@ from pipeline.config.lock import Lock
 from pipeline.config.reading import load
 from pipeline.errors import VerificationError
 from pipeline.progress import UNTOLD
-from pipeline.release import stages
+from pipeline.release import stages, start_profile
 from pipeline.release.run import Run
-from pipeline.release.smoke_test import try_image
+from pipeline.release.smoke_test import Record, try_image
+from pipeline.store import profiles
+from tests.integration.cluster.conftest import record_of
 from tests.support.servers.slurm import Slurm
+from tests.support.store.releases import new_store
 
 
 @pytest.fixture
@@ -71,5 +74,39 @@ def test_images_yaml_says_which_node_tries_it(
     monkeypatch.setenv("SLURM_NODELIST", "n1")
     config = load(tmp_path / "images.yaml")
     run = Run(config=config, lock=Lock(), clients=Clients(config), progress=UNTOLD)
-    stages.tested(run, config.images["demo"], image, "demo:v1.0")
+    stages.tested(run, config.images["demo"], image, "demo:v1.0", None)
     assert out.read_text() == "n2\n"
+
+
+@pytest.mark.needs("strace", "squashfuse", "/dev/fuse")
+@pytest.mark.usefixtures("_here")
+def test_a_release_gets_the_profile_of_its_tests(image: Path, tmp_path: Path) -> None:
+    store = new_store(tmp_path / "store")
+    store.publish(record_of(image, "v1.0"), image)
+    made, folder = store.resolve("demo:v1.0"), tmp_path / "recorded"
+    folder.mkdir()
+    record = Record(folder=folder, sha256=made.sha256)
+    tried = try_image(image, ["cat /word", "python3 -c 'import json'"], record=record)
+    assert len(tried) == 2
+    assert len(list(folder.iterdir())) == 2
+    assert start_profile.attach(made, store, folder).startswith("startup-1.json: ")
+    found = profiles.newest(store.layout, made)
+    assert found is not None
+    assert any(b"bin/python3" in each.path for each in found.files)
+    store.publish(record_of(image, "v1.1", "2026-01-02T00:00:00Z"), image)
+    (tmp_path / "none").mkdir()
+    newer = store.resolve("demo:v1.1")
+    assert start_profile.attach(newer, store, tmp_path / "none").endswith("profile of demo:v1.0")
+    assert profiles.newest(store.layout, newer) == found
+    assert start_profile.attach(newer, store, tmp_path / "none") == ""
+
+
+@pytest.mark.usefixtures("_here")
+def test_recording_decides_no_test(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record(folder=tmp_path, sha256="0" * 64)
+    monkeypatch.setattr(start_profile, "recording", lambda *_: ["false"])
+    monkeypatch.setattr(start_profile, "can_record", lambda: True)
+    assert len(try_image(image, ["true"], record=record)) == 1
+    with pytest.raises(VerificationError, match="exit code 7"):
+        try_image(image, ["exit 7"], record=record)
+    assert not list(tmp_path.glob("*.json"))

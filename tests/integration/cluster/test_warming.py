@@ -16,10 +16,13 @@ from pipeline.errors import ToolError, VerificationError
 from pipeline.node import file_cache, page_cache
 from pipeline.node import prewarm as prewarming
 from pipeline.node.install import ImporterSettings, install
+from pipeline.squashfs.startup import Profile
+from pipeline.store import profiles
 from pipeline.store.store import Store
 from tests.integration.cluster.conftest import record_of
 from tests.support.faults.people import as_user
 from tests.support.images import squashed
+from tests.support.store.releases import new_store
 from tests.support.store.versions import layer, release
 
 MEGABYTES = 16
@@ -64,19 +67,19 @@ def test_nodes_get_copies_that_the_importer_prefers(published: Store, tmp_path: 
 
 @pytest.mark.usefixtures("slurm")
 def test_a_node_reports_what_it_took_from_the_version_before(tmp_path: Path) -> None:
-    store, local = Store(tmp_path / "store"), tmp_path / "nvme"
+    store, local = new_store(tmp_path / "store"), tmp_path / "nvme"
     base = layer("a", 4)
     release(store, "v1.0", base, layer("b", 1), folder=tmp_path)
     release(store, "v1.1", base, layer("c", 1), folder=tmp_path)
     words = ["--store", store.root, "--nodes", "n1", "--local", local, "--state", tmp_path]
-    (first,) = json.loads(sqshpipe("prewarm", "demo:v1.0", *words, "--json"))
+    (first,) = json.loads(sqshpipe("node", "prewarm", "demo:v1.0", *words, "--json"))
     assert (first["read"], first["reused"]) == (first["size"], 0)
-    (second,) = json.loads(sqshpipe("prewarm", "demo:v1.1", *words, "--json"))
+    (second,) = json.loads(sqshpipe("node", "prewarm", "demo:v1.1", *words, "--json"))
     assert second["read"] + second["reused"] == second["size"]
     assert second["read"] < 2 << 20
     assert Path(second["path"]).read_bytes() == store.resolve("demo:v1.1").path.read_bytes()
     Path(second["path"]).unlink()
-    assert "MB of it from copies on the node" in sqshpipe("prewarm", "demo:v1.1", *words)
+    assert "MB of it from copies on the node" in sqshpipe("node", "prewarm", "demo:v1.1", *words)
 
 
 @pytest.mark.usefixtures("slurm")
@@ -329,3 +332,14 @@ def test_nodes_use_the_sqshpipe_that_was_installed_there(published: Store, tmp_p
     )
     assert [row["node"] for row in rows] == ["n1", "n2"]
     assert log.read_text().count("warm-here") == 2
+
+
+@pytest.mark.usefixtures("slurm")
+def test_what_a_start_needs_is_read_on_each_node(published: Store) -> None:
+    sqshpipe("node", "prewarm", "demo", "--nodes", "n[1-2]", "--startup", code=2)  # there is no profile
+    release = published.resolve("demo")
+    ranges = ((release.size - 8192, 8192), (0, 4096))
+    profile = Profile(sha256=release.sha256, size=release.size, ranges=ranges)
+    profiles.attach(published.layout, release, profile)
+    rows = json.loads(sqshpipe("node", "prewarm", "demo", "--nodes", "n[1-2]", "--startup", "--json"))
+    assert [(row["node"], row["size"]) for row in rows] == [("n1", 12288), ("n2", 12288)]

@@ -148,6 +148,7 @@ def test_yank_says_where_the_channels_went(filled: Path) -> None:
 
 def test_a_dry_run_changes_nothing_and_exits_with_10(filled: Path, tmp_path: Path) -> None:
     prune = ["store", "prune", "--no-slurm", "--keep", "1", "--grace", "0", "--store", filled]
+    lines("store", "create", tmp_path / "copy")
     for words in (prune, ["store", "sync", filled, tmp_path / "copy"]):
         before = sorted(path for path in tmp_path.rglob("*"))
         assert sqshpipe(*words, "--dry-run").exit_code == 10

@@ -22,6 +22,7 @@ def test_every_variable_that_is_read_is_known() -> None:
     "name", ["SQSHPIPE_STOER", "SQSHPIPE_STOR", "SQSHPIPE_REGISTY", "SQSHPIPE_CONIFG", "SQSHPIPE_STORES"]
 )
 def test_a_misspelt_variable_is_warned_about(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output.configure(quiet=False, verbose=False, json_log=False)
     variables.warn_of_misspelt({name: "/fsx", "SQSHPIPE_STORE": "/fsx"})
     told = capsys.readouterr().err
     assert told.startswith(f"warning: the variable {name} is not read: did you mean SQSHPIPE_")

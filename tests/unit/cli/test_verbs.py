@@ -20,9 +20,10 @@ TREE = """
     release plan lock refresh convert verify scan init doctor
     list show resolve diff report promote rollback yank keep run history
     store-create store-import store-sync store-prune store-scrub store-rescan store-usage store-rebuild
-    store-metrics store-lease-create store-lease-list store-lease-drop
+    store-metrics store-attach-profile store-lease-create store-lease-list store-lease-drop
     node-install node-check node-bench node-prewarm node-mount node-unmount node-hooks node-warm-here
-    cluster-init cluster-schema cluster-bootstrap cluster-config job-script registry-mirror
+    node-profile
+    cluster-init cluster-bootstrap cluster-config job-script registry-mirror
     ecr-apply ecr-policy ecr-trust
     attest-create attest-sign attest-verify squashfs-ls squashfs-cat cache-list cache-prune config-schema
     schedule-systemd schedule-cron ci-plan ci-check ci-publish

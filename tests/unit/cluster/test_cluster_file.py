@@ -168,7 +168,7 @@ def test_a_starter_renders_as_it_stands(kind: bootstrap.Kind, tmp_path: Path) ->
 
 
 def test_the_example_in_the_documents_renders(tmp_path: Path) -> None:
-    examples = re.findall(r"```yaml\n(.*?)```", (DOCS / "cluster.md").read_text(), re.DOTALL)
+    examples = re.findall(r"```yaml\n(.*?)```", (DOCS / "explanation" / "cluster.md").read_text(), re.DOTALL)
     assert examples
     for text in examples:
         made = load(tmp_path, text)
@@ -259,8 +259,9 @@ def test_from_nothing_to_a_cluster_file(tmp_path: Path) -> None:
     assert (other.returncode, "has no head" in other.stderr) == (2, True)
 
 
-def test_the_schema_describes_the_starter(tmp_path: Path) -> None:
-    schema = json.loads(sqshpipe(tmp_path, "schema").stdout)
+def test_the_schema_describes_the_starter() -> None:
+    argv = [sys.executable, "-m", "pipeline", "config", "schema", "--cluster"]
+    schema = json.loads(subprocess.run(argv, capture_output=True, check=True, timeout=60).stdout)
     starter = yaml.safe_load(bootstrap.starter("parallelcluster"))
     assert set(starter) <= set(schema["properties"])
     assert schema["additionalProperties"] is False

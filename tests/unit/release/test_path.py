@@ -102,6 +102,7 @@ def _stages(monkeypatch: pytest.MonkeyPatch, calls: list[str], run: Run) -> None
     monkeypatch.setattr(stages, "same_file", noted("same", None))
     monkeypatch.setattr(stages, "tag_version", noted("tag", None))
     monkeypatch.setattr(stages, "attest", noted("attest", found))
+    monkeypatch.setattr(stages.start_profile, "attach", noted("profile", "startup-1.json"))
 
     def publish(*_: Any, **more: Any) -> Any:
         calls.append("publish")
@@ -139,7 +140,7 @@ def test_a_release_runs_what_a_check_runs_and_publishes(run: Run, spec: ImageSpe
     path.release(run, spec, V1)
     shared = [name for name in calls if name in WHOLE]
     assert shared == WHOLE
-    assert calls[-3:] == ["tag", "publish", "attest"]
+    assert calls[-4:] == ["tag", "publish", "profile", "attest"]
 
 
 @pytest.mark.parametrize("until", [Stage.SCAN, Stage.TEST, Stage.PUBLISH])

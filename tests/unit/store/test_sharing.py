@@ -13,13 +13,13 @@ from pipeline.store.record import Release
 from pipeline.store.sharing import Holders, ranges_of
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
-from tests.support.store.releases import publish
+from tests.support.store.releases import new_store, publish
 from tests.support.store.versions import layer, release
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+    return new_store(tmp_path / "store")
 
 
 def made(store: Store, tmp_path: Path, version: str, *names: str, image: str = "demo") -> Release:
@@ -118,6 +118,6 @@ def test_only_what_the_record_names_is_attached(store: Store, tmp_path: Path) ->
 
 def test_a_copy_of_the_release_has_them_too(store: Store, tmp_path: Path) -> None:
     made(store, tmp_path, "v1.0", "a")
-    other = Store(tmp_path / "other")
+    other = new_store(tmp_path / "other")
     sync(store, other)
     assert ranges_of(other.layout, other.resolve("demo")) == ranges_of(store.layout, store.resolve("demo"))
