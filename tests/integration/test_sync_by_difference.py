@@ -104,7 +104,7 @@ def test_a_flipped_bit_at_the_target_does_not_spread(made: Store, target: Store)
 
 def test_ranges_at_the_source_that_lie_are_found(made: Store, target: Store, tmp_path: Path) -> None:
     """The source's writers say which bytes are the target's: what comes out is compared with the record."""
-    source = new_store(tmp_path / "copy")
+    source = Store(tmp_path / "copy")
     shutil.copytree(made.root, source.root, symlinks=True)
     sync(source, target, names=["demo:v1.0"])
     beside = source.layout.attachments("demo", "v1.1", "linux/amd64") / RANGES

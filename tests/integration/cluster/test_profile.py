@@ -360,7 +360,7 @@ def test_prewarm_reads_what_a_start_needs(profiled: Store, profile: Profile, tmp
     if page_cache.resident(release.path):
         pytest.skip("this file system does not forget")
     folder = profiled.layout.attachments("demo", "v1.0", release.platform)
-    words = ["warm-here", str(release.path), "--digest", release.sha256, "--startup", str(folder)]
+    words = ["node", "warm-here", str(release.path), "--digest", release.sha256, "--startup", str(folder)]
     assert json.loads(sqshpipe(*words))["size"] == profile.bytes_read
     there = page_cache.resident(release.path)
     assert profile.bytes_read <= there < 0.9 * release.size
@@ -394,5 +394,5 @@ def test_prewarm_without_a_profile_is_a_sentence(file: Path, tmp_path: Path) -> 
     store = new_store(tmp_path / "store")
     store.publish(record_of(file, "v1.0"), file)
     folder = store.layout.attachments("demo", "v1.0", "linux/amd64")
-    words = ["warm-here", str(file), "--digest", "0" * 64, "--startup", str(folder)]
+    words = ["node", "warm-here", str(file), "--digest", "0" * 64, "--startup", str(folder)]
     sqshpipe(*words, code=3)
