@@ -321,9 +321,11 @@ def test_a_terminal_gets_text(words: str, place: Place) -> None:
         while piece := _read(ours):
             printed += piece
     os.close(ours)
-    assert process.returncode in (0, 2, 6), printed
+    assert process.returncode in (0, 2, 6, 8), printed  # 8: a damaged event is reported, too
     if words.startswith(("list", "store lease")):  # cat prints a file's lines, show breaks long ones
-        check(printed.replace(b"\r\n", b"\n"), words)
+        check(
+            re.sub(rb"\r\n {4,}", b" ", printed).replace(b"\r\n", b"\n"), words
+        )  # lines as they were before the break
     assert b"\x1b" not in printed
     assert printed.replace(b"\r\n", b"").decode().replace("\t", "").isprintable()
 

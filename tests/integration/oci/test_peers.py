@@ -29,11 +29,13 @@ _KINDS = {
 }
 # A moved file: we find what the layer itself hides, umoci has deleted it by then and gives up.
 _LENIENT = "hard link to a file that the same layer hides"
+# umoci unpacks the folders in which AUFS keeps its hard links, which docker and containerd leave out.
+_AUFS = "bookkeeping of AUFS"
 
 
 @pytest.mark.needs("umoci", "root")
 @pytest.mark.parametrize(
-    "case", [case for case in LAYER_CASES if case.name != _LENIENT], ids=lambda case: case.name
+    "case", [case for case in LAYER_CASES if case.name not in (_LENIENT, _AUFS)], ids=lambda case: case.name
 )
 def test_umoci_unpacks_the_expected_tree(case: LayerCase, tmp_path: Path) -> None:
     # umoci knows no zstd, which matters nothing for what layers mean.
