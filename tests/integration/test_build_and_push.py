@@ -309,7 +309,7 @@ from pipeline.convert.sources import opened_source
 from pipeline.image.push import push
 from pipeline.registry.credentials import credentials_for
 from pipeline.docker.engine import Engine
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 dockerfile, base, repository, greeting = sys.argv[1:]
 file = Path(dockerfile)
 spec = ImageSpec(name="demo", base=Reference.parse(base), platform=Platform.parse("linux/amd64"),

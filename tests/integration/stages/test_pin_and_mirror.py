@@ -239,7 +239,7 @@ from pipeline.oci.reference import Reference
 from pipeline.image.mirror import mirror
 from pipeline.image.pin import pin
 from pipeline.registry.credentials import Credentials
-from pipeline.registry import RegistryClient
+from pipeline.registry.client import RegistryClient
 base, repository = map(Reference.parse, sys.argv[1:])
 users = [Credentials(username=os.environ[f"USER{n}"], password=os.environ[f"WORD{n}"]) for n in (0, 1)]
 source = RegistryClient(base.registry, credentials=lambda _: users[0])
