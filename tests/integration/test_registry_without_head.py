@@ -69,6 +69,6 @@ def test_lock_plan_mirror_and_release_work(
     assert code == 10, said
     code, said = run("registry", "mirror", "demo", *config)
     assert code == 0, said
-    code, said = run("image", "demo", "--tag", "v1", *config)
+    code, said = run("release", "demo", "--tag", "v1", *config)
     assert code == 0, said
     assert run("registry", "mirror", "demo", *config)[0] == 0

@@ -55,6 +55,7 @@ def put(store: Store, sources: Path, version: str) -> None:
 def work_as_a_team(public: Path, root: Path, group: str | None = None) -> None:
     """Two publish, promote and prune, whatever their umask; a third reads and leases and can do no harm."""
     store = Store(root, group=group)
+    assert as_user(ANNA, store.create, group=TEAM) == ""
     assert as_user(ANNA, lambda: put(store, public, "v1.0"), group=TEAM) == ""
     assert as_user(BEN, lambda: put(store, public, "v1.1"), group=TEAM) == ""
     assert as_user(BEN, lambda: store.promote("demo:v1.0", "nightly"), group=TEAM) == ""
@@ -96,7 +97,8 @@ def test_a_store_without_a_group_is_its_makers_alone(public: Path) -> None:
     place = public / "fsx"
     place.mkdir()
     os.chown(place, ANNA, TEAM)
-    store = new_store(place / "containers")
+    store = Store(place / "containers")
+    assert as_user(ANNA, store.create, group=TEAM) == ""
     assert as_user(ANNA, lambda: put(store, public, "v1.0"), group=TEAM) == ""
     refused = as_user(BEN, lambda: put(store, public, "v1.1"), group=TEAM)
     assert "not allowed" in refused
@@ -153,7 +155,8 @@ def test_root_is_nobody_at_the_server(public: Path) -> None:
     with squashing(public) as (server, point):
         (server / "ours").mkdir()
         os.chown(server / "ours", ANNA, TEAM)
-        store = new_store(point / "ours" / "containers")
+        store = Store(point / "ours" / "containers")
+        assert as_user(ANNA, store.create, group=TEAM) == ""
         assert as_user(ANNA, lambda: put(store, public, "v1.0"), group=TEAM) == ""
         with pytest.raises(PublishError, match="not allowed") as caught:
             put(store, public, "v1.1")

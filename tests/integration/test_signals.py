@@ -20,7 +20,7 @@ SECONDS = 4.0  # 2 are promised; a busy machine takes its share
 VERBS = {
     "native": ("convert", "docker://HOST/base/a:1", "-o", "a.sqsh", "--converter", "native"),
     "mksquashfs": ("convert", "docker://HOST/base/a:1", "-o", "a.sqsh", "--converter", "mksquashfs"),
-    "mirror": ("mirror", "a"),
+    "mirror": ("registry", "mirror", "a"),
     "release": ("release", "a", "--tag", "v1"),
     "all images": ("release", "--all", "--tag", "v1"),
 }

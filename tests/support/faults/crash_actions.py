@@ -20,7 +20,7 @@ import pipeline.store.caches
 import pipeline.store.channels
 import pipeline.store.publisher
 import pipeline.store.sync
-from pipeline.errors import SqshpipeError
+from pipeline.errors import SqshpipeError, ToolError
 from pipeline.store import prune as pruning
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
@@ -61,8 +61,11 @@ def sync(store: Store) -> None:
 def scratch(store: Store) -> None:
     """A working folder in the store's root, with something in it."""
     with scratch_folder(store.root) as folder:
-        (folder / "root" / "usr").mkdir(parents=True)
-        (folder / "root" / "usr" / "file").write_bytes(b"x")
+        try:
+            (folder / "root" / "usr").mkdir(parents=True)
+            (folder / "root" / "usr" / "file").write_bytes(b"x")
+        except OSError as error:
+            raise ToolError(f"cannot write in {folder}: {error.strerror}") from error
 
 
 ACTIONS: dict[str, Callable[[Store], None]] = {
