@@ -241,7 +241,7 @@ class ScanModel(Model):
         default="high", description="The lowest severity that blocks."
     )
     new_since_base: bool = Field(default=False, description="Count only what the base did not bring.")
-    fixable_only: bool = Field(default=False, description="Count only what an update would mend.")
+    fixable_only: bool = Field(default=False, description="Count only what an update would fix.")
     waivers: str | None = Field(
         default=None, description="A file of waivers, from the folder of images.yaml."
     )

@@ -64,7 +64,7 @@ class Order:
         if not self.nodes:
             raise ConfigError("no nodes to prewarm", hint="give --nodes or --partition")
         if self.at_once < 1:
-            raise ConfigError(f"{self.at_once} nodes at a time are none")
+            raise ConfigError(f"--at-once must be at least 1, not {self.at_once}")
 
     @property
     def broadcasts(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,27 +176,12 @@ def publish_new(
 ) -> Release:
     """Convert, verify and test in the store's staging folder, then publish."""
     store.make_room(report.image.size)  # a .sqsh is about as large as the compressed layers
-    with store.staging() as staged, scratch_folder(run.config.scratch) as recorded:
+    with store.staging() as staged:
         verified = _verified(run, _converted(run, spec, report, staged, early, staged=True))
-        record = Record(folder=recorded, sha256=verified.file.sha256)
-        tested(run, spec, staged, f"{spec.name}:{version}", record)
-        with run.progress.stage("publish") as meter:
-            _tag_version(run, version, report)
-            made = publish(
-                verified,
-                store=store,
-                image=spec.name,
-                version=version,
-                platform=str(spec.platform),
-                source=report.image,
-                scan=report.record(),
-                provenance=provenance(run, spec, pinned),
-                channels=spec.channels,
-                meter=meter,
-            )
-            run.progress.result(f"{made.name}, {made.public_path}")
-        _profiled(run, made, store, recorded)
-    return made
+        make = partial(publish, verified, platform=str(spec.platform))
+        return _tested_and_published(
+            run, spec, version, pinned, report, store, staged, verified.file.sha256, make
+        )
 
 
 def publish_same(
@@ -210,13 +196,27 @@ def publish_same(
     """Publish the file of another release, made from the same image with the same options."""
     run.progress.skip("convert", f"{same.name} is the same image with the same options: its file is taken")
     run.progress.skip("verify", "its bytes are compared with their digest while they are published")
+    make = partial(publish_again, same)
+    return _tested_and_published(run, spec, version, pinned, report, store, same.path, same.sha256, make)
+
+
+def _tested_and_published(
+    run: Run,
+    spec: ImageSpec,
+    version: Version,
+    pinned: Pinned,
+    report: ScanReport,
+    store: Store,
+    file: Path,
+    sha256: str,
+    make: Callable[..., Release],
+) -> Release:
+    """Test `file`, publish it by `make`, and put the profile of its start beside the release."""
     with scratch_folder(run.config.scratch) as recorded:
-        record = Record(folder=recorded, sha256=same.sha256)
-        tested(run, spec, same.path, f"{spec.name}:{version}", record)
+        tested(run, spec, file, f"{spec.name}:{version}", Record(folder=recorded, sha256=sha256))
         with run.progress.stage("publish") as meter:
             _tag_version(run, version, report)
-            made = publish_again(
-                same,
+            made = make(
                 store=store,
                 image=spec.name,
                 version=version,

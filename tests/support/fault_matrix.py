@@ -20,7 +20,7 @@ from xml.etree import ElementTree as ET
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "fault-matrix.md"
 _I, _U = "tests/integration", "tests/unit"
-ON, OVER, CLEAR = "goes on and ends well", "the next run ends well", "ends in a sentence"
+ON, OVER, CLEAR = "continues and ends well", "the next run ends well", "ends in a sentence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def _cells() -> tuple[Cell, ...]:
         ("convert", "out of memory: we are killed", OVER, f"{faults}::test_the_kernel_kills_a_conversion_that_takes_all_memory"),
         ("convert", "cache damaged", ON, f"{_I}/test_native_faults.py::test_a_flipped_bit_anywhere_in_the_cache"),
         ("publish", "disk full", f"{CLEAR}; {OVER}", f"{systems}::test_a_disk_that_is_full_at_any_moment"),
-        ("publish", "power lost", "what was told is there, whole", f"{faults}::test_power_is_lost_while_publishing"),
+        ("publish", "power lost", "what was reported is there, whole", f"{faults}::test_power_is_lost_while_publishing"),
         ("convert", "a pipe, symlink, folder or socket in the cache", f"{ON}, or {CLEAR}", f"{_U}/convert/test_traps_in_the_cache.py::test_packs_and_notes_that_are_no_files"),
         ("publish", "SIGINT, SIGTERM", CLEAR, f"{images}::test_ended_by_a_signal_nothing_is_half_there"),
         ("publish, get", "store read-only, away, and back", f"{CLEAR}; {OVER}", f"{faults}::test_the_store_goes_away_read_only_and_comes_back"),
