@@ -193,6 +193,7 @@ class StoreModel(Model):
     delete_after: Duration = Field(
         default=timedelta(days=14), description="How long bytes outlive hiding: longer than the longest job."
     )
+    trust_synced: bool = Field(default=False, description="Take layers from releases that sync brought.")
 
 
 class LimitsModel(Model):

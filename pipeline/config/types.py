@@ -91,6 +91,8 @@ class StoreSettings:
     """Lustre: (number of targets, bytes of a piece)."""
     grace: timedelta = timedelta(days=30)
     delete_after: timedelta = timedelta(days=14)
+    trust_synced: bool = False
+    """Whether conversions take layers from releases that were brought by `sync`."""
 
     @property
     def root(self) -> Path:

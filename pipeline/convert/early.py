@@ -7,20 +7,25 @@ compared. Whatever goes wrong here is no error: the conversion does the same wor
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import structlog
 
 from pipeline.config.types import ConvertOptions
-from pipeline.convert.packing import Packing, codec_of, pack_cache
+from pipeline.convert.from_store import StoredLayers
+from pipeline.convert.packing import Packing, codec_of, pack_cache, until_sound
 from pipeline.convert.tree import require_sizes
 from pipeline.errors import SqshpipeError
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.progress import Meter
 from pipeline.squashfs.pack import PackDamaged
+from pipeline.squashfs.stitch import StitchOptions, require_all
+from pipeline.squashfs.stored import StoredPack
 from pipeline.system.parallel import Halt, StoppedError
 
 log = structlog.get_logger()
@@ -35,8 +40,14 @@ class EarlyPacking:
     """Packs the layers of one image in a thread of its own until `finish` or `end`."""
 
     def __init__(
-        self, open_source: Callable[[], ImageSource], options: ConvertOptions, cache: Path, limits: Limits
+        self,
+        open_source: Callable[[], ImageSource],
+        options: ConvertOptions,
+        cache: Path,
+        limits: Limits,
+        stored: AbstractContextManager[StoredLayers | None],
     ) -> None:
+        self._stored = stored
         self._open_source = open_source
         self._options = options
         self._cache = pack_cache(cache)
@@ -70,6 +81,10 @@ class EarlyPacking:
             log.debug("packing before the verdict failed", exc_info=True)
 
     def _pack(self) -> None:
+        with self._stored as stored:
+            self._pack_with(stored)
+
+    def _pack_with(self, stored: StoredLayers | None) -> None:
         packing = Packing(
             source=self._open_source(),
             options=self._options,
@@ -78,26 +93,43 @@ class EarlyPacking:
             limits=self._limits,
             meter=self._meter,
             halt=self._halt,
+            stored=stored,
         )
         require_sizes(packing.source, self._limits)
         self._cache.refuse_others()
         self._cache.remove_leftovers()
-        with contextlib.ExitStack() as opened:
-            tally = packing.tally()
-            packing.packs(opened, tally, None)
-            packing.compare_the_rest(tally)
+        until_sound(packing, functools.partial(_prepare, packing))
+
+
+def _prepare(packing: Packing) -> None:
+    """Read here all that the conversion would lack, so that it needs no more than packs and releases."""
+    with contextlib.ExitStack() as opened:
+        tally = packing.tally()
+        packs = packing.packs(opened, tally, None)
+        packing.compare_the_rest(tally)
+        if any(isinstance(pack, StoredPack) for pack in packs):
+            from pipeline.convert.native import assembled
+
+            packs, tree = assembled(packing, opened, None)
+            options = StitchOptions(codec=packing.codec, block_size=packing.options.block_size)
+            require_all(tree, packs, options)
 
 
 @contextlib.contextmanager
 def early_packing(
-    open_source: Callable[[], ImageSource], options: ConvertOptions, *, cache: Path, limits: Limits
+    open_source: Callable[[], ImageSource],
+    options: ConvertOptions,
+    *,
+    cache: Path,
+    limits: Limits,
+    stored: AbstractContextManager[StoredLayers | None] | None = None,
 ) -> Iterator[EarlyPacking]:
     """Pack the layers of an image in the background; on leaving, what is not done is ended.
 
-    `convert` with the same options and cache folder then finds the packs there. Nothing that goes wrong with
-    them is raised.
+    `convert` with the same options and cache folder then finds the packs there; what releases of `stored`
+    have is not packed. Nothing that goes wrong with them is raised.
     """
-    early = EarlyPacking(open_source, options, cache, limits)
+    early = EarlyPacking(open_source, options, cache, limits, stored or contextlib.nullcontext())
     try:
         yield early
     finally:

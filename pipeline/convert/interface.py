@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
+from pipeline.squashfs.cache import Compared, Pair
 from pipeline.squashfs.ranges import PackRanges
 
 
@@ -21,7 +22,9 @@ class Converted:
 
     A converter that knows sha256 (hex) and size gives them, and has seen to it that the file is on disk.
     ``packed`` are the stored bytes of layers for which there was no pack before; ``ranges`` says what of the
-    file is out of layer packs, where it was made of them.
+    file is out of layer packs, where it was made of them, and ``layers`` what lies where, as it is attached
+    to a release. ``compared`` has the layers whose blobs were compared with their diff_ids, ``taken`` the
+    bytes by source: cache, registry, or the release that they are of.
     """
 
     tree: Tree
@@ -30,6 +33,9 @@ class Converted:
     size: int = 0
     packed: int = 0
     ranges: PackRanges | None = None
+    layers: bytes | None = None
+    compared: tuple[tuple[Pair, Compared], ...] = ()
+    taken: Mapping[str, int] = field(default_factory=dict)
 
 
 class Converter(Protocol):

@@ -38,6 +38,7 @@ from pipeline.text import short
 
 if TYPE_CHECKING:
     from pipeline.convert.early import EarlyPacking
+    from pipeline.convert.from_store import StoredLayers
 
 
 def require_scanner(run: Run, spec: ImageSpec) -> None:
@@ -132,7 +133,11 @@ def packed_early(
     from pipeline.convert.early import early_packing
 
     return early_packing(
-        lambda: _source(run, pushed), spec.convert, cache=run.config.cache, limits=run.config.limits
+        lambda: _source(run, pushed),
+        spec.convert,
+        cache=run.config.cache,
+        limits=run.config.limits,
+        stored=_stored(run, store),
     )
 
 
@@ -177,7 +182,7 @@ def publish_new(
     """Convert, verify and test in the store's staging folder, then publish."""
     store.make_room(report.image.size)  # a .sqsh is about as large as the compressed layers
     with store.staging() as staged:
-        verified = _verified(run, _converted(run, spec, report, staged, early, staged=True))
+        verified = _verified(run, _converted(run, spec, report, staged, early, store))
         make = partial(publish, verified, platform=str(spec.platform))
         return _tested_and_published(
             run, spec, version, pinned, report, store, staged, verified.file.sha256, make
@@ -244,10 +249,9 @@ def _converted(
     report: ScanReport,
     output: Path,
     early: EarlyPacking | None,
-    *,
-    staged: bool = False,
+    store: Store | None = None,
 ) -> SquashfsFile:
-    with run.progress.stage("convert") as meter:
+    with run.progress.stage("convert") as meter, _stored(run, store) as stored:
         if early is not None:
             early.finish(meter)
         file = convert(
@@ -257,11 +261,21 @@ def _converted(
             scratch=run.config.scratch,
             cache=run.config.cache,
             limits=run.config.limits,
-            staged=staged,
+            staged=store is not None,
             meter=meter,
+            stored=stored,
         )
         run.progress.result(f"{file.converter.name}, sha256:{short(file.sha256)}")
     return file
+
+
+def _stored(run: Run, store: Store | None) -> AbstractContextManager[StoredLayers | None]:
+    """The releases of the store from which layers are taken."""
+    if store is None:
+        return nullcontext()
+    from pipeline.convert.from_store import StoredLayers
+
+    return StoredLayers(store, synced=run.config.store.trust_synced)
 
 
 def _verified(run: Run, file: SquashfsFile) -> VerifiedSquashfs:

@@ -167,9 +167,10 @@ class PackCache:
         return self.folder / (sha256(noted.encode()).hexdigest() + _PAIR), noted
 
     def discard(self, error: PackDamaged) -> None:
-        """Remove a pack that was found damaged."""
-        self._on_damage(error)
-        error.path.unlink(missing_ok=True)
+        """Remove a pack of this folder that was found damaged; nothing else is ever removed."""
+        if error.path.parent == self.folder:
+            self._on_damage(error)
+            error.path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def writing(self, key: str) -> Iterator[PackWriteHandle]:

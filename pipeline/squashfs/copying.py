@@ -29,10 +29,18 @@ def copy_ranges(
 
     Returns early when `stopped()`. OSError when the file cannot be written.
     """
-    in_kernel = True
+    in_kernel: dict[int, bool] = {}
     for item in ranges:
-        source = packs[item.layer].descriptor
-        in_kernel = copy_range(source, target, item, stopped, in_kernel=in_kernel)
+        pack, done = packs[item.layer], 0
+        for source, position, length in pack.where(item.source, item.length):
+            part = Range(item.layer, position, length, item.target + done)
+            try:
+                in_kernel[source] = copy_range(
+                    source, target, part, stopped, in_kernel=in_kernel.get(source, True)
+                )
+            except OSError as error:
+                raise pack.unreadable(error, item.source + done) from error
+            done += length
 
 
 def copy_range(
@@ -192,7 +200,7 @@ def _checked(pack: Pack, ranges: Iterable[Range], buffers: _Buffers) -> Iterator
                 length += pieces[at][1]
                 at += 1
             if not length or position + length > end:
-                raise pack.damaged(f"no block of it begins at {position + length}")
+                raise pack.damaged(f"no block of it begins at {position + length}", position)
             buffer = buffers.take(length)
             view = memoryview(buffer)[:length]
             pack.read_pieces(pieces[batch:at], view)
