@@ -87,6 +87,10 @@ class LayerIndex(PackIndex):
         ):
             if not word and (position or checksum):
                 raise ValueError("there is something of a fragment that is not shown")
+        for number in (number for number, shown in enumerate(self.shown) if not shown):
+            named = any(number in of for of in (self.targets, self.devices, self.xattrs))
+            if named or self.checksums[number] or any(self.digest(number)):
+                raise ValueError("there is something of an entry that is not shown")
 
     def check_file(self, size: int) -> None:
         """Raise ValueError or LookupError unless all that it names lies in a file of `size` bytes."""

@@ -142,6 +142,10 @@ class PackIndex:
         found.sort()
         return found
 
+    def digest(self, number: int) -> bytes:
+        """What names the content of an entry that lies in a fragment."""
+        return bytes(self.digests[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE])
+
     def visible(self) -> Iterable[int]:
         """For each entry, 1 when all of it is known; it may go on without end."""
         return self.shown or repeat(1)
