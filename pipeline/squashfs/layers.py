@@ -20,7 +20,6 @@ from typing import ClassVar
 
 from pipeline.errors import FormatError
 from pipeline.squashfs.blocks import LENGTH
-from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.packindex import DIGEST_SIZE, PackIndex
 
 SCHEMA = 1
@@ -121,13 +120,15 @@ class Placed:
     """Where the content of one pack went: by entry as an inode stores it, and the fragments copied whole.
 
     `fragments` are those of the .sqsh, position and word; `copied` has for each fragment of the pack one more
-    than its number among them, or 0. `shown` is 1 for each entry that the tree shows.
+    than its number among them, or 0; `covered`, how many of its bytes belong to files that the tree shows.
+    `shown` is 1 for each entry that the tree shows.
     """
 
     shown: bytearray
     places: Sequence[int]
     offsets: Sequence[int]
     copied: Sequence[int]
+    covered: Sequence[int]
     fragments: Sequence[tuple[int, int]]
 
 
@@ -180,28 +181,11 @@ def _add_content(made: LayerIndex, index: PackIndex, placed: Placed) -> None:
 
 def _add_fragments(made: LayerIndex, index: PackIndex, placed: Placed) -> None:
     """The fragments of the pack: of one with a tail that is not shown, no more than its size."""
-    covered = shown_bytes(index, placed.shown)
-    known = [have == size for have, size in zip(covered, index.fragment_sizes, strict=True)]
+    known = [have == size for have, size in zip(placed.covered, index.fragment_sizes, strict=True)]
     for name in ("fragment_positions", "fragment_words", "fragment_sums"):
         column: array[int] = getattr(index, name)
         kept = array(column.typecode, [one if keep else 0 for one, keep in zip(column, known, strict=True)])
         setattr(made, name, kept)
-
-
-def shown_bytes(index: PackIndex, shown: Sequence[int]) -> array[int]:
-    """For each fragment of a pack, how many of its bytes belong to files that are shown."""
-    block_size, file = index.header["block_size"], Kind.FILE
-    tails = {
-        (place, offset, size)
-        for kind, place, offset, size, one in zip(
-            index.kinds, index.places, index.details, index.sizes, shown, strict=True
-        )
-        if one and 0 < size < block_size and kind == file
-    }
-    found = array("Q", bytes(8 * len(index.fragment_sizes)))
-    for fragment, _, size in tails:
-        found[fragment] += size
-    return found
 
 
 def encode_layers(size: int, layers: Mapping[str, LayerIndex]) -> bytes | None:

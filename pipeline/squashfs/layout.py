@@ -50,7 +50,8 @@ class Layout:
 
     `places` and `offsets` have for each layer and entry what an inode stores: the position of a file's
     blocks, or the number of its fragment in the image and the offset in it. `copied` has for each layer and
-    fragment of its pack one more than the number in the image, or 0 when it is not copied.
+    fragment of its pack one more than the number in the image, or 0 when it is not copied; `covered`, how
+    many of its bytes belong to files that the tree shows.
     """
 
     ranges: list[Range] = field(default_factory=list)
@@ -60,6 +61,7 @@ class Layout:
     places: list[array[int]] = field(default_factory=list)
     offsets: list[array[int]] = field(default_factory=list)
     copied: list[array[int]] = field(default_factory=list)
+    covered: list[array[int]] = field(default_factory=list)
     followers: list[tuple[int, int]] = field(default_factory=list)  # (content, the moved one that it equals)
 
 
@@ -199,6 +201,7 @@ class _Planner:
             used[places[number]] += sizes[number]
         for fragment, _, size in {(places[n], offsets[n], sizes[n]) for n in self._shown_tails[layer]}:
             shown[fragment] += size
+        self.layout.covered.append(shown)
         return bytearray(
             size == all_shown and have > 0 and (size - have) * _DEAD_SHARE <= size
             for have, all_shown, size in zip(used, shown, index.fragment_sizes, strict=True)

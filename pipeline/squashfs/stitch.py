@@ -65,7 +65,7 @@ class Stitched:
         """Where the content of the pack with these numbers went; `shown` is 1 for what the tree shows."""
         layout, first = self.layout, numbers[0]
         everywhere, places, offsets = shown[0][:], layout.places[first][:], layout.offsets[first][:]
-        copied = layout.copied[first][:]
+        copied, covered = layout.copied[first], layout.covered[first]
         for number, those in zip(numbers[1:], shown[1:], strict=True):
             for entry, (one, known) in enumerate(zip(those, everywhere, strict=True)):
                 if one > known:
@@ -73,8 +73,14 @@ class Stitched:
                     places[entry] = layout.places[number][entry]
                     offsets[entry] = layout.offsets[number][entry]
             copied = array("I", map(max, copied, layout.copied[number]))
+            covered = array("Q", map(max, covered, layout.covered[number]))
         return Placed(
-            shown=everywhere, places=places, offsets=offsets, copied=copied, fragments=layout.fragments
+            shown=everywhere,
+            places=places,
+            offsets=offsets,
+            copied=copied,
+            covered=covered,
+            fragments=layout.fragments,
         )
 
 
