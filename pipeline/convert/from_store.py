@@ -21,9 +21,11 @@ from pipeline.squashfs.cache import Compared, Pair
 from pipeline.squashfs.layers import LayerIndex, read_layer
 from pipeline.squashfs.stored import Held, SourceFailed, StoredPack
 from pipeline.store import attachments, leases
+from pipeline.store.layout import LAYERS
 from pipeline.store.record import Record, rows
 from pipeline.store.sharing import Holders, is_vouched, layers_of
 from pipeline.store.store import Store
+from pipeline.text import shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -78,6 +80,15 @@ class StoredLayers:
             except SourceFailed as error:
                 self.leave_out(error)
 
+    def has(self, key: str) -> bool:
+        """Whether a release has something of the pack `key`; no release is opened."""
+        return any(
+            key in record.packs
+            and LAYERS in record.attachments
+            and is_vouched(self._layout, record, synced=self._synced)
+            for record in self._holders.records()
+        )
+
     def compared(self, pair: Pair) -> Compared | None:
         """What a publisher of this store found who read this blob and compared both digests."""
         if self._pairs is None:
@@ -107,7 +118,7 @@ class StoredLayers:
             other = [f"{name} {made[name]}; here {one}" for name, one in versions.items() if name in made]
             same = all(made.get(name) == one for name, one in versions.items())
             if other and not same and any(pair.diff_id in wanted for pair, _ in compared_in(record)):
-                return f"{record.image}:{record.version} has it, packed with {', '.join(other)}"
+                return shown(f"{record.image}:{record.version} has it, packed with {', '.join(other)}")
         return ""
 
     def _naming(self, key: str, keys: Sequence[str]) -> Iterator[Record]:

@@ -130,6 +130,10 @@ class PackCache:
             os.utime(pack.descriptor)  # when it was last used decides what is trimmed first
         return pack
 
+    def has(self, key: str) -> bool:
+        """Whether there is a pack of that name; it is neither opened nor counted as used."""
+        return self._path(key).is_file()
+
     def compared(self, pair: Pair) -> Compared | None:
         """What a conversion found that has read this blob and compared both digests; None: not known."""
         path, noted = self._pair_path(pair)

@@ -107,8 +107,7 @@ def hash_ranges(
 ) -> None:
     """Feed the image's bytes from `start` to `end` to `hasher`: the ranges out of their packs, zeros between.
 
-    Each stored block and fragment is checked on the way; PackDamaged when it is not what was
-    written.
+    Each stored block and fragment is checked on the way; PackDamaged when it is not what was written.
     """
     position = start
     buffers = _Buffers()

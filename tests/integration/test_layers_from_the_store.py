@@ -25,12 +25,16 @@ from pipeline.convert.packing import pack_cache
 from pipeline.oci.manifest import OCI_LAYER, Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
+from pipeline.plan.changes import plan
+from pipeline.plan.observe import observe
 from pipeline.progress import UNTOLD
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.release import path
 from pipeline.release.run import Run
+from pipeline.squashfs.codecs import Codec
 from pipeline.store.record import Release
+from pipeline.text import human_bytes
 from tests.support.images.layers import LayerBuilder
 from tests.support.images.pushed import push_image
 from tests.support.servers.registry import FaultyProxy
@@ -65,19 +69,8 @@ class Site:
 
     def release(self, version: str, *layers: LayerBuilder) -> tuple[Release, list[str]]:
         """Make and publish a release; gives the digests of the blobs that were downloaded."""
-        name = f"{self._own}-base/{version}"
-        with RegistryClient(self._proxy.address, credentials=lambda _: self._credentials) as client:
-            self.manifest = push_image(
-                client, name, *(layer.tar() for layer in [SHELL, *layers]), tag="v1", layer_type=OCI_LAYER
-            )
+        spec = self._spec(version, *layers)
         with self._machine(version) as run:
-            spec = ImageSpec(
-                name="demo",
-                base=Reference.parse(f"{self._proxy.address}/{name}:v1"),
-                platform=LINUX,
-                convert=ConvertOptions(converter="native"),
-                scan=ScanPolicy(scanner="none"),
-            )
             before = len(self._proxy.seen)
             made = path.release(run, spec, Version(version)).release
         assert made is not None
@@ -85,6 +78,27 @@ class Site:
         prefix = f"/v2/{self._own}/demo/blobs/"  # all else are manifests, by tag and digest
         asked = [seen.path for seen in self._proxy.seen[before:] if seen.method == "GET"]
         return made, [one.rpartition("/")[2] for one in asked if one.startswith(prefix)]
+
+    def plan(self, version: str, *layers: LayerBuilder) -> tuple[str, ...]:
+        """The notes of a plan on another machine."""
+        spec = self._spec(version, *layers)
+        with self._machine(version) as run:
+            seen = observe(run.config, [spec], run.lock, run.clients, version=version)
+        return plan(seen).images[0].notes
+
+    def _spec(self, version: str, *layers: LayerBuilder) -> ImageSpec:
+        name = f"{self._own}-base/{version}"
+        with RegistryClient(self._proxy.address, credentials=lambda _: self._credentials) as client:
+            self.manifest = push_image(
+                client, name, *(layer.tar() for layer in [SHELL, *layers]), tag="v1", layer_type=OCI_LAYER
+            )
+        return ImageSpec(
+            name="demo",
+            base=Reference.parse(f"{self._proxy.address}/{name}:v1"),
+            platform=LINUX,
+            convert=ConvertOptions(converter="native"),
+            scan=ScanPolicy(scanner="none"),
+        )
 
     @contextmanager
     def _machine(self, name: str) -> Iterator[Run]:
@@ -136,3 +150,21 @@ def test_what_was_hidden_before_is_downloaded_when_it_is_shown(site: Site) -> No
     assert blobs(asked, site.manifest) == [2]
     _, asked = site.release("v1.2", BASE, MIDDLE, files("more", 3))
     assert blobs(asked, site.manifest) == [3]
+
+
+def test_the_plan_says_where_layers_would_come_from(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = files("top", 10, seed=5), files("top", 90, seed=6)
+    (note,) = site.plan("v1.0", BASE, old)
+    assert note.startswith("layers of the base: 0 B from the cache, 0 B from the store, ")
+    site.release("v1.0", BASE, old)
+    (note,) = site.plan("v1.1", BASE, new)
+    assert site.manifest is not None
+    *held, top = [layer.size for layer in site.manifest.layers]
+    assert note == (
+        f"layers of the base: 0 B from the cache, {human_bytes(sum(held))} from the store, "
+        f"{human_bytes(top)} from the registry"
+    )
+    monkeypatch.setattr(Codec, "versions", lambda _: {"zstd": "9.9.9"})
+    _, other = site.plan("v1.1", BASE, new)
+    assert other.startswith("demo:v1.0 has it, packed with zstd ")
+    assert other.endswith("; here 9.9.9")
