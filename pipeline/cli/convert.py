@@ -56,6 +56,10 @@ MaxUnpacked = Annotated[str, typer.Option("--max-unpacked", help="How much the i
 MaxRatio = Annotated[
     int, typer.Option("--max-ratio", min=1, help="How many bytes a stored one may become, beyond 4G.")
 ]
+SourceStore = Annotated[
+    Path | None,
+    typer.Option("--store", envvar="SQSHPIPE_STORE", help="Take layers from its releases (native)."),
+]
 File = Annotated[Path, typer.Argument(help="A .sqsh.", show_default=False)]
 
 
@@ -72,6 +76,7 @@ def convert(
     max_unpacked: MaxUnpacked = "1T",
     max_ratio: MaxRatio = 250,
     force: Force = False,
+    store: SourceStore = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     as_json: options.Json = False,
 ) -> None:
@@ -82,10 +87,12 @@ def convert(
     from pipeline.cli.progress import Teller
     from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert import convert as stage
+    from pipeline.convert.from_store import StoredLayers
     from pipeline.convert.sources import opened_source
     from pipeline.convert.verify import verify as verify_file
     from pipeline.errors import ConfigError
     from pipeline.oci.platform import Platform
+    from pipeline.store.store import Store
 
     if file.exists() and not force:
         raise ConfigError(f"{file} exists", hint="choose another --output, or give --force to replace it")
@@ -96,7 +103,10 @@ def convert(
     scratch, teller = scratch_folder(config), Teller()
     with _unverified(file) as unverified:
         with teller.stage("convert") as meter:
-            with opened_source(source, Platform.parse(platform), scratch=scratch, meter=meter) as image:
+            with (
+                opened_source(source, Platform.parse(platform), scratch=scratch, meter=meter) as image,
+                contextlib.nullcontext() if store is None else StoredLayers(Store(store)) as stored,
+            ):
                 made = stage.convert(
                     image,
                     chosen,
@@ -105,6 +115,7 @@ def convert(
                     cache=cache_folder(config),
                     limits=limits,
                     meter=meter,
+                    stored=stored,
                 )
             teller.result(f"{made.converter.name}, sha256:{short(made.sha256)}")
         with teller.stage("verify") as meter:

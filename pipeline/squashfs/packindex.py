@@ -147,7 +147,7 @@ class PackIndex:
         return bytes(self.digests[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE])
 
     def visible(self) -> Iterable[int]:
-        """For each entry, 1 when all of it is known; it may go on without end."""
+        """For each entry, 1 when all of it is known; there may be more of them than entries."""
         return self.shown or repeat(1)
 
     def encode(self) -> bytes:
