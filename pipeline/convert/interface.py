@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,8 +23,7 @@ class Converted:
     A converter that knows sha256 (hex) and size gives them, and has seen to it that the file is on disk.
     ``packed`` are the stored bytes of layers for which there was no pack before; ``ranges`` says what of the
     file is out of layer packs, where it was made of them, and ``layers`` what lies where, as it is attached
-    to a release. ``compared`` has the layers whose blobs were compared with their diff_ids, ``taken`` the
-    bytes by source: cache, registry, or the release that they are of.
+    to a release. ``compared`` has the layers whose blobs were compared with their diff_ids.
     """
 
     tree: Tree
@@ -35,7 +34,6 @@ class Converted:
     ranges: PackRanges | None = None
     layers: bytes | None = None
     compared: tuple[tuple[Pair, Compared], ...] = ()
-    taken: Mapping[str, int] = field(default_factory=dict)
 
 
 class Converter(Protocol):

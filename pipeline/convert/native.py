@@ -119,7 +119,6 @@ def _run(packing: Packing, output: Path) -> Converted:
         ),
         layers=encode_layers(stitched.size, layers),
         compared=tuple(packing.all_compared()),
-        taken=taken,
     )
 
 

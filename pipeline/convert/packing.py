@@ -59,7 +59,8 @@ def until_sound(packing: Packing, attempt: Callable[[], _Result]) -> _Result:
     """What `attempt` returns, which is repeated when a pack or a release cannot be used.
 
     A damaged pack is made again, each once: then it is the disk or the memory. A release that fails is left
-    out. A layer of which the releases have not all is read; so are all before another error is believed.
+    out. A layer of which the releases have not all is read; so are all that came from releases before another
+    error is believed.
     """
     discarded: set[Path] = set()
     while True:
@@ -79,9 +80,9 @@ def until_sound(packing: Packing, attempt: Callable[[], _Result]) -> _Result:
         except LimitError:
             raise
         except FormatError:
-            if packing.stored is None or packing.lacking.issuperset(packing.keys()):
+            if packing.lacking >= packing.of_releases:
                 raise
-            packing.lacking.update(packing.keys())
+            packing.lacking.update(packing.of_releases)
 
 
 def _report(error: PackDamaged) -> None:
@@ -100,6 +101,7 @@ class Packing:
     meter: Meter
     halt: Halt = field(default_factory=Halt)
     stored: StoredLayers | None = None  # releases that have packs
+    of_releases: set[str] = field(default_factory=set)  # keys of which a release was a source
     every: set[str] = field(default_factory=set)  # keys of which one release has not all that is needed
     lacking: set[str] = field(default_factory=set)  # and those of which all releases together have not
     compared: dict[Pair, Compared] = field(default_factory=dict)  # in this run, if the cache cannot note them
@@ -190,13 +192,11 @@ class Packing:
         if self.stored is None or key in self.lacking:
             return None
         scratch = self.cache.folder.parent if output is None else output.parent
-        return self.stored.open(
-            key,
-            self.keys(),
-            xattrs=self.options.keep_xattrs,
-            scratch=scratch,
-            every=key in self.every,
-        )
+        xattrs, every = self.options.keep_xattrs, key in self.every
+        found = self.stored.open(key, self.keys(), xattrs=xattrs, scratch=scratch, every=every)
+        if found is not None:
+            self.of_releases.add(key)
+        return found
 
     def _say_other_codec(self, diff_ids: Sequence[str]) -> None:
         sentence = self.stored.other_codec(diff_ids, self.codec.versions()) if self.stored else ""

@@ -200,10 +200,10 @@ class StoredPack(Pack):
         return NotHeld(self.key)
 
     def held_bytes(self, position: int, length: int) -> Iterator[tuple[str, int]]:
-        """Which release has how many of these bytes of the data; no name for what was compressed again."""
+        """Which release has how many of these bytes of the data, or that they were compressed again."""
         names = {held.descriptor: held.name for held in self.sources}
         for descriptor, _, count in self.where(position, length):
-            yield names.get(descriptor, ""), count
+            yield names.get(descriptor, "compressed again"), count
 
     def provide(self, extents: Sequence[tuple[int, int]], codec: Codec) -> None:
         """Compress again, out of tails, what no source has of these extents; NotHeld if that cannot be."""

@@ -113,12 +113,12 @@ class Holders:
     def records(self) -> list[Record]:
         """All releases that are of packs and whose bytes the store should have, newest first."""
         self._read_all()
-        return sorted(self._records, key=lambda record: record.created, reverse=True)
+        return self._records
 
     def add(self, record: Record) -> None:
         """Take in a release that has just been published."""
         if record.packs:
-            self._records.append(record)
+            self._records.insert(0, record)
         for key in record.packs:
             self._by_key.setdefault(key, {})[record.sha256] = record
 
@@ -136,8 +136,14 @@ class Holders:
         if self._read:
             return
         self._read = True
-        for image in self.layout.images():
+        try:
+            images = self.layout.images()
+        except OSError as error:
+            log.debug("a store is not looked at for bytes", store=str(self.layout.root), why=str(error))
+            return
+        for image in images:
             self._read_image(image)
+        self._records.sort(key=lambda record: record.created, reverse=True)
 
     def _read_image(self, image: str) -> None:
         try:

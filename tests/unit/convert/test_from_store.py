@@ -19,6 +19,7 @@ from pipeline.convert.convert import SquashfsFile, convert
 from pipeline.convert.from_store import StoredLayers
 from pipeline.convert.packing import pack_cache
 from pipeline.convert.verify import verify
+from pipeline.errors import FormatError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.release.publish import publish
@@ -238,6 +239,28 @@ def test_a_hidden_symlink_through_which_a_layer_goes(site: Site) -> None:
     site.release("v1.0", base, through, over)
     made = site.same_as_cold(base, through, over, top(1), reads=[0, 3])
     assert b"usr/lib/b" in made.tree
+
+
+def test_a_hidden_link_that_decides_where_enroots_files_lie(site: Site) -> None:
+    base = files("base", 5).dir("usr/etc").file("usr/etc/a", b"a" * 99).symlink("etc", "usr/etc")
+    site.release("v1.0", base, LayerBuilder().whiteout("etc").dir("etc").file("etc/b", b"b"))
+    made = site.same_as_cold(base, top(1), reads=[0, 1])
+    assert b"usr/etc/rc" in made.tree
+
+
+def test_an_image_that_cannot_be_is_refused_with_its_own_error(site: Site) -> None:
+    """What is wrong is said of the layers as they are, not of what is left of them."""
+    base = files("base", 5).dir("a").symlink("a/loop", "loop").file("b", b"b" * 99)
+    site.release("v1.0", base, LayerBuilder().whiteout("a/loop"))
+    broken = LayerBuilder().file("a/loop/x", b"x")
+    with pytest.raises(FormatError, match="circle") as cold:
+        site.convert(base, broken, stored=False)
+    with pytest.raises(FormatError, match="circle") as found:
+        site.convert(base, broken)
+    assert cold.value.message.partition(": ")[2] == found.value.message.partition(": ")[2]
+    missing = LayerBuilder().hardlink("link", "nowhere")
+    with pytest.raises(FormatError, match="not there"):
+        site.convert(base, LayerBuilder().whiteout("a/loop"), missing)
 
 
 def test_one_layer_twice(site: Site) -> None:
