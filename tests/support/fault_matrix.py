@@ -96,7 +96,7 @@ def _cells() -> tuple[Cell, ...]:
         ("convert", "SIGTERM twice", CLEAR, f"{faults}::test_converting_interrupted_twice[SIGTERM"),
         ("convert", "SIGKILL", OVER, f"{_I}/test_native_faults.py::test_killed_at_random_moments"),
         ("convert", "SIGKILL at every call that makes or removes scratch", OVER, f"{_I}/test_killed_scratch.py::test_killed_at_every_call"),
-        ("convert", "out of memory: `ulimit -v`", CLEAR, "tests/regression/test_memory_that_ends.py::test_a_command_with_little_memory_ends_in_a_sentence"),
+        ("convert", "out of memory: `ulimit -v`", CLEAR, "tests/regression/test_memory_error_without_a_sentence.py::test_a_command_with_little_memory_ends_in_a_sentence"),
         ("convert", "out of memory: a tool is killed", CLEAR, f"{faults}::test_the_kernel_kills_a_tool_that_takes_all_memory"),
         ("convert", "out of memory: we are killed", OVER, f"{faults}::test_the_kernel_kills_a_conversion_that_takes_all_memory"),
         ("convert", "cache damaged", ON, f"{_I}/test_native_faults.py::test_a_flipped_bit_anywhere_in_the_cache"),
@@ -151,10 +151,10 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
     names = f"{_I}/cluster/test_hostile_names.py"
     warming, attest = f"{_I}/cluster/test_warming.py", f"{_I}/stages/test_attest_and_rescan.py"
     sync, s3, aws = f"{_U}/store/test_sync.py", f"{_I}/test_s3.py", f"{_U}/aws/test_ecr_trouble.py"
-    handed = "tests/regression/test_enroot_gets_what_was_checked.py"
-    builds, drips = f"{_I}/test_build_faults.py", "tests/regression/test_registry_that_drips.py"
+    handed = "tests/regression/test_enroot_unpacked_before_the_check.py"
+    builds, drips = f"{_I}/test_build_faults.py", "tests/regression/test_session_endless_drip.py"
     full = f"{_I}/test_full_disks.py"
-    engine = "tests/regression/test_engine_that_talks_nonsense.py"
+    engine = "tests/regression/test_engine_traceback_at_odd_answers.py"
     return [
         ("any request", "registry drips", CLEAR, f"{drips}::test_it_is_given_up_after_the_usual_attempts"),
         ("build", "disk full", f"{CLEAR}; {OVER}", f"{builds}::test_our_disk_is_full_when_a_build_begins"),
