@@ -38,7 +38,7 @@ def _cells() -> tuple[Cell, ...]:
     registry, trouble = f"{_I}/tools/test_registry.py", f"{_U}/registry/test_trouble.py"
     mirror, ecr = f"{_I}/stages/test_pin_and_mirror.py", f"{_I}/stages/test_ecr_path.py"
     systems, images = f"{_I}/test_filesystems.py", f"{_I}/test_image_path.py"
-    nodes = f"{_I}/cluster/test_node_faults.py"
+    nodes, created = f"{_I}/cluster/test_node_faults.py", f"{_U}/store/test_creation.py"
     believed, damaged = (
         "tests/regression/test_prune_cache_believed.py",
         "tests/regression/test_store_damaged_files.py",
@@ -73,6 +73,10 @@ def _cells() -> tuple[Cell, ...]:
         ("store", "a record or event damaged", CLEAR, f"{damaged}::test_what_is_no_record_or_event_is_one_sentence"),
         ("store", "a byte that is no text in a cache", ON, f"{damaged}::test_a_byte_that_is_no_text_in_one_cache_stops_nobody"),
         ("store", "a folder, pipe or link loop in a file's place", CLEAR, f"{damaged}::test_what_is_no_file_ends_no_verb_without_a_sentence"),
+        ("store", "not mounted: any verb", CLEAR, f"{created}::test_no_verb_makes_a_store"),
+        ("store", "not mounted: a mount point of fstab", CLEAR, f"{created}::test_a_mount_point_of_fstab_that_is_not_mounted"),
+        ("store", "unmounted", CLEAR, f"{created}::test_a_real_file_system_that_is_unmounted"),
+        ("release", "store goes away meanwhile", CLEAR, f"{created}::test_a_store_that_goes_away_while_an_image_is_made_is_not_made_anew"),
         ("store", "any file changed", f"{ON}, or {CLEAR}", f"{_U}/store/test_mutations.py::test_some_files_changed_in_some_ways"),
         ("any request", "registry flaps", ON, f"{trouble}::test_trouble_that_passes_is_waited_out"),
         ("any request", "registry answers 500 for long", CLEAR, f"{trouble}::test_trouble_that_lasts_ends_in_a_sentence"),
