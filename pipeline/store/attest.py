@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,11 +76,10 @@ def verify(layout: Layout, release: Release, keys: Iterable[Key]) -> Path:
 
     This says that the record is what was signed; `read_back` says that the bytes are what the record names.
     """
-    there = [name for name in attachments.names(layout, release) if name.endswith(SUFFIX)]
-    for name in there:
-        for key in keys:
-            if _signed_by(layout, name, release, key):
-                return _folder(layout, release) / name
+    found = signature_of(layout, release, tuple(keys))
+    if found is not None:
+        return found[0]
+    there = _signatures(layout, release)
     what = (
         "no signature"
         if not there
@@ -89,6 +88,19 @@ def verify(layout: Layout, release: Release, keys: Iterable[Key]) -> Path:
     raise VerificationError(
         f"{release.name} has {what}", hint=f"sign it: sqshpipe attest sign {release.name} --key PRIVATE.pem"
     )
+
+
+def signature_of(layout: Layout, record: Record, keys: Sequence[Key]) -> tuple[Path, Key] | None:
+    """The first signature over `record` by one of `keys`, and that key; None when there is none."""
+    for name in _signatures(layout, record):
+        for key in keys:
+            if _signed_by(layout, name, record, key):
+                return _folder(layout, record) / name, key
+    return None
+
+
+def _signatures(layout: Layout, record: Record) -> list[str]:
+    return [name for name in attachments.names(layout, record) if name.endswith(SUFFIX)]
 
 
 def read_back(release: Release) -> None:
@@ -104,21 +116,19 @@ def read_back(release: Release) -> None:
         )
 
 
-def _signed_by(layout: Layout, name: str, release: Release, key: Key) -> bool:
+def _signed_by(layout: Layout, name: str, record: Record, key: Key) -> bool:
     """Whether the envelope of that name holds a signature by `key` over exactly this record."""
     try:
-        envelope = Envelope.from_dict(
-            json.loads(attachments.read(layout, release, name, limit=_LIMIT) or b"")
-        )
+        envelope = Envelope.from_dict(json.loads(attachments.read(layout, record, name, limit=_LIMIT) or b""))
         envelope.verify([key], 1)
         data: Any = json.loads(envelope.payload)
     except (BadSignature, ValueError, KeyError, TypeError, AttributeError, PublishError, RecursionError):
         return False
-    return envelope.payload_type == PAYLOAD_TYPE and data == json.loads(statement(release))
+    return envelope.payload_type == PAYLOAD_TYPE and data == json.loads(statement(record))
 
 
-def _folder(layout: Layout, release: Release) -> Path:
-    return layout.attachments(release.image, release.version, release.platform)
+def _folder(layout: Layout, record: Record) -> Path:
+    return layout.attachments(record.image, record.version, record.platform)
 
 
 def _file_name(key: Key) -> str:
