@@ -18,6 +18,7 @@ from pipeline.cli.verbs import Verbs
 from pipeline.errors import ConfigError, VerificationError
 
 if TYPE_CHECKING:
+    from pipeline.store.trust import Required
     from pipeline.system.mount import Kind
 
 node = Verbs("A node of the cluster: set it up, check it, warm it, mount on it.")
@@ -75,12 +76,34 @@ def install(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check each file's whole sha256, once a node and digest.")
     ] = False,
+    require_signature: Annotated[
+        str | None,
+        typer.Option(
+            "--require-signature",
+            help="Public key (PEM file, awskms:KEY-ID): what it did not sign does not resolve here.",
+        ),
+    ] = None,
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            "--marks", help="Where those who verify signatures leave marks; default: a folder of --state."
+        ),
+    ] = None,
+    mark_uid: Annotated[
+        list[int] | None,
+        typer.Option("--mark-uid", help="Whose marks count, besides root's; repeatable."),
+    ] = None,
 ) -> None:
     """Put the pyxis importer and sqshpipe on this node; print the line for plugstack.conf."""
+    from pipeline.node import signed
     from pipeline.node.install import ImporterSettings, plugstack_line
     from pipeline.node.install import install as put
 
     root = named_root(store)
+    if require_signature is not None:  # first: what follows can fail, and must not leave a node without it
+        signed.install(_policy(require_signature, root, state.absolute(), marks, mark_uid or []))
+    elif marks or mark_uid:
+        raise ConfigError("--marks and --mark-uid need --require-signature")
     program = put(
         ImporterSettings(
             store=root,
@@ -102,6 +125,25 @@ def install(
         command = tools.install((tool or prefix).absolute(), store=root)
         output.tell(f"sqshpipe is {command} here")
     output.data(plugstack_line(program))
+
+
+def _policy(key: str, store: Path, state: Path, marks: Path | None, uids: list[int]) -> Required:
+    from pipeline.attest.signing import open_keys
+    from pipeline.store import trust
+
+    folder = (marks or state / "signed").absolute()
+    if folder.resolve().is_relative_to(store.resolve()):
+        raise ConfigError(
+            f"marks of verified signatures cannot lie in the store ({folder})",
+            hint="who can write the store could write them: name a folder elsewhere",
+        )
+    return trust.Required(
+        keys=open_keys(key),
+        source=trust.NODE_POLICY,
+        marks=folder,
+        mark_uids=tuple(dict.fromkeys([0, *uids])),
+        state=state,
+    )
 
 
 @node.command("check")

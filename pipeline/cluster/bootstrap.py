@@ -12,6 +12,7 @@ from pipeline.cluster.render import render
 from pipeline.cluster.settings import ClusterSettings
 from pipeline.errors import ConfigError
 from pipeline.node.install import ImporterSettings, importer_source
+from pipeline.store import trust
 
 Kind = Literal["parallelcluster", "pcs", "hyperpod"]
 
@@ -23,7 +24,18 @@ def script(settings: ClusterSettings) -> str:
         s=settings,
         importer_source=importer_source().decode().rstrip("\n"),
         importer_settings=importer_settings(settings).as_json().rstrip("\n"),
+        policy_file=trust.NODE_POLICY,
+        policy=_policy(settings),
     )
+
+
+def _policy(settings: ClusterSettings) -> str:
+    """What the nodes' policy of signatures contains; empty without one. Raises ConfigError for a bad key."""
+    if settings.require_signature is None:
+        return ""
+    keys = trust.public_keys(settings.require_signature.encode(), "cluster.yaml: require_signature")
+    policy = trust.Required(keys=keys, source=trust.NODE_POLICY, marks=trust.STATE / "signed")
+    return policy.as_json().rstrip("\n")
 
 
 def importer_settings(settings: ClusterSettings) -> ImporterSettings:

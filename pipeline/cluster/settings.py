@@ -199,6 +199,9 @@ class ClusterSettings(_Part):
         default="substitution",
     )
     missing: Literal["refuse", "import"] = _about("For a name that is not published.", default="refuse")
+    require_signature: str | None = _about(
+        "PEM text of public keys: what they did not sign does not resolve on a node.", default=None
+    )
     prefix: Absolute = _about("Where sqshpipe's parts lie on a node.", default="/opt/sqshpipe")
     local: Absolute = _about("On the node's own NVMe disk.", default="/opt/dlami/nvme/sqshpipe")
     software: Software = Software()

@@ -44,7 +44,9 @@ class Run:
 
     def store(self) -> Store:
         """The configured store. ConfigError when none is given."""
+        from pipeline.attest.signing import required_by
         from pipeline.store.store import Store
 
         settings = self.config.store
-        return Store(settings.root, group=settings.group, stripe=settings.stripe)
+        required = required_by(settings, self.config.path)
+        return Store(settings.root, group=settings.group, stripe=settings.stripe, required=required)
