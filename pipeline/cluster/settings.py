@@ -205,6 +205,11 @@ class ClusterSettings(_Part):
     prefix: Absolute = _about("Where sqshpipe's parts lie on a node.", default="/opt/sqshpipe")
     local: Absolute = _about("On the node's own NVMe disk.", default="/opt/dlami/nvme/sqshpipe")
     software: Software = Software()
+    existing: Literal["use", "leave"] = _about(
+        "The enroot and pyxis that a node has: `use` configures them for the store, `leave` changes no file"
+        " of theirs or of Slurm's. What software pins replaces them.",
+        default="use",
+    )
     plugstack: Literal["optional", "required"] = _about(
         "`required`: slurmd does not start when pyxis does not load.", default="optional"
     )
@@ -229,6 +234,12 @@ class ClusterSettings(_Part):
         if any("://" in name for name in names):
             raise ValueError("write HOST/PREFIX without https://")
         return names
+
+    @model_validator(mode="after")
+    def _nothing_replaces_what_is_left(self) -> ClusterSettings:
+        if self.existing == "leave" and self.software != Software():
+            raise ValueError("existing: leave installs nothing: take the pins out of software, or write use")
+        return self
 
     @property
     def ecr_hosts(self) -> tuple[EcrHost, ...]:

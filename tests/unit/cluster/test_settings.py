@@ -54,6 +54,10 @@ def load(tmp_path: Path, text: str) -> settings.ClusterSettings:
         ("jobs: {mounts: ['/x;y']}", "mounts"),
         ("software: {pyxis: {version: '1', url: 'http://x/y', sha256: abc}}", "url"),
         ("gpu: {subnet: x, capacity_reservation: nope}", "capacity_reservation"),
+        (
+            f"existing: leave\nsoftware: {{pyxis: {{version: '1', url: 's3://x/y', sha256: {'0' * 64}}}}}",
+            "leave installs nothing",
+        ),
     ],
 )
 def test_a_bad_value_is_told_with_its_key(tmp_path: Path, text: str, says: str) -> None:
