@@ -208,6 +208,24 @@ def bench_node(
 
 
 @node.command()
+def unpack(image: Image, store: options.Store = None) -> None:
+    """For pyxis before 0.22: unpack an image once on this node; print a name for --container-name."""
+    from pipeline.node import unpacked
+
+    found = unpacked.unpack(wanted(image, store))
+    if found.seconds:
+        beside = (
+            f"; unpacked images beside it: {found.others} (enroot list, enroot remove)"
+            if found.others
+            else ""
+        )
+        output.tell(
+            f"unpacked in {found.seconds:.1f} s, which pyxis 0.24 does not need: {found.folder}{beside}"
+        )
+    output.data(found.name)
+
+
+@node.command()
 def mount(
     image: Image,
     store: options.Store = None,

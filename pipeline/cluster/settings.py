@@ -314,6 +314,15 @@ def load_jobs(path: Path) -> Jobs:
     return jobs.model_copy(update={"cpus_per_task": jobs.cpus_per_task or most})
 
 
+def load_pyxis(path: Path) -> tuple[int, ...] | None:
+    """The version of pyxis that cluster.yaml pins. Raises ConfigError for a file that cannot be read."""
+    pinned: Any = _read(path).value
+    for key in ("software", "pyxis", "version"):
+        pinned = pinned.get(key) if isinstance(pinned, dict) else None
+    numbers = re.match(r"v?(\d+(?:\.\d+)+)", str(pinned))
+    return tuple(map(int, numbers[1].split("."))) if numbers else None
+
+
 def parse(values: Any) -> ClusterSettings:
     """Check values that were read elsewhere. Raises pydantic's ValidationError."""
     return ClusterSettings.model_validate(values)
