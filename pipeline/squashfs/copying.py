@@ -6,6 +6,7 @@ import errno
 import os
 import queue
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -98,7 +99,7 @@ def hash_ranges(
 ) -> None:
     """Feed the image's bytes from `start` to `end` to `hasher`: the ranges out of their packs, zeros between.
 
-    Each piece of a pack that a range touches is checked on the way; PackDamaged when it is not what was
+    Each stored block and fragment is checked on the way; PackDamaged when it is not what was
     written.
     """
     position = start
@@ -176,27 +177,27 @@ class _Buffers:
 _Filled = tuple[bytearray, list[tuple[int, memoryview]]]
 
 
-def _checked(pack: Pack, ranges: Sequence[Range], buffers: _Buffers) -> Iterator[_Filled]:
-    """What lies in the ranges of one pack, in order, checked."""
-    waiting = iter(ranges)
-    current = next(waiting, None)
-    for position, length, checksum in pack.pieces():
-        if current is None:
-            return
-        if current.source >= position + length:
-            continue
-        buffer = buffers.take(length)
-        piece = memoryview(buffer)[:length]
-        pack.read_piece(position, checksum, piece)
-        parts = []
-        while current is not None and current.source < position + length:
-            begin = max(current.source, position)
-            stop = min(current.source + current.length, position + length)
-            parts.append((current.target + begin - current.source, piece[begin - position : stop - position]))
-            if stop < current.source + current.length:
-                break
-            current = next(waiting, None)
-        yield buffer, parts
+def _checked(pack: Pack, ranges: Iterable[Range], buffers: _Buffers) -> Iterator[_Filled]:
+    """What lies in the ranges of one pack, in order, checked. A range is whole pieces without gaps."""
+    pieces = pack.pieces()
+    for item in ranges:
+        at, position, end = bisect_left(pieces, (item.source,)), item.source, item.source + item.length
+        while position < end:
+            batch, length = at, 0
+            while (
+                at < len(pieces)
+                and pieces[at][0] == position + length < end
+                and (not length or length + pieces[at][1] <= _PIECE)
+            ):
+                length += pieces[at][1]
+                at += 1
+            if not length or position + length > end:
+                raise pack.damaged(f"no block of it begins at {position + length}")
+            buffer = buffers.take(length)
+            view = memoryview(buffer)[:length]
+            pack.read_pieces(pieces[batch:at], view)
+            yield buffer, [(item.target + position - item.source, view)]
+            position += length
 
 
 def hash_file(descriptor: int, hasher: Hasher, *, start: int, end: int) -> None:
