@@ -41,7 +41,7 @@ from pipeline.system.scratch import held_folder, scratch_folder
 log = structlog.get_logger()
 
 # Counted up when a converter gives other bytes for the same input: releases are then made anew.
-CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 1}
+CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
