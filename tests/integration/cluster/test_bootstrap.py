@@ -188,7 +188,8 @@ def test_what_is_rendered_passes_shellcheck(tmp_path: Path, credentials: str, so
     made = values(tmp_path, ecr_credentials=credentials)
     if software == "none":
         made = made.model_copy(update={"software": settings.Software()})
-    scripts = {"bootstrap": bootstrap.script(made), **bootstrap.hooks(Path("/fsx/x"), "/usr/bin/sqshpipe")}
+    hooks = bootstrap.hooks(Path("/opt/x.json"), "/usr/bin/sqshpipe")
+    scripts = {"bootstrap": bootstrap.script(made), **hooks}
     for name, text in scripts.items():
         done = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{name}: {done.stdout}"
