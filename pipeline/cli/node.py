@@ -15,7 +15,7 @@ from pipeline.cli.prewarm import prewarm, warm_here
 from pipeline.cli.profile import record
 from pipeline.cli.stores import named_root, open_store
 from pipeline.cli.verbs import Verbs
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, ToolError, VerificationError
 
 if TYPE_CHECKING:
     from pipeline.store.trust import Required
@@ -35,6 +35,12 @@ Job = Annotated[
 With = Annotated[
     str | None, typer.Option("--with", help="kernel or fuse; default: the kernel where allowed.")
 ]
+
+Settings = Annotated[
+    Path, typer.Option("--settings", help="pyxis-importer.json of the nodes, beside the importer.")
+]
+INSTALLED = Path("/opt/sqshpipe/bin/pyxis-importer.json")
+_NUMBER = 10  # digits of a user's or group's number
 
 
 @node.command()
@@ -93,6 +99,9 @@ def install(
         list[int] | None,
         typer.Option("--mark-uid", help="Whose marks count, besides root's; repeatable."),
     ] = None,
+    mounts: Annotated[
+        str, typer.Option("--mounts", help="For jobs, by the prolog: kernel, or fuse for none.")
+    ] = "kernel",
 ) -> None:
     """Put the pyxis importer and sqshpipe on this node; print the line for plugstack.conf."""
     from pipeline.node import signed
@@ -114,6 +123,7 @@ def install(
             local=local.absolute() if local else None,
             trusted_uids=tuple(dict.fromkeys([0, *(trusted_uid or ())])),
             verify=verify,
+            mounts=mounts,
             cluster=cluster_name,
             leases=leases.absolute() if leases else None,
         ),
@@ -274,18 +284,40 @@ def unmount(
         shared_mount.clear(shared_mount.node_folder())
 
 
+@node.command("mount-for-job", hidden=True)
+def mount_for_job(
+    digests: Annotated[list[str], typer.Argument(help="sha256 of releases of the store.")],
+    job: Annotated[str, typer.Option("--job", help="Number of the Slurm job.")],
+    user: Annotated[str, typer.Option("--user", help="UID:GID of the job.")],
+    settings: Settings = INSTALLED,
+) -> None:
+    """What a prolog calls: mount files for a job by the kernel, and show them to its user."""
+    from pipeline.node import job_mount
+    from pipeline.node.user_mount import User
+
+    uid, _, gid = user.partition(":")
+    if not (uid.isdecimal() and gid.isdecimal() and max(len(uid), len(gid)) <= _NUMBER):
+        raise ConfigError(f"--user {user!r} is not UID:GID")
+    of = User(uid=int(uid), gid=int(gid))
+    folders, failed = job_mount.acquire_all(job_mount.settings_of(settings), digests, job, of)
+    for folder in folders:
+        output.data_path(folder)
+    if failed:
+        raise ToolError(f"job {job}: {len(failed)} files are read through squashfuse", details=failed)
+
+
 @node.command()
 def hooks(
     folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for prolog and epilog.")],
-    store: options.Store = None,
     command: Annotated[
         str, typer.Option("--command", help="sqshpipe on the nodes.")
-    ] = "/usr/local/bin/sqshpipe",
+    ] = "/opt/sqshpipe/bin/sqshpipe",
+    settings: Settings = INSTALLED,
 ) -> None:
-    """Write a Slurm Prolog and Epilog that mount a job's image, for clusters without pyxis."""
+    """Write a Slurm Prolog and Epilog: they mount a job's image by the kernel, once a node, for its ranks."""
     from pipeline.cluster import bootstrap as rendering
 
-    for name, text in rendering.hooks(named_root(store), command).items():
+    for name, text in rendering.hooks(settings, command).items():
         write_out(text, folder / name, executable=True)
         output.data(str(folder / name))
 

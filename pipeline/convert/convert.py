@@ -59,7 +59,7 @@ class SquashfsFile:
     """A .sqsh that a converter has completed.
 
     ``source`` is the digest of the image's manifest, ``layers`` what it lists, base first, ``tree`` what must
-    be in the file, ``size`` in bytes, ``ranges`` what of it is out of layer packs, ``read`` what was then read
+    be in the file, ``size`` in bytes, ``ranges`` what of it is out of packs, ``read`` what was then read
     of it from the disk (both native only).
     """
 

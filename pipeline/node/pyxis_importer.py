@@ -91,6 +91,8 @@ class Settings:
     local = ""  # node-local folder of prewarmed copies, preferred when there
     trusted_uids: tuple[int, ...] | list[int] = (0,)  # whose copies and marks count, besides the user's own
     verify = False  # compare the whole file's sha256, once a node and digest
+    mounts = "kernel"  # what a prolog makes for jobs that name a file in their comment; or "fuse": nothing
+    kernel_mounts = 32  # files that may be mounted for jobs at once
     prefetch_mib = 1024  # at most so much of what a start needs is read ahead; 0: nothing
     cluster = ""
     cache_hours = 24  # how long an imported image is taken for fresh, and kept unused

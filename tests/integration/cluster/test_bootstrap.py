@@ -189,7 +189,8 @@ def test_what_is_rendered_passes_shellcheck(tmp_path: Path, credentials: str, so
     if software != "pinned":
         existing = "use" if software == "none" else "leave"
         made = made.model_copy(update={"software": settings.Software(), "existing": existing})
-    scripts = {"bootstrap": bootstrap.script(made), **bootstrap.hooks(Path("/fsx/x"), "/usr/bin/sqshpipe")}
+    hooks = bootstrap.hooks(Path("/opt/x.json"), "/usr/bin/sqshpipe")
+    scripts = {"bootstrap": bootstrap.script(made), **hooks}
     for name, text in scripts.items():
         done = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{name}: {done.stdout}"

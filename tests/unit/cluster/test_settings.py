@@ -107,7 +107,7 @@ def test_no_token_is_in_the_script(tmp_path: Path, credentials: str) -> None:
 
 def test_hooks_need_absolute_paths() -> None:
     with pytest.raises(ConfigError, match="not an absolute path"):
-        bootstrap.hooks(Path("/fsx"), "sqshpipe")
+        bootstrap.hooks(Path("/opt/x.json"), "sqshpipe")
 
 
 @pytest.mark.parametrize(
