@@ -17,9 +17,8 @@ from securesystemslib.exceptions import Error as SecureSystemsError
 from securesystemslib.signer import CryptoSigner, Key, Signature, Signer, SSlibKey
 
 from pipeline.aws import errors
-from pipeline.config.types import StoreSettings
 from pipeline.errors import ConfigError, ToolError
-from pipeline.store import trust
+from pipeline.store.keys import public_keys
 
 PASSPHRASE = "SQSHPIPE_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 _KMS = "awskms:"
@@ -66,13 +65,7 @@ def open_keys(where: str) -> tuple[Key, ...]:
         raise ConfigError(f"cannot read the key {path}: {error.strerror}", hint=_FORMS) from error
     if b"PRIVATE KEY" in raw:
         return (open_signer(where).public_key,)
-    return trust.public_keys(raw, str(path))
-
-
-def required_by(settings: StoreSettings, source: Path) -> trust.Required | None:
-    """The signatures that images.yaml, the file `source`, requires; None when it requires none."""
-    key = settings.require_signature
-    return None if key is None else trust.Required(keys=open_keys(key), source=source)
+    return public_keys(raw, str(path))
 
 
 class _KmsSigner(Signer):
