@@ -20,6 +20,7 @@ from pipeline.aws import errors
 from pipeline.config.types import StoreSettings
 from pipeline.errors import ConfigError, ToolError
 from pipeline.store import trust
+from pipeline.store.keys import public_keys
 
 PASSPHRASE = "SQSHPIPE_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 _KMS = "awskms:"
@@ -66,7 +67,7 @@ def open_keys(where: str) -> tuple[Key, ...]:
         raise ConfigError(f"cannot read the key {path}: {error.strerror}", hint=_FORMS) from error
     if b"PRIVATE KEY" in raw:
         return (open_signer(where).public_key,)
-    return trust.public_keys(raw, str(path))
+    return public_keys(raw, str(path))
 
 
 def required_by(settings: StoreSettings, source: Path) -> trust.Required | None:

@@ -13,6 +13,7 @@ from pipeline.cluster.settings import ClusterSettings
 from pipeline.errors import ConfigError
 from pipeline.node.install import ImporterSettings, importer_source
 from pipeline.store import trust
+from pipeline.store.keys import public_keys
 
 Kind = Literal["parallelcluster", "pcs", "hyperpod"]
 
@@ -33,7 +34,7 @@ def _policy(settings: ClusterSettings) -> str:
     """What the nodes' policy of signatures contains; empty without one. Raises ConfigError for a bad key."""
     if settings.require_signature is None:
         return ""
-    keys = trust.public_keys(settings.require_signature.encode(), "cluster.yaml: require_signature")
+    keys = public_keys(settings.require_signature.encode(), "cluster.yaml: require_signature")
     policy = trust.Required(keys=keys, source=trust.NODE_POLICY, marks=trust.STATE / "signed")
     return policy.as_json().rstrip("\n")
 

@@ -22,7 +22,8 @@ from securesystemslib.exceptions import VerificationError as BadSignature
 from securesystemslib.signer import Key, Signature
 
 from pipeline.errors import PublishError, VerificationError
-from pipeline.store import attachments, folders, trust
+from pipeline.store import attachments, folders
+from pipeline.store.keys import pem
 from pipeline.store.layout import Layout
 from pipeline.store.record import Record, Release
 from pipeline.system import atomic
@@ -81,7 +82,7 @@ def bundle(envelope: Envelope, key: Key) -> dict[str, Any]:
 
     The hint is what cosign writes for a bare key: base64 of the sha256 of its DER form.
     """
-    der = base64.b64decode("".join(trust.pem(key).splitlines()[1:-1]))
+    der = base64.b64decode("".join(pem(key).splitlines()[1:-1]))
     hint = base64.b64encode(hashlib.sha256(der).digest()).decode()
     return {
         "mediaType": BUNDLE_TYPE,
