@@ -28,6 +28,7 @@ from pipeline.progress import SILENT
 from pipeline.squashfs import cache as packs_cache
 from pipeline.squashfs import proof
 from pipeline.squashfs import stitch as stitching
+from pipeline.squashfs.blocks import RAW
 from pipeline.squashfs.codecs import Codec
 from pipeline.squashfs.layout import Layout, Range, copy_place
 from pipeline.squashfs.pack import Pack, PackDamaged
@@ -233,6 +234,13 @@ def swap_fragments(layout: Layout, rng: random.Random) -> None:
     fragments[one], fragments[other] = fragments[other], fragments[one]
 
 
+def change_fragment(layout: Layout, rng: random.Random) -> None:
+    at = rng.randrange(len(layout.fragments))
+    position, word = layout.fragments[at]
+    by = rng.choice((-1, 1))
+    layout.fragments[at] = rng.choice(((position + by, word), (position, word + by), (position, word ^ RAW)))
+
+
 def follow_another(layout: Layout, rng: random.Random) -> None:
     """A wrong follower, of a moved tail or of what stays."""
     if layout.followers and rng.random() < 0.5:
@@ -269,6 +277,7 @@ PLANS = [
     shift_offset,
     take_the_place_of_another,
     swap_fragments,
+    change_fragment,
     follow_another,
     swap_moved,
     change_range,
