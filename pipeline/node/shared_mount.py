@@ -173,6 +173,11 @@ def release_job(job: str) -> None:
     clear(node)
 
 
+def folders() -> list[Path]:
+    """The folders of all mounts of this user on this node. Raises ToolError as `node_folder` does."""
+    return _folders(node_folder())
+
+
 def job_holders(node: Path) -> dict[str, float]:
     """Numbers of the jobs that hold mounts here, and when the last of these mounts was asked for."""
     found: dict[str, float] = {}
