@@ -68,10 +68,10 @@ def cluster_of(published: Store, hooks: Path | None) -> Iterator[Slurm]:
             shim.install(folder / "prefix")
             extra = ["PrologFlags=Alloc"]
             texts = bootstrap.hooks(program.with_name("pyxis-importer.json"), str(hooks))
-            for name, text in texts.items():
-                (folder / name).write_text(text)
-                (folder / name).chmod(0o755)
-                extra.append(f"{name.capitalize()}={folder / name}")
+            for each, text in texts.items():
+                (folder / each).write_text(text)
+                (folder / each).chmod(0o755)
+                extra.append(f"{each.capitalize()}={folder / each}")
         with private_slurm(
             folder / "slurm", nodes=NODES, gpus=TASKS, plugstack=line + "\n", extra="\n".join(extra)
         ) as cluster:
@@ -164,11 +164,8 @@ def test_ranks_of_all_steps_and_jobs_read_one_kernel_mount(
     none = tmp_path / "late" / "squashfuse"
     none.parent.mkdir()
     none.write_text("#!/bin/sh\nexit 7\n")
-    for each, text in (
-        (hook, f'#!/bin/sh\nexec env {variables} {sys.executable} -m pipeline "$@"\n'),
-        (none, ""),
-    ):
-        each.write_text(text or each.read_text())
+    hook.write_text(f'#!/bin/sh\nexec env {variables} {sys.executable} -m pipeline "$@"\n')
+    for each in (hook, none):
         each.chmod(0o755)
     first = tmp_path / "first"
     monkeypatch.setenv("PATH", f"{first}:{none.parent}:{os.environ['PATH']}")
@@ -192,9 +189,9 @@ def test_ranks_of_all_steps_and_jobs_read_one_kernel_mount(
         ]
         assert until(lambda: len(squashfs_devices(node)) == 1, 30), cluster.tail()
         for n, job in enumerate(jobs):
-            text = Path(f"{out}.{n}")
-            assert cluster.wait_job(job, timeout=120) == "COMPLETED", text.read_text()
-            assert text.read_text().count("rank 0 one mount") == 3 * 4 * NODES
+            said = Path(f"{out}.{n}")
+            assert cluster.wait_job(job, timeout=120) == "COMPLETED", said.read_text()
+            assert said.read_text().count("rank 0 one mount") == 3 * 4 * NODES
         assert until(lambda: not squashfs_devices(node), 30), cluster.tail()
 
 
