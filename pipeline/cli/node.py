@@ -103,8 +103,8 @@ def install(
         str, typer.Option("--mounts", help="For jobs, by the prolog: kernel, or fuse for none.")
     ] = "kernel",
 ) -> None:
-    """Put the pyxis importer and sqshpipe on this node; print the line for plugstack.conf."""
-    from pipeline.node import signed
+    """Put the pyxis importer, its squashfuse and sqshpipe on this node; print the line for plugstack.conf."""
+    from pipeline.node import shim, signed
     from pipeline.node.install import ImporterSettings, plugstack_line
     from pipeline.node.install import install as put
 
@@ -134,6 +134,9 @@ def install(
 
         command = tools.install((tool or prefix).absolute(), store=root)
         output.tell(f"sqshpipe is {command} here")
+    program_of_ours = shim.install(prefix.absolute())
+    if mounts == "kernel":
+        output.tell(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
     output.data(plugstack_line(program))
 
 
@@ -166,16 +169,17 @@ def check_node(
     leases: Annotated[
         Path | None, typer.Option("--leases", help="Where jobs leave leases, if not STORE/leases.")
     ] = None,
+    settings: Settings = INSTALLED,
     as_json: options.Json = False,
 ) -> None:
     """Compare an image with this node: CUDA, driver, EFA; exit with 7 if it does not fit.
 
-    Also which squashfs server ranks would get, and what pyxis and enroot of this node do.
+    Also what serves the ranks' reads, by the kernel or not, and what pyxis and enroot of this node do.
     """
     from pipeline.node import check as node_check
 
     found = node_check.check(wanted(image, store).path, node_check.this_host(), efa=efa)
-    found += node_check.software()
+    found += node_check.software() + node_check.kernel_mounts(settings)
     if "/" not in image or leases:
         found.append(node_check.leases(leases or open_store(store).layout.leases))
     if as_json:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from pipeline.errors import FormatError, SqshpipeError, ToolError
-from pipeline.node import pyxis_importer, shared_mount
+from pipeline.node import pyxis_importer, shared_mount, shim
 from pipeline.node.pyxis_importer import Refused, Settings
 from pipeline.node.user_mount import User
 from pipeline.slurm import client
@@ -28,6 +29,7 @@ log = structlog.get_logger()
 EXPIRY = 600.0  # seconds after which a job is looked for that has had no epilog; less than prune's grace
 _GONE = ("damaged", "pruned")
 _CHECKED = "tree"
+_KERNEL = (6, 2)  # the first that shows a squashfs with other owners
 _HINT = "steps read this image through squashfuse"
 
 
@@ -97,6 +99,55 @@ def expire() -> None:
                 if not client.job_exists(job):
                     log.warning("a job has ended without an epilog: its mounts are released", job=job)
                     shared_mount.release_job(job)
+
+
+def report(settings: Path) -> tuple[bool, str]:
+    """Whether jobs get kernel mounts on this node, and in one sentence what serves their ranks and why."""
+    through = "steps read through squashfuse"
+    try:
+        found = settings_of(settings)
+    except ToolError as error:
+        return False, f"{error.headline}: {through}"
+    if found.mounts != "kernel":
+        return True, f"turned off (mounts: fuse): {through}"
+    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    if release < _KERNEL:
+        return (
+            False,
+            f"Linux {os.uname().release} shows no squashfs as a user's own files, 6.2 does: {through}",
+        )
+    first = shim.first_in(_path_of_slurmd())
+    if first is None or not shim.is_shim(first):
+        ours = settings.parents[1] / "sbin" / "squashfuse"
+        return False, (
+            f"the first squashfuse in slurmd's PATH is {first or 'missing'}, not that of sqshpipe: {through};"
+            f" ln -s {ours} /usr/local/sbin/"
+        )
+    with contextlib.suppress(ToolError):
+        if client.config().get("Prolog", "(null)") == "(null)":
+            return False, f"slurm.conf names no Prolog, which makes them (sqshpipe node hooks): {through}"
+    return (
+        True,
+        "the kernel serves jobs whose comment names the digest (sqshpipe job script); others squashfuse",
+    )
+
+
+def changed() -> list[str]:
+    """Files that have changed since they were mounted here; those that this user can look at."""
+    with contextlib.suppress(ToolError, OSError):
+        return [path for path in map(shared_mount.has_changed, shared_mount.folders()) if path]
+    return []
+
+
+def _path_of_slurmd() -> str:
+    """PATH as pyxis gives it to enroot: that of slurmd, which root can look up while it runs."""
+    for each in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if each.name.isdigit() and (each / "comm").read_text() == "slurmd\n":
+                for word in (each / "environ").read_bytes().split(b"\0"):
+                    if word.startswith(b"PATH="):
+                        return os.fsdecode(word[5:])
+    return ":".join(shim.FOLDERS)
 
 
 def _check_file(settings: Settings, file: Path, sha256: str, user: User) -> None:

@@ -161,16 +161,27 @@ def release_job(job: str) -> None:
     """What an epilog does: the job holds nothing any more, and neither do its dead processes."""
     node = node_folder()
     mine = job_holder(job)
+    was = []
     for folder in _folders(node):
         for each in _holders(folder):
             if each.name == mine or each.name.startswith(f"{mine}-"):
-                changed = has_changed(folder)
+                was.append((folder, _noted(folder)))
                 with _locked(folder) as still_there:
                     if still_there:
                         each.unlink(missing_ok=True)
-                        _retire_changed(folder, changed)
                         _drop_users(folder)
     clear(node)
+    for folder, noted in was:  # last, since a store that does not answer must not keep us from the rest
+        if _differs(noted):
+            log.warning("a file has changed since it was mounted", file=noted[0])
+            with _locked(folder) as still_there:
+                if still_there:
+                    _retire(folder)
+
+
+def folders() -> list[Path]:
+    """The folders of all mounts of this user on this node. Raises ToolError as `node_folder` does."""
+    return _folders(node_folder())
 
 
 def job_holders(node: Path) -> dict[str, float]:
@@ -191,11 +202,16 @@ def has_changed(folder: Path) -> str:
 
     A file that cannot be looked at now has not changed.
     """
-    path, _, before = _noted(folder)
+    noted = _noted(folder)
+    return noted[0] if _differs(noted) else ""
+
+
+def _differs(noted: tuple[str, str]) -> bool:
+    path, before = noted
     try:
-        return path if before and identity(Path(path)) != before else ""
+        return bool(before) and identity(Path(path)) != before
     except OSError:
-        return ""
+        return False
 
 
 def identity(file: Path) -> str:
@@ -214,7 +230,10 @@ def _acquire(folder: Path, file: Path, holder: str, kind: mounts.Kind | None) ->
     if _is_broken(root):
         mounts.unmount(root, "fuse")
     else:
-        _retire_changed(folder, has_changed(folder))
+        changed = has_changed(folder)
+        if changed:
+            log.warning("a file has changed since it was mounted, and is mounted anew", file=changed)
+            _retire(folder)
     (folder / "holders" / holder).touch()
     try:
         if not root.is_mount():
@@ -244,21 +263,20 @@ def _reserve(node: Path, folder: Path, most: int) -> None:
         folder.mkdir(exist_ok=True)
 
 
-def _retire_changed(folder: Path, path: str) -> None:
-    """Take a mount away whose file `path` has changed; who reads it now keeps what the kernel still has."""
-    if not path:
-        return
-    log.warning("a mounted file has changed: its mount is retired", file=path)
+def _retire(folder: Path) -> None:
+    """Take a mount away whose file has changed; who reads it now keeps what the kernel still has."""
     user_mount.drop(folder / "users")
     if (folder / "own" / "root").is_mount():
         mounts.unmount(folder / "own" / "root", "kernel")
 
 
-def _noted(folder: Path) -> tuple[str, str, str]:
+def _noted(folder: Path) -> tuple[str, str]:
+    """The path of the file that is mounted, and its `identity` at that time; empty when none is."""
     try:
-        return (folder / "path").read_text().rstrip("\n").partition("\n")
+        path, _, before = (folder / "path").read_text().rstrip("\n").partition("\n")
     except OSError:
-        return "", "", ""
+        return "", ""
+    return path, before
 
 
 def _mounted(folder: Path, root: Path) -> SharedMount:

@@ -38,7 +38,7 @@ squashfuse() {{
     exit 127
 }}
 
-bind() {{ # mount refuses where enroot's seccomp filter lets setuid succeed; enroot-mount reads a line as of fstab
+bind() {{ # mount refuses where enroot's seccomp filter lets setuid succeed; enroot-mount reads lines of fstab
     printf '%s %s none bind\n' "$1" "$2" | enroot-mount - || mount --bind "$1" "$2"
 }} 2> /dev/null
 
@@ -59,12 +59,12 @@ exec sleep infinity
 """
 
 
-def script() -> str:
-    """The program, for a file of mode 0755 that is called squashfuse."""
+def script(node: Path = shared_mount.ROOT_NODE_FOLDER) -> str:
+    """The program, for a file of mode 0755 that is called squashfuse; `node` is where root mounts."""
     return _SCRIPT.format(
         mark=_MARK,
         folders=" ".join(FOLDERS),
-        node=shlex.quote(os.environ.get("SQSHPIPE_NODE_DIR") or str(shared_mount.ROOT_NODE_FOLDER)),
+        node=shlex.quote(str(node)),
     )
 
 
@@ -76,7 +76,8 @@ def install(prefix: Path) -> Path:
             pass
         if path.exists() and not is_shim(path):
             raise ToolError(f"{path} is a squashfuse that is not of sqshpipe", hint="choose another --prefix")
-        untrusted.replace_file(path, script().encode(), mode=0o755)
+        node = Path(os.environ.get("SQSHPIPE_NODE_DIR") or shared_mount.ROOT_NODE_FOLDER)
+        untrusted.replace_file(path, script(node).encode(), mode=0o755)
     except OSError as error:
         raise ToolError(f"cannot write {path}: {error.strerror}", hint="run it as root") from error
     return path

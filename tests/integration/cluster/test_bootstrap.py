@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import bootstrap, settings
+from pipeline.node import shim
 from tests.conftest import missing
 from tests.support.store.handmade_store import HandmadeStore
 from tests.unit.cluster.test_cluster_file import ENVIRONMENT, GUIDE
@@ -90,6 +91,9 @@ def test_dry_run_in_a_root_of_its_own(tmp_path: Path, system: str, credentials: 
     assert "PropagateResourceLimitsExcept=MEMLOCK\n" in (slurm / "slurm.conf").read_text()
     assert (root / "etc" / "enroot" / "hooks.d" / "50-slurm-pytorch.sh").exists()
     assert (root / "etc" / "enroot" / "users" / ".credentials").exists() == (credentials == "substitution")
+    link = root / "usr" / "local" / "sbin" / "squashfuse"
+    assert link.readlink() == Path("/opt/sqshpipe/sbin/squashfuse")
+    assert (root / "opt" / "sqshpipe" / "sbin" / "squashfuse").read_text() == shim.script()
     importer = root / "opt" / "sqshpipe" / "bin" / "pyxis-importer"
     assert json.loads(importer.with_name("pyxis-importer.json").read_text())["store"] == str(store.root)
     got = subprocess.run([importer, "get", "docker://demo:v1.0"], capture_output=True, text=True, env={})
