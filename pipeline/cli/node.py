@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -100,7 +101,10 @@ def install(
         from pipeline.node import tool as tools
 
         command = tools.install((tool or prefix).absolute(), store=root)
-        output.tell(f"sqshpipe is {command} here")
+        output.tell(
+            f"sqshpipe is {command} here, and needs Python {sys.version_info[0]}.{sys.version_info[1]}"
+            " on each machine that runs it"
+        )
     output.data(plugstack_line(program))
 
 
@@ -237,13 +241,15 @@ def hooks(
     folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for prolog and epilog.")],
     store: options.Store = None,
     command: Annotated[
-        str, typer.Option("--command", help="sqshpipe on the nodes.")
-    ] = "/usr/local/bin/sqshpipe",
+        str | None,
+        typer.Option("--command", help="sqshpipe on the nodes; default: where node install puts it."),
+    ] = None,
 ) -> None:
     """Write a Slurm Prolog and Epilog that mount a job's image, for clusters without pyxis."""
     from pipeline.cluster import bootstrap as rendering
+    from pipeline.node import tool as tools
 
-    for name, text in rendering.hooks(named_root(store), command).items():
+    for name, text in rendering.hooks(named_root(store), command or str(tools.place())).items():
         write_out(text, folder / name, executable=True)
         output.data(str(folder / name))
 

@@ -11,6 +11,7 @@ from pipeline.cluster import merging
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import ClusterSettings
 from pipeline.errors import ConfigError
+from pipeline.node import software
 from pipeline.node.install import ImporterSettings, importer_source
 
 Kind = Literal["parallelcluster", "pcs", "hyperpod"]
@@ -23,6 +24,7 @@ def script(settings: ClusterSettings) -> str:
         s=settings,
         importer_source=importer_source().decode().rstrip("\n"),
         importer_settings=importer_settings(settings).as_json().rstrip("\n"),
+        server=software,
     )
 
 

@@ -200,6 +200,10 @@ class ClusterSettings(_Part):
     )
     missing: Literal["refuse", "import"] = _about("For a name that is not published.", default="refuse")
     prefix: Absolute = _about("Where sqshpipe's parts lie on a node.", default="/opt/sqshpipe")
+    tool: Absolute = _about(
+        "Where `sqshpipe node install --tool` put sqshpipe, on shared storage; nodes get a link to it.",
+        default="/fsx/sqshpipe",
+    )
     local: Absolute = _about("On the node's own NVMe disk.", default="/opt/dlami/nvme/sqshpipe")
     software: Software = Software()
     plugstack: Literal["optional", "required"] = _about(
