@@ -35,6 +35,7 @@ from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.cache import Compared, Pair
+from pipeline.squashfs.proof import ReadBack
 from pipeline.squashfs.ranges import PackRanges
 from pipeline.system.hashing import hashed
 from pipeline.system.memory import out_of_memory
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 # Counted up when a converter gives other bytes for the same input: releases are then made anew.
-CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 2}
+CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +65,9 @@ class SquashfsFile:
     """A .sqsh that a converter has completed.
 
     ``source`` is the digest of the image's manifest, ``layers`` what it lists, base first, ``tree`` what must
-    be in the file, ``size`` in bytes, ``ranges`` what of it is out of layer packs, ``layer_indexes`` what is
-    attached to a release about them (both native only), ``compared`` the layers whose blobs were compared
-    with their diff_ids.
+    be in the file, ``size`` in bytes, ``ranges`` what of it is out of packs, ``layer_indexes`` what is
+    attached to a release about them, ``read`` what was read back from the disk (all three native only),
+    ``compared`` the layers whose blobs were compared with their diff_ids.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class SquashfsFile:
     ranges: PackRanges | None = None
     layer_indexes: bytes | None = None
     compared: tuple[tuple[Pair, Compared], ...] = ()
+    read: ReadBack | None = None
 
 
 def choose_converter(options: ConvertOptions, *, from_registry: bool = True) -> str:
@@ -187,6 +189,7 @@ def convert(
         ranges=done.ranges,
         layer_indexes=done.layers,
         compared=done.compared,
+        read=done.read,
     )
 
 

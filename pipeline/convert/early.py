@@ -1,4 +1,4 @@
-"""Packing layers beside the scan, so that only stitching, verifying and publishing follow the verdict.
+"""Packing layers beside build and scan, so that only stitch, verification and publishing follow the verdict.
 
 Nothing of it is visible: packs go into the cache folder, where a pack stands for a blob only after both were
 compared. Whatever goes wrong here is no error: the conversion does the same work again, and reports it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipeline.squashfs.pack import PackDamaged
 from pipeline.squashfs.stitch import StitchOptions, require_all
 from pipeline.squashfs.stored import StoredPack
 from pipeline.system.parallel import Halt, StoppedError
+from pipeline.system.polite import PoliteHalt, lowest_priority
 
 log = structlog.get_logger()
 
@@ -36,41 +38,54 @@ _PATIENCE = (
 )
 
 
-class EarlyPacking:
-    """Packs the layers of one image in a thread of its own until `finish` or `end`."""
+OpenStored = Callable[[], AbstractContextManager[StoredLayers | None]]
 
-    def __init__(
-        self,
-        open_source: Callable[[], ImageSource],
-        options: ConvertOptions,
-        cache: Path,
-        limits: Limits,
-        stored: AbstractContextManager[StoredLayers | None],
-    ) -> None:
-        self._stored = stored
-        self._open_source = open_source
+
+class EarlyPacking:
+    """Packs the layers of images in threads of its own until `finish` or `end`, one image after the other."""
+
+    def __init__(self, options: ConvertOptions, cache: Path, limits: Limits, stored: OpenStored) -> None:
+        self._open_stored = stored
         self._options = options
         self._cache = pack_cache(cache)
         self._limits = limits
         self._halt = Halt()
         self._meter = _LaterMeter()
-        self._thread = threading.Thread(target=self._run, name="early-packing", daemon=True)
-        self._thread.start()
+        self._threads: list[threading.Thread] = []
+
+    def begin(self, open_source: Callable[[], ImageSource], *, behind: bool = False) -> None:
+        """Pack the layers of an image too. `behind`: with what processor time other processes leave."""
+        arguments = (open_source, behind, tuple(self._threads))
+        thread = threading.Thread(target=self._run, args=arguments, name="early-packing", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def finish(self, meter: Meter) -> None:
         """Wait until all packs are made, and report what is left of the work to `meter`."""
         self._meter.report_to(meter)
-        while self._thread.is_alive():
-            self._thread.join(_WAIT)
+        for thread in self._threads:
+            while thread.is_alive():
+                thread.join(_WAIT)
 
     def end(self) -> None:
         """Stop packing. A pack that is not complete is removed; complete ones stay in the cache."""
         self._halt.set()
-        self._thread.join(_PATIENCE)
+        until = time.monotonic() + _PATIENCE
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
-    def _run(self) -> None:
+    def _run(
+        self, open_source: Callable[[], ImageSource], behind: bool, before: tuple[threading.Thread, ...]
+    ) -> None:
+        for thread in before:  # they may be at the same layers
+            thread.join()
+        halt = self._halt
+        if behind:
+            lowest_priority()
+            halt = PoliteHalt(halt)
         try:
-            self._pack()
+            halt.check()
+            self._pack(open_source(), halt, whole=not behind)
         except StoppedError:
             log.debug("packing before the verdict was ended")
         except PackDamaged as error:
@@ -80,34 +95,34 @@ class EarlyPacking:
         except Exception:  # the conversion meets it again, where it is reported
             log.debug("packing before the verdict failed", exc_info=True)
 
-    def _pack(self) -> None:
-        with self._stored as stored:
-            self._pack_with(stored)
-
-    def _pack_with(self, stored: StoredLayers | None) -> None:
-        packing = Packing(
-            source=self._open_source(),
-            options=self._options,
-            codec=codec_of(self._options),
-            cache=self._cache,
-            limits=self._limits,
-            meter=self._meter,
-            halt=self._halt,
-            stored=stored,
-        )
-        require_sizes(packing.source, self._limits)
+    def _pack(self, source: ImageSource, halt: Halt, *, whole: bool) -> None:
+        require_sizes(source, self._limits)
         self._cache.refuse_others()
         self._cache.remove_leftovers()
-        until_sound(packing, functools.partial(_prepare, packing))
+        with self._open_stored() as stored:
+            packing = Packing(
+                source=source,
+                options=self._options,
+                codec=codec_of(self._options),
+                cache=self._cache,
+                limits=self._limits,
+                meter=self._meter,
+                halt=halt,
+                stored=stored,
+            )
+            until_sound(packing, functools.partial(_prepare, packing, whole=whole))
 
 
-def _prepare(packing: Packing) -> None:
-    """Read here all that the conversion would lack, so that it needs no more than packs and releases."""
+def _prepare(packing: Packing, *, whole: bool) -> None:
+    """Read here all that the conversion would lack, so that it needs no more than packs and releases.
+
+    Without `whole` these are not all layers of the image: what it hides of them is not known yet.
+    """
     with contextlib.ExitStack() as opened:
         tally = packing.tally()
         packs = packing.packs(opened, tally, None)
         packing.compare_the_rest(tally)
-        if any(isinstance(pack, StoredPack) for pack in packs):
+        if whole and any(isinstance(pack, StoredPack) for pack in packs):
             from pipeline.convert.native import assembled
 
             packs, tree = assembled(packing, opened, None)
@@ -117,19 +132,18 @@ def _prepare(packing: Packing) -> None:
 
 @contextlib.contextmanager
 def early_packing(
-    open_source: Callable[[], ImageSource],
     options: ConvertOptions,
     *,
     cache: Path,
     limits: Limits,
-    stored: AbstractContextManager[StoredLayers | None] | None = None,
+    stored: OpenStored = contextlib.nullcontext,
 ) -> Iterator[EarlyPacking]:
-    """Pack the layers of an image in the background; on leaving, what is not done is ended.
+    """Pack layers in the background; on leaving, what is not done is ended.
 
     `convert` with the same options and cache folder then finds the packs there; what releases of `stored`
     have is not packed. Nothing that goes wrong with them is raised.
     """
-    early = EarlyPacking(open_source, options, cache, limits, stored or contextlib.nullcontext())
+    early = EarlyPacking(options, cache, limits, stored)
     try:
         yield early
     finally:

@@ -26,7 +26,7 @@ from pipeline.convert.tree import (
     require_allowed,
     require_entries,
 )
-from pipeline.errors import ToolError
+from pipeline.errors import FormatError, ToolError, VerificationError
 from pipeline.oci.entry import DEFAULT_LIMITS, WITHHELD, Entry, EntryKind, Limits
 from pipeline.oci.merge import WithheldError, merge
 from pipeline.oci.rootfs import created_seconds, enroot_rootfs
@@ -34,11 +34,12 @@ from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.layers import LayerIndex, encode_layers, layer_index
-from pipeline.squashfs.pack import FORMAT_VERSION, Pack
+from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged
 from pipeline.squashfs.packindex import PackIndex
+from pipeline.squashfs.proof import ReadBack, read_back
 from pipeline.squashfs.ranges import of_layers
 from pipeline.squashfs.stitch import Stitched, StitchOptions, stitch
-from pipeline.squashfs.stored import StoredPack
+from pipeline.squashfs.stored import NotHeld, SourceFailed, StoredPack
 from pipeline.system.disk import cannot_write
 from pipeline.system.memory import require_memory
 
@@ -103,13 +104,15 @@ def _run(packing: Packing, output: Path) -> Converted:
         packs, tree = assembled(packing, opened, output)
         packing.meter.total(sum(pack.data_size for pack in packs))
         stitched = _write(packing, tree, packs, output, created_seconds(config.created))
+        packing.meter.total(stitched.size)
+        read = _read_back(output, packs, stitched, packing.meter)
         taken = _taken(packing, packs, stitched)
         layers = _layers(packing, tree, packs, stitched, xattrs=options.keep_xattrs)
     log.info("bytes by source", **taken)
     return Converted(
         tree=tree,
         versions={"native": str(FORMAT_VERSION), **packing.codec.versions()},
-        sha256=stitched.sha256,
+        sha256=read.sha256,
         size=stitched.size,
         packed=sum(packing.packed),
         ranges=of_layers(
@@ -119,6 +122,7 @@ def _run(packing: Packing, output: Path) -> Converted:
         ),
         layers=encode_layers(stitched.size, layers),
         compared=tuple(packing.all_compared()),
+        read=read,
     )
 
 
@@ -206,6 +210,18 @@ def _show_links(index: PackIndex, tree: Tree, packs: Sequence[Pack], shown: byte
         same = other is not None and (other.layer, other.index) == (node.layer, node.index)
         if same or packs[node.layer].index.paths[node.index] == target:
             shown[number] = 1
+
+
+def _read_back(output: Path, packs: Sequence[Pack], stitched: Stitched, meter: Meter) -> ReadBack:
+    try:
+        return read_back(output, packs, stitched.ranges, on_bytes=meter.advance)
+    except (FormatError, OSError) as error:
+        if isinstance(error, (PackDamaged, SourceFailed, NotHeld)):
+            raise
+        raise VerificationError(
+            f"{output.name} cannot be read back from the disk: {error}",
+            hint="check the disk of its folder, or choose another --output",
+        ) from error
 
 
 @contextlib.contextmanager

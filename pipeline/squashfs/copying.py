@@ -1,14 +1,10 @@
-"""Copying ranges of packs into an image inside the kernel, and hashing the image from the packs meanwhile."""
+"""Copying ranges of packs into an image, inside the kernel or the server where possible."""
 
 from __future__ import annotations
 
 import errno
 import os
-import queue
-import threading
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.squashfs.layout import ALIGNMENT, Range
 from pipeline.squashfs.pack import Pack
@@ -18,14 +14,14 @@ _MOST = 1 << 30  # bytes that one copy call may take, so that an interruption is
 _UNSUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
 
 
-class Hasher(Protocol):
-    def update(self, data: bytes | memoryview, /) -> None: ...
-
-
 def copy_ranges(
-    packs: Sequence[Pack], ranges: Iterable[Range], target: int, stopped: Callable[[], bool]
+    packs: Sequence[Pack],
+    ranges: Iterable[Range],
+    target: int,
+    stopped: Callable[[], bool],
+    on_bytes: Callable[[int], None],
 ) -> None:
-    """Copy every range to its place in the file `target`, inside the kernel or the server where possible.
+    """Copy every range to its place in the file `target`; `on_bytes` is called with the bytes of each.
 
     Returns early when `stopped()`. OSError when the file cannot be written.
     """
@@ -41,6 +37,7 @@ def copy_ranges(
             except OSError as error:
                 raise pack.unreadable(error, item.source + done) from error
             done += length
+        on_bytes(item.length)
 
 
 def copy_range(
@@ -100,118 +97,3 @@ def _copy_plainly(source: int, target: int, item: Range, done: int) -> int:
         written = os.pwrite(target, view, item.target + done + len(data) - len(view))
         view = view[written:]
     return len(data)
-
-
-def hash_ranges(
-    packs: Sequence[Pack], ranges: Sequence[Range], hasher: Hasher, *, start: int, end: int
-) -> None:
-    """Feed the image's bytes from `start` to `end` to `hasher`: the ranges out of their packs, zeros between.
-
-    Each stored block and fragment is checked on the way; PackDamaged when it is not what was written.
-    """
-    position = start
-    buffers = _Buffers()
-    read: queue.SimpleQueue[_Filled | BaseException | None] = queue.SimpleQueue()
-    stop = threading.Event()
-    reader = threading.Thread(
-        target=_read_ahead, args=(packs, ranges, buffers, read, stop), name="stitch-read", daemon=True
-    )
-    reader.start()
-    try:
-        while (filled := read.get()) is not None:
-            if isinstance(filled, BaseException):
-                raise filled
-            buffer, parts = filled
-            for target, view in parts:
-                feed_zeros(hasher, target - position)
-                hasher.update(view)
-                position = target + len(view)
-            buffers.give_back(buffer)
-    finally:
-        stop.set()
-        buffers.give_back(bytearray(_PIECE))  # wakes a reader that waits for one
-        reader.join()
-    feed_zeros(hasher, end - position)
-
-
-def _read_ahead(
-    packs: Sequence[Pack],
-    ranges: Sequence[Range],
-    buffers: _Buffers,
-    read: queue.SimpleQueue[_Filled | BaseException | None],
-    stop: threading.Event,
-) -> None:
-    """Read and check all pieces, a few ahead of the hash; what comes last is None or a failure."""
-    try:
-        for layer, pack in enumerate(packs):
-            mine = [item for item in ranges if item.layer == layer]
-            for filled in _checked(pack, mine, buffers):
-                if stop.is_set():
-                    return
-                read.put(filled)
-        read.put(None)
-    except BaseException as failure:  # noqa: BLE001 - raised again where the pieces are taken
-        read.put(failure)
-
-
-def feed_zeros(hasher: Hasher, count: int) -> None:
-    """Feed `count` zero bytes to `hasher`."""
-    while count > 0:
-        size = min(count, _PIECE)
-        hasher.update(bytes(size))
-        count -= size
-
-
-class _Buffers:
-    """Memory for pieces on their way from the thread that reads to the one that hashes, used again."""
-
-    _COUNT = 3
-
-    def __init__(self) -> None:
-        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
-        for _ in range(self._COUNT):
-            self._free.put(bytearray(_PIECE))
-
-    def take(self, length: int) -> bytearray:
-        buffer = self._free.get()
-        return buffer if length <= len(buffer) else bytearray(length)
-
-    def give_back(self, buffer: bytearray) -> None:
-        self._free.put(buffer)
-
-
-# A buffer with what was read into it, and where parts of that lie in the image.
-_Filled = tuple[bytearray, list[tuple[int, memoryview]]]
-
-
-def _checked(pack: Pack, ranges: Iterable[Range], buffers: _Buffers) -> Iterator[_Filled]:
-    """What lies in the ranges of one pack, in order, checked. A range is whole pieces without gaps."""
-    pieces = pack.pieces()
-    for item in ranges:
-        at, position, end = bisect_left(pieces, (item.source,)), item.source, item.source + item.length
-        while position < end:
-            batch, length = at, 0
-            while (
-                at < len(pieces)
-                and pieces[at][0] == position + length < end
-                and (not length or length + pieces[at][1] <= _PIECE)
-            ):
-                length += pieces[at][1]
-                at += 1
-            if not length or position + length > end:
-                raise pack.damaged(f"no block of it begins at {position + length}", position)
-            buffer = buffers.take(length)
-            view = memoryview(buffer)[:length]
-            pack.read_pieces(pieces[batch:at], view)
-            yield buffer, [(item.target + position - item.source, view)]
-            position += length
-
-
-def hash_file(descriptor: int, hasher: Hasher, *, start: int, end: int) -> None:
-    """Feed a part of a file to `hasher`; OSError when it is shorter."""
-    while start < end:
-        data = os.pread(descriptor, min(_PIECE, end - start), start)
-        if not data:
-            raise OSError(errno.EIO, "the image became shorter while it was written")
-        hasher.update(data)
-        start += len(data)

@@ -134,9 +134,11 @@ class Placed:
 
 def layer_index(index: PackIndex, placed: Placed, *, data_size: int, xattrs: bool) -> LayerIndex:
     """What may be published of `index` beside the .sqsh; `xattrs`: whether that has extended attributes."""
-    shown, block_size = placed.shown, index.header["block_size"]
-    head = {"block_size": block_size, "diff_id": index.header.get("diff_id"), "data_size": data_size}
-    made = LayerIndex(header={**head, "keeps_xattrs": xattrs}, paths=index.paths, kinds=index.kinds)
+    shown = placed.shown
+    facts = ("block_size", "diff_id", "verified")
+    head = {str(name): index.header[name] for name in facts if name in index.header}
+    head |= {"data_size": data_size, "keeps_xattrs": xattrs}
+    made = LayerIndex(header=head, paths=index.paths, kinds=index.kinds)
     for name in ("modes", "uids", "gids", "mtimes", "sizes", "fragment_sizes"):
         setattr(made, name, getattr(index, name))
     made.shown = array("B", shown)

@@ -26,6 +26,7 @@ from pipeline.squashfs.pack import Pack, Place, Tail
 from pipeline.squashfs.packindex import DIGEST_SIZE
 from pipeline.squashfs.tails import TailReader
 from pipeline.squashfs.writing import write_at
+from pipeline.system.disk import is_full
 
 _SAME = ("paths", "kinds", "modes", "uids", "gids", "mtimes", "sizes", "fragment_sizes")
 
@@ -191,7 +192,7 @@ class StoredPack(Pack):
         return SourceFailed(held[0], what) if held else self.lacking()
 
     def unreadable(self, error: OSError, position: int) -> Exception:
-        return self.damaged(error.strerror or str(error), position)
+        return error if is_full(error) else self.damaged(error.strerror or str(error), position)
 
     def tail_damaged(self, number: int, what: str) -> FormatError:
         return SourceFailed(self.sources[self._of_entry[number]], what)

@@ -18,7 +18,7 @@ from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import SquashfsFile, convert
 from pipeline.convert.from_store import StoredLayers
 from pipeline.convert.packing import pack_cache
-from pipeline.convert.verify import verify
+from pipeline.convert.verify import QUICK_CHECKS, verify
 from pipeline.errors import FormatError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
@@ -126,6 +126,22 @@ def site(tmp_path: Path) -> Site:
 
 def top(number: int) -> LayerBuilder:
     return files("top", 20, seed=900 + number, size=50)
+
+
+def proven(file: SquashfsFile) -> set[bytes]:
+    """Paths of files that the quick check need not expand."""
+    assert file.read is not None
+    return {path for path, inode in file.read.inodes.items() if file.read.proves(inode, file.tree[path])}
+
+
+def test_the_quick_check_needs_no_more_of_a_release_than_of_a_pack(site: Site) -> None:
+    base = files("base", 60)
+    site.release("v1.0", base, LayerBuilder().whiteout("base/003").whiteout("base/050"), top(1))
+    layers = (base, LayerBuilder().whiteout("base/003").whiteout("base/050"), top(2))
+    made = site.convert(*layers)
+    assert verify(made).checks == QUICK_CHECKS
+    assert proven(made) == proven(site.convert(*layers, stored=False))
+    assert len(proven(made)) > 50
 
 
 def test_only_the_changed_layer_is_read(site: Site) -> None:

@@ -39,8 +39,11 @@ from tests.unit.convert.test_from_store import BLOCK, PLATFORM, SHELL, Site, fil
 
 __all__ = ["site"]  # the fixture
 
-BASE = files("base", 40).file("base/hidden", noise(300, 99)).file("base/large", noise(2_500_000, 98))
-HIDING = LayerBuilder().whiteout("base/hidden")
+BASE, HIDING = files("base", 40), LayerBuilder()
+for _number in range(5):  # so that several pieces are copied
+    BASE.file(f"base/hidden-{_number}", noise(300 + 9000 * _number, 90 + _number))
+    BASE.file(f"base/large-{_number}", noise(90_000, 80 + _number))
+    HIDING.whiteout(f"base/hidden-{_number}")
 
 
 @pytest.fixture
@@ -57,13 +60,13 @@ def convert(site: Site, **more: Any) -> SquashfsFile:
     return site.convert(BASE, HIDING, top(2), **more)
 
 
-def test_a_flipped_bit_anywhere(site: Site, released: Release, cold: bytes) -> None:
+def flip_bits(site: Site, released: Release, cold: bytes, rounds: int) -> None:
     """In what is taken it is found, and the layer read; the release stays as it is, damage included."""
     rng = random.Random(4)
     good = released.path.read_bytes()
     released.path.chmod(0o644)
     read = 0
-    for _ in range(40):
+    for _ in range(rounds):
         data = bytearray(good)
         data[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
         released.path.write_bytes(data)
@@ -72,7 +75,17 @@ def test_a_flipped_bit_anywhere(site: Site, released: Release, cold: bytes) -> N
         assert verify(made).checks
         assert released.path.read_bytes() == data
         read += 0 in site.opened
-    assert 20 < read <= 40
+    assert rounds // 2 < read <= rounds
+
+
+def test_a_flipped_bit_anywhere(site: Site, released: Release, cold: bytes) -> None:
+    flip_bits(site, released, cold, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_many_flipped_bits(site: Site, released: Release, cold: bytes) -> None:
+    flip_bits(site, released, cold, 500)
 
 
 def cut(release: Release) -> None:
