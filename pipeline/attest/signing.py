@@ -17,9 +17,7 @@ from securesystemslib.exceptions import Error as SecureSystemsError
 from securesystemslib.signer import CryptoSigner, Key, Signature, Signer, SSlibKey
 
 from pipeline.aws import errors
-from pipeline.config.types import StoreSettings
 from pipeline.errors import ConfigError, ToolError
-from pipeline.store import trust
 from pipeline.store.keys import public_keys
 
 PASSPHRASE = "SQSHPIPE_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
@@ -68,12 +66,6 @@ def open_keys(where: str) -> tuple[Key, ...]:
     if b"PRIVATE KEY" in raw:
         return (open_signer(where).public_key,)
     return public_keys(raw, str(path))
-
-
-def required_by(settings: StoreSettings, source: Path) -> trust.Required | None:
-    """The signatures that images.yaml, the file `source`, requires; None when it requires none."""
-    key = settings.require_signature
-    return None if key is None else trust.Required(keys=open_keys(key), source=source)
 
 
 class _KmsSigner(Signer):

@@ -35,6 +35,8 @@ def configured_store(root: Path | None, config: Path | None = None) -> Store:
         raise ConfigError(
             "no store is given", hint="use --store DIR or SQSHPIPE_STORE, or run it beside an images.yaml"
         )
+    from pipeline.attest.required import store_of
+
     return store_of(load_settings(config, root), config)
 
 
@@ -57,18 +59,6 @@ def load_settings(config: Path, root: Path | None = None) -> StoreSettings:
     from pipeline.config.reading import load
 
     return load(config, store=root).store
-
-
-def store_of(settings: StoreSettings, source: Path) -> Store:
-    """The store with the group, striping and required signatures that images.yaml, `source`, gives it."""
-    from pipeline.store.store import Store
-
-    required = None
-    if settings.require_signature is not None:
-        from pipeline.attest.signing import required_by
-
-        required = required_by(settings, source)
-    return Store(settings.root, group=settings.group, stripe=settings.stripe, required=required)
 
 
 def host_platform() -> str:

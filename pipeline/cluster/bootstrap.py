@@ -11,6 +11,7 @@ from pipeline.cluster import merging
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import ClusterSettings
 from pipeline.errors import ConfigError
+from pipeline.node import shim, software
 from pipeline.node.install import ImporterSettings, importer_source
 from pipeline.store import trust
 from pipeline.store.keys import public_keys
@@ -27,6 +28,8 @@ def script(settings: ClusterSettings) -> str:
         importer_settings=importer_settings(settings).as_json().rstrip("\n"),
         policy_file=trust.NODE_POLICY,
         policy=_policy(settings),
+        shim_source=shim.script().rstrip("\n"),
+        server=software,
     )
 
 
@@ -76,9 +79,13 @@ def starter(kind: Kind) -> str:
     return render("cluster.yaml", kind=kind)
 
 
-def hooks(store: Path, command: str) -> dict[str, str]:
-    """Slurm's Prolog and Epilog by file name: they mount what a job's comment names, and unmount it."""
-    for text in (str(store), command):
+def hooks(settings: Path, command: str) -> dict[str, str]:
+    """Slurm's Prolog and Epilog by file name: they mount what a job's comment names, and unmount it.
+
+    `settings` is the importer's file on the nodes, `command` sqshpipe there. Raises ConfigError for a path
+    that is not absolute.
+    """
+    for text in (str(settings), command):
         if not text.startswith("/") or not text.isprintable():
             raise ConfigError(f"{text!r} is not an absolute path")
-    return {name: render(f"{name}.sh", store=store, command=command) for name in ("prolog", "epilog")}
+    return {name: render(f"{name}.sh", settings=settings, command=command) for name in ("prolog", "epilog")}

@@ -44,9 +44,6 @@ class Run:
 
     def store(self) -> Store:
         """The configured store. ConfigError when none is given."""
-        from pipeline.attest.signing import required_by
-        from pipeline.store.store import Store
+        from pipeline.attest.required import store_of
 
-        settings = self.config.store
-        required = required_by(settings, self.config.path)
-        return Store(settings.root, group=settings.group, stripe=settings.stripe, required=required)
+        return store_of(self.config.store, self.config.path)

@@ -1,4 +1,4 @@
-"""Public keys as the text of PEM files."""
+"""Public keys as text: what a PEM file holds."""
 
 from __future__ import annotations
 

@@ -54,6 +54,10 @@ def load(tmp_path: Path, text: str) -> settings.ClusterSettings:
         ("jobs: {mounts: ['/x;y']}", "mounts"),
         ("software: {pyxis: {version: '1', url: 'http://x/y', sha256: abc}}", "url"),
         ("gpu: {subnet: x, capacity_reservation: nope}", "capacity_reservation"),
+        (
+            f"existing: leave\nsoftware: {{pyxis: {{version: '1', url: 's3://x/y', sha256: {'0' * 64}}}}}",
+            "leave installs nothing",
+        ),
     ],
 )
 def test_a_bad_value_is_told_with_its_key(tmp_path: Path, text: str, says: str) -> None:
@@ -103,7 +107,7 @@ def test_no_token_is_in_the_script(tmp_path: Path, credentials: str) -> None:
 
 def test_hooks_need_absolute_paths() -> None:
     with pytest.raises(ConfigError, match="not an absolute path"):
-        bootstrap.hooks(Path("/fsx"), "sqshpipe")
+        bootstrap.hooks(Path("/opt/x.json"), "sqshpipe")
 
 
 @pytest.mark.parametrize(
