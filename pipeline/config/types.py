@@ -35,6 +35,7 @@ class EcrSettings:
     scanning: Literal["basic", "enhanced", "off"] = "basic"
     kms_key: str | None = None
     untagged_days: int = 14
+    signing_profile: str | None = None
     fips: bool = False  # as the host name in `url` says
     dual_stack: bool = False
 
