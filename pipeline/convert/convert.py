@@ -59,8 +59,8 @@ class SquashfsFile:
     """A .sqsh that a converter has completed.
 
     ``source`` is the digest of the image's manifest, ``layers`` what it lists, base first, ``tree`` what must
-    be in the file, ``size`` in bytes, ``ranges`` what of it is out of layer packs, ``read`` what was then
-    read back from the disk (both native only).
+    be in the file, ``size`` in bytes, ``ranges`` what of it is out of packs, ``read`` what was read back from
+    the disk (both native only).
     """
 
     path: Path

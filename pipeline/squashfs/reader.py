@@ -40,7 +40,7 @@ class SquashfsImage:
 
     Every position and size is checked before it is used: a damaged file ends in FormatError, after time and
     memory bounded by the file's own size. One object serves one thread; ``readback.read_all`` reads
-    with several.
+    with several. `owners` are the numbers of all users and groups in it.
     """
 
     def __init__(self, descriptor: int, path: Path, superblock: Superblock) -> None:
@@ -58,11 +58,11 @@ class SquashfsImage:
             end=superblock.bytes_used,
             name=name,
         )
-        ids = struct.unpack(f"<{superblock.id_count}I", raw)
+        self.owners: tuple[int, ...] = struct.unpack(f"<{superblock.id_count}I", raw)
         self._xattrs = XattrReader(descriptor, superblock, expand, name)
         self.fragments = read_fragments(descriptor, superblock, expand, name)
         inodes = MetadataReader(descriptor, superblock.inode_table, superblock.directory_table, expand, name)
-        self._inodes = InodeParser(inodes, ids, superblock.block_size, superblock.inode_count)
+        self._inodes = InodeParser(inodes, self.owners, superblock.block_size, superblock.inode_count)
         end = superblock.fragment_table if self.fragments else superblock.id_table
         self._listings = MetadataReader(descriptor, superblock.directory_table, end, expand, name)
         self._fragment: tuple[int, bytes] = (NO_FRAGMENT, b"")
