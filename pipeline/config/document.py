@@ -154,7 +154,7 @@ class ConvertModel(Model):
     keep_xattrs: bool = False
     early: bool = Field(
         default=True,
-        description="Let `native` pack layers while the image is scanned; the file stays the same.",
+        description="Let `native` pack layers beside build and scan; the file stays the same.",
     )
 
 
