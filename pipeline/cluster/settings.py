@@ -18,8 +18,8 @@ from pydantic import (
 )
 
 from pipeline.config import yamlfile
-from pipeline.config.document import SlurmTime
 from pipeline.config.ecr_hosts import REGION_PATTERN, EcrHost, parse_host
+from pipeline.config.fields import SlurmTime
 from pipeline.errors import ConfigError
 
 # A word that a shell, YAML and slurm.conf all take as it is.
@@ -199,6 +199,9 @@ class ClusterSettings(_Part):
         default="substitution",
     )
     missing: Literal["refuse", "import"] = _about("For a name that is not published.", default="refuse")
+    require_signature: str | None = _about(
+        "PEM text of public keys: what they did not sign does not resolve on a node.", default=None
+    )
     prefix: Absolute = _about("Where sqshpipe's parts lie on a node.", default="/opt/sqshpipe")
     tool: Absolute = _about(
         "Where `sqshpipe node install --tool` put sqshpipe, on shared storage; nodes get a link to it.",
@@ -206,6 +209,11 @@ class ClusterSettings(_Part):
     )
     local: Absolute = _about("On the node's own NVMe disk.", default="/opt/dlami/nvme/sqshpipe")
     software: Software = Software()
+    existing: Literal["use", "leave"] = _about(
+        "The enroot and pyxis that a node has: `use` configures them for the store, `leave` changes no file"
+        " of theirs or of Slurm's. What software pins replaces them.",
+        default="use",
+    )
     plugstack: Literal["optional", "required"] = _about(
         "`required`: slurmd does not start when pyxis does not load.", default="optional"
     )
@@ -230,6 +238,12 @@ class ClusterSettings(_Part):
         if any("://" in name for name in names):
             raise ValueError("write HOST/PREFIX without https://")
         return names
+
+    @model_validator(mode="after")
+    def _nothing_replaces_what_is_left(self) -> ClusterSettings:
+        if self.existing == "leave" and self.software != Software():
+            raise ValueError("existing: leave installs nothing: take the pins out of software, or write use")
+        return self
 
     @property
     def ecr_hosts(self) -> tuple[EcrHost, ...]:

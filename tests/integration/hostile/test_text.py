@@ -95,7 +95,12 @@ CASES: dict[str, list[str]] = {
         *("X --store S --nodes X", "demo:v2 --store S --nodes X", "demo:v2 --store S --local F"),
     ],
     "node install": ["--prefix P/i --store S --cluster-name X", "--prefix P/i --store X --missing X"],
-    "node hooks": ["-o P/hooks --store S --command X", "-o F --store S"],
+    "node hooks": ["-o P/hooks --settings X --command X", "-o F"],
+    "node mount-for-job": [
+        "X --job X --user X",
+        "X --job 1 --user 1:1 --settings F",
+        "X --job 1 --user 1:1 --settings X",
+    ],
     "node check": ["Q", "F", "X --store S"],
     "node profile": ["Q -o P/p.json -- X", "F -o X -- true", "X --store S -- X", "Q -- X"],
     "node bench": ["Q", "F", "X --store S"],
