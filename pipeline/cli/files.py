@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.node.image_file import ImageFile
+    from pipeline.store.record import Release
 
 Image = Annotated[
     str,
@@ -22,9 +23,32 @@ Image = Annotated[
     ),
 ]
 
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", metavar="NAME[:VERSION]=/INSIDE", help="Data that is seen inside; repeatable."),
+]
 
-def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFile:
-    """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names."""
+
+def mounted_data(options: list[str] | None) -> list[tuple[str, str]]:
+    """(NAME[:VERSION], folder inside) of each --data. Raises ConfigError."""
+    found = []
+    for text in options or ():
+        name, _, inside = text.rpartition("=")
+        if not name or not inside.startswith("/") or not inside.isprintable() or set(inside) & set(":,"):
+            raise ConfigError(
+                f"--data {text!r} is not NAME[:VERSION]=/INSIDE", hint="for example wikitext2:v1=/data"
+            )
+        found.append((name, inside))
+    return found
+
+
+def image(name: str, store: Path | None, digest: str | None = None) -> ImageFile:
+    """As `wanted`, for a verb that starts or looks into an image. Raises ConfigError for data."""
+    return wanted(name, store, digest, data=False)
+
+
+def wanted(name: str, store: Path | None, digest: str | None = None, *, data: bool = True) -> ImageFile:
+    """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names; with `data` it may be data of the store."""
     from pipeline.node.image_file import ImageFile, image_file
 
     first, slash, _ = name.partition("/")
@@ -37,9 +61,22 @@ def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFil
 
     opened = open_store(store)
     release = opened.resolve(name, host_platform())
+    if not data:
+        require_image(release)
     beside = opened.layout.attachments(release.image, release.version, release.platform)
     ranges = beside / RANGES if RANGES in release.attachments else None
     return ImageFile(path=release.path, sha256=release.sha256, startup=beside, ranges=ranges)
+
+
+def require_image(release: Release) -> None:
+    """Raise ConfigError for a release of data, which cannot be started."""
+    from pipeline.store.record import DATA
+
+    if release.kind == DATA:
+        raise ConfigError(
+            f"{release.name} is data, not an image",
+            hint=f"show it to an image (--data {release.name}=/data), or mount it: sqshpipe node mount",
+        )
 
 
 def _refuse_reference(name: str) -> None:

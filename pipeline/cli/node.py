@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import files, options, output
 from pipeline.cli.cluster import write_out
 from pipeline.cli.files import Image, wanted
 from pipeline.cli.prewarm import prewarm, warm_here
@@ -122,7 +122,7 @@ def check_node(
     """
     from pipeline.node import check as node_check
 
-    found = node_check.check(wanted(image, store).path, node_check.this_host(), efa=efa)
+    found = node_check.check(files.image(image, store).path, node_check.this_host(), efa=efa)
     found += node_check.software()
     if "/" not in image or leases:
         found.append(node_check.leases(leases or open_store(store).layout.leases))
@@ -154,7 +154,7 @@ def bench_node(
     rows = []
     if not as_json:
         output.data(f"{'':<20} first rank  work")
-    for each in bench.bench(wanted(image, store), scratch or Path(tempfile.gettempdir()), command or ()):
+    for each in bench.bench(files.image(image, store), scratch or Path(tempfile.gettempdir()), command or ()):
         rows.append(each)
         if not as_json:
             times = f"{_seconds(each.first_rank)}    {_seconds(each.work)}"

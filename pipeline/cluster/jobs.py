@@ -16,7 +16,9 @@ from typing import Literal
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import Jobs
 from pipeline.errors import ConfigError
+from pipeline.node.shared_mount import ROOT_NODE_FOLDER
 from pipeline.slurm.client import comment_for
+from pipeline.store.record import Release
 
 Launcher = Literal["pytorch", "torchrun", "mpi", "mpirun"]
 Runtime = Literal["pyxis", "path", "run"]
@@ -31,6 +33,23 @@ class Resolved:
     sha256: str
     path: Path
 
+    @classmethod
+    def of(cls, release: Release) -> Resolved:
+        return cls(image=release.image, version=release.version, sha256=release.sha256, path=release.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """A release of data that the job's tasks see in the folder `inside`."""
+
+    release: Resolved
+    inside: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the node's Prolog has it mounted."""
+        return ROOT_NODE_FOLDER / self.release.sha256 / "root"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
@@ -39,6 +58,7 @@ class JobSpec:
     name: str
     image: Resolved
     command: tuple[str, ...]
+    data: tuple[Data, ...] = ()
     launcher: Launcher = "pytorch"
     runtime: Runtime = "pyxis"
     nodes: int = 1
@@ -80,7 +100,7 @@ def script(spec: JobSpec) -> str:
         spec=spec,
         jobs=spec.jobs,
         image=spec.image,
-        comment=comment_for(spec.image.sha256),
+        comment=comment_for(spec.image.sha256, *(each.release.sha256 for each in spec.data)),
         tasks_per_node=per_node,
         cpus_per_task=cpus,
         time=_time(spec.jobs.time) if spec.jobs.time else "",
@@ -104,8 +124,10 @@ def _pyxis(spec: JobSpec) -> list[str]:
     image, jobs = spec.image, spec.jobs
     named = f"{image.image}:{image.version}" if spec.runtime == "pyxis" else str(image.path)
     options = [f"--container-image={named}"]
-    if jobs.mounts:
-        options.append(f"--container-mounts={','.join(map(_mount, jobs.mounts))}")
+    mounts = [f"{each.folder}:{each.inside}:ro" for each in spec.data]
+    mounts += map(_mount, jobs.mounts)
+    if mounts:
+        options.append(f"--container-mounts={','.join(mounts)}")
     if jobs.container_writable:
         options.append("--container-writable")
     if jobs.env:  # the image's environment would win otherwise
@@ -118,8 +140,9 @@ def _run(spec: JobSpec) -> list[str]:
     if spec.runtime != "run" and spec.launcher != "mpirun":
         return []
     binds = [f"--mount={_own_mount(each)}" for each in spec.jobs.mounts]
+    data = [f"--data={each.release.path}={each.inside}" for each in spec.data]
     env = [f"--env={name}" for name in sorted(spec.jobs.env)]
-    return ["sqshpipe", "run", *binds, *env, str(spec.image.path), "--"]
+    return ["sqshpipe", "run", *data, *binds, *env, str(spec.image.path), "--"]
 
 
 def _mount(text: str) -> str:

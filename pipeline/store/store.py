@@ -30,7 +30,7 @@ from pipeline.store import creation
 from pipeline.store.index import Head
 from pipeline.store.layout import SIGNATURE, Layout
 from pipeline.store.reading import current_head, exists, load, read_record
-from pipeline.store.record import Record, Release, release_of
+from pipeline.store.record import DATA, Record, Release, release_of
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import ImageState
 from pipeline.system import atomic
@@ -132,7 +132,7 @@ class Store:
     def _resolve(self, image: str, wanted: str, platform: str) -> Release:
         head = self._head(image)
         version = head.channels.get(wanted, wanted)
-        record = self._record(image, version, platform)
+        record = self._record(image, version, platform) or self._data(image, version)
         if record is None:
             raise self._unknown(image, wanted, platform)
         release = self._release(record, head)
@@ -179,6 +179,11 @@ class Store:
     def _record(self, image: str, version: str, platform: str) -> Record | None:
         from_channel = version in CHANNELS
         return None if from_channel else read_record(self.layout, image, version, platform)
+
+    def _data(self, image: str, version: str) -> Record | None:
+        """A release of data, which every platform takes."""
+        record = self._record(image, version, DEFAULT_PLATFORM)
+        return record if record is not None and record.kind == DATA else None
 
     def _release(self, record: Record, head: Head) -> Release:
         state = head.states.get(record.version, "published")

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cluster.bootstrap import hooks
 from pipeline.node.install import ImporterSettings, install, plugstack_line
 from pipeline.store.store import Store
 from tests.integration.cluster.conftest import record_of
 from tests.support.servers.slurm import Slurm, missing, private_slurm
 from tests.support.waiting import until
 
+ROOT = Path(__file__).parents[3]
 USUAL = ("/usr/local/lib/slurm", "/usr/lib/slurm", "/usr/lib/x86_64-linux-gnu/slurm", "/opt/sqshpipe/lib")
 NODES, TASKS = 2, 8
 
@@ -41,7 +43,7 @@ pytestmark = [
 
 @pytest.fixture
 def pyxis(published: Store) -> Iterator[Slurm]:
-    """A private Slurm whose pyxis starts what our importer finds in the store."""
+    """A private Slurm whose pyxis starts what our importer finds in the store, with our Prolog and Epilog."""
     with tempfile.TemporaryDirectory(prefix="sqshpipe-pyxis-", dir="/var/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -53,7 +55,16 @@ def pyxis(published: Store) -> Iterator[Slurm]:
         line = plugstack_line(
             program, str(_spank()), [f"runtime_path={folder}/runtime", "execute_entrypoint=0"]
         )
-        with private_slurm(folder / "slurm", nodes=NODES, gpus=TASKS, plugstack=line + "\n") as cluster:
+        command = folder / "sqshpipe"
+        command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m pipeline "$@"\n')
+        command.chmod(0o755)
+        extra = ["PrologFlags=Alloc"]
+        for hook, text in hooks(published.root, str(command)).items():
+            (folder / hook).write_text(text)
+            (folder / hook).chmod(0o755)
+            extra.append(f"{hook.capitalize()}={folder}/{hook}")
+        settled = {"nodes": NODES, "gpus": TASKS, "extra": "\n".join(extra), "plugstack": line + "\n"}
+        with private_slurm(folder / "slurm", **settled) as cluster:  # type: ignore[arg-type]
             yield cluster
 
 
@@ -92,6 +103,34 @@ def test_a_rendered_job_has_one_mount_a_node(
             "every task of a node reads one device"
         )
     assert not list((published.root / "leases").glob("job-*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a Prolog is root's")
+def test_data_is_mounted_by_the_prolog_and_seen_by_every_rank(
+    pyxis: Slurm, published: Store, tmp_path: Path
+) -> None:
+    out, folder = tmp_path / "out", tmp_path / "wikitext2"
+    folder.mkdir()
+    (folder / "text").write_text("data\n")
+    sqshpipe("store", "import", folder, "--as", "wikitext2:v1", cluster=pyxis)
+    ask = "import os, time; time.sleep(1); print(open('/data/text').read().strip(), os.stat('/data').st_dev)"
+    words = [
+        "job",
+        "script",
+        "demo",
+        "--data",
+        "wikitext2=/data",
+        "-N",
+        str(NODES),
+        f"--sbatch=--output={out}",
+    ]
+    job = sqshpipe(*words, "--submit", "--", "python3", "-c", ask, cluster=pyxis).split()[0]
+    assert pyxis.wait_job(job, timeout=120) == "COMPLETED", out.read_text()
+    seen = [line for line in out.read_text().splitlines() if line.startswith("data ")]
+    assert len(seen) == NODES * TASKS
+    assert len(set(seen)) == 1, "both nodes are this host, which has the file mounted once"
+    digest = published.resolve("wikitext2").sha256
+    assert until(lambda: digest not in Path("/proc/self/mounts").read_text())
 
 
 def test_prune_spares_the_file_while_a_step_runs_and_takes_it_afterwards(
