@@ -23,7 +23,7 @@ from pipeline.cli.app import app
 from pipeline.cluster import settings as cluster_settings
 from pipeline.config.document import json_schema
 from pipeline.squashfs import startup
-from pipeline.store.record import SCHEMA, Record
+from pipeline.store.record import DATA, SCHEMA, Record
 from pipeline.store.sealed import KEY
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -191,7 +191,7 @@ def _records() -> str:
     lines[-1] += "(../explanation/store.md) has the other files."
     lines += ["", " ".join((inspect.getdoc(Record) or "").split()), "", "| key | type |", "|---|---|"]
     types = {field.name: str(field.type) for field in dataclasses.fields(Record)}
-    example = Record(image="demo", version="v1.0", platform="linux/amd64", sha256="", size=0, created="")
+    example = Record(image="demo", version="v1.0", platform="linux/amd64", sha256="", size=0, kind=DATA, created="")
     for key, value in example.as_json().items():
         kind = types.get(key, type(value).__name__)
         lines.append(f"| `{key}` | `{_cell(kind)}` |")

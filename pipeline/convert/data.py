@@ -275,7 +275,7 @@ def _opened(folder: int, found: _Found) -> Iterator[BinaryIO]:
     with os.fdopen(untrusted.open_regular(os.fsdecode(found.name), dir_fd=folder), "rb", 0) as file:
         yield file
         now, then = os.fstat(file.fileno()), found.status
-        if (now.st_ino, now.st_size, now.st_mtime_ns) != (then.st_ino, then.st_size, then.st_mtime_ns):
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):  # FUSE may number it anew
             raise _changed(found)
 
 
