@@ -23,7 +23,8 @@ from bench.measuring import RESULTS, median
 
 ROOT = Path(__file__).resolve().parents[1]
 CHARTS = ROOT / "docs" / "figures"
-PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md", ROOT / "README.ko.md")
+DOCS = ROOT / "docs"
+PAGES = (DOCS / "benchmarks.md", DOCS / "how-to" / "data.md", ROOT / "README.md", ROOT / "README.ko.md")
 _PART = re.compile(r"(<!-- figures: ([a-z_ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _AXES = {"megabytes": "MB of files", "files": "files", "layers": "layers", "cores": "cores"}
 

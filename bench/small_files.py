@@ -171,13 +171,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.serve:
         backing, far, count = given.serve
-        mfusepy.FUSE(
-            Distant(str(backing), given.delay / 1000, count),
-            str(far),
-            foreground=True,
-            ro=True,
-            max_threads=32,
-        )
+        served = Distant(str(backing), given.delay / 1000, count)
+        with contextlib.suppress(RuntimeError):  # it was ended after its mount was gone
+            mfusepy.FUSE(served, str(far), foreground=True, ro=True, max_threads=32)
         return
     with tempfile.TemporaryDirectory(prefix="sqshpipe-bench-", dir="/var/tmp") as folder:
         rows = measure(Path(folder), given.files, given.delay, given.readers)
