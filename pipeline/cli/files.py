@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,12 +30,15 @@ Data = Annotated[
 ]
 
 
+_INSIDE = re.compile(r"/[A-Za-z0-9._/@%+-]+")  # what every shell, pyxis and mount take as it is
+
+
 def mounted_data(options: list[str] | None) -> list[tuple[str, str]]:
     """(NAME[:VERSION], folder inside) of each --data. Raises ConfigError."""
     found = []
     for text in options or ():
         name, _, inside = text.rpartition("=")
-        if not name or not inside.startswith("/") or not inside.isprintable() or set(inside) & set(":,"):
+        if not name or not _INSIDE.fullmatch(inside):
             raise ConfigError(
                 f"--data {text!r} is not NAME[:VERSION]=/INSIDE", hint="for example wikitext2:v1=/data"
             )
@@ -47,16 +51,24 @@ def image(name: str, store: Path | None, digest: str | None = None) -> ImageFile
     return wanted(name, store, digest, data=False)
 
 
-def wanted(name: str, store: Path | None, digest: str | None = None, *, data: bool = True) -> ImageFile:
-    """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names; with `data` it may be data of the store."""
+def wanted(
+    name: str, store: Path | None, digest: str | None = None, *, read: bool = True, data: bool = True
+) -> ImageFile:
+    """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names; with `data` it may be data of the store.
+
+    Where signatures are required it is the file of a signed release, and unless `read` is false its bytes
+    have been compared on this machine.
+    """
+    from pipeline.node import signed
     from pipeline.node.image_file import ImageFile, image_file
 
     first, slash, _ = name.partition("/")
     if "#" in name or (slash and ":" in first):
         _refuse_reference(name)
     if slash:
-        return image_file(Path(name).expanduser(), digest)
+        return signed.check_path(image_file(Path(name).expanduser(), digest))
     from pipeline.cli.stores import host_platform, open_store
+    from pipeline.store import trust
     from pipeline.store.layout import RANGES
 
     opened = open_store(store)
@@ -65,7 +77,10 @@ def wanted(name: str, store: Path | None, digest: str | None = None, *, data: bo
         require_image(release)
     beside = opened.layout.attachments(release.image, release.version, release.platform)
     ranges = beside / RANGES if RANGES in release.attachments else None
-    return ImageFile(path=release.path, sha256=release.sha256, startup=beside, ranges=ranges)
+    found = ImageFile(path=release.path, sha256=release.sha256, startup=beside, ranges=ranges)
+    if read and trust.all_of(opened.required):
+        signed.check_bytes(found)
+    return found
 
 
 def require_image(release: Release) -> None:

@@ -15,9 +15,10 @@ from pipeline.cli.prewarm import prewarm, warm_here
 from pipeline.cli.profile import record
 from pipeline.cli.stores import named_root, open_store
 from pipeline.cli.verbs import Verbs
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, ToolError, VerificationError
 
 if TYPE_CHECKING:
+    from pipeline.store.trust import Required
     from pipeline.system.mount import Kind
 
 node = Verbs("A node of the cluster: set it up, check it, warm it, mount on it.")
@@ -34,6 +35,12 @@ Job = Annotated[
 With = Annotated[
     str | None, typer.Option("--with", help="kernel or fuse; default: the kernel where allowed.")
 ]
+
+Settings = Annotated[
+    Path, typer.Option("--settings", help="pyxis-importer.json of the nodes, beside the importer.")
+]
+INSTALLED = Path("/opt/sqshpipe/bin/pyxis-importer.json")
+_NUMBER = 10  # digits of a user's or group's number
 
 
 @node.command()
@@ -75,12 +82,37 @@ def install(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check each file's whole sha256, once a node and digest.")
     ] = False,
+    require_signature: Annotated[
+        str | None,
+        typer.Option(
+            "--require-signature",
+            help="Public key (PEM file, awskms:KEY-ID): what it did not sign does not resolve here.",
+        ),
+    ] = None,
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            "--marks", help="Where those who verify signatures leave marks; default: a folder of --state."
+        ),
+    ] = None,
+    mark_uid: Annotated[
+        list[int] | None,
+        typer.Option("--mark-uid", help="Whose marks count, besides root's; repeatable."),
+    ] = None,
+    mounts: Annotated[
+        str, typer.Option("--mounts", help="For jobs, by the prolog: kernel, or fuse for none.")
+    ] = "kernel",
 ) -> None:
-    """Put the pyxis importer and sqshpipe on this node; print the line for plugstack.conf."""
+    """Put the pyxis importer, its squashfuse and sqshpipe on this node; print the line for plugstack.conf."""
+    from pipeline.node import shim, signed
     from pipeline.node.install import ImporterSettings, plugstack_line
     from pipeline.node.install import install as put
 
     root = named_root(store)
+    if require_signature is not None:  # first: what follows can fail, and must not leave a node without it
+        signed.install(_policy(require_signature, root, state.absolute(), marks, mark_uid or []))
+    elif marks or mark_uid:
+        raise ConfigError("--marks and --mark-uid need --require-signature")
     program = put(
         ImporterSettings(
             store=root,
@@ -91,6 +123,7 @@ def install(
             local=local.absolute() if local else None,
             trusted_uids=tuple(dict.fromkeys([0, *(trusted_uid or ())])),
             verify=verify,
+            mounts=mounts,
             cluster=cluster_name,
             leases=leases.absolute() if leases else None,
         ),
@@ -101,7 +134,29 @@ def install(
 
         command = tools.install((tool or prefix).absolute(), store=root)
         output.tell(f"sqshpipe is {command} here")
+    program_of_ours = shim.install(prefix.absolute())
+    if mounts == "kernel":
+        output.tell(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
     output.data(plugstack_line(program))
+
+
+def _policy(key: str, store: Path, state: Path, marks: Path | None, uids: list[int]) -> Required:
+    from pipeline.attest.signing import open_keys
+    from pipeline.store import trust
+
+    folder = (marks or state / "signed").absolute()
+    if folder.resolve().is_relative_to(store.resolve()):
+        raise ConfigError(
+            f"marks of verified signatures cannot lie in the store ({folder})",
+            hint="who can write the store could write them: name a folder elsewhere",
+        )
+    return trust.Required(
+        keys=open_keys(key),
+        source=trust.NODE_POLICY,
+        marks=folder,
+        mark_uids=tuple(dict.fromkeys([0, *uids])),
+        state=state,
+    )
 
 
 @node.command("check")
@@ -114,16 +169,17 @@ def check_node(
     leases: Annotated[
         Path | None, typer.Option("--leases", help="Where jobs leave leases, if not STORE/leases.")
     ] = None,
+    settings: Settings = INSTALLED,
     as_json: options.Json = False,
 ) -> None:
     """Compare an image with this node: CUDA, driver, EFA; exit with 7 if it does not fit.
 
-    Also which squashfs server ranks would get, and what pyxis and enroot of this node do.
+    Also what serves the ranks' reads, by the kernel or not, and what pyxis and enroot of this node do.
     """
     from pipeline.node import check as node_check
 
     found = node_check.check(files.image(image, store).path, node_check.this_host(), efa=efa)
-    found += node_check.software()
+    found += node_check.software() + node_check.kernel_mounts(settings)
     if "/" not in image or leases:
         found.append(node_check.leases(leases or open_store(store).layout.leases))
     if as_json:
@@ -163,6 +219,24 @@ def bench_node(
         output.data_json(
             [{"way": e.way, "first_rank": e.first_rank, "work": e.work, "note": e.note} for e in rows]
         )
+
+
+@node.command()
+def unpack(image: Image, store: options.Store = None) -> None:
+    """For pyxis before 0.22: unpack an image once on this node; print a name for --container-name."""
+    from pipeline.node import unpacked
+
+    found = unpacked.unpack(wanted(image, store))
+    if found.seconds:
+        beside = (
+            f"; unpacked images beside it: {found.others} (enroot list, enroot remove)"
+            if found.others
+            else ""
+        )
+        output.tell(
+            f"unpacked in {found.seconds:.1f} s, which pyxis 0.24 does not need: {found.folder}{beside}"
+        )
+    output.data(found.name)
 
 
 @node.command()
@@ -214,18 +288,40 @@ def unmount(
         shared_mount.clear(shared_mount.node_folder())
 
 
+@node.command("mount-for-job", hidden=True)
+def mount_for_job(
+    digests: Annotated[list[str], typer.Argument(help="sha256 of releases of the store.")],
+    job: Annotated[str, typer.Option("--job", help="Number of the Slurm job.")],
+    user: Annotated[str, typer.Option("--user", help="UID:GID of the job.")],
+    settings: Settings = INSTALLED,
+) -> None:
+    """What a prolog calls: mount files for a job by the kernel, and show them to its user."""
+    from pipeline.node import job_mount
+    from pipeline.node.user_mount import User
+
+    uid, _, gid = user.partition(":")
+    if not (uid.isdecimal() and gid.isdecimal() and max(len(uid), len(gid)) <= _NUMBER):
+        raise ConfigError(f"--user {user!r} is not UID:GID")
+    of = User(uid=int(uid), gid=int(gid))
+    folders, failed = job_mount.acquire_all(job_mount.settings_of(settings), digests, job, of)
+    for folder in folders:
+        output.data_path(folder)
+    if failed:
+        raise ToolError(f"job {job}: {len(failed)} files are read through squashfuse", details=failed)
+
+
 @node.command()
 def hooks(
     folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for prolog and epilog.")],
-    store: options.Store = None,
     command: Annotated[
         str, typer.Option("--command", help="sqshpipe on the nodes.")
-    ] = "/usr/local/bin/sqshpipe",
+    ] = "/opt/sqshpipe/bin/sqshpipe",
+    settings: Settings = INSTALLED,
 ) -> None:
-    """Write a Slurm Prolog and Epilog that mount a job's image, for clusters without pyxis."""
+    """Write a Slurm Prolog and Epilog: they mount a job's image by the kernel, once a node, for its ranks."""
     from pipeline.cluster import bootstrap as rendering
 
-    for name, text in rendering.hooks(named_root(store), command).items():
+    for name, text in rendering.hooks(settings, command).items():
         write_out(text, folder / name, executable=True)
         output.data(str(folder / name))
 

@@ -17,11 +17,13 @@ from pipeline.cluster.render import render
 from pipeline.cluster.settings import Jobs
 from pipeline.errors import ConfigError
 from pipeline.node.shared_mount import ROOT_NODE_FOLDER
+from pipeline.node.tool import COMMAND
+from pipeline.node.unpacked import container_name
 from pipeline.slurm.client import comment_for
 from pipeline.store.record import Release
 
 Launcher = Literal["pytorch", "torchrun", "mpi", "mpirun"]
-Runtime = Literal["pyxis", "path", "run"]
+Runtime = Literal["pyxis", "path", "run", "unpack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +48,18 @@ class Data:
     inside: str
 
     @property
-    def folder(self) -> Path:
-        """Where the node's Prolog has it mounted."""
-        return ROOT_NODE_FOLDER / self.release.sha256 / "root"
+    def folder(self) -> str:
+        """Where the node's Prolog has mounted it for the job's user, as text for a shell."""
+        return f"{ROOT_NODE_FOLDER}/{self.release.sha256}/users/$(id -u).$(id -g)/root"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """What to start; `runtime` is pyxis by name, pyxis by path, or `sqshpipe run` where there is no pyxis."""
+    """What to start.
+
+    `runtime` is pyxis by name, pyxis by path, `sqshpipe run` where there is no pyxis or an old one, or pyxis
+    with a container that is unpacked once on each node.
+    """
 
     name: str
     image: Resolved
@@ -82,7 +88,7 @@ class JobSpec:
             )
         if self.jobs.container_writable and "--container-writable" not in _pyxis(self):
             raise ConfigError(
-                "container_writable needs pyxis: without it an image is read-only",
+                f"container_writable does not go with --runtime {self.runtime}: the image is read-only there",
                 hint="write to a mount, or use --runtime pyxis or path",
             )
         if not all(each.isprintable() and each.startswith("-") for each in self.extra):
@@ -105,8 +111,9 @@ def script(spec: JobSpec) -> str:
         cpus_per_task=cpus,
         time=_time(spec.jobs.time) if spec.jobs.time else "",
         gpus=spec.gpus,
-        pyxis=shlex.join(_pyxis(spec)) + " " if _pyxis(spec) else "",
+        pyxis=" ".join([shlex.join(_pyxis(spec)), *_data_mounts(spec), ""]) if _pyxis(spec) else "",
         run=shlex.join(_run(spec)) + " " if _run(spec) else "",
+        tool_folder=COMMAND.parent if spec.runtime in ("run", "unpack") else "",
         command=shlex.join(_command(spec)),
     )
 
@@ -122,17 +129,26 @@ def _pyxis(spec: JobSpec) -> list[str]:
     if spec.runtime == "run" or spec.launcher == "mpirun":
         return []
     image, jobs = spec.image, spec.jobs
-    named = f"{image.image}:{image.version}" if spec.runtime == "pyxis" else str(image.path)
-    options = [f"--container-image={named}"]
-    mounts = [f"{each.folder}:{each.inside}:ro" for each in spec.data]
-    mounts += map(_mount, jobs.mounts)
-    if mounts:
-        options.append(f"--container-mounts={','.join(mounts)}")
-    if jobs.container_writable:
+    if spec.runtime == "unpack":  # never writable: the steps and jobs of a node use one container
+        options = [f"--container-name={container_name(image.sha256)}", "--container-readonly"]
+    else:
+        named = f"{image.image}:{image.version}" if spec.runtime == "pyxis" else str(image.path)
+        options = [f"--container-image={named}"]
+    if jobs.mounts and not spec.data:
+        options.append(f"--container-mounts={','.join(map(_mount, jobs.mounts))}")
+    if jobs.container_writable and spec.runtime != "unpack":
         options.append("--container-writable")
     if jobs.env:  # the image's environment would win otherwise
         options.append(f"--container-env={','.join(sorted(jobs.env))}")
     return options
+
+
+def _data_mounts(spec: JobSpec) -> list[str]:
+    """The option with all mounts where data is among them, for a shell: $data1 is set before."""
+    if not spec.data:
+        return []
+    mounts = [f"$data{number}:{each.inside}:ro" for number, each in enumerate(spec.data, 1)]
+    return [f'--container-mounts="{",".join([*mounts, *map(_mount, spec.jobs.mounts)])}"']
 
 
 def _run(spec: JobSpec) -> list[str]:

@@ -32,6 +32,7 @@ from pipeline.oci.rootfs import FORMAT_VERSION
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
+from pipeline.squashfs.proof import ReadBack
 from pipeline.squashfs.ranges import PackRanges
 from pipeline.system.hashing import hashed
 from pipeline.system.memory import out_of_memory
@@ -77,6 +78,7 @@ class SquashfsFile(WrittenFile):
     config: ImageConfig
     layers: tuple[Descriptor, ...] = ()
     ranges: PackRanges | None = None
+    read: ReadBack | None = None
 
 
 def choose_converter(options: ConvertOptions, *, from_registry: bool = True) -> str:
@@ -155,7 +157,7 @@ def convert(
                 partial.unlink(missing_ok=True)
                 name = "native"
                 done = made(name, partial)
-            sha256, size = (done.sha256, done.size) if done.sha256 else _seal(partial)
+            sha256, size = (done.sha256, done.size) if done.sha256 else seal(partial)
             partial.replace(output)
     except FormatError as error:
         if source.name in error.message:
@@ -176,6 +178,7 @@ def convert(
         config=source.config(),
         layers=source.manifest().layers,
         ranges=done.ranges,
+        read=done.read,
     )
 
 
@@ -251,7 +254,7 @@ def _require_writable(folder: Path) -> None:
         raise ToolError(f"cannot write to {folder}: permission denied", hint="choose another --output")
 
 
-def _seal(file: Path) -> tuple[str, int]:
+def seal(file: Path) -> tuple[str, int]:
     """sha256 and size of a complete file, which is on disk and readable by all afterwards."""
     try:
         with file.open("rb") as stream:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from pipeline.config.types import ConvertOptions
-from pipeline.convert.convert import ConverterRecord, WrittenFile, recorded
+from pipeline.convert.convert import ConverterRecord, WrittenFile, recorded, seal
 from pipeline.convert.names import shown
 from pipeline.convert.packing import codec_of
 from pipeline.convert.tree import NODE
@@ -86,7 +86,7 @@ def convert_data(
         with Compressors(codec) as compressors:
             writer = DirectWriter(target, made, compressors)
             tree = _copied(source, writer, images=images, meter=meter)
-            written = writer.finish(tree)
+            writer.finish(tree)
     except BaseException as error:
         output.unlink(missing_ok=True)
         if isinstance(error, FormatError):
@@ -97,10 +97,11 @@ def convert_data(
         raise out_of_memory(error) or error from error
     finally:
         os.close(target)
+    sha256, size = seal(output)
     return WrittenFile(
         path=output,
-        sha256=written.sha256,
-        size=written.size,
+        sha256=sha256,
+        size=size,
         converter=ConverterRecord(
             name="native",
             options=recorded(replace(options, keep_owners=False, keep_xattrs=False)),

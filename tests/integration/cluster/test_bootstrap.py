@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import bootstrap, settings
+from pipeline.node import shim
 from tests.conftest import missing
 from tests.support.store.handmade_store import HandmadeStore
 from tests.unit.cluster.test_cluster_file import ENVIRONMENT, GUIDE
@@ -90,6 +91,9 @@ def test_dry_run_in_a_root_of_its_own(tmp_path: Path, system: str, credentials: 
     assert "PropagateResourceLimitsExcept=MEMLOCK\n" in (slurm / "slurm.conf").read_text()
     assert (root / "etc" / "enroot" / "hooks.d" / "50-slurm-pytorch.sh").exists()
     assert (root / "etc" / "enroot" / "users" / ".credentials").exists() == (credentials == "substitution")
+    link = root / "usr" / "local" / "sbin" / "squashfuse"
+    assert link.readlink() == Path("/opt/sqshpipe/sbin/squashfuse")
+    assert (root / "opt" / "sqshpipe" / "sbin" / "squashfuse").read_text() == shim.script()
     importer = root / "opt" / "sqshpipe" / "bin" / "pyxis-importer"
     assert json.loads(importer.with_name("pyxis-importer.json").read_text())["store"] == str(store.root)
     got = subprocess.run([importer, "get", "docker://demo:v1.0"], capture_output=True, text=True, env={})
@@ -183,12 +187,14 @@ def test_what_is_fetched_is_as_pinned_or_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.needs("shellcheck")
 @pytest.mark.parametrize("credentials", ["substitution", "timer", "none"])
-@pytest.mark.parametrize("software", ["pinned", "none"])
+@pytest.mark.parametrize("software", ["pinned", "none", "left alone"])
 def test_what_is_rendered_passes_shellcheck(tmp_path: Path, credentials: str, software: str) -> None:
     made = values(tmp_path, ecr_credentials=credentials)
-    if software == "none":
-        made = made.model_copy(update={"software": settings.Software()})
-    scripts = {"bootstrap": bootstrap.script(made), **bootstrap.hooks(Path("/fsx/x"), "/usr/bin/sqshpipe")}
+    if software != "pinned":
+        existing = "use" if software == "none" else "leave"
+        made = made.model_copy(update={"software": settings.Software(), "existing": existing})
+    hooks = bootstrap.hooks(Path("/opt/x.json"), "/usr/bin/sqshpipe")
+    scripts = {"bootstrap": bootstrap.script(made), **hooks}
     for name, text in scripts.items():
         done = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{name}: {done.stdout}"

@@ -181,7 +181,8 @@ def test_without_the_prolog_the_job_says_what_is_missing(data: Store, slurm: Slu
 def test_the_script_gives_the_mount_of_the_prolog_to_pyxis(data: Store) -> None:
     text = sqshpipe("job", "script", "demo", "--data", "wikitext2:v1=/data", "--", "true")
     digest = data.resolve("wikitext2").sha256
-    assert f"--container-mounts=/run/sqshpipe/{digest}/root:/data:ro" in text
+    assert f'data1="/run/sqshpipe/{digest}/users/$(id -u).$(id -g)/root"\n' in text
+    assert '--container-mounts="$data1:/data:ro" ' in text
     assert f",sqshpipe:{digest}\n" in text
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", "-"], input=text, text=True, check=True, timeout=60)

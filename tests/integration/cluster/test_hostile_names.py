@@ -21,9 +21,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, FormatError, ToolError
-from pipeline.node import enter, page_cache, read_only, run, shared_mount
+from pipeline.node import enter, page_cache, run, shared_mount
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.system import mount as mounts
+from pipeline.system import mount_api
 from tests.support.faults import people
 from tests.support.images import small_root
 
@@ -338,7 +339,7 @@ def test_mounts_below_a_mount_are_read_only_with_it(
     user: int, way: str, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "one by one":
-        monkeypatch.setattr(read_only, "_setattr", lambda _mounted: errno.ENOSYS)
+        monkeypatch.setattr(mount_api, "set_attributes", lambda *_words, **_more: errno.ENOSYS)
     made = small_root.image(tmp_path, lambda _tree: None)
     places = [host.given / name for name in ("one", "one/two words", "one/two words/b\\040c", "file")]
     mounted: list[Path] = []

@@ -64,7 +64,7 @@ def offline(folder: Path, *words: str) -> Result:
 def sources(folder: Path, images: str, lock: str = "version: 1\nbases: {}\n") -> Path:
     (folder / "images.yaml").write_text(
         "version: 1\nregistry: {url: registry.invalid/team}\nstore: {root: /nonexistent}\n"
-         f"images: {images}\n"
+        f"images: {images}\n"
     )
     (folder / "images.lock").write_text(lock)
     return folder
