@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import files, options, output
 from pipeline.cli.cluster import write_out
 from pipeline.cli.files import Image, wanted
 from pipeline.cli.prewarm import prewarm, warm_here
@@ -182,7 +182,7 @@ def check_node(
     """
     from pipeline.node import check as node_check
 
-    found = node_check.check(wanted(image, store).path, node_check.this_host(), efa=efa)
+    found = node_check.check(files.image(image, store).path, node_check.this_host(), efa=efa)
     found += node_check.software() + node_check.kernel_mounts(settings)
     if "/" not in image or leases:
         found.append(node_check.leases(leases or open_store(store).layout.leases))
@@ -224,7 +224,7 @@ def bench_node(
     if not as_json:
         output.data(f"{'':<25} ranks  first rank  of the store  work        of the store")
     place = scratch or Path(tempfile.gettempdir())
-    for each in bench.bench(wanted(image, store), place, command or (), ranks=ranks or bench.RANKS):
+    for each in bench.bench(files.image(image, store), place, command or (), ranks=ranks or bench.RANKS):
         rows.append(dataclasses.asdict(each))
         if not as_json:
             way = f"{each.way}, warm" if each.warm else each.way
