@@ -23,23 +23,32 @@ Image = Annotated[
 ]
 
 
-def wanted(name: str, store: Path | None, digest: str | None = None) -> ImageFile:
-    """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names."""
+def wanted(name: str, store: Path | None, digest: str | None = None, *, read: bool = True) -> ImageFile:
+    """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names.
+
+    Where signatures are required it is the file of a signed release, and unless `read` is false its bytes
+    have been compared on this machine.
+    """
+    from pipeline.node import signed
     from pipeline.node.image_file import ImageFile, image_file
 
     first, slash, _ = name.partition("/")
     if "#" in name or (slash and ":" in first):
         _refuse_reference(name)
     if slash:
-        return image_file(Path(name).expanduser(), digest)
+        return signed.check_path(image_file(Path(name).expanduser(), digest))
     from pipeline.cli.stores import host_platform, open_store
+    from pipeline.store import trust
     from pipeline.store.layout import RANGES
 
     opened = open_store(store)
     release = opened.resolve(name, host_platform())
     beside = opened.layout.attachments(release.image, release.version, release.platform)
     ranges = beside / RANGES if RANGES in release.attachments else None
-    return ImageFile(path=release.path, sha256=release.sha256, startup=beside, ranges=ranges)
+    found = ImageFile(path=release.path, sha256=release.sha256, startup=beside, ranges=ranges)
+    if read and trust.all_of(opened.required):
+        signed.check_bytes(found)
+    return found
 
 
 def _refuse_reference(name: str) -> None:

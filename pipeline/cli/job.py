@@ -16,6 +16,7 @@ from pipeline.system import untrusted
 
 if TYPE_CHECKING:
     from pipeline.cluster.jobs import JobSpec
+    from pipeline.cluster.jobs import Runtime as RuntimeName
 
 job = Verbs("Job scripts whose ranks share one image.")
 
@@ -33,6 +34,7 @@ class Runtime(str, Enum):
     pyxis = "pyxis"
     path = "path"
     run = "run"
+    unpack = "unpack"
 
 
 @job.command()
@@ -50,9 +52,13 @@ def script(
         Launcher, typer.Option("--launcher", help="pytorch, torchrun, mpi (pmix), or mpirun (no Slurm).")
     ] = Launcher.pytorch,
     runtime: Annotated[
-        Runtime,
-        typer.Option("--runtime", help="pyxis (by name), path (pyxis by path), run (without)."),
-    ] = Runtime.pyxis,
+        Runtime | None,
+        typer.Option(
+            "--runtime",
+            help="pyxis (by name), path (pyxis by path), run (without), unpack (old pyxis, once a node);"
+            " default: what the pyxis of --values or of this host can do.",
+        ),
+    ] = None,
     nodes: Annotated[int, typer.Option("--nodes", "-N", min=1)] = 1,
     name: Annotated[str | None, typer.Option("--name", help="Of the job; default: the image's.")] = None,
     sbatch: Annotated[list[str] | None, typer.Option("--sbatch", help="A further #SBATCH option.")] = None,
@@ -74,7 +80,7 @@ def script(
         ),
         command=tuple(command),
         launcher=launcher.value,
-        runtime=runtime.value,
+        runtime=runtime.value if runtime else _runtime(values, launcher),
         nodes=nodes,
         gpus=gpus,
         jobs=settings.load_jobs(values) if values else settings.Jobs(),
@@ -91,6 +97,21 @@ def script(
         _hand_over(spec, text, test_only=test_only)
     elif output_file is None:
         output.document(text)
+
+
+def _runtime(values: Path | None, launcher: Launcher) -> RuntimeName:
+    """What the cluster's pyxis can do without unpacking: the one that cluster.yaml pins, else this host's."""
+    from pipeline.cluster import settings
+    from pipeline.node import software
+
+    version = settings.load_pyxis(values) if values else None
+    version = version or software.pyxis_version()
+    if version is None or launcher is Launcher.mpirun:
+        return "pyxis"
+    found = software.way_to_start(version)
+    if found != "pyxis":
+        output.tell(f"--runtime {found}: {software.pyxis_sentence(version)[1]}")
+    return found
 
 
 def _hand_over(spec: JobSpec, text: str, *, test_only: bool) -> None:

@@ -18,6 +18,7 @@ from pipeline.cli.verbs import Verbs
 from pipeline.errors import ConfigError, ToolError, VerificationError
 
 if TYPE_CHECKING:
+    from pipeline.store.trust import Required
     from pipeline.system.mount import Kind
 
 node = Verbs("A node of the cluster: set it up, check it, warm it, mount on it.")
@@ -81,16 +82,37 @@ def install(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check each file's whole sha256, once a node and digest.")
     ] = False,
+    require_signature: Annotated[
+        str | None,
+        typer.Option(
+            "--require-signature",
+            help="Public key (PEM file, awskms:KEY-ID): what it did not sign does not resolve here.",
+        ),
+    ] = None,
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            "--marks", help="Where those who verify signatures leave marks; default: a folder of --state."
+        ),
+    ] = None,
+    mark_uid: Annotated[
+        list[int] | None,
+        typer.Option("--mark-uid", help="Whose marks count, besides root's; repeatable."),
+    ] = None,
     mounts: Annotated[
         str, typer.Option("--mounts", help="For jobs, by the prolog: kernel, or fuse for none.")
     ] = "kernel",
 ) -> None:
     """Put the pyxis importer, its squashfuse and sqshpipe on this node; print the line for plugstack.conf."""
-    from pipeline.node import shim
+    from pipeline.node import shim, signed
     from pipeline.node.install import ImporterSettings, plugstack_line
     from pipeline.node.install import install as put
 
     root = named_root(store)
+    if require_signature is not None:  # first: what follows can fail, and must not leave a node without it
+        signed.install(_policy(require_signature, root, state.absolute(), marks, mark_uid or []))
+    elif marks or mark_uid:
+        raise ConfigError("--marks and --mark-uid need --require-signature")
     program = put(
         ImporterSettings(
             store=root,
@@ -116,6 +138,25 @@ def install(
     if mounts == "kernel":
         output.tell(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
     output.data(plugstack_line(program))
+
+
+def _policy(key: str, store: Path, state: Path, marks: Path | None, uids: list[int]) -> Required:
+    from pipeline.attest.signing import open_keys
+    from pipeline.store import trust
+
+    folder = (marks or state / "signed").absolute()
+    if folder.resolve().is_relative_to(store.resolve()):
+        raise ConfigError(
+            f"marks of verified signatures cannot lie in the store ({folder})",
+            hint="who can write the store could write them: name a folder elsewhere",
+        )
+    return trust.Required(
+        keys=open_keys(key),
+        source=trust.NODE_POLICY,
+        marks=folder,
+        mark_uids=tuple(dict.fromkeys([0, *uids])),
+        state=state,
+    )
 
 
 @node.command("check")
@@ -178,6 +219,24 @@ def bench_node(
         output.data_json(
             [{"way": e.way, "first_rank": e.first_rank, "work": e.work, "note": e.note} for e in rows]
         )
+
+
+@node.command()
+def unpack(image: Image, store: options.Store = None) -> None:
+    """For pyxis before 0.22: unpack an image once on this node; print a name for --container-name."""
+    from pipeline.node import unpacked
+
+    found = unpacked.unpack(wanted(image, store))
+    if found.seconds:
+        beside = (
+            f"; unpacked images beside it: {found.others} (enroot list, enroot remove)"
+            if found.others
+            else ""
+        )
+        output.tell(
+            f"unpacked in {found.seconds:.1f} s, which pyxis 0.24 does not need: {found.folder}{beside}"
+        )
+    output.data(found.name)
 
 
 @node.command()

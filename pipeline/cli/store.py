@@ -180,7 +180,13 @@ def scrub(
 
     opened = open_store(root, config)
     with Teller().stage("scrub") as meter:
-        report = run(opened.layout, names=names or (), bytes_per_second=rate * 1e6, meter=meter)
+        report = run(
+            opened.layout,
+            names=names or (),
+            bytes_per_second=rate * 1e6,
+            required=opened.required,
+            meter=meter,
+        )
     if as_json:
         output.data_json(dataclasses.asdict(report))
     else:
@@ -188,6 +194,8 @@ def scrub(
             output.data(f"damaged  {damage.sha256}  {', '.join(damage.releases)}: {damage.what}")
         for message in report.broken:
             output.data(f"damaged  {message}")
+        for message in report.unsigned:
+            output.data(f"unsigned {message}")
         skipped = f", {report.skipped} read before the last run was cut short" if report.skipped else ""
         output.data(f"{report.checked} files read, {len(report.damaged)} damaged{skipped}")
     if report.broken:
@@ -200,6 +208,11 @@ def scrub(
         raise VerificationError(
             f"{len(report.damaged)} of {report.checked} files are damaged: {', '.join(names_of)}",
             hint="they no longer resolve; publish or sync the same content again, which repairs them",
+        )
+    if report.unsigned:
+        raise VerificationError(
+            f"{len(report.unsigned)} releases have no signature that is required here",
+            hint="they do not resolve; the owner of the key signs them with sqshpipe attest sign",
         )
 
 

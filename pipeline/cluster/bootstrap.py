@@ -13,6 +13,8 @@ from pipeline.cluster.settings import ClusterSettings
 from pipeline.errors import ConfigError
 from pipeline.node import shim
 from pipeline.node.install import ImporterSettings, importer_source
+from pipeline.store import trust
+from pipeline.store.keys import public_keys
 
 Kind = Literal["parallelcluster", "pcs", "hyperpod"]
 
@@ -25,7 +27,18 @@ def script(settings: ClusterSettings) -> str:
         importer_source=importer_source().decode().rstrip("\n"),
         importer_settings=importer_settings(settings).as_json().rstrip("\n"),
         shim_source=shim.script().rstrip("\n"),
+        policy_file=trust.NODE_POLICY,
+        policy=_policy(settings),
     )
+
+
+def _policy(settings: ClusterSettings) -> str:
+    """What the nodes' policy of signatures contains; empty without one. Raises ConfigError for a bad key."""
+    if settings.require_signature is None:
+        return ""
+    keys = public_keys(settings.require_signature.encode(), "cluster.yaml: require_signature")
+    policy = trust.Required(keys=keys, source=trust.NODE_POLICY, marks=trust.STATE / "signed")
+    return policy.as_json().rstrip("\n")
 
 
 def importer_settings(settings: ClusterSettings) -> ImporterSettings:

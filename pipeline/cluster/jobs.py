@@ -16,10 +16,12 @@ from typing import Literal
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import Jobs
 from pipeline.errors import ConfigError
+from pipeline.node.tool import COMMAND
+from pipeline.node.unpacked import container_name
 from pipeline.slurm.client import comment_for
 
 Launcher = Literal["pytorch", "torchrun", "mpi", "mpirun"]
-Runtime = Literal["pyxis", "path", "run"]
+Runtime = Literal["pyxis", "path", "run", "unpack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,11 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """What to start; `runtime` is pyxis by name, pyxis by path, or `sqshpipe run` where there is no pyxis."""
+    """What to start.
+
+    `runtime` is pyxis by name, pyxis by path, `sqshpipe run` where there is no pyxis or an old one, or pyxis
+    with a container that is unpacked once on each node.
+    """
 
     name: str
     image: Resolved
@@ -62,7 +68,7 @@ class JobSpec:
             )
         if self.jobs.container_writable and "--container-writable" not in _pyxis(self):
             raise ConfigError(
-                "container_writable needs pyxis: without it an image is read-only",
+                f"container_writable does not go with --runtime {self.runtime}: the image is read-only there",
                 hint="write to a mount, or use --runtime pyxis or path",
             )
         if not all(each.isprintable() and each.startswith("-") for each in self.extra):
@@ -87,6 +93,7 @@ def script(spec: JobSpec) -> str:
         gpus=spec.gpus,
         pyxis=shlex.join(_pyxis(spec)) + " " if _pyxis(spec) else "",
         run=shlex.join(_run(spec)) + " " if _run(spec) else "",
+        tool_folder=COMMAND.parent if spec.runtime in ("run", "unpack") else "",
         command=shlex.join(_command(spec)),
     )
 
@@ -102,11 +109,14 @@ def _pyxis(spec: JobSpec) -> list[str]:
     if spec.runtime == "run" or spec.launcher == "mpirun":
         return []
     image, jobs = spec.image, spec.jobs
-    named = f"{image.image}:{image.version}" if spec.runtime == "pyxis" else str(image.path)
-    options = [f"--container-image={named}"]
+    if spec.runtime == "unpack":  # never writable: the steps and jobs of a node use one container
+        options = [f"--container-name={container_name(image.sha256)}", "--container-readonly"]
+    else:
+        named = f"{image.image}:{image.version}" if spec.runtime == "pyxis" else str(image.path)
+        options = [f"--container-image={named}"]
     if jobs.mounts:
         options.append(f"--container-mounts={','.join(map(_mount, jobs.mounts))}")
-    if jobs.container_writable:
+    if jobs.container_writable and spec.runtime != "unpack":
         options.append("--container-writable")
     if jobs.env:  # the image's environment would win otherwise
         options.append(f"--container-env={','.join(sorted(jobs.env))}")

@@ -199,9 +199,17 @@ class ClusterSettings(_Part):
         default="substitution",
     )
     missing: Literal["refuse", "import"] = _about("For a name that is not published.", default="refuse")
+    require_signature: str | None = _about(
+        "PEM text of public keys: what they did not sign does not resolve on a node.", default=None
+    )
     prefix: Absolute = _about("Where sqshpipe's parts lie on a node.", default="/opt/sqshpipe")
     local: Absolute = _about("On the node's own NVMe disk.", default="/opt/dlami/nvme/sqshpipe")
     software: Software = Software()
+    existing: Literal["use", "leave"] = _about(
+        "The enroot and pyxis that a node has: `use` configures them for the store, `leave` changes no file"
+        " of theirs or of Slurm's. What software pins replaces them.",
+        default="use",
+    )
     plugstack: Literal["optional", "required"] = _about(
         "`required`: slurmd does not start when pyxis does not load.", default="optional"
     )
@@ -226,6 +234,12 @@ class ClusterSettings(_Part):
         if any("://" in name for name in names):
             raise ValueError("write HOST/PREFIX without https://")
         return names
+
+    @model_validator(mode="after")
+    def _nothing_replaces_what_is_left(self) -> ClusterSettings:
+        if self.existing == "leave" and self.software != Software():
+            raise ValueError("existing: leave installs nothing: take the pins out of software, or write use")
+        return self
 
     @property
     def ecr_hosts(self) -> tuple[EcrHost, ...]:
@@ -298,6 +312,15 @@ def load_jobs(path: Path) -> Jobs:
             hint=f"cpus_per_task: {most}, or leave it out",
         )
     return jobs.model_copy(update={"cpus_per_task": jobs.cpus_per_task or most})
+
+
+def load_pyxis(path: Path) -> tuple[int, ...] | None:
+    """The version of pyxis that cluster.yaml pins. Raises ConfigError for a file that cannot be read."""
+    pinned: Any = _read(path).value
+    for key in ("software", "pyxis", "version"):
+        pinned = pinned.get(key) if isinstance(pinned, dict) else None
+    numbers = re.match(r"v?(\d+(?:\.\d+)+)", str(pinned))
+    return tuple(map(int, numbers[1].split("."))) if numbers else None
 
 
 def parse(values: Any) -> ClusterSettings:

@@ -26,15 +26,13 @@ from pydantic import (
 from pipeline.config import names
 from pipeline.config.ecr_hosts import REGION_PATTERN
 from pipeline.config.quantities import parse_duration, parse_size
+from pipeline.config.secret_names import looks_secret
 from pipeline.config.tag_pattern import Pattern
 from pipeline.errors import ConfigError, SqshpipeError
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 
 T = TypeVar("T")
-_SECRET_ANYWHERE = ("SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL")
-_SECRET_ENDINGS = ("TOKEN", "TOKENS", "APIKEY", "SSHKEY", "PRIVATEKEY", "ACCESSKEY")
-_SECRET_PARTS = frozenset({"KEY", "KEYS", "PASS", "PWD", "AUTH", "NETRC"})
 
 
 def _checked(check: Callable[[str], object]) -> AfterValidator:
@@ -96,17 +94,6 @@ def _quantity(parse: Callable[[str], T], value: object) -> T:
         return parse(str(value))
     except ConfigError as error:
         raise ValueError(error.hint or error.message) from None
-
-
-def looks_secret(name: str) -> bool:
-    """True for a build argument's name that says that its value is a secret."""
-    parts = re.split(r"[^A-Z0-9]+", name.upper())
-    return any(
-        part in _SECRET_PARTS
-        or part.endswith(_SECRET_ENDINGS)
-        or any(word in part for word in _SECRET_ANYWHERE)
-        for part in parts
-    )
 
 
 Duration = Annotated[
@@ -192,6 +179,12 @@ class StoreModel(Model):
     )
     delete_after: Duration = Field(
         default=timedelta(days=14), description="How long bytes outlive hiding: longer than the longest job."
+    )
+    require_signature: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Public key (PEM file, awskms:KEY-ID): a release that it did not sign does not resolve.",
+        examples=["keys/release.pub"],
     )
 
 

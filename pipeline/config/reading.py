@@ -193,7 +193,7 @@ def _store(
     file: document.ImagesFile, flag: Path | None, env: Mapping[str, str], folder: Path
 ) -> StoreSettings:
     model = file.store
-    settings = _store_settings(model) if model else StoreSettings(configured=None)
+    settings = _store_settings(model, folder) if model else StoreSettings(configured=None)
     given = flag or (Path(env["SQSHPIPE_STORE"]) if env.get("SQSHPIPE_STORE") else None)
     if given is not None:
         return replace(settings, configured=given.expanduser().absolute())
@@ -201,14 +201,17 @@ def _store(
     return replace(settings, configured=root)
 
 
-def _store_settings(model: document.StoreModel) -> StoreSettings:
-    stripe = model.stripe
+def _store_settings(model: document.StoreModel, folder: Path) -> StoreSettings:
+    stripe, key = model.stripe, model.require_signature
+    if key is not None and not key.startswith("awskms:"):
+        key = str(folder / Path(key).expanduser())
     return StoreSettings(
         configured=None,
         group=model.group,
         stripe=(stripe.count, parse_size(stripe.size)) if stripe else None,
         grace=model.grace,
         delete_after=model.delete_after,
+        require_signature=key,
     )
 
 

@@ -91,6 +91,8 @@ class StoreSettings:
     """Lustre: (number of targets, bytes of a piece)."""
     grace: timedelta = timedelta(days=30)
     delete_after: timedelta = timedelta(days=14)
+    require_signature: str | None = None
+    """Path of a PEM file with public keys, or ``awskms:KEY-ID``: what they did not sign does not resolve."""
 
     @property
     def root(self) -> Path:

@@ -32,6 +32,7 @@ from pipeline.oci.rootfs import FORMAT_VERSION
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
+from pipeline.squashfs.proof import ReadBack
 from pipeline.squashfs.ranges import PackRanges
 from pipeline.system.hashing import hashed
 from pipeline.system.memory import out_of_memory
@@ -40,7 +41,7 @@ from pipeline.system.scratch import held_folder, scratch_folder
 log = structlog.get_logger()
 
 # Counted up when a converter gives other bytes for the same input: releases are then made anew.
-CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 1}
+CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,8 @@ class SquashfsFile:
     """A .sqsh that a converter has completed.
 
     ``source`` is the digest of the image's manifest, ``layers`` what it lists, base first, ``tree`` what must
-    be in the file, ``size`` in bytes, ``ranges`` what of it is out of layer packs (native only).
+    be in the file, ``size`` in bytes, ``ranges`` what of it is out of packs, ``read`` what was then read
+    of it from the disk (both native only).
     """
 
     path: Path
@@ -71,6 +73,7 @@ class SquashfsFile:
     config: ImageConfig
     layers: tuple[Descriptor, ...] = ()
     ranges: PackRanges | None = None
+    read: ReadBack | None = None
 
 
 def choose_converter(options: ConvertOptions, *, from_registry: bool = True) -> str:
@@ -170,6 +173,7 @@ def convert(
         config=source.config(),
         layers=source.manifest().layers,
         ranges=done.ranges,
+        read=done.read,
     )
 
 

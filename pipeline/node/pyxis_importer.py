@@ -11,7 +11,8 @@ plugstack.conf:  optional spank_pyxis.so use_squashfuse=1 importer=PREFIX/bin/py
 job's user on every node of a step at once, so it takes no lock, writes nothing but a lease (who uses the
 file), marks of files that it has hashed and what it reads ahead, and works on a store that users can only
 read. `release` drops the lease and ends reading ahead, any number of times. Settings: pyxis-importer.json
-beside this file. This file stands alone: Python 3.8, standard library only.
+beside this file. Where /etc/sqshpipe/signatures.json requires signatures, `get` demands the mark of who has
+verified one. This file stands alone: Python 3.8, standard library only.
 
 Which version a name means is what the records and the events of the store say. index.json answers quicker; it
 is believed only when its checksum is right and it is newer than every event.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SCHEMA = 1
+POLICY = "/etc/sqshpipe/signatures.json"
 LATEST = "latest"
 USUAL_PLATFORM = "linux/amd64"
 MACHINES = {"x86_64": USUAL_PLATFORM, "aarch64": "linux/arm64"}
@@ -522,7 +524,45 @@ def find(settings: Settings, wanted: Wanted) -> Found:
     state = image.state(version)
     if state != "published":
         raise Refused(f"{wanted.image}:{version} is {STATES.get(state, state)}{image.known(wanted)}")
-    return Found(wanted.image, version, entry)
+    found = Found(wanted.image, version, entry)
+    demand_mark(settings, found)
+    return found
+
+
+def demand_mark(settings: Settings, found: Found) -> None:
+    """Where this node requires signatures, somebody trusted has verified one of this release: Refused if not.
+
+    The mark names key, release and sha256. That the file has this sha256 is looked at afterwards.
+    """
+    raw = read(POLICY)
+    if raw is None:
+        return
+    settings.verify = True
+    try:
+        policy = parse(POLICY, raw)
+    except Damaged:
+        policy = {}
+    marks, uids, keys = policy.get("marks"), policy.get("mark_uids"), table(policy, "keys")
+    if type(marks) is not str or type(uids) is not list or not keys:
+        raise Refused(f"{POLICY} cannot be used: root runs `sqshpipe node install --require-signature` again")
+    if not any(is_signed(marks, key, tuple(uids), found) for key in keys):
+        name = f"{found.image}:{found.version}"
+        raise Refused(
+            f"{name} has no mark of a verified signature on {node_name()}: if it is signed, "
+            f"root runs `sqshpipe resolve {name}` here or `sqshpipe node prewarm {name}`"
+        )
+
+
+def is_signed(marks: str, key: str, uids: tuple[int, ...], found: Found) -> bool:
+    """Whether one of `uids` has verified that this key signed this release."""
+    import hashlib
+
+    parts = ("sqshpipe signed 1", key, found.image, found.version, platform(), found.sha256)
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    try:
+        return owned_content(f"{marks}/{name}", uids) == name.encode()
+    except OSError:
+        return False
 
 
 def what_to_write(text: str) -> str:
@@ -890,7 +930,7 @@ def get(settings: Settings, text: str) -> str:
         wanted = Wanted(text)
         found = find(settings, wanted)
     except NotPublished:
-        if settings.missing != "import":
+        if settings.missing != "import" or os.path.lexists(POLICY):
             raise
         return import_once(settings, text)
     leave_lease(settings, found)

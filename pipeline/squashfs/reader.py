@@ -10,7 +10,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pipeline.errors import FormatError
-from pipeline.squashfs.blocks import LENGTH, Span, check_span, read_fragment, read_fragments, read_span
+from pipeline.squashfs.blocks import (
+    LENGTH,
+    Span,
+    check_span,
+    cut_tail,
+    read_fragment,
+    read_fragments,
+    read_span,
+)
 from pipeline.squashfs.codecs import make_expand
 from pipeline.squashfs.directory import read_listing
 from pipeline.squashfs.inode import NO_FRAGMENT, NO_XATTRS, Inode, InodeParser, Kind
@@ -190,7 +198,7 @@ class SquashfsImage:
         if inode.fragment != NO_FRAGMENT:
             length = inode.size % self.superblock.block_size
             plain = self._expanded_fragment(inode.fragment)
-            yield self.cut(plain, inode.offset, length)
+            yield cut_tail(plain, inode.offset, length, self.name)
 
     def read(self, inode: Inode, *, limit: int = MAX_READ) -> bytes:
         """A whole file; FormatError when it is damaged or larger than `limit` bytes."""
@@ -206,13 +214,6 @@ class SquashfsImage:
             raise self._damaged(f"fragment {number} of {len(self.fragments)}")
         position, word = self.fragments[number]
         return check_span(Span(position, word, self.superblock.block_size), self.superblock, self.name)
-
-    def cut(self, fragment: bytes, offset: int, length: int) -> bytes:
-        """A file's tail out of its expanded fragment block."""
-        tail = fragment[offset : offset + length]
-        if len(tail) != length:
-            raise self._damaged(f"a tail of {length} bytes at {offset} of a fragment of {len(fragment)}")
-        return tail
 
     def _expanded_fragment(self, number: int) -> bytes:
         if self._fragment[0] != number:

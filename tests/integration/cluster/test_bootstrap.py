@@ -187,11 +187,12 @@ def test_what_is_fetched_is_as_pinned_or_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.needs("shellcheck")
 @pytest.mark.parametrize("credentials", ["substitution", "timer", "none"])
-@pytest.mark.parametrize("software", ["pinned", "none"])
+@pytest.mark.parametrize("software", ["pinned", "none", "left alone"])
 def test_what_is_rendered_passes_shellcheck(tmp_path: Path, credentials: str, software: str) -> None:
     made = values(tmp_path, ecr_credentials=credentials)
-    if software == "none":
-        made = made.model_copy(update={"software": settings.Software()})
+    if software != "pinned":
+        existing = "use" if software == "none" else "leave"
+        made = made.model_copy(update={"software": settings.Software(), "existing": existing})
     hooks = bootstrap.hooks(Path("/opt/x.json"), "/usr/bin/sqshpipe")
     scripts = {"bootstrap": bootstrap.script(made), **hooks}
     for name, text in scripts.items():

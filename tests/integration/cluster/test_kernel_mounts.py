@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FormatError, ToolError
-from pipeline.node import enter, job_mount, shared_mount
+from pipeline.node import enter, job_mount, pyxis_importer, shared_mount
 from pipeline.node import run as running
 from pipeline.node.image_file import ImageFile
 from pipeline.node.pyxis_importer import Settings
@@ -383,7 +384,7 @@ def shim_run(node: JobNode, image: Path, options: str) -> subprocess.CompletedPr
     """Call squashfuse as enroot does."""
     script = 'mkdir "$HOME/lower"; exec squashfuse -f -o "$2" "$1" "$HOME/lower"'
     inside = ["--user", "--mount", "--keep-caps", f"--map-user={USER.uid}", f"--map-group={USER.gid}"]
-    return node.as_user("timeout", "5", "unshare", *inside, "sh", "-c", script, "sh", image, options)
+    return node.as_user("timeout", "2", "unshare", *inside, "sh", "-c", script, "sh", image, options)
 
 
 def test_the_shim_decides_without_the_store_and_within_50_ms(node: JobNode, release: Release) -> None:
@@ -425,3 +426,34 @@ def test_a_users_run_shows_the_prologs_mount_as_the_users_own_files(
     assert people.as_user(USER.uid, start, group=USER.gid) == ""
     assert (out / "said").read_text().splitlines() == ["secret", "inside", f"{USER.uid}:{USER.gid}"]
     assert not list((own / "node").glob("*-*")), "no squashfuse of the user's own"
+
+
+def test_a_local_copy_is_mounted_and_stands_for_both_paths(node: JobNode, release: Release) -> None:
+    """The importer gives the copy's path; a job script may name the file in the store."""
+    local = node.folder / "local" / f"{release.sha256}.sqsh"
+    local.parent.mkdir()
+    shutil.copy(release.path, local)
+    local.chmod(0o444)
+    settings = Settings({"store": str(node.store.root), "local": str(local.parent)})
+    job_mount.acquire(settings, release.sha256, "7", USER)
+    assert shared_mount.mounted_file(node.node / release.sha256) == str(local)
+    node.take_squashfuse_away()
+    for image in (local, release.path):
+        done = shim_run(node, image, f"uid={USER.uid},gid={USER.gid}")
+        assert (done.returncode, done.stderr) == (124, ""), "it was still there after two seconds"
+    shared_mount.release_job("7")
+    local.chmod(0o666)
+    job_mount.acquire(settings, release.sha256, "8", USER)
+    assert shared_mount.mounted_file(node.node / release.sha256) == str(release.path)
+
+
+def test_where_signatures_are_required_only_signed_releases_are_mounted(
+    node: JobNode, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, marks = node.folder / "signatures.json", node.folder / "marks"
+    marks.mkdir()
+    policy.write_text(json.dumps({"schema": 1, "marks": str(marks), "mark_uids": [0], "keys": {"k": "x"}}))
+    monkeypatch.setattr(pyxis_importer, "POLICY", str(policy))
+    with pytest.raises(ToolError, match="no mark of a verified signature"):
+        job_mount.acquire(node.settings, release.sha256, "7", USER)
+    assert node.mounts() == []

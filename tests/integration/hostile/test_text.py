@@ -89,6 +89,7 @@ CASES: dict[str, list[str]] = {
     "attest verify": ["demo:v2 --key X --store S", "X --key F --store S"],
     "run": ["X --store S", "F", "demo:v3 --store S"],
     "node mount": ["X --store S", "demo:X --store S", "F"],
+    "node unpack": ["Q", "F", "X --store S"],
     "node unmount": ["X --store S"],
     "node prewarm": [
         *("X --store S --nodes X", "demo:v2 --store S --nodes X", "demo:v2 --store S --local F"),

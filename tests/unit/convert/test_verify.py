@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import SquashfsFile, convert
-from pipeline.convert.verify import CHECKS, verify
+from pipeline.convert.verify import CHECKS, QUICK_CHECKS, verify
 from pipeline.errors import VerificationError
 from pipeline.oci.entry import Entry, EntryKind
 from pipeline.oci.tree import Node, Tree
@@ -44,7 +44,9 @@ def file(tmp_path: Path) -> SquashfsFile:
 
 
 def test_a_sound_file_passes_and_names_its_checks(file: SquashfsFile) -> None:
-    assert verify(file).checks == CHECKS
+    assert verify(file).checks == QUICK_CHECKS
+    assert verify(file, full=True).checks == CHECKS
+    assert verify(dataclasses.replace(file, read=None)).checks == CHECKS, "as after the other converters"
 
 
 def with_entry(file: SquashfsFile, path: bytes, **changes: object) -> SquashfsFile:
@@ -136,7 +138,7 @@ def flipped(data: bytes) -> bytes:
 def test_a_damaged_file_does_not_pass(file: SquashfsFile, damage: Callable[[bytes], bytes]) -> None:
     file.path.write_bytes(damage(file.path.read_bytes()))
     with pytest.raises(VerificationError, match=r"x\.sqsh"):
-        verify(file)
+        verify(file, full=True)
 
 
 def test_another_block_size_than_asked_for_does_not_pass(file: SquashfsFile) -> None:
