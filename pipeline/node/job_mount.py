@@ -76,7 +76,7 @@ def acquire(settings: Settings, sha256: str, job: str, user: User) -> Path:
     try:
         found = _release_of(settings, sha256)
         local = pyxis_importer.local_copy(settings, found)
-        names = [str(published), *([local] if local else [])]
+        names = [str(published), *([str(Path(local).resolve())] if local else [])]
         _check_file(settings, Path(names[-1]), found)
         if not _may_read(published, user):
             raise Refused(f"user {user.uid} may not read it")
