@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -133,7 +134,10 @@ def install(
         from pipeline.node import tool as tools
 
         command = tools.install((tool or prefix).absolute(), store=root)
-        output.tell(f"sqshpipe is {command} here")
+        output.tell(
+            f"sqshpipe is {command} here, and needs Python {sys.version_info[0]}.{sys.version_info[1]}"
+            " on each machine that runs it"
+        )
     program_of_ours = shim.install(prefix.absolute())
     if mounts == "kernel":
         output.tell(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
@@ -314,14 +318,16 @@ def mount_for_job(
 def hooks(
     folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for prolog and epilog.")],
     command: Annotated[
-        str, typer.Option("--command", help="sqshpipe on the nodes.")
-    ] = "/opt/sqshpipe/bin/sqshpipe",
+        str | None,
+        typer.Option("--command", help="sqshpipe on the nodes; default: where node install puts it."),
+    ] = None,
     settings: Settings = INSTALLED,
 ) -> None:
     """Write a Slurm Prolog and Epilog: they mount a job's image by the kernel, once a node, for its ranks."""
     from pipeline.cluster import bootstrap as rendering
+    from pipeline.node import tool as tools
 
-    for name, text in rendering.hooks(settings, command).items():
+    for name, text in rendering.hooks(settings, command or str(tools.place())).items():
         write_out(text, folder / name, executable=True)
         output.data(str(folder / name))
 

@@ -18,8 +18,8 @@ from pydantic import (
 )
 
 from pipeline.config import yamlfile
-from pipeline.config.document import SlurmTime
 from pipeline.config.ecr_hosts import REGION_PATTERN, EcrHost, parse_host
+from pipeline.config.fields import SlurmTime
 from pipeline.errors import ConfigError
 
 # A word that a shell, YAML and slurm.conf all take as it is.
@@ -203,6 +203,10 @@ class ClusterSettings(_Part):
         "PEM text of public keys: what they did not sign does not resolve on a node.", default=None
     )
     prefix: Absolute = _about("Where sqshpipe's parts lie on a node.", default="/opt/sqshpipe")
+    tool: Absolute = _about(
+        "Where `sqshpipe node install --tool` put sqshpipe, on shared storage; nodes get a link to it.",
+        default="/fsx/sqshpipe",
+    )
     local: Absolute = _about("On the node's own NVMe disk.", default="/opt/dlami/nvme/sqshpipe")
     software: Software = Software()
     existing: Literal["use", "leave"] = _about(

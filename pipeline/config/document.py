@@ -7,32 +7,27 @@ in `ImageSettings`; what an image leaves out is taken from ``defaults``, key by 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from pipeline.config import names
 from pipeline.config.ecr_hosts import REGION_PATTERN
-from pipeline.config.quantities import parse_duration, parse_size
+from pipeline.config.fields import BlockSize, Duration, Size, SlurmTime
 from pipeline.config.secret_names import looks_secret
 from pipeline.config.tag_pattern import Pattern
-from pipeline.errors import ConfigError, SqshpipeError
+from pipeline.errors import SqshpipeError
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-
-T = TypeVar("T")
 
 
 def _checked(check: Callable[[str], object]) -> AfterValidator:
@@ -48,74 +43,6 @@ def _checked(check: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(validate)
 
 
-def _duration(value: object) -> object:
-    if isinstance(value, timedelta):
-        return value
-    return _quantity(parse_duration, value)
-
-
-def _slurm_time(value: object) -> object:
-    """A Duration, or Slurm's own forms: minutes, MM:SS, HH:MM:SS, DAYS-HH, DAYS-HH:MM, DAYS-HH:MM:SS."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return timedelta(minutes=value)
-    form = r"(?:([0-9]{1,3})-)?([0-9]{1,4})(?::([0-9]{2}))?(?::([0-9]{2}))?"
-    match = re.fullmatch(form, value) if isinstance(value, str) else None
-    if match is None:
-        try:
-            return _duration(value)
-        except ValueError:
-            raise ValueError("write a time such as 90m, 2h, 00:05:00 or 2-00:00:00") from None
-    days, *rest = match.groups()
-    given = [int(each) for each in rest if each is not None]
-    # without days a number alone is minutes, and two are minutes and seconds
-    units = ("hours", "minutes", "seconds") if days or len(given) == 3 else ("minutes", "seconds")
-    time = timedelta(days=int(days or 0), **dict(zip(units, given, strict=False)))
-    if time < timedelta(minutes=1):
-        raise ValueError("Slurm counts minutes: at least one")
-    return time
-
-
-def _block_size(value: object) -> object:
-    size = _quantity(parse_size, value)
-    if not (4096 <= size <= 1 << 20) or size & (size - 1):
-        raise ValueError("write a power of two from 4K to 1M, such as 128K")
-    return size
-
-
-def _size(value: object) -> object:
-    return _quantity(parse_size, value)
-
-
-def _quantity(parse: Callable[[str], T], value: object) -> T:
-    """What `parse` makes of a value that YAML gave: text, or a whole number."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError("write it as text, such as 30d or 50G")
-    try:
-        return parse(str(value))
-    except ConfigError as error:
-        raise ValueError(error.hint or error.message) from None
-
-
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(_duration),
-    WithJsonSchema({"type": "string", "pattern": "^[1-9][0-9]*[smhdw]$", "examples": ["12h", "30d"]}),
-]
-SlurmTime = Annotated[
-    timedelta,
-    BeforeValidator(_slurm_time),
-    WithJsonSchema({"type": ["string", "integer"], "examples": ["2h", "00:05:00", "2-00:00:00"]}),
-]
-BlockSize = Annotated[
-    int,
-    BeforeValidator(_block_size),
-    WithJsonSchema({"type": ["string", "integer"], "examples": ["128K", "1M"]}),
-]
-Size = Annotated[
-    int,
-    BeforeValidator(_size),
-    WithJsonSchema({"type": ["string", "integer"], "examples": ["64G", "1T"]}),
-]
 ReferenceText = Annotated[str, _checked(Reference.parse)]
 PlatformText = Annotated[str, _checked(Platform.parse)]
 ImageName = Annotated[str, _checked(names.check_image)]
@@ -226,6 +153,17 @@ class ConvertModel(Model):
     )
 
 
+class VexModel(Model):
+    """OpenVEX statements that count beside waivers."""
+
+    files: list[str] = Field(default=[], description="OpenVEX files, from the folder of images.yaml.")
+    attached: bool = Field(
+        default=False,
+        description="Also those that refer to the image in its registry; who can push can excuse findings.",
+    )
+    max_age: Duration = Field(default=timedelta(days=90), description="How long a statement counts.")
+
+
 class ScanModel(Model):
     """When a scan blocks a release."""
 
@@ -238,6 +176,7 @@ class ScanModel(Model):
     waivers: str | None = Field(
         default=None, description="A file of waivers, from the folder of images.yaml."
     )
+    vex: VexModel = VexModel()
     ignore_packages: list[str] = Field(
         default=[],
         description="Packages whose findings never block, as shell patterns.",

@@ -123,11 +123,23 @@ class ConvertOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VexPolicy:
+    """OpenVEX documents that count, each statement for ``max_age``: ``files``, and with ``attached`` those
+    that refer to the image in its registry.
+    """
+
+    files: tuple[Path, ...] = ()
+    attached: bool = False
+    max_age: timedelta = timedelta(days=90)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScanPolicy:
     """When a scan blocks a release.
 
     ``fail_on`` is the lowest severity that blocks, None for never; ``new_since_base`` counts only what the
-    base did not bring; findings in ``ignore_packages`` (shell patterns) never do; ``published`` says what
+    base did not bring; findings in ``ignore_packages`` (shell patterns) never do; ``vex`` says which VEX
+    statements count; ``published`` says what
     becomes of a release that no longer passes; ``max_age`` is how old a verdict may be before it is asked
     for again.
     """
@@ -137,6 +149,7 @@ class ScanPolicy:
     new_since_base: bool = False
     fixable_only: bool = False
     waivers: Path | None = None
+    vex: VexPolicy = VexPolicy()
     ignore_packages: tuple[str, ...] = ()
     published: Literal["report", "yank"] = "report"
     max_age: timedelta = timedelta(days=1)

@@ -41,7 +41,7 @@ from pipeline.system.scratch import held_folder, scratch_folder
 log = structlog.get_logger()
 
 # Counted up when a converter gives other bytes for the same input: releases are then made anew.
-CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 2}
+CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +59,8 @@ class SquashfsFile:
     """A .sqsh that a converter has completed.
 
     ``source`` is the digest of the image's manifest, ``layers`` what it lists, base first, ``tree`` what must
-    be in the file, ``size`` in bytes, ``ranges`` what of it is out of packs, ``read`` what was then read
-    of it from the disk (both native only).
+    be in the file, ``size`` in bytes, ``ranges`` what of it is out of packs, ``read`` what was read back from
+    the disk (both native only).
     """
 
     path: Path

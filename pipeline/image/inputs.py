@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.types import ImageSpec, ScanPolicy
+from pipeline.config.types import ImageSpec, ScanPolicy, VexPolicy
 from pipeline.errors import ConfigError
 from pipeline.image.context import fingerprints
 from pipeline.image.dockerignore import Ignore
@@ -146,7 +146,17 @@ def scan_policy(policy: ScanPolicy) -> dict[str, Any]:
         "fixable_only": policy.fixable_only,
         "ignore_packages": sorted(policy.ignore_packages),
         "waivers": _waivers(waivers),
+        **_vex(policy.vex),
     }
+
+
+def _vex(policy: VexPolicy) -> dict[str, Any]:
+    """Nothing where no VEX counts, so that records from before say the same."""
+    if policy == VexPolicy():
+        return {}
+    days = policy.max_age.total_seconds() / 86400
+    files = {path.name: _waivers(path) for path in sorted(policy.files)}
+    return {"vex": {"files": files, "attached": policy.attached, "max_age_days": days}}
 
 
 def explain(recorded: Mapping[str, Any], base: Digest | None, now: BuildInputs) -> tuple[str, ...]:

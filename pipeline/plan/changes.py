@@ -122,7 +122,9 @@ def policy_changes(release: ReleaseFacts, seen: Observation) -> tuple[str, ...]:
     for name, after in seen.scan_policy.items():
         before = release.scan_policy.get(name)
         if before != after:
-            told.append("waivers changed" if name == "waivers" else f"scan policy {name} {before} -> {after}")
+            told.append(
+                f"{name} changed" if name in ("waivers", "vex") else f"scan policy {name} {before} -> {after}"
+            )
     return tuple(told)
 
 

@@ -42,9 +42,8 @@ def parse_severity(text: str) -> Severity:
 class Finding:
     """One vulnerability in one package.
 
-    ``fix`` says whether an update mends it, ``fixed_in`` which one. ``layer`` is the blob digest or the
-    diff_id of the
-    layer that the package lies in, where the scanner tells.
+    ``fix`` says whether an update fixes it, ``fixed_in`` which one. ``layer`` is the blob digest or the
+    diff_id of the layer that the package lies in, ``purl`` the package's URL, where the scanner says so.
     """
 
     id: str
@@ -56,6 +55,7 @@ class Finding:
     title: str = ""
     url: str = ""
     layer: Digest | None = None
+    purl: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,7 +108,7 @@ class ReadBack:
             return False
         length = sum(word & LENGTH for word in words)
         if not length:
-            return True  # holes only
+            return inode.start <= self.superblock.bytes_used  # holes only
         origin = self._origin(inode.start, length)
         if origin is None:
             return False
