@@ -23,7 +23,7 @@ from pipeline.convert.tree import require_sizes
 from pipeline.errors import SqshpipeError
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
-from pipeline.progress import Meter
+from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.pack import PackDamaged
 from pipeline.squashfs.stitch import StitchOptions, require_all
 from pipeline.squashfs.stored import StoredPack
@@ -50,12 +50,21 @@ class EarlyPacking:
         self._cache = pack_cache(cache)
         self._limits = limits
         self._halt = Halt()
+        self._behind = PoliteHalt(self._halt)
         self._meter = _LaterMeter()
         self._threads: list[threading.Thread] = []
 
     def begin(self, open_source: Callable[[], ImageSource], *, behind: bool = False) -> None:
-        """Pack the layers of an image too. `behind`: with what processor time other processes leave."""
-        arguments = (open_source, behind, tuple(self._threads))
+        """Pack the layers of an image too.
+
+        `behind`: with what processor time other processes leave. The next image ends that, since threads may
+        not raise their priority again, and what is left of those layers is not worth waiting for.
+        """
+        self._behind.set()
+        if behind:
+            self._behind = PoliteHalt(self._halt)
+        halt = self._behind if behind else self._halt
+        arguments = (open_source, halt, tuple(self._threads))
         thread = threading.Thread(target=self._run, args=arguments, name="early-packing", daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -75,17 +84,15 @@ class EarlyPacking:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _run(
-        self, open_source: Callable[[], ImageSource], behind: bool, before: tuple[threading.Thread, ...]
+        self, open_source: Callable[[], ImageSource], halt: Halt, before: tuple[threading.Thread, ...]
     ) -> None:
         for thread in before:  # they may be at the same layers
             thread.join()
-        halt = self._halt
-        if behind:
+        if isinstance(halt, PoliteHalt):
             lowest_priority()
-            halt = PoliteHalt(halt)
         try:
             halt.check()
-            self._pack(open_source(), halt, whole=not behind)
+            self._pack(open_source(), halt, whole=not isinstance(halt, PoliteHalt))
         except StoppedError:
             log.debug("packing before the verdict was ended")
         except PackDamaged as error:
@@ -106,7 +113,7 @@ class EarlyPacking:
                 codec=codec_of(self._options),
                 cache=self._cache,
                 limits=self._limits,
-                meter=self._meter,
+                meter=self._meter if whole else SILENT,  # it may be ended before its end
                 halt=halt,
                 stored=stored,
             )
@@ -121,8 +128,10 @@ def _prepare(packing: Packing, *, whole: bool) -> None:
     with contextlib.ExitStack() as opened:
         tally = packing.tally()
         packs = packing.packs(opened, tally, None)
-        packing.compare_the_rest(tally)
-        if whole and any(isinstance(pack, StoredPack) for pack in packs):
+        stored = any(isinstance(pack, StoredPack) for pack in packs)
+        if whole or not stored:
+            packing.compare_the_rest(tally)
+        if whole and stored:
             from pipeline.convert.native import assembled
 
             packs, tree = assembled(packing, opened, None)

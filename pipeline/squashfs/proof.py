@@ -48,6 +48,7 @@ class ReadBack:
         self.sha256 = sha256
         self.inodes = inodes
         self.superblock = image.superblock
+        self._state = _state(image.descriptor)
         self._fragments = image.fragments
         self._packs = packs
         self._ranges = ranges
@@ -56,6 +57,10 @@ class ReadBack:
         self._numbers: dict[int, dict[int, int]] = {}
         self._tails: dict[int, dict[tuple[int, int], int]] = {}
         self._files: dict[int, dict[int, int]] = {}
+
+    def is_of(self, descriptor: int) -> bool:
+        """Whether this open file is the one that was read, and nobody has written to it since."""
+        return _state(descriptor) == self._state
 
     def proves(self, inode: Inode, node: NodeLike) -> bool:
         """Whether a file's content is proven to be that of `node`, so that it need not be expanded."""
@@ -139,6 +144,11 @@ def _fragments(pack: PackIndex) -> dict[int, int]:
     """The number of the fragment at each position; of some a release may not say where they were."""
     columns = enumerate(zip(pack.fragment_positions, pack.fragment_words, strict=True))
     return {position: number for number, (position, word) in columns if word}
+
+
+def _state(descriptor: int) -> tuple[int, ...]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _tails(pack: PackIndex, block_size: int) -> dict[tuple[int, int], int]:
