@@ -23,6 +23,8 @@ from pipeline.node.pyxis_importer import Refused, Settings
 from pipeline.node.user_mount import User
 from pipeline.slurm import client
 from pipeline.squashfs.reader import SquashfsImage
+from pipeline.store import trust
+from pipeline.store.layout import Layout
 
 log = structlog.get_logger()
 
@@ -160,7 +162,7 @@ def _check_file(settings: Settings, file: Path, sha256: str, user: User) -> None
         if not pyxis_importer.is_safe(status, owners):
             raise Refused("others than the owner of the store can write it")
         pyxis_importer.check(descriptor, str(file), found)
-        if settings.verify:
+        if settings.verify or trust.of_node() is not None:
             pyxis_importer.compare(descriptor, str(file), found, settings)
     finally:
         os.close(descriptor)
@@ -188,9 +190,26 @@ def _release_of(settings: Settings, sha256: str) -> pyxis_importer.Found:
                     why = f"{name}:{version} was made elsewhere (external)"
                 elif not isinstance(checks, list) or _CHECKED not in checks:
                     why = f"the files of {name}:{version} were never compared with its image"
+                elif unsigned := _unsigned(settings, name, version, sha256):
+                    why = unsigned
                 else:
                     return pyxis_importer.Found(name, version, record)
     raise Refused(why)
+
+
+def _unsigned(settings: Settings, image: str, version: str, sha256: str) -> str:
+    """Why a release with these bytes lacks a signature that this node requires; empty when it has it.
+
+    That leaves the mark which the importer demands. The record is read again: it may have changed meanwhile.
+    """
+    if trust.of_node() is None:
+        return ""
+    layout = Layout(Path(settings.store))
+    try:
+        record = trust.demand_of(layout, image, version, pyxis_importer.platform(), None)
+    except SqshpipeError as error:
+        return error.headline
+    return "" if record.sha256 == sha256 else f"the record of {image}:{version} has changed"
 
 
 def _may_read(file: Path, status: os.stat_result, user: User) -> bool:
