@@ -72,6 +72,11 @@ class EcrModel(Model):
     untagged_days: int = Field(
         default=14, ge=1, description="After how many days images without any tag are deleted."
     )
+    signing_profile: str | None = Field(
+        default=None,
+        pattern=r"^arn:aws(-[a-z]+)*:signer:[a-z0-9-]+:[0-9]{12}:/signing-profiles/[a-zA-Z0-9_]{2,}$",
+        description="ARN of an AWS Signer profile with which ECR signs what is pushed.",
+    )
 
 
 class RegistryModel(Model):
@@ -149,7 +154,7 @@ class ConvertModel(Model):
     keep_xattrs: bool = False
     early: bool = Field(
         default=True,
-        description="Let `native` pack layers while the image is scanned; the file stays the same.",
+        description="Let `native` pack layers beside build and scan; the file stays the same.",
     )
 
 
@@ -320,11 +325,10 @@ class ImagesFile(Model):
     images: dict[ImageName, ImageModel] = Field(min_length=1)
 
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON schema of images.yaml, for editors."""
     schema = ImagesFile.model_json_schema()
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "sqshpipe images.yaml",
-    }
+    return {"$schema": DIALECT, **schema, "title": "sqshpipe images.yaml"}

@@ -106,8 +106,7 @@ def test_on_shared_storage_an_earlier_installation_stays_for_a_week(
 
 
 def test_hooks_name_the_command_of_the_installation_that_writes_them(command: Path, tmp_path: Path) -> None:
-    store = new_store(tmp_path / "store")
-    run(command, "node", "hooks", "--store", store.root, "-o", tmp_path / "hooks")
+    run(command, "node", "hooks", "-o", tmp_path / "hooks")
     for name in ("prolog", "epilog"):
         assert f"'{command}'" in (tmp_path / "hooks" / name).read_text()
     assert tool.place() == tool.COMMAND
