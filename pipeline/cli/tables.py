@@ -134,17 +134,18 @@ def _made(release: Release) -> Iterator[tuple[str, object]]:
     yield "converter", ", ".join(part for part in (str(converter.get("name") or ""), options) if part)
     yield "checks", ", ".join(release.checks)
     yield "revision", release.provenance.get("revision")
+    yield "by", release.provenance.get("by")
     program = release.provenance.get("sqshpipe")
     yield "made by", f"sqshpipe {program}" if program else ""
 
 
 def _scanned(release: Release) -> Iterator[tuple[str, object]]:
-    from pipeline.report.compare import scan_words
+    from pipeline.report.compare import scan_text
 
     scan = release.scan
     when = clock(scan["completed_at"]) if scan.get("completed_at") else ""
     scanner = scan.get("scanner") if scan.get("scanner") != "none" else ""
-    yield "scan", "; ".join(str(part) for part in (scan_words(release), scanner, when) if part)
+    yield "scan", "; ".join(str(part) for part in (scan_text(release), scanner, when) if part)
     for waiver in rows(scan.get("waived")):
         yield "waived", "{id} in {package} until {until}: {reason}".format_map(_Known(waiver))
     warnings = scan.get("warnings")

@@ -27,6 +27,7 @@ from pipeline.text import short, shown
 KEY_VERSION = 1
 _RECORDED_FILES = 400
 _RECORDED_HEX = 16
+_RECORDED_DOCKERFILE = 64 << 10  # characters
 _LIMIT = 4 << 20  # bytes of a Dockerfile or a file of waivers
 _MAX_TOLD = 5
 
@@ -35,7 +36,8 @@ _MAX_TOLD = 5
 class BuildInputs:
     """Fingerprints of all that a build depends on.
 
-    ``dockerfile`` is a sha256 in hex. ``context`` maps each path that the builder is sent (relative,
+    ``dockerfile`` is a sha256 in hex; ``dockerfile_text`` is what people compare, and no part of the key.
+    ``context`` maps each path that the builder is sent (relative,
     with /) to its fingerprint: ``x:`` or ``-:`` and sha256 for a file, ``l:`` and target for a link,
     ``d`` for a folder. The Dockerfile itself is in it only where ``dockerfile`` does not say all: ``!`` when
     it is not sent, ``x`` when it is executable. ``period`` counts the spec's ``max_age`` since 1970, None
@@ -50,6 +52,7 @@ class BuildInputs:
     target: str | None
     platform: str
     period: int | None = None
+    dockerfile_text: str = ""
 
     @property
     def key(self) -> str:
@@ -73,9 +76,11 @@ class BuildInputs:
     def record(self) -> dict[str, Any]:
         """A bounded JSON value for the release record; a large context is recorded folder by folder."""
         depth = _recorded_depth(self.context)
+        short_enough = 0 < len(self.dockerfile_text) <= _RECORDED_DOCKERFILE
         return {
             "version": KEY_VERSION,
             "dockerfile": self.dockerfile,
+            **({"dockerfile_text": self.dockerfile_text} if short_enough else {}),
             "context_depth": depth,
             "context": _folded(self.context, depth),
             "args": dict(sorted(self.args.items())),
@@ -96,7 +101,8 @@ def gather(
     """
     if spec.dockerfile is None or spec.context is None:
         raise ConfigError(f"{spec.name} has no dockerfile: there is nothing to build")
-    dockerfile = hashlib.sha256(read_dockerfile(spec.dockerfile)).hexdigest()
+    content = read_dockerfile(spec.dockerfile)
+    dockerfile = hashlib.sha256(content).hexdigest()
     context = fingerprints(spec.context, Ignore.of(spec.dockerfile, spec.context), copy_to=copy_to)
     own = _inside(spec.dockerfile, spec.context)
     if own is not None:
@@ -109,6 +115,7 @@ def gather(
         target=spec.target,
         platform=str(spec.platform),
         period=_period(spec.max_age, now or datetime.now(timezone.utc)),
+        dockerfile_text=content.decode(errors="backslashreplace"),
     )
 
 
