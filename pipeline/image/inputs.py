@@ -37,12 +37,11 @@ class BuildInputs:
     """Fingerprints of all that a build depends on.
 
     ``dockerfile`` is a sha256 in hex; ``dockerfile_text`` is what people compare, and no part of the key.
-    ``context`` maps each path that the builder is sent (relative,
-    with /) to its fingerprint: ``x:`` or ``-:`` and sha256 for a file, ``l:`` and target for a link,
-    ``d`` for a folder. The Dockerfile itself is in it only where ``dockerfile`` does not say all: ``!`` when
-    it is not sent, ``x`` when it is executable. ``period`` counts the spec's ``max_age`` since 1970, None
-    without one: a new period is another build of the same files, so that package updates arrive, and one on
-    all machines.
+    ``context`` maps each path that the builder is sent (relative, with /) to its fingerprint: ``x:`` or
+    ``-:`` and sha256 for a file, ``l:`` and target for a link, ``d`` for a folder. The Dockerfile itself is
+    in it only where ``dockerfile`` does not say all: ``!`` when it is not sent, ``x`` when it is executable.
+    ``period`` counts the spec's ``max_age`` since 1970, None without one: a new period is another build of
+    the same files, so that package updates arrive, and one on all machines.
     """
 
     base: Digest
@@ -141,7 +140,8 @@ def _take_out(context: dict[str, str], own: str, sha256: str, path: Path) -> Non
 
 
 def scan_policy(policy: ScanPolicy) -> dict[str, Any]:
-    """What decides over an image's findings, for the release record: a later plan tells what is another.
+    """What decides over an image's findings, for the release record, so that a later plan can show what
+    changed.
 
     Of the waivers it is the file's fingerprint, None when there is no such file.
     """
@@ -161,26 +161,26 @@ def explain(recorded: Mapping[str, Any], base: Digest | None, now: BuildInputs) 
 
     Empty when nothing differs, or when the record does not say enough (an older or an outside release).
     """
-    told: list[str] = []
+    changes: list[str] = []
     if base is not None and base != now.base:
-        told.append(f"base {short(base)} -> {short(now.base)}")
+        changes.append(f"base {short(base)} -> {short(now.base)}")
     if recorded.get("version") != KEY_VERSION:
-        return tuple(told)
+        return tuple(changes)
     if recorded.get("dockerfile") != now.dockerfile:
-        told.append("Dockerfile changed")
-    told += _differences("argument", mapping(recorded.get("args")), now.args, values=True)
+        changes.append("Dockerfile changed")
+    changes += _differences("argument", mapping(recorded.get("args")), now.args, values=True)
     if recorded.get("target") != now.target:
-        told.append(f"target {recorded.get('target')} -> {now.target}")
+        changes.append(f"target {recorded.get('target')} -> {now.target}")
     if recorded.get("platform") != now.platform:
-        told.append(f"platform {recorded.get('platform')} -> {now.platform}")
+        changes.append(f"platform {recorded.get('platform')} -> {now.platform}")
     if recorded.get("period") != now.period:
-        told.append("older than max_age" if now.period is not None else "max_age is no longer set")
+        changes.append("older than max_age" if now.period is not None else "max_age is no longer set")
     depth = recorded.get("context_depth")
     folded = _folded(now.context, depth if isinstance(depth, int) else None)
     files = _differences("context", mapping(recorded.get("context")), folded, values=False)
     if len(files) > _MAX_TOLD:
         files[_MAX_TOLD:] = [f"{len(files) - _MAX_TOLD} more files of the context"]
-    return tuple(told + files)
+    return tuple(changes + files)
 
 
 def _period(max_age: timedelta | None, now: datetime) -> int | None:
@@ -188,18 +188,18 @@ def _period(max_age: timedelta | None, now: datetime) -> int | None:
 
 
 def _differences(word: str, old: Mapping[str, str], new: Mapping[str, str], *, values: bool) -> list[str]:
-    told = []
+    changes = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)
         if before == after:
             continue
         if before is None:
-            told.append(f"{word} {shown(name)} is new")
+            changes.append(f"{word} {shown(name)} is new")
         elif after is None:
-            told.append(f"{word} {shown(name)} is gone")
+            changes.append(f"{word} {shown(name)} is gone")
         else:
-            told.append(f"{word} {shown(name)} {shown(f'{before} -> {after}') if values else 'changed'}")
-    return told
+            changes.append(f"{word} {shown(name)} {shown(f'{before} -> {after}') if values else 'changed'}")
+    return changes
 
 
 def _recorded_depth(context: Mapping[str, str]) -> int | None:
@@ -218,7 +218,7 @@ def _folded(context: Mapping[str, str], depth: int | None) -> dict[str, str]:
     groups: dict[str, list[str]] = {}
     for path in sorted(context):
         name = path if depth is None else "/".join(path.split("/")[:depth])
-        # a record is UTF-8, a name need not be: its other bytes are told as \xNN
+        # a record is UTF-8, a name need not be: its other bytes are written as \xNN
         name = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
         groups.setdefault(name or ".", []).append(f"{path}\0{context[path]}")
     return {
