@@ -1,7 +1,7 @@
 """The command line: the only place that prints results and exits.
 
-Here is the tree of verbs. Modules of verbs import nothing heavy at their top, so that
-``sqshpipe resolve`` starts fast.
+Here is the tree of verbs. Modules of verbs import nothing heavy at their top, so that ``sqshpipe resolve``
+starts fast.
 """
 
 from __future__ import annotations

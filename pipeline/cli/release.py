@@ -50,8 +50,8 @@ def release(
     """Take an image through all stages and print the path of its .sqsh.
 
     A second run with nothing changed does nothing. With --until the path ends earlier: build prints the
-    engine's image id, the stages after it repository@digest. Example:
-    sqshpipe release megatron-training --tag v1.0
+    engine's image id, the stages after it repository@digest. Example: sqshpipe release megatron-training
+    --tag v1.0
     """
     if name is not None and ":" in name:
         _refuse_tag(name, tag)
@@ -221,8 +221,8 @@ def notifying(opening: Opened, version: str, *, notify: bool = True) -> Iterator
         stages = [(one.name, one.outcome, one.seconds, one.bytes_done) for one in opening.teller.stages]
         metrics.report(metrics.facts_of(opening.spec.name, version, code, stages))
         if notify and (code == 0 or error):
-            with Notifier(opening.config.notify, opening.config.cache / "told") as notifier:
-                notifier.tell(ended(opening.spec.name, version, code, error, path=message.path))
+            with Notifier(opening.config.notify, opening.config.cache / "sent") as notifier:
+                notifier.send(ended(opening.spec.name, version, code, error, path=message.path))
 
 
 def revision_of(config: Path) -> str | None:
