@@ -76,7 +76,7 @@ def executor_for(settings: Config, name: ExecutorName, jobs: int, shared: Path |
 
 
 def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple[Outcome, ...]:
-    """Run ``tasks``, say each outcome as it comes, and tell people of it."""
+    """Run ``tasks``; log each outcome as it comes, and send the notifications."""
     from pipeline.batch import local as batch
     from pipeline.notify.messages import Notifier, ended
 

@@ -46,15 +46,15 @@ def plan(config: options.ConfigFile = options.DEFAULT_CONFIG) -> None:
     wanted = decide(_run_from_environment(config), list(settings.images), affected)
     for name in wanted.images:  # refused now, not after a build by the publishing that cannot take it
         check_version(wanted.version, channels=settings.image(name).channels)
-    told = {
+    decided = {
         "images": json.dumps(list(wanted.images)),
         "version": wanted.version,
         "publish": json.dumps(wanted.publish),
         "trusted": json.dumps(wanted.trusted),
     }
-    _outputs(told)
+    _outputs(decided)
     _summary(wanted_markdown(wanted, reasons))
-    output.data_json({**told, "images": list(wanted.images), "reason": wanted.reason})
+    output.data_json({**decided, "images": list(wanted.images), "reason": wanted.reason})
 
 
 @ci.command()

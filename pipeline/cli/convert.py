@@ -227,7 +227,8 @@ def _options(
         size = TypeAdapter[int](BlockSize).validate_python(block_size)
     except ValidationError as error:
         raise ConfigError(
-            f"--block-size {block_size!r} is none", hint="write a power of two from 4K to 1M, such as 128K"
+            f"--block-size {block_size!r} is not a block size",
+            hint="write a power of two from 4K to 1M, such as 128K",
         ) from error
     return ConvertOptions(
         converter=converter.value,

@@ -100,7 +100,7 @@ def install(
         from pipeline.node import tool as tools
 
         command = tools.install((tool or prefix).absolute(), store=root)
-        output.tell(f"sqshpipe is {command} here")
+        output.note(f"sqshpipe is {command} here")
     output.data(plugstack_line(program))
 
 

@@ -167,7 +167,7 @@ def lock(
             if answer.problem is None:
                 output.data(_line(answer))
     for reference, made_by in waiting.items():
-        output.tell(
+        output.note(
             f"{reference} does not exist yet: {made_by} of this images.yaml makes it. "
             f"Release in this order: sqshpipe release {made_by}, then sqshpipe lock, then what is built on it"
         )

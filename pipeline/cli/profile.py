@@ -42,7 +42,7 @@ def record(
     found = wanted(image, store, digest)
     if "/" in image and not digest:
         found = replace(found, sha256=hash_file(found.path))
-    recorded = profiling.record(found, command, on_line=output.tell)
+    recorded = profiling.record(found, command, on_line=output.note)
     if recorded.done.returncode != 0:
         raise typer.Exit(recorded.done.returncode)
     made = recorded.profile
@@ -89,5 +89,5 @@ def _print(path: Path, read: int, ranges: int, size: int, *, as_json: bool) -> N
     if as_json:
         output.data_json({"path": str(path), "bytes": read, "ranges": ranges, "size": size})
     else:
-        output.tell(f"{read / 1e6:.1f} of {size / 1e6:.1f} MB in {ranges} ranges")
+        output.note(f"{read / 1e6:.1f} of {size / 1e6:.1f} MB in {ranges} ranges")
         output.data_path(path)

@@ -56,7 +56,7 @@ def create(
     """
     opened = configured_store(folder or root, config)
     if not opened.create():
-        output.tell(f"{opened.root} is a store already and stays as it is")
+        output.note(f"{opened.root} is a store already and stays as it is")
     output.data_path(opened.root)
 
 
