@@ -97,11 +97,11 @@ def check(
             if sarif is not None and verdict is not None:
                 _write_sarif(sarif, verdict, name, reference, opening.spec.dockerfile, config)
             findings = verdict.as_json() if verdict is not None else None
-            stages = opening.teller.as_json()
+            stages = opening.console.as_json()
             _summary(
                 checked_markdown(name, reference=reference, stages=stages, verdict=findings, error=error)
             )
-    opening.teller.summary()
+    opening.console.summary()
     _outputs({"reference": reference})
     output.data(reference)
 
@@ -137,9 +137,9 @@ def publish(
             error = str(failure)
             raise
         finally:
-            stages = opening.teller.as_json()
+            stages = opening.console.as_json()
             _summary(checked_markdown(name, reference=reference, stages=stages, verdict=None, error=error))
-    opening.teller.summary()
+    opening.console.summary()
     _outputs({"path": str(path)})
     output.data_path(path)
 

@@ -79,7 +79,7 @@ def convert(
 
     Example: sqshpipe convert docker://nvcr.io/nvidia/pytorch:24.01-py3 -o pytorch.sqsh
     """
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert import convert as stage
     from pipeline.convert.sources import opened_source
@@ -93,9 +93,9 @@ def convert(
         converter, compressor, zstd_level, block_size, keep_owners=keep_owners, keep_xattrs=keep_xattrs
     )
     limits = _limits(max_unpacked, max_ratio)
-    scratch, teller = scratch_folder(config), Teller()
+    scratch, console = scratch_folder(config), ConsoleProgress()
     with _unverified(file) as unverified:
-        with teller.stage("convert") as meter:
+        with console.stage("convert") as meter:
             with opened_source(source, Platform.parse(platform), scratch=scratch, meter=meter) as image:
                 made = stage.convert(
                     image,
@@ -106,11 +106,11 @@ def convert(
                     limits=limits,
                     meter=meter,
                 )
-            teller.result(f"{made.converter.name}, sha256:{short(made.sha256)}")
-        with teller.stage("verify") as meter:
+            console.result(f"{made.converter.name}, sha256:{short(made.sha256)}")
+        with console.stage("verify") as meter:
             verified = verify_file(made, meter)
-            teller.result(f"{len(made.tree)} entries read back, as in the image")
-    teller.summary()
+            console.result(f"{len(made.tree)} entries read back, as in the image")
+    console.summary()
     if as_json:
         output.data_json(
             {
@@ -121,7 +121,7 @@ def convert(
                 "converter": dataclasses.asdict(made.converter),
                 "convert_key": made.convert_key,
                 "checks": list(verified.checks),
-                "stages": teller.as_json(),
+                "stages": console.as_json(),
             }
         )
     else:
@@ -160,7 +160,7 @@ def verify(
 
     Example: sqshpipe verify pytorch.sqsh docker://nvcr.io/nvidia/pytorch:24.01-py3
     """
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert.sources import opened_source
     from pipeline.convert.unpack import Keep
@@ -171,8 +171,8 @@ def verify(
 
     if not file.exists():
         raise ConfigError(f"{file} does not exist", hint="give the path of a .sqsh")
-    limits, teller = _limits(max_unpacked, max_ratio), Teller()
-    with teller.stage("verify") as meter:
+    limits, console = _limits(max_unpacked, max_ratio), ConsoleProgress()
+    with console.stage("verify") as meter:
         with opened_source(
             source, Platform.parse(platform), scratch=scratch_folder(config), meter=meter
         ) as image:
@@ -187,7 +187,7 @@ def verify(
                 meter=meter,
             )
         verified = verify_file(expected, meter)
-        teller.result(f"{len(expected.tree)} entries read back, as in the image")
+        console.result(f"{len(expected.tree)} entries read back, as in the image")
     if as_json:
         output.data_json(
             {

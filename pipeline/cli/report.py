@@ -36,13 +36,13 @@ def report(
     """
     from datetime import datetime, timezone
 
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.cli.stores import look_up_store
     from pipeline.report.gather import gather
     from pipeline.report.page import page
 
     opened = look_up_store(store, config)
-    with Teller().stage("report") as meter:
+    with ConsoleProgress().stage("report") as meter:
         gathered = gather(
             opened,
             now=datetime.now(timezone.utc),

@@ -81,7 +81,7 @@ def import_files(
 
     Their records say external and unscanned. Example: sqshpipe store import old.sqsh --as demo:v1.0
     """
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.release.publish import publish_external
 
     opened = open_store(root, config)
@@ -94,7 +94,7 @@ def import_files(
             made.append({"file": str(file), "name": f"{image}:{version}", "present": there})
             continue
         try:
-            with Teller().stage("import") as meter:
+            with ConsoleProgress().stage("import") as meter:
                 release = publish_external(
                     file,
                     store=opened,
@@ -175,11 +175,11 @@ def scrub(
 
     A damaged release no longer resolves. Example: sqshpipe store scrub --store /fsx/containers --rate 100
     """
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.store.scrub import scrub as run
 
     opened = open_store(root, config)
-    with Teller().stage("scrub") as meter:
+    with ConsoleProgress().stage("scrub") as meter:
         report = run(opened.layout, names=names or (), bytes_per_second=rate * 1e6, meter=meter)
     if as_json:
         output.data_json(dataclasses.asdict(report))
@@ -298,7 +298,7 @@ def sync(
     Example: sqshpipe store sync /fsx/containers s3://bucket/containers --only megatron-training
     """
     from pipeline.aws.s3 import S3Bucket
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.store.sync import compare, parse_place
     from pipeline.store.sync import sync as run
 
@@ -306,7 +306,7 @@ def sync(
     if dry_run:
         _print_missing(compare(places[0], places[1], names=only or ()), target, as_json=as_json)
         return
-    with Teller().stage("sync") as meter:
+    with ConsoleProgress().stage("sync") as meter:
         report = run(places[0], places[1], names=only or (), mirror_channels=channel or (), meter=meter)
     if as_json:
         output.data_json(dataclasses.asdict(report))
