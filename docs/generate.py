@@ -21,7 +21,7 @@ import typer
 from pipeline import errors
 from pipeline.cli.app import app
 from pipeline.cluster import settings as cluster_settings
-from pipeline.config.document import json_schema
+from pipeline.config.schema import json_schema
 from pipeline.squashfs import startup
 from pipeline.store.record import SCHEMA, Record
 from pipeline.store.sealed import KEY

@@ -219,7 +219,7 @@ def _options(
 ) -> ConvertOptions:
     from pydantic import TypeAdapter, ValidationError
 
-    from pipeline.config.document import BlockSize
+    from pipeline.config.fields import BlockSize
     from pipeline.config.types import ConvertOptions
     from pipeline.errors import ConfigError
 

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from pipeline.config import yamlfile
-from pipeline.config.document import SlurmTime
+from pipeline.config.fields import SlurmTime
 from pipeline.config.ecr_hosts import REGION_PATTERN, EcrHost, parse_host
 from pipeline.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""images.yaml as pydantic models: the text from outside is checked here, and the JSON schema comes from here.
+"""images.yaml as pydantic models: the text from outside is checked here. `schema` makes the JSON schema.
 
 Each model has the file's keys and the built-in defaults. Settings that ``defaults`` and an image share live
 in `ImageSettings`; what an image leaves out is taken from ``defaults``, key by key, also inside ``convert``,
@@ -8,95 +8,29 @@ in `ImageSettings`; what an image leaves out is taken from ``defaults``, key by 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.config import names
 from pipeline.config.ecr_hosts import REGION_PATTERN
-from pipeline.config.quantities import duration_text, parse_duration, parse_size, size_text
+from pipeline.config.fields import (
+    ArgumentName,
+    BlockSize,
+    Channel,
+    Duration,
+    ImageName,
+    PlatformText,
+    ReferenceText,
+    Size,
+    SlurmTime,
+)
 from pipeline.config.tag_pattern import Pattern
-from pipeline.errors import ConfigError, SqshpipeError
-from pipeline.oci.platform import Platform
-from pipeline.oci.reference import Reference
 
-T = TypeVar("T")
 _SECRET_ANYWHERE = ("SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL")
 _SECRET_ENDINGS = ("TOKEN", "TOKENS", "APIKEY", "SSHKEY", "PRIVATEKEY", "ACCESSKEY")
 _SECRET_PARTS = frozenset({"KEY", "KEYS", "PASS", "PWD", "AUTH", "NETRC"})
-
-
-def _checked(check: Callable[[str], object]) -> AfterValidator:
-    """A validator that reports the error of one of our own parsers, and keeps the text."""
-
-    def validate(text: str) -> str:
-        try:
-            check(text)
-        except SqshpipeError as error:
-            raise ValueError(str(error)) from None
-        return text
-
-    return AfterValidator(validate)
-
-
-def _duration(value: object) -> object:
-    if isinstance(value, timedelta):
-        return value
-    return _quantity(parse_duration, value)
-
-
-def _slurm_time(value: object) -> object:
-    """A Duration, or Slurm's own forms: minutes, MM:SS, HH:MM:SS, DAYS-HH, DAYS-HH:MM, DAYS-HH:MM:SS."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return timedelta(minutes=value)
-    form = r"(?:([0-9]{1,3})-)?([0-9]{1,4})(?::([0-9]{2}))?(?::([0-9]{2}))?"
-    match = re.fullmatch(form, value) if isinstance(value, str) else None
-    if match is None:
-        try:
-            return _duration(value)
-        except ValueError:
-            raise ValueError("write a time such as 90m, 2h, 00:05:00 or 2-00:00:00") from None
-    days, *rest = match.groups()
-    given = [int(each) for each in rest if each is not None]
-    # without days a number alone is minutes, and two are minutes and seconds
-    units = ("hours", "minutes", "seconds") if days or len(given) == 3 else ("minutes", "seconds")
-    time = timedelta(days=int(days or 0), **dict(zip(units, given, strict=False)))
-    if time < timedelta(minutes=1):
-        raise ValueError("Slurm counts minutes: at least one")
-    return time
-
-
-def _block_size(value: object) -> object:
-    size = _quantity(parse_size, value)
-    if not (4096 <= size <= 1 << 20) or size & (size - 1):
-        raise ValueError("write a power of two from 4K to 1M, such as 128K")
-    return size
-
-
-def _size(value: object) -> object:
-    return _quantity(parse_size, value)
-
-
-def _quantity(parse: Callable[[str], T], value: object) -> T:
-    """`parse` applied to a value from YAML: text, or a whole number."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError("write it as text, such as 30d or 50G")
-    try:
-        return parse(str(value))
-    except ConfigError as error:
-        raise ValueError(error.hint or error.message) from None
 
 
 def looks_secret(name: str) -> bool:
@@ -108,33 +42,6 @@ def looks_secret(name: str) -> bool:
         or any(word in part for word in _SECRET_ANYWHERE)
         for part in parts
     )
-
-
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(_duration),
-    WithJsonSchema({"type": "string", "pattern": "^[1-9][0-9]*[smhdw]$", "examples": ["12h", "30d"]}),
-]
-SlurmTime = Annotated[
-    timedelta,
-    BeforeValidator(_slurm_time),
-    WithJsonSchema({"type": ["string", "integer"], "examples": ["2h", "00:05:00", "2-00:00:00"]}),
-]
-BlockSize = Annotated[
-    int,
-    BeforeValidator(_block_size),
-    WithJsonSchema({"type": ["string", "integer"], "examples": ["128K", "1M"]}),
-]
-Size = Annotated[
-    int,
-    BeforeValidator(_size),
-    WithJsonSchema({"type": ["string", "integer"], "examples": ["64G", "1T"]}),
-]
-ReferenceText = Annotated[str, _checked(Reference.parse)]
-PlatformText = Annotated[str, _checked(Platform.parse)]
-ImageName = Annotated[str, _checked(names.check_image)]
-Channel = Annotated[str, _checked(names.check_channel)]
-ArgumentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Model(BaseModel):
@@ -432,27 +339,3 @@ class ImagesFile(Model):
     notify: list[NotifyModel] = Field(default=[], description="Where notifications go.")
     defaults: ImageSettings = ImageSettings()
     images: dict[ImageName, ImageModel] = Field(min_length=1, description="Images by name.")
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of images.yaml, for editors; sizes and times in it are written as people write them."""
-    schema = ImagesFile.model_json_schema()
-    for model in (schema, *schema["$defs"].values()):
-        for entry in model.get("properties", {}).values():
-            _write_default(entry)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "sqshpipe images.yaml",
-    }
-
-
-def _write_default(entry: dict[str, Any]) -> None:
-    """Write a default that is a size or a time as text: 128K instead of 131072, 30d instead of P30D."""
-    default, sample = entry.get("default"), str((entry.get("examples") or [""])[0])
-    if isinstance(default, dict):
-        del entry["default"]  # each key below has its own
-    elif isinstance(default, int) and sample.endswith(("K", "M", "G", "T")):
-        entry["default"] = size_text(default)
-    elif isinstance(default, str) and default.startswith("P") and sample.endswith(("m", "h", "d")):
-        entry["default"] = duration_text(TypeAdapter(timedelta).validate_python(default))

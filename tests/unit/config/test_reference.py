@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.document import json_schema
 from pipeline.config.quantities import duration_text, parse_duration, parse_size, size_text
+from pipeline.config.schema import json_schema
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
 
