@@ -259,6 +259,7 @@ def usage(
     as_json: options.Json = False,
 ) -> None:
     """Show what each image and version costs on disk; totals count shared bytes once."""
+    from pipeline.cli.tables import plain
     from pipeline.store.usage import usage as count
 
     found = count(open_store(root, config).layout)
@@ -268,16 +269,15 @@ def usage(
     if as_json:
         output.data_json({**dataclasses.asdict(found), "costs": [dataclasses.asdict(cost) for cost in costs]})
         return
-    for cost in costs:
-        output.data(
-            f"{human_bytes(cost.size):>9}  {human_bytes(cost.own):>9} of its own  "
-            f"{cost.image}:{cost.version}  {cost.state}"
-        )
-    for name, total in found.images.items():
-        if image in (None, name):
-            output.data(f"{human_bytes(total):>9}  {name}")
-    if image is None:
-        output.data(f"{human_bytes(found.total):>9}  total")
+    rows = [
+        (f"{cost.image}:{cost.version}", human_bytes(cost.size), human_bytes(cost.own), cost.state)
+        for cost in costs
+    ]
+    names = (name for name in found.images if image in (None, name))
+    rows += [(name, human_bytes(found.images[name]), "-", "all versions") for name in names]
+    rows += [("total", human_bytes(found.total), "-", "all images")] if image is None else []
+    for line in plain(("RELEASE", "SIZE", "ONLY HERE", "STATE"), rows):
+        output.data(line)
 
 
 @store.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.report.text import cells, clock, folded, padded
@@ -22,7 +22,7 @@ _WHOLE = 4096  # a path has to be copied as it is
 
 
 def listed(lines: Sequence[Listed]) -> list[str]:
-    """A line a release under a heading, all columns where nobody watches.
+    """One line for each release under a heading; all columns when stdout is not a terminal.
 
     On a terminal that is too narrow the digest goes first, then the platform if it is always the same, and
     then each release takes two lines.
@@ -35,20 +35,26 @@ def listed(lines: Sequence[Listed]) -> list[str]:
         table = [row[:column] + row[column + 1 :] for row in table]
     if width and _width(table) > width:
         return [text for row in table[1:] for text in (row[0], *_filled(row[1:], width))]
-    widths = _widths(table)
-    return [
-        "  ".join(padded(cell, wide) for cell, wide in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    ]
+    return _aligned(table)
 
 
 def past(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """A line an event, the oldest first."""
+    """One line for each event, the oldest first."""
     table = [("WHEN", "WHAT", "VERSION", "CHANNEL", "BY", "REASON")]
     for row in rows:
         when = clock(row["at"])
         rest = (row[key] or "-" for key in ("what", "version", "channel", "by"))
         table.append(tuple(shown(cell) for cell in (when, *rest, row["reason"])))  # type: ignore[arg-type]
+    return _aligned(table)
+
+
+def plain(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A heading and one line for each of `rows`; nothing when there are no rows."""
+    table = [tuple(shown(cell) for cell in row) for row in rows]
+    return _aligned([tuple(heading), *table]) if table else []
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     widths = _widths(table)
     return [
         "  ".join(padded(cell, wide) for cell, wide in zip(row, widths, strict=True)).rstrip()
