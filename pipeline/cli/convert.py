@@ -63,7 +63,7 @@ def convert(
     source: Source,
     file: Output,
     converter: Converter = ConverterChoice.auto,
-    platform: options.Platform = options.DEFAULT_PLATFORM,
+    platform: options.Platform = None,
     compressor: CompressorOption = CompressorChoice.zstd,
     zstd_level: ZstdLevel = 3,
     block_size: BlockSizeText = "128K",
@@ -80,6 +80,7 @@ def convert(
     Example: sqshpipe convert docker://nvcr.io/nvidia/pytorch:24.01-py3 -o pytorch.sqsh
     """
     from pipeline.cli.progress import ConsoleProgress
+    from pipeline.cli.stores import host_platform
     from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert import convert as stage
     from pipeline.convert.sources import opened_source
@@ -96,7 +97,9 @@ def convert(
     scratch, console = scratch_folder(config), ConsoleProgress()
     with _unverified(file) as unverified:
         with console.stage("convert") as meter:
-            with opened_source(source, Platform.parse(platform), scratch=scratch, meter=meter) as image:
+            with opened_source(
+                source, Platform.parse(platform or host_platform()), scratch=scratch, meter=meter
+            ) as image:
                 made = stage.convert(
                     image,
                     chosen,
@@ -147,7 +150,7 @@ def _unverified(file: Path) -> Iterator[Path]:
 def verify(
     file: File,
     source: Source,
-    platform: options.Platform = options.DEFAULT_PLATFORM,
+    platform: options.Platform = None,
     keep_owners: KeepOwners = False,
     keep_xattrs: KeepXattrs = False,
     enroot: Annotated[bool, typer.Option("--enroot", help="Made by enroot: allow its differences.")] = False,
@@ -161,6 +164,7 @@ def verify(
     Example: sqshpipe verify pytorch.sqsh docker://nvcr.io/nvidia/pytorch:24.01-py3
     """
     from pipeline.cli.progress import ConsoleProgress
+    from pipeline.cli.stores import host_platform
     from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert.sources import opened_source
     from pipeline.convert.unpack import Keep
@@ -174,7 +178,7 @@ def verify(
     limits, console = _limits(max_unpacked, max_ratio), ConsoleProgress()
     with console.stage("verify") as meter:
         with opened_source(
-            source, Platform.parse(platform), scratch=scratch_folder(config), meter=meter
+            source, Platform.parse(platform or host_platform()), scratch=scratch_folder(config), meter=meter
         ) as image:
             keep = Keep(owners=keep_owners, xattrs=keep_xattrs)
             expected = described(

@@ -21,7 +21,7 @@ def create(
     name: options.ReleaseName,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.HostPlatform = None,
+    platform: options.Platform = None,
     hours: Annotated[float, typer.Option("--hours", help="For how long at most.")] = 24.0,
     as_json: options.Json = False,
 ) -> None:

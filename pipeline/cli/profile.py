@@ -63,7 +63,7 @@ def attach(
     file: Annotated[Path, typer.Argument(help="What node profile -o wrote, for this version or another.")],
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: Annotated[str | None, typer.Option("--platform", help="os/architecture.")] = None,
+    platform: options.Platform = None,
     as_json: options.Json = False,
 ) -> None:
     """Put a start-up profile beside a release, so that nodes read ahead what a start needs.

@@ -133,7 +133,7 @@ def show(
     name: options.ReleaseName,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.HostPlatform = None,
+    platform: options.Platform = None,
     as_json: options.Json = False,
 ) -> None:
     """Show all that is known of a release, whatever its state."""
@@ -161,7 +161,7 @@ def resolve(
     name: options.ReleaseName,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.HostPlatform = None,
+    platform: options.Platform = None,
     as_json: options.Json = False,
 ) -> None:
     """Print the path of a release.

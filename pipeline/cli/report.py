@@ -67,7 +67,7 @@ def diff(
     after: options.ReleaseName,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.HostPlatform = None,
+    platform: options.Platform = None,
     packages: Packages = True,
     files: Files = False,
     as_json: options.Json = False,

@@ -13,7 +13,7 @@ from pipeline.cli.lease import lease
 from pipeline.cli.profile import attach
 from pipeline.cli.prune import prune
 from pipeline.cli.rebuild import rebuild
-from pipeline.cli.stores import configured_store, open_store
+from pipeline.cli.stores import configured_store, host_platform, open_store
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import (
     EXIT_PLAN_HAS_CHANGES,
@@ -69,7 +69,7 @@ def import_files(
     ] = None,
     root: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.Platform = options.DEFAULT_PLATFORM,
+    platform: options.Platform = None,
     allow_external: options.AllowExternal = False,
     move: Annotated[
         bool, typer.Option("--move", help="Take the file itself, without a copy; same file system only.")
@@ -84,7 +84,7 @@ def import_files(
     from pipeline.cli.progress import ConsoleProgress
     from pipeline.release.publish import publish_external
 
-    opened = open_store(root, config)
+    opened, platform = open_store(root, config), platform or host_platform()
     named, refused = _named(files, name)
     made, changes = [], False
     for file, image, version in named:
