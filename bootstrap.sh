@@ -16,7 +16,8 @@ run_tools='git:git'
 demo_tools='docker-registry:docker-registry htpasswd:apache2-utils squashfuse:squashfuse fusermount3:fuse3'
 test_tools='mksquashfs:squashfs-tools unsquashfs:squashfs-tools skopeo:skopeo umoci:umoci strace:strace
     mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs setfacl:acl tar2sqfs:squashfs-tools-ng slurmctld:slurm-wlm
-    munged:munge ch-run:charliecloud-runtime shellcheck:shellcheck make:make tmux:tmux zsh:zsh fish:fish'
+    munged:munge ch-run:charliecloud-runtime shellcheck:shellcheck make:make tmux:tmux zsh:zsh fish:fish
+    mpirun:openmpi-bin mpirun:libpmix-dev' # Slurm loads PMIx by a name that only its development package has
 
 # The engine's packages. The command `docker` is in docker-cli where the distribution has that package (Debian 13),
 # else in docker.io itself (Debian 12, Ubuntu).

@@ -49,8 +49,7 @@ def make_pack(cache: PackCache, files: int) -> Path:
                 index.fragment_positions.append(position)
                 index.fragment_words.append(len(payload))
                 index.fragment_sizes.append(min(in_fragment, files - number) * SIZE)
-                index.check_lengths.append(len(payload))
-                index.check_sums.append(zlib_crc32(payload))
+                index.fragment_sums.append(zlib_crc32(payload))
                 handle.write([payload])
             digest = number.to_bytes(DIGEST_SIZE, "little")
             fragment, offset = number // in_fragment, number % in_fragment * SIZE

@@ -12,13 +12,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
     load_pem_private_key,
-    load_pem_public_key,
 )
 from securesystemslib.exceptions import Error as SecureSystemsError
 from securesystemslib.signer import CryptoSigner, Key, Signature, Signer, SSlibKey
 
 from pipeline.aws import errors
 from pipeline.errors import ConfigError, ToolError
+from pipeline.store.keys import public_keys
 
 PASSPHRASE = "SQSHPIPE_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 _KMS = "awskms:"
@@ -51,19 +51,21 @@ def open_key(where: str) -> Key:
     """The public key in a PEM file (a private key's will do), or of a KMS key. Raises ConfigError,
     ToolError.
     """
+    return open_keys(where)[0]
+
+
+def open_keys(where: str) -> tuple[Key, ...]:
+    """As `open_key`; a PEM file may have several public keys, such as the next one beside the present one."""
     if where.startswith(_KMS):
-        return _KmsSigner(where.removeprefix(_KMS)).public_key
+        return (_KmsSigner(where.removeprefix(_KMS)).public_key,)
     path = Path(where)
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read the key {path}: {error.strerror}", hint=_FORMS) from error
     if b"PRIVATE KEY" in raw:
-        return open_signer(where).public_key
-    try:
-        return SSlibKey.from_crypto(load_pem_public_key(raw))
-    except (ValueError, TypeError, UnsupportedAlgorithm, SecureSystemsError) as error:
-        raise ConfigError(f"{path} holds no public key", hint=_FORMS) from error
+        return (open_signer(where).public_key,)
+    return public_keys(raw, str(path))
 
 
 class _KmsSigner(Signer):

@@ -35,7 +35,7 @@ def create(
     from pipeline.registry.client import RegistryClient
 
     opened = open_store(store, config)
-    release = opened.resolve(name, host_platform())
+    release = opened.find(name, host_platform())
     if config.is_file():
         with Clients(load(config, store=store)) as clients:
             made = stage.attest(
@@ -73,7 +73,7 @@ def sign(
     from pipeline.store import attest as stored
 
     opened = open_store(store, config)
-    release = opened.resolve(name, platform or host_platform())
+    release = opened.find(name, platform or host_platform())
     output.data(str(stored.sign(opened.layout, release, signing.open_signer(key))))
 
 
@@ -91,7 +91,7 @@ def verify(
     from pipeline.store import attest as stored
 
     opened = open_store(store, config)
-    release = opened.resolve(name, platform or host_platform())
+    release = opened.find(name, platform or host_platform())
     signature = stored.verify(opened.layout, release, [signing.open_key(key)])
     if not record_only:
         stored.read_back(release)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import completion, options, output
+from pipeline.cli import completion, files, options, output
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import ConfigError, ToolError
 from pipeline.system import untrusted
 
 if TYPE_CHECKING:
     from pipeline.cluster.jobs import JobSpec
+    from pipeline.cluster.jobs import Runtime as RuntimeName
+    from pipeline.store.record import Release
 
 job = Verbs("Job scripts whose ranks share one image.")
 
@@ -33,6 +35,7 @@ class Runtime(str, Enum):
     pyxis = "pyxis"
     path = "path"
     run = "run"
+    unpack = "unpack"
 
 
 @job.command()
@@ -46,13 +49,18 @@ def script(
     command: Annotated[list[str], typer.Argument(help="After --: what each rank runs.")],
     store: options.Store = None,
     values: Values = None,
+    data: files.Data = None,
     launcher: Annotated[
         Launcher, typer.Option("--launcher", help="pytorch, torchrun, mpi (pmix), or mpirun (no Slurm).")
     ] = Launcher.pytorch,
     runtime: Annotated[
-        Runtime,
-        typer.Option("--runtime", help="pyxis (by name), path (pyxis by path), run (without)."),
-    ] = Runtime.pyxis,
+        Runtime | None,
+        typer.Option(
+            "--runtime",
+            help="pyxis (by name), path (pyxis by path), run (without), unpack (old pyxis, once a node);"
+            " default: what the pyxis of --values or of this host can do.",
+        ),
+    ] = None,
     nodes: Annotated[int, typer.Option("--nodes", "-N", min=1)] = 1,
     name: Annotated[str | None, typer.Option("--name", help="Of the job; default: the image's.")] = None,
     sbatch: Annotated[list[str] | None, typer.Option("--sbatch", help="A further #SBATCH option.")] = None,
@@ -66,15 +74,23 @@ def script(
     from pipeline.cli.stores import host_platform, open_store
     from pipeline.cluster import jobs, settings
 
-    release = open_store(store).resolve(image, host_platform())
+    opened = open_store(store)
+
+    def resolved(name: str) -> Release:
+        return opened.resolve(name, host_platform())
+
+    release = resolved(image)
+    files.require_image(release)
     spec = jobs.JobSpec(
         name=name or release.image,
-        image=jobs.Resolved(
-            image=release.image, version=release.version, sha256=release.sha256, path=release.path
+        image=jobs.Resolved.of(release),
+        data=tuple(
+            jobs.Data(release=jobs.Resolved.of(resolved(each)), inside=inside)
+            for each, inside in files.mounted_data(data)
         ),
         command=tuple(command),
         launcher=launcher.value,
-        runtime=runtime.value,
+        runtime=runtime.value if runtime else _runtime(values, launcher),
         nodes=nodes,
         gpus=gpus,
         jobs=settings.load_jobs(values) if values else settings.Jobs(),
@@ -91,6 +107,21 @@ def script(
         _hand_over(spec, text, test_only=test_only)
     elif output_file is None:
         output.document(text)
+
+
+def _runtime(values: Path | None, launcher: Launcher) -> RuntimeName:
+    """What the cluster's pyxis can do without unpacking: the one that cluster.yaml pins, else this host's."""
+    from pipeline.cluster import settings
+    from pipeline.node import software
+
+    version = settings.load_pyxis(values) if values else None
+    version = version or software.pyxis_version()
+    if version is None or launcher is Launcher.mpirun:
+        return "pyxis"
+    found = software.way_to_start(version)
+    if found != "pyxis":
+        output.note(f"--runtime {found}: {software.pyxis_sentence(version)[1]}")
+    return found
 
 
 def _hand_over(spec: JobSpec, text: str, *, test_only: bool) -> None:

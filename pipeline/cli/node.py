@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import files, options, output
 from pipeline.cli.cluster import write_out
 from pipeline.cli.files import Image, wanted
 from pipeline.cli.prewarm import prewarm, warm_here
 from pipeline.cli.profile import record
 from pipeline.cli.stores import named_root, open_store
 from pipeline.cli.verbs import Verbs
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, ToolError, VerificationError
 
 if TYPE_CHECKING:
+    from pipeline.store.trust import Required
     from pipeline.system.mount import Kind
 
 node = Verbs("A node of the cluster: set it up, check it, warm it, mount on it.")
@@ -34,6 +36,12 @@ Job = Annotated[
 With = Annotated[
     str | None, typer.Option("--with", help="kernel or fuse; default: the kernel where allowed.")
 ]
+
+Settings = Annotated[
+    Path, typer.Option("--settings", help="pyxis-importer.json of the nodes, beside the importer.")
+]
+INSTALLED = Path("/opt/sqshpipe/bin/pyxis-importer.json")
+_NUMBER = 10  # digits of a user's or group's number
 
 
 @node.command()
@@ -75,12 +83,37 @@ def install(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check each file's whole sha256, once a node and digest.")
     ] = False,
+    require_signature: Annotated[
+        str | None,
+        typer.Option(
+            "--require-signature",
+            help="Public key (PEM file, awskms:KEY-ID): what it did not sign does not resolve here.",
+        ),
+    ] = None,
+    marks: Annotated[
+        Path | None,
+        typer.Option(
+            "--marks", help="Where those who verify signatures leave marks; default: a folder of --state."
+        ),
+    ] = None,
+    mark_uid: Annotated[
+        list[int] | None,
+        typer.Option("--mark-uid", help="Whose marks count, besides root's; repeatable."),
+    ] = None,
+    mounts: Annotated[
+        str, typer.Option("--mounts", help="For jobs, by the prolog: kernel, or fuse for none.")
+    ] = "kernel",
 ) -> None:
-    """Put the pyxis importer and sqshpipe on this node; print the line for plugstack.conf."""
+    """Put the pyxis importer, its squashfuse and sqshpipe on this node; print the line for plugstack.conf."""
+    from pipeline.node import shim, signed
     from pipeline.node.install import ImporterSettings, plugstack_line
     from pipeline.node.install import install as put
 
     root = named_root(store)
+    if require_signature is not None:  # first: what follows can fail, and must not leave a node without it
+        signed.install(_policy(require_signature, root, state.absolute(), marks, mark_uid or []))
+    elif marks or mark_uid:
+        raise ConfigError("--marks and --mark-uid need --require-signature")
     program = put(
         ImporterSettings(
             store=root,
@@ -91,6 +124,7 @@ def install(
             local=local.absolute() if local else None,
             trusted_uids=tuple(dict.fromkeys([0, *(trusted_uid or ())])),
             verify=verify,
+            mounts=mounts,
             cluster=cluster_name,
             leases=leases.absolute() if leases else None,
         ),
@@ -100,8 +134,33 @@ def install(
         from pipeline.node import tool as tools
 
         command = tools.install((tool or prefix).absolute(), store=root)
-        output.note(f"sqshpipe is {command} here")
+        output.note(
+            f"sqshpipe is {command} here, and needs Python {sys.version_info[0]}.{sys.version_info[1]}"
+            " on each machine that runs it"
+        )
+    program_of_ours = shim.install(prefix.absolute())
+    if mounts == "kernel":
+        output.note(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
     output.data(plugstack_line(program))
+
+
+def _policy(key: str, store: Path, state: Path, marks: Path | None, uids: list[int]) -> Required:
+    from pipeline.attest.signing import open_keys
+    from pipeline.store import trust
+
+    folder = (marks or state / "signed").absolute()
+    if folder.resolve().is_relative_to(store.resolve()):
+        raise ConfigError(
+            f"marks of verified signatures cannot lie in the store ({folder})",
+            hint="who can write the store could write them: name a folder elsewhere",
+        )
+    return trust.Required(
+        keys=open_keys(key),
+        source=trust.NODE_POLICY,
+        marks=folder,
+        mark_uids=tuple(dict.fromkeys([0, *uids])),
+        state=state,
+    )
 
 
 @node.command("check")
@@ -114,16 +173,17 @@ def check_node(
     leases: Annotated[
         Path | None, typer.Option("--leases", help="Where jobs leave leases, if not STORE/leases.")
     ] = None,
+    settings: Settings = INSTALLED,
     as_json: options.Json = False,
 ) -> None:
     """Compare an image with this node: CUDA, driver, EFA; exit with 7 if it does not fit.
 
-    Also which squashfs server ranks would get, and what pyxis and enroot of this node do.
+    Also what serves the ranks' reads, by the kernel or not, and what pyxis and enroot of this node do.
     """
     from pipeline.node import check as node_check
 
-    found = node_check.check(wanted(image, store).path, node_check.this_host(), efa=efa)
-    found += node_check.software()
+    found = node_check.check(files.image(image, store).path, node_check.this_host(), efa=efa)
+    found += node_check.software() + node_check.kernel_mounts(settings)
     if "/" not in image or leases:
         found.append(node_check.leases(leases or open_store(store).layout.leases))
     if as_json:
@@ -146,23 +206,51 @@ def bench_node(
     scratch: Annotated[
         Path | None, typer.Option("--scratch", help="Where the image is unpacked; default: /tmp.")
     ] = None,
+    ranks: Annotated[
+        list[int] | None,
+        typer.Option("--ranks", help="How many at once; repeatable; default: 1 and 8.", min=1),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure seconds to the first rank: unpacked, squashfuse, kernel mount, prewarmed."""
+    """Measure seconds and bytes to the first rank and inside the ranks, cold and warm.
+
+    Unpacked, by squashfuse, by a kernel mount, and the mounts with a profile or the whole file read ahead.
+    """
+    import dataclasses
+
     from pipeline.node import bench
 
     rows = []
     if not as_json:
-        output.data(f"{'':<20} first rank  work")
-    for each in bench.bench(wanted(image, store), scratch or Path(tempfile.gettempdir()), command or ()):
-        rows.append(each)
+        output.data(f"{'':<25} ranks  first rank  of the store  work        of the store")
+    place = scratch or Path(tempfile.gettempdir())
+    for each in bench.bench(files.image(image, store), place, command or (), ranks=ranks or bench.RANKS):
+        rows.append(dataclasses.asdict(each))
         if not as_json:
-            times = f"{_seconds(each.first_rank)}    {_seconds(each.work)}"
-            output.data(f"{each.way:<20} {times}  {each.note}".rstrip())
+            way = f"{each.way}, warm" if each.warm else each.way
+            first = f"{_seconds(each.first_rank)}    {_bytes(each.first_bytes)}"
+            work = f"{_seconds(each.work)}    {_bytes(each.bytes)}"
+            output.data(f"{way:<25} {each.ranks:>5}  {first}  {work}  {each.note}".rstrip())
     if as_json:
-        output.data_json(
-            [{"way": e.way, "first_rank": e.first_rank, "work": e.work, "note": e.note} for e in rows]
+        output.data_json(rows)
+
+
+@node.command()
+def unpack(image: Image, store: options.Store = None) -> None:
+    """For pyxis before 0.22: unpack an image once on this node; print a name for --container-name."""
+    from pipeline.node import unpacked
+
+    found = unpacked.unpack(wanted(image, store))
+    if found.seconds:
+        beside = (
+            f"; unpacked images beside it: {found.others} (enroot list, enroot remove)"
+            if found.others
+            else ""
         )
+        output.note(
+            f"unpacked in {found.seconds:.1f} s, which pyxis 0.24 does not need: {found.folder}{beside}"
+        )
+    output.data(found.name)
 
 
 @node.command()
@@ -214,18 +302,42 @@ def unmount(
         shared_mount.clear(shared_mount.node_folder())
 
 
+@node.command("mount-for-job", hidden=True)
+def mount_for_job(
+    digests: Annotated[list[str], typer.Argument(help="sha256 of releases of the store.")],
+    job: Annotated[str, typer.Option("--job", help="Number of the Slurm job.")],
+    user: Annotated[str, typer.Option("--user", help="UID:GID of the job.")],
+    settings: Settings = INSTALLED,
+) -> None:
+    """What a prolog calls: mount files for a job by the kernel, and show them to its user."""
+    from pipeline.node import job_mount
+    from pipeline.node.user_mount import User
+
+    uid, _, gid = user.partition(":")
+    if not (uid.isdecimal() and gid.isdecimal() and max(len(uid), len(gid)) <= _NUMBER):
+        raise ConfigError(f"--user {user!r} is not UID:GID")
+    of = User(uid=int(uid), gid=int(gid))
+    folders, failed = job_mount.acquire_all(job_mount.settings_of(settings), digests, job, of)
+    for folder in folders:
+        output.data_path(folder)
+    if failed:
+        raise ToolError(f"job {job}: {len(failed)} files are read through squashfuse", details=failed)
+
+
 @node.command()
 def hooks(
     folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for prolog and epilog.")],
-    store: options.Store = None,
     command: Annotated[
-        str, typer.Option("--command", help="sqshpipe on the nodes.")
-    ] = "/usr/local/bin/sqshpipe",
+        str | None,
+        typer.Option("--command", help="sqshpipe on the nodes; default: where node install puts it."),
+    ] = None,
+    settings: Settings = INSTALLED,
 ) -> None:
-    """Write a Slurm Prolog and Epilog that mount a job's image, for clusters without pyxis."""
+    """Write a Slurm Prolog and Epilog: they mount a job's image by the kernel, once a node, for its ranks."""
     from pipeline.cluster import bootstrap as rendering
+    from pipeline.node import tool as tools
 
-    for name, text in rendering.hooks(named_root(store), command).items():
+    for name, text in rendering.hooks(settings, command or str(tools.place())).items():
         write_out(text, folder / name, executable=True)
         output.data(str(folder / name))
 
@@ -239,3 +351,9 @@ def kind_of(text: str | None) -> Kind | None:
 
 def _seconds(value: float | None) -> str:
     return "     -  " if value is None else f"{value:6.2f} s"
+
+
+def _bytes(value: int | None) -> str:
+    from pipeline.text import human_bytes
+
+    return f"{'-' if value is None else human_bytes(value):>12}"

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.cli.files import Image, wanted
-from pipeline.errors import ConfigError, ToolError
+from pipeline.errors import ConfigError, ToolError, VerificationError
 from pipeline.text import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def prewarm(
     if (nodes is None) == (partition is None):
         raise ConfigError("say which nodes", hint="give either --nodes LIST or --partition NAME")
     hosts = client.hostnames(nodes) if nodes else client.partition_nodes(partition or "")
-    found = wanted(image, store)
+    found = wanted(image, store, read=False)
     if startup and (found.startup is None or not (found.startup / "startup-1.json").exists()):
         raise ConfigError(
             f"{image} has no start-up profile", hint=f"record one: sqshpipe node profile {image} -- CMD"
@@ -67,6 +67,7 @@ def prewarm(
         sbcast=sbcast,
         options=(f"--partition={partition}",) if partition else (),
         command=command,
+        signed=_signed(image, store),
     )
     outcomes = prewarming.prewarm(order)
     if as_json:
@@ -82,6 +83,19 @@ def prewarm(
         )
 
 
+def _signed(image: str, store: Path | None) -> tuple[str, str] | None:
+    """The release whose signature the nodes verify, and its store; None where none is required."""
+    from pipeline.cli.stores import host_platform, open_store
+    from pipeline.store import trust
+
+    if "/" in image:
+        return None
+    opened = open_store(store)
+    if not trust.all_of(opened.required):
+        return None
+    return opened.resolve(image, host_platform()).name, str(opened.root)
+
+
 def warm_here(
     file: Annotated[Path, typer.Argument()],
     digest: Annotated[str, typer.Option("--digest")],
@@ -91,6 +105,8 @@ def warm_here(
     ranges: Annotated[Path | None, typer.Option("--ranges")] = None,
     check: Check = True,
     startup: Annotated[Path | None, typer.Option("--startup")] = None,
+    release: Annotated[str | None, typer.Option("--release")] = None,
+    store: options.Store = None,
 ) -> None:
     """What prewarm runs on each node."""
     import json
@@ -99,6 +115,8 @@ def warm_here(
     from pipeline.node import file_cache, prefetch
     from pipeline.node.image_file import ImageFile
 
+    if release is not None and wanted(release, store).sha256 != digest:  # leaves the marks
+        raise VerificationError(f"{release} is another file on this node than {digest}")
     if startup is not None:
         if local is not None:
             file = file_cache.onto_disk(file, digest, local, state=state, brought=brought).path

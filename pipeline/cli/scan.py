@@ -36,6 +36,10 @@ def scan(
     sarif: Annotated[
         Path | None, typer.Option("--sarif", help="Also write SARIF for GitHub code scanning to this file.")
     ] = None,
+    vex: Annotated[
+        Path | None,
+        typer.Option("--vex", help="Also write the waivers that accept a finding as OpenVEX to this file."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Show findings of pushed images; exit with 5 if one is rejected.
@@ -49,6 +53,7 @@ def scan(
     rejected: list[ScanRejected] = []
     entries: dict[str, object] = {}
     runs: list[object] = []
+    statements: list[dict[str, object]] = []
     with Clients(settings) as clients:
         for spec in settings.select(names or ()):
             pushed = _in_registry(settings, spec, clients, tag)
@@ -67,6 +72,7 @@ def scan(
                 continue
             entries[spec.name] = {"reference": str(pushed.reference), **verdict.as_json()}
             runs += _sarif_runs(settings, spec, pushed, verdict)
+            statements += _statements(verdict, pushed)
             if not as_json:
                 for line in table(spec.name, verdict):
                     output.data(line)
@@ -74,6 +80,8 @@ def scan(
         output.data_json(entries)
     if sarif is not None:
         _write_sarif(sarif, runs)
+    if vex is not None:
+        _write_vex(vex, statements)
     if rejected:
         raise rejected[0]
 
@@ -179,9 +187,29 @@ def _sarif_runs(settings: Config, spec: ImageSpec, pushed: PushedImage, verdict:
     return runs
 
 
+def _statements(verdict: Verdict, pushed: PushedImage) -> list[dict[str, object]]:
+    from datetime import datetime, timezone
+
+    from pipeline.scan.vex import statements
+
+    return statements(verdict.judged, pushed.reference, today=datetime.now(timezone.utc).date())
+
+
+def _write_vex(path: Path, statements: list[dict[str, object]]) -> None:
+    from datetime import datetime, timezone
+
+    from pipeline.scan.vex import document
+
+    _write(path, document(statements, author="sqshpipe", now=datetime.now(timezone.utc)))
+
+
 def _write_sarif(path: Path, runs: list[object]) -> None:
     whole = {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": runs}
+    _write(path, (json.dumps(whole, indent=2) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
     try:
-        untrusted.replace_file(path, (json.dumps(whole, indent=2) + "\n").encode())
+        untrusted.replace_file(path, content)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error

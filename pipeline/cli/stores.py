@@ -35,15 +35,20 @@ def configured_store(root: Path | None, config: Path | None = None) -> Store:
         raise ConfigError(
             "no store is given", hint="use --store DIR or SQSHPIPE_STORE, or run it beside an images.yaml"
         )
-    return store_of(load_settings(config, root))
+    from pipeline.attest.required import store_of
+
+    return store_of(load_settings(config, root), config)
 
 
 def look_up_store(root: Path | None, config: Path) -> Store:
-    """The store for reading only: images.yaml is not read when the root is known without it."""
+    """The store for reading only: images.yaml is not read when the root is known without it.
+
+    It is read where it may require signatures.
+    """
     from pipeline.store.store import Store
 
-    if root is None:
-        return open_store(None, config)
+    if root is None or (config.is_file() and b"require_signature" in config.read_bytes()):
+        return open_store(root, config)
     opened = Store(root)
     opened.require()
     return opened
@@ -54,13 +59,6 @@ def load_settings(config: Path, root: Path | None = None) -> StoreSettings:
     from pipeline.config.reading import load
 
     return load(config, store=root).store
-
-
-def store_of(settings: StoreSettings) -> Store:
-    """The store with the group and striping that images.yaml gives it."""
-    from pipeline.store.store import Store
-
-    return Store(settings.root, group=settings.group, stripe=settings.stripe)
 
 
 def host_platform() -> str:

@@ -11,7 +11,10 @@ from pipeline.cluster import merging
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import ClusterSettings
 from pipeline.errors import ConfigError
+from pipeline.node import shim, software
 from pipeline.node.install import ImporterSettings, importer_source
+from pipeline.store import trust
+from pipeline.store.keys import public_keys
 
 Kind = Literal["parallelcluster", "pcs", "hyperpod"]
 
@@ -23,7 +26,20 @@ def script(settings: ClusterSettings) -> str:
         s=settings,
         importer_source=importer_source().decode().rstrip("\n"),
         importer_settings=importer_settings(settings).as_json().rstrip("\n"),
+        policy_file=trust.NODE_POLICY,
+        policy=_policy(settings),
+        shim_source=shim.script().rstrip("\n"),
+        server=software,
     )
+
+
+def _policy(settings: ClusterSettings) -> str:
+    """What the nodes' policy of signatures contains; empty without one. Raises ConfigError for a bad key."""
+    if settings.require_signature is None:
+        return ""
+    keys = public_keys(settings.require_signature.encode(), "cluster.yaml: require_signature")
+    policy = trust.Required(keys=keys, source=trust.NODE_POLICY, marks=trust.STATE / "signed")
+    return policy.as_json().rstrip("\n")
 
 
 def importer_settings(settings: ClusterSettings) -> ImporterSettings:
@@ -63,9 +79,13 @@ def starter(kind: Kind) -> str:
     return render("cluster.yaml", kind=kind)
 
 
-def hooks(store: Path, command: str) -> dict[str, str]:
-    """Slurm's Prolog and Epilog by file name: they mount what a job's comment names, and unmount it."""
-    for text in (str(store), command):
+def hooks(settings: Path, command: str) -> dict[str, str]:
+    """Slurm's Prolog and Epilog by file name: they mount what a job's comment names, and unmount it.
+
+    `settings` is the importer's file on the nodes, `command` sqshpipe there. Raises ConfigError for a path
+    that is not absolute.
+    """
+    for text in (str(settings), command):
         if not text.startswith("/") or not text.isprintable():
             raise ConfigError(f"{text!r} is not an absolute path")
-    return {name: render(f"{name}.sh", store=store, command=command) for name in ("prolog", "epilog")}
+    return {name: render(f"{name}.sh", settings=settings, command=command) for name in ("prolog", "epilog")}

@@ -20,6 +20,7 @@ from pydantic import (
 from pipeline.config import yamlfile
 from pipeline.config.ecr_hosts import REGION_PATTERN, EcrHost, parse_host
 from pipeline.config.fields import SlurmTime
+from pipeline.config.schema import DIALECT
 from pipeline.errors import ConfigError
 
 # A word that a shell, YAML and slurm.conf all take as it is.
@@ -27,7 +28,7 @@ Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:@%+=,\[\]-]+$")]
 Absolute = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/@+-]+$")]
 # What stands in quotes in a shell script.
 OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
-_INSIDE = r"/[^\s,;:'\"$`\\]*"
+_INSIDE = r"/[^\s,;:'\x22$`\\]*"
 Mount = Annotated[
     str,
     Field(
@@ -35,7 +36,7 @@ Mount = Annotated[
         examples=["/fsx/data:/data:ro"],
     ),
 ]
-Script = Annotated[str, Field(pattern=r"^(https://|s3://)[^\s'\"$`\\]+$")]
+Script = Annotated[str, Field(pattern=r"^(https://|s3://)[^\s'\x22$`\\]+$")]
 Policy = Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::[a-z0-9]+:policy/[\w+=,.@/-]+$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -52,7 +53,7 @@ class Pinned(_Part):
     """One thing that the node script installs: where from, which version, and the sha256 of the file."""
 
     version: Plain
-    url: Annotated[str, Field(pattern=r"^(https://|s3://|file:///)[^\s'\"$`\\]+$")]
+    url: Annotated[str, Field(pattern=r"^(https://|s3://|file:///)[^\s'\x22$`\\]+$")]
     sha256: Sha256
 
 
@@ -199,9 +200,21 @@ class ClusterSettings(_Part):
         default="substitution",
     )
     missing: Literal["refuse", "import"] = _about("For a name that is not published.", default="refuse")
+    require_signature: str | None = _about(
+        "PEM text of public keys: what they did not sign does not resolve on a node.", default=None
+    )
     prefix: Absolute = _about("Where sqshpipe's parts lie on a node.", default="/opt/sqshpipe")
+    tool: Absolute = _about(
+        "Where `sqshpipe node install --tool` put sqshpipe, on shared storage; nodes get a link to it.",
+        default="/fsx/sqshpipe",
+    )
     local: Absolute = _about("On the node's own NVMe disk.", default="/opt/dlami/nvme/sqshpipe")
     software: Software = Software()
+    existing: Literal["use", "leave"] = _about(
+        "The enroot and pyxis that a node has: `use` configures them for the store, `leave` changes no file"
+        " of theirs or of Slurm's. What software pins replaces them.",
+        default="use",
+    )
     plugstack: Literal["optional", "required"] = _about(
         "`required`: slurmd does not start when pyxis does not load.", default="optional"
     )
@@ -226,6 +239,12 @@ class ClusterSettings(_Part):
         if any("://" in name for name in names):
             raise ValueError("write HOST/PREFIX without https://")
         return names
+
+    @model_validator(mode="after")
+    def _nothing_replaces_what_is_left(self) -> ClusterSettings:
+        if self.existing == "leave" and self.software != Software():
+            raise ValueError("existing: leave installs nothing: take the pins out of software, or write use")
+        return self
 
     @property
     def ecr_hosts(self) -> tuple[EcrHost, ...]:
@@ -300,11 +319,33 @@ def load_jobs(path: Path) -> Jobs:
     return jobs.model_copy(update={"cpus_per_task": jobs.cpus_per_task or most})
 
 
+def load_pyxis(path: Path) -> tuple[int, ...] | None:
+    """The version of pyxis that cluster.yaml pins. Raises ConfigError for a file that cannot be read."""
+    pinned: Any = _read(path).value
+    for key in ("software", "pyxis", "version"):
+        pinned = pinned.get(key) if isinstance(pinned, dict) else None
+    numbers = re.match(r"v?(\d+(?:\.\d+)+)", str(pinned))
+    return tuple(map(int, numbers[1].split("."))) if numbers else None
+
+
 def parse(values: Any) -> ClusterSettings:
     """Check values that were read elsewhere. Raises pydantic's ValidationError."""
     return ClusterSettings.model_validate(values)
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of cluster.yaml."""
-    return ClusterSettings.model_json_schema()
+    """The JSON schema of cluster.yaml, for editors: where a value is wanted, ${NAME} may stand."""
+    schema: dict[str, Any] = _or_variable(ClusterSettings.model_json_schema())
+    return {"$schema": DIALECT, **schema, "title": "sqshpipe cluster.yaml"}
+
+
+def _or_variable(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_or_variable(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") in ("string", "integer", "number", "boolean"):
+        kept = {key: schema[key] for key in ("title", "description", "default", "examples") if key in schema}
+        value = {key: each for key, each in schema.items() if key not in kept}
+        return {**kept, "anyOf": [value, {"type": "string", "pattern": r"\$\{"}]}
+    return {key: each if key == "default" else _or_variable(each) for key, each in schema.items()}

@@ -7,7 +7,6 @@ in `ImageSettings`; what an image leaves out is taken from ``defaults``, key by 
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Annotated, Literal
 
@@ -26,22 +25,8 @@ from pipeline.config.fields import (
     Size,
     SlurmTime,
 )
+from pipeline.config.secret_names import looks_secret
 from pipeline.config.tag_pattern import Pattern
-
-_SECRET_ANYWHERE = ("SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL")
-_SECRET_ENDINGS = ("TOKEN", "TOKENS", "APIKEY", "SSHKEY", "PRIVATEKEY", "ACCESSKEY")
-_SECRET_PARTS = frozenset({"KEY", "KEYS", "PASS", "PWD", "AUTH", "NETRC"})
-
-
-def looks_secret(name: str) -> bool:
-    """True when the name of a build argument suggests that its value is a secret."""
-    parts = re.split(r"[^A-Z0-9]+", name.upper())
-    return any(
-        part in _SECRET_PARTS
-        or part.endswith(_SECRET_ENDINGS)
-        or any(word in part for word in _SECRET_ANYWHERE)
-        for part in parts
-    )
 
 
 class Model(BaseModel):
@@ -65,6 +50,11 @@ class EcrModel(Model):
     )
     untagged_days: int = Field(
         default=14, ge=1, description="Images without a tag are deleted after this number of days."
+    )
+    signing_profile: str | None = Field(
+        default=None,
+        pattern=r"^arn:aws(-[a-z]+)*:signer:[a-z0-9-]+:[0-9]{12}:/signing-profiles/[a-zA-Z0-9_]{2,}$",
+        description="ARN of an AWS Signer profile with which ECR signs what is pushed.",
     )
 
 
@@ -109,6 +99,12 @@ class StoreModel(Model):
         default=timedelta(days=14),
         description="How long a hidden release keeps its bytes: longer than the longest job.",
     )
+    require_signature: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Public key (PEM file, awskms:KEY-ID): a release that it did not sign does not resolve.",
+        examples=["keys/release.pub"],
+    )
 
 
 class LimitsModel(Model):
@@ -149,8 +145,19 @@ class ConvertModel(Model):
     keep_xattrs: bool = Field(default=False, description="Keep extended attributes.")
     early: bool = Field(
         default=True,
-        description="`native` packs layers while the image is scanned. The result is the same.",
+        description="`native` packs layers during build and scan. The result is the same.",
     )
+
+
+class VexModel(Model):
+    """OpenVEX statements, which excuse findings as waivers do."""
+
+    files: list[str] = Field(default=[], description="OpenVEX files, relative to the folder of images.yaml.")
+    attached: bool = Field(
+        default=False,
+        description="Also statements in the registry: whoever can push there can excuse findings.",
+    )
+    max_age: Duration = Field(default=timedelta(days=90), description="How long a statement counts.")
 
 
 class ScanModel(Model):
@@ -167,6 +174,7 @@ class ScanModel(Model):
     waivers: str | None = Field(
         default=None, description="A file of waivers, from the folder of images.yaml."
     )
+    vex: VexModel = VexModel()
     ignore_packages: list[str] = Field(
         default=[],
         description="Packages whose findings never block, as shell patterns.",

@@ -27,6 +27,7 @@ from pipeline.config.types import (
     SlurmSettings,
     StoreSettings,
     Track,
+    VexPolicy,
 )
 from pipeline.errors import ConfigError
 from pipeline.oci.entry import Limits
@@ -193,7 +194,7 @@ def _store(
     file: document.ImagesFile, flag: Path | None, env: Mapping[str, str], folder: Path
 ) -> StoreSettings:
     model = file.store
-    settings = _store_settings(model) if model else StoreSettings(configured=None)
+    settings = _store_settings(model, folder) if model else StoreSettings(configured=None)
     given = flag or (Path(env["SQSHPIPE_STORE"]) if env.get("SQSHPIPE_STORE") else None)
     if given is not None:
         return replace(settings, configured=given.expanduser().absolute())
@@ -201,14 +202,17 @@ def _store(
     return replace(settings, configured=root)
 
 
-def _store_settings(model: document.StoreModel) -> StoreSettings:
-    stripe = model.stripe
+def _store_settings(model: document.StoreModel, folder: Path) -> StoreSettings:
+    stripe, key = model.stripe, model.require_signature
+    if key is not None and not key.startswith("awskms:"):
+        key = str(folder / Path(key).expanduser())
     return StoreSettings(
         configured=None,
         group=model.group,
         stripe=(stripe.count, parse_size(stripe.size)) if stripe else None,
         grace=model.grace,
         delete_after=model.delete_after,
+        require_signature=key,
     )
 
 
@@ -290,12 +294,20 @@ class _Reader:
         return SecretSource(env=entry.env, file=file)
 
     def scan(self, key: yamlfile.Key, model: document.ScanModel) -> ScanPolicy:
+        named = {"waivers": [model.waivers] if model.waivers is not None else [], "vex": model.vex.files}
+        for setting, files in named.items():
+            for file in files:
+                if self.check_files and not (self.folder / file).is_file():
+                    own = (*key, "scan", setting)
+                    where = own if own in self.source.lines else ("defaults", "scan", setting)
+                    raise self.missing(where, f"{file} does not exist")
         waivers = self.folder / model.waivers if model.waivers is not None else None
-        if waivers is not None and self.check_files and not waivers.is_file():
-            own = (*key, "scan", "waivers")
-            where = own if own in self.source.lines else ("defaults", "scan", "waivers")
-            raise self.missing(where, f"{model.waivers} does not exist")
-        fields = model.model_dump(exclude={"fail_on", "waivers"})
+        fields = model.model_dump(exclude={"fail_on", "waivers", "vex"})
+        fields["vex"] = VexPolicy(
+            files=tuple(self.folder / file for file in model.vex.files),
+            attached=model.vex.attached,
+            max_age=model.vex.max_age,
+        )
         fail_on = None if model.fail_on == "never" else model.fail_on
         fields["ignore_packages"] = tuple(model.ignore_packages)
         return ScanPolicy(fail_on=fail_on, waivers=waivers, **fields)

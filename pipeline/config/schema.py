@@ -10,6 +10,8 @@ from pydantic import TypeAdapter
 from pipeline.config.document import ImagesFile
 from pipeline.config.quantities import duration_text, size_text
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of images.yaml, for editors; sizes and times in it are written as people write them."""
@@ -17,11 +19,7 @@ def json_schema() -> dict[str, Any]:
     for model in (schema, *schema["$defs"].values()):
         for entry in model.get("properties", {}).values():
             _write_default(entry)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "sqshpipe images.yaml",
-    }
+    return {"$schema": DIALECT, **schema, "title": "sqshpipe images.yaml"}
 
 
 def _write_default(entry: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ class EcrSettings:
     scanning: Literal["basic", "enhanced", "off"] = "basic"
     kms_key: str | None = None
     untagged_days: int = 14
+    signing_profile: str | None = None
     fips: bool = False  # as the host name in `url` says
     dual_stack: bool = False
 
@@ -91,6 +92,8 @@ class StoreSettings:
     """Lustre: (number of targets, bytes of a piece)."""
     grace: timedelta = timedelta(days=30)
     delete_after: timedelta = timedelta(days=14)
+    require_signature: str | None = None
+    """Path of a PEM file with public keys, or ``awskms:KEY-ID``: what they did not sign does not resolve."""
 
     @property
     def root(self) -> Path:
@@ -108,7 +111,7 @@ class ConvertOptions:
     """How the .sqsh is made; ``block_size`` is in bytes, a power of two from 4 KiB to 1 MiB.
 
     ``zstd_level`` counts for zstd alone: gzip and lz4 are written as mksquashfs writes them by itself.
-    ``early`` lets ``native`` pack layers while the image is scanned; it does not change the file.
+    ``early`` lets ``native`` pack layers beside build and scan; it does not change the file.
     """
 
     converter: ConverterName = "auto"
@@ -121,11 +124,23 @@ class ConvertOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VexPolicy:
+    """OpenVEX documents that count, each statement for ``max_age``: ``files``, and with ``attached`` those
+    that refer to the image in its registry.
+    """
+
+    files: tuple[Path, ...] = ()
+    attached: bool = False
+    max_age: timedelta = timedelta(days=90)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScanPolicy:
     """When a scan blocks a release.
 
     ``fail_on`` is the lowest severity that blocks, None for never; ``new_since_base`` counts only what the
-    base did not bring; findings in ``ignore_packages`` (shell patterns) never do; ``published`` says what
+    base did not bring; findings in ``ignore_packages`` (shell patterns) never do; ``vex`` says which VEX
+    statements count; ``published`` says what
     becomes of a release that no longer passes; ``max_age`` is how old a verdict may be before it is asked
     for again.
     """
@@ -135,6 +150,7 @@ class ScanPolicy:
     new_since_base: bool = False
     fixable_only: bool = False
     waivers: Path | None = None
+    vex: VexPolicy = VexPolicy()
     ignore_packages: tuple[str, ...] = ()
     published: Literal["report", "yank"] = "report"
     max_age: timedelta = timedelta(days=1)

@@ -1,4 +1,4 @@
-"""Packing layers beside the scan, so that only stitching, verifying and publishing follow the verdict.
+"""Packing layers beside build and scan, so that only stitch, verification and publishing follow the verdict.
 
 Nothing of it is visible: packs go into the cache folder, where a pack stands for a blob only after both were
 compared. Whatever goes wrong here is no error: the conversion does the same work again, and reports it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from pipeline.convert.tree import require_sizes
 from pipeline.errors import SqshpipeError
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
-from pipeline.progress import Meter
+from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.pack import PackDamaged
 from pipeline.system.parallel import Halt, StoppedError
+from pipeline.system.polite import PoliteHalt, lowest_priority
 
 log = structlog.get_logger()
 
@@ -32,34 +34,56 @@ _PATIENCE = (
 
 
 class EarlyPacking:
-    """Packs the layers of one image in a thread of its own until `finish` or `end`."""
+    """Packs the layers of images in threads of its own until `finish` or `end`, one image after the other."""
 
-    def __init__(
-        self, open_source: Callable[[], ImageSource], options: ConvertOptions, cache: Path, limits: Limits
-    ) -> None:
-        self._open_source = open_source
+    def __init__(self, options: ConvertOptions, cache: Path, limits: Limits) -> None:
         self._options = options
         self._cache = pack_cache(cache)
         self._limits = limits
         self._halt = Halt()
+        self._behind = PoliteHalt(self._halt)
         self._meter = _LaterMeter()
-        self._thread = threading.Thread(target=self._run, name="early-packing", daemon=True)
-        self._thread.start()
+        self._threads: list[threading.Thread] = []
+
+    def begin(self, open_source: Callable[[], ImageSource], *, behind: bool = False) -> None:
+        """Pack the layers of an image too.
+
+        `behind`: with what processor time other processes leave. The next image ends that, since threads may
+        not raise their priority again, and what is left of those layers is not worth waiting for.
+        """
+        self._behind.set()
+        if behind:
+            self._behind = PoliteHalt(self._halt)
+        halt = self._behind if behind else self._halt
+        arguments = (open_source, halt, tuple(self._threads))
+        thread = threading.Thread(target=self._run, args=arguments, name="early-packing", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def finish(self, meter: Meter) -> None:
         """Wait until all packs are made, and report what is left of the work to `meter`."""
         self._meter.report_to(meter)
-        while self._thread.is_alive():
-            self._thread.join(_WAIT)
+        for thread in self._threads:
+            while thread.is_alive():
+                thread.join(_WAIT)
 
     def end(self) -> None:
         """Stop packing. A pack that is not complete is removed; complete ones stay in the cache."""
         self._halt.set()
-        self._thread.join(_PATIENCE)
+        until = time.monotonic() + _PATIENCE
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
-    def _run(self) -> None:
+    def _run(
+        self, open_source: Callable[[], ImageSource], halt: Halt, before: tuple[threading.Thread, ...]
+    ) -> None:
+        for thread in before:  # they may be at the same layers
+            thread.join()
+        if isinstance(halt, PoliteHalt):
+            lowest_priority()
         try:
-            self._pack()
+            halt.check()
+            self._pack(open_source(), halt)
         except StoppedError:
             log.debug("packing before the verdict was ended")
         except PackDamaged as error:
@@ -69,15 +93,15 @@ class EarlyPacking:
         except Exception:  # the conversion meets it again, where it is reported
             log.debug("packing before the verdict failed", exc_info=True)
 
-    def _pack(self) -> None:
+    def _pack(self, source: ImageSource, halt: Halt) -> None:
         packing = Packing(
-            source=self._open_source(),
+            source=source,
             options=self._options,
             codec=codec_of(self._options),
             cache=self._cache,
             limits=self._limits,
-            meter=self._meter,
-            halt=self._halt,
+            meter=SILENT if isinstance(halt, PoliteHalt) else self._meter,  # it may be ended before its end
+            halt=halt,
         )
         require_sizes(packing.source, self._limits)
         self._cache.refuse_others()
@@ -89,15 +113,13 @@ class EarlyPacking:
 
 
 @contextlib.contextmanager
-def early_packing(
-    open_source: Callable[[], ImageSource], options: ConvertOptions, *, cache: Path, limits: Limits
-) -> Iterator[EarlyPacking]:
-    """Pack the layers of an image in the background; on leaving, what is not done is ended.
+def early_packing(options: ConvertOptions, *, cache: Path, limits: Limits) -> Iterator[EarlyPacking]:
+    """Pack layers in the background; on leaving, what is not done is ended.
 
     `convert` with the same options and cache folder then finds the packs there. Nothing that goes wrong with
     them is raised.
     """
-    early = EarlyPacking(open_source, options, cache, limits)
+    early = EarlyPacking(options, cache, limits)
     try:
         yield early
     finally:

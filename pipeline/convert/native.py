@@ -26,7 +26,7 @@ from pipeline.convert.tree import (
     require_allowed,
     require_entries,
 )
-from pipeline.errors import ToolError
+from pipeline.errors import FormatError, ToolError, VerificationError
 from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind, Limits
 from pipeline.oci.merge import merge
 from pipeline.oci.rootfs import created_seconds, enroot_rootfs
@@ -35,6 +35,7 @@ from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged
 from pipeline.squashfs.packindex import PackIndex
+from pipeline.squashfs.proof import ReadBack, read_back
 from pipeline.squashfs.ranges import of_layers
 from pipeline.squashfs.stitch import Stitched, StitchOptions, stitch
 from pipeline.system.disk import cannot_write
@@ -42,8 +43,6 @@ from pipeline.system.memory import require_memory
 
 log = structlog.get_logger()
 
-_FOLDER = "packs"
-_IN_FLIGHT = 96 << 20  # plain bytes between reading and writing, all layers together
 _ENTRY = 500  # bytes that an entry takes, and what the writer of inodes needs of it
 _KINDS = (EntryKind.FILE, *EntryKind)  # by number; there is no kind 0
 
@@ -134,15 +133,18 @@ class _Conversion:
             require_allowed(tree, limits)
             packing.meter.total(sum(pack.data_size for pack in packs))
             stitched = self._write(tree, packs, output, created_seconds(config.created))
+            packing.meter.total(stitched.size)
+            read = _read_back(output, packs, stitched, packing.meter)
         versions = {"native": str(FORMAT_VERSION), **packing.codec.versions()}
         named = [(key, pack.data_size) for key, pack in zip(packing.keys(), packs, strict=True)]
         return Converted(
             tree=tree,
             versions=versions,
-            sha256=stitched.sha256,
+            sha256=read.sha256,
             size=stitched.size,
             packed=sum(packing.packed),
             ranges=of_layers(stitched.size, named, stitched.ranges),
+            read=read,
         )
 
     def _write(self, tree: Tree, packs: Sequence[Pack], output: Path, mkfs_time: int) -> Stitched:
@@ -155,6 +157,18 @@ class _Conversion:
                 return stitch(tree, packs, target, options, on_bytes=packing.meter.advance)
         except OSError as error:
             raise cannot_write(error, output, hint="free space there or choose another --output") from error
+
+
+def _read_back(output: Path, packs: Sequence[Pack], stitched: Stitched, meter: Meter) -> ReadBack:
+    try:
+        return read_back(output, packs, stitched.ranges, on_bytes=meter.advance)
+    except (FormatError, OSError) as error:
+        if isinstance(error, PackDamaged):
+            raise
+        raise VerificationError(
+            f"{output.name} cannot be read back from the disk: {error}",
+            hint="check the disk of its folder, or choose another --output",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -172,7 +172,9 @@ class Packing:
             with self._members(index, halt, tally, background=True) as members:
                 for entry, content in members:
                     writer.add(entry, content.view)
-            handle.complete(writer.finish())
+            made = writer.finish()
+            handle.check(made, self.codec.compressor, workers=worker_count(), halt=halt)
+            handle.complete(made)
         self.packed.append(self.source.manifest().layers[index].size)
 
     @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Verify: a .sqsh against the image that it was made from. Every byte is read back before it is published.
 
 The reader is our own and shares no code with mksquashfs; what it finds is compared with the merged layers, as
-they were read from the image.
+they were read from the image. Content that is proven to lie in the file as in a layer pack is not expanded
+again (`proof`); all of it is after the other converters and on request.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from pathlib import Path
 import structlog
 
 from pipeline.convert.blobs import CachedSource
-from pipeline.convert.convert import ConverterRecord, SquashfsFile
+from pipeline.convert.convert import ConverterRecord, SquashfsFile, WrittenFile
 from pipeline.convert.enroot_differences import Aspect, Difference, is_known
 from pipeline.convert.names import shown
-from pipeline.convert.tree import content_size, read_tree, require_sizes, worker_count
+from pipeline.convert.tree import read_tree, require_sizes, worker_count
 from pipeline.convert.unpack import Keep
 from pipeline.errors import FormatError, VerificationError
 from pipeline.oci.entry import DEFAULT_LIMITS, EntryKind, Limits
@@ -28,13 +29,16 @@ from pipeline.oci.tree import Node
 from pipeline.progress import SILENT, Meter
 from pipeline.registry.source import RegistrySource
 from pipeline.squashfs.inode import Inode
+from pipeline.squashfs.proof import ReadBack
 from pipeline.squashfs.readback import read_all
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.system.hashing import hashed
 
 log = structlog.get_logger()
 
-CHECKS = ("superblock", "length", "tree", "content", "start files")
+COMPARED = ("superblock", "length", "tree", "content")
+CHECKS = (*COMPARED, "start files")
+QUICK_CHECKS = ("superblock", "length", "tree", "content by packs", "start files")
 _PADDING = 4096
 _NAMED = 5  # differences that the message names
 _MOST = 1000  # differences after which the rest is not looked for
@@ -52,16 +56,30 @@ class VerifiedSquashfs:
     checks: tuple[str, ...]
 
 
-def verify(file: SquashfsFile, meter: Meter = SILENT) -> VerifiedSquashfs:
-    """Read ``file`` back entirely and compare it with its tree.
+def verify(file: SquashfsFile, meter: Meter = SILENT, *, full: bool = False) -> VerifiedSquashfs:
+    """Compare ``file`` with its tree: all that it says of its entries, and every byte of their content.
 
-    Raises VerificationError, which names the first few differences; also for a file that is damaged.
+    After a native conversion content is expanded only where it is not proven to be that of a layer pack;
+    with ``full``, and when the file was written to since, all of it. Raises VerificationError, which names
+    the first few differences; also for a file that is damaged.
     """
-    meter.total(content_size(file.tree))
+    read = None if full else file.read
+    found = compare(file, meter, read=read)
+    _check_start_files(found, file)
+    return VerifiedSquashfs(file=file, checks=CHECKS if read is None else QUICK_CHECKS)
+
+
+def compare(file: WrittenFile, meter: Meter = SILENT, *, read: ReadBack | None = None) -> dict[bytes, Inode]:
+    """As `verify`, for a file that need not be the root of a container. Gives each path that is in it.
+
+    Content that `read` proves is not expanded.
+    """
     try:
         with SquashfsImage.open(file.path) as image:
+            if read is not None and not read.is_of(image.descriptor):
+                read = None
             _check_superblock(image, file)
-            comparison = _Comparison(file)
+            comparison = _Comparison(file, read)
             comparison.names(image)
             comparison.content(image, meter)
     except FormatError as error:
@@ -71,10 +89,9 @@ def verify(file: SquashfsFile, meter: Meter = SILENT) -> VerifiedSquashfs:
         ) from error
     if comparison.differences:
         raise _failure(file, comparison.differences)
-    _check_start_files(comparison.found, file)
     if comparison.known:
         log.debug("known differences of the converter", paths=comparison.known)
-    return VerifiedSquashfs(file=file, checks=CHECKS)
+    return comparison.found
 
 
 def described(
@@ -126,7 +143,7 @@ def described(
     )
 
 
-def _check_superblock(image: SquashfsImage, file: SquashfsFile) -> None:
+def _check_superblock(image: SquashfsImage, file: WrittenFile) -> None:
     """What was asked for, and a length without anything missing or added; magic and version: the reader."""
     superblock = image.superblock
     compressor, asked = superblock.compressor.name.lower(), file.converter.options.get("compressor", "zstd")
@@ -149,7 +166,8 @@ def _check_superblock(image: SquashfsImage, file: SquashfsFile) -> None:
 class _Comparison:
     """What is found in a file beside what should be there."""
 
-    file: SquashfsFile
+    file: WrittenFile
+    read: ReadBack | None
     found: dict[bytes, Inode] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
     known: int = 0
@@ -159,7 +177,7 @@ class _Comparison:
         tree = self.file.tree
         places: dict[bytes, tuple[int, int]] = {}
         first_names: dict[int, bytes] = {}
-        for path, inode in image.walk():
+        for path, inode in image.walk() if self.read is None else self.read.inodes.items():
             node = tree.get(path)
             self.found[path] = inode
             if node is None:
@@ -184,13 +202,14 @@ class _Comparison:
                 self._add(Difference(path=path, aspect=Aspect.MISSING, node=tree[path]))
 
     def content(self, image: SquashfsImage, meter: Meter) -> None:
-        """Every file's bytes, read once an inode."""
+        """Every file's bytes, read once an inode, but for what is proven."""
         by_number = {
             inode.number: path
             for path, inode in self.found.items()
-            if inode.kind == EntryKind.FILE.value and self._has_its_size(path, inode)
+            if inode.kind == EntryKind.FILE.value and self._is_to_be_read(path, inode)
         }
         inodes = [self.found[path] for path in by_number.values()]
+        meter.total(sum(inode.size for inode in inodes))
 
         def compare(number: int, crc32: int) -> None:
             path = by_number[number]
@@ -201,13 +220,16 @@ class _Comparison:
 
         read_all(image, compare, workers=worker_count(), inodes=inodes)
 
-    def _has_its_size(self, path: bytes, inode: Inode) -> bool:
-        """Whether a file is worth reading: the others are differences already, and may claim any size."""
+    def _is_to_be_read(self, path: bytes, inode: Inode) -> bool:
+        """Files of another size are differences already, and may claim any."""
         node = self.file.tree.get(path)
-        return node is not None and inode.size == node.entry.size
+        if node is None or inode.size != node.entry.size:
+            return False
+        return self.read is None or not self.read.proves(inode, node)
 
     def _add(self, difference: Difference) -> None:
-        if self.file.converter.name == "enroot" and is_known(difference, self.file.config):
+        config = self.file.config if isinstance(self.file, SquashfsFile) else None
+        if config is not None and self.file.converter.name == "enroot" and is_known(difference, config):
             self.known += 1
         else:
             self.differences.append(difference)
@@ -243,7 +265,7 @@ def _checksum(node: Node) -> int:
     return node.entry.crc32 if node.content is None else zlib.crc32(node.content)
 
 
-def _check_start_files(found: dict[bytes, Inode], file: SquashfsFile) -> None:
+def _check_start_files(found: dict[bytes, Inode], file: WrittenFile) -> None:
     """What enroot needs to start a container, looked for as the kernel would inside of it."""
     for path in _START_FILES:
         inode = found.get(_followed(path, found))
@@ -282,14 +304,14 @@ def _followed(path: bytes, found: dict[bytes, Inode]) -> bytes:
     return b"/".join(at)
 
 
-def _failure(file: SquashfsFile, differences: list[Difference]) -> VerificationError:
+def _failure(file: WrittenFile, differences: list[Difference]) -> VerificationError:
     told = [f"  {shown(each.path)}: {_told(each)}" for each in differences[:_NAMED]]
     more = len(differences) - len(told)
     if more:
         told.append(f"  and {more} more" + (" at least" if len(differences) >= _MOST else ""))
     count = f"{len(differences)} places" if len(differences) > 1 else "one place"
     return VerificationError(
-        f"{file.path} differs from its image in {count}:",
+        f"{file.path} differs from what it was made of in {count}:",
         details=told,
         hint=(
             "use --converter native or mksquashfs"

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.types import ImageSpec, ScanPolicy
+from pipeline.config.types import ImageSpec, ScanPolicy, VexPolicy
 from pipeline.errors import ConfigError
 from pipeline.image.context import fingerprints
 from pipeline.image.dockerignore import Ignore
@@ -128,6 +128,14 @@ def read_dockerfile(path: Path) -> bytes:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def dockerfile_text(raw: bytes, path: Path) -> str:
+    """The text of a Dockerfile. Raises ConfigError for bytes that are not UTF-8."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
 def _take_out(context: dict[str, str], own: str, sha256: str, path: Path) -> None:
     """Leave in ``context`` what the Dockerfile's fingerprint does not say: ``!`` where it is not sent."""
     found = context.pop(own, None)
@@ -153,7 +161,17 @@ def scan_policy(policy: ScanPolicy) -> dict[str, Any]:
         "fixable_only": policy.fixable_only,
         "ignore_packages": sorted(policy.ignore_packages),
         "waivers": _waivers(waivers),
+        **_vex(policy.vex),
     }
+
+
+def _vex(policy: VexPolicy) -> dict[str, Any]:
+    """Nothing where no VEX counts, so that records from before say the same."""
+    if policy == VexPolicy():
+        return {}
+    days = policy.max_age.total_seconds() / 86400
+    files = {path.name: _waivers(path) for path in sorted(policy.files)}
+    return {"vex": {"files": files, "attached": policy.attached, "max_age_days": days}}
 
 
 def explain(recorded: Mapping[str, Any], base: Digest | None, now: BuildInputs) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import ToolError
+from pipeline.node import job_mount
 from pipeline.node import software as node_software
 from pipeline.oci import environment as image_environment
 from pipeline.squashfs.inode import Inode, Kind
@@ -117,6 +118,16 @@ def software() -> list[Finding]:
             continue
         well, text = sentence(version)
         findings.append(Finding(what=what, verdict="ok" if well else "warn", text=text))
+    return findings
+
+
+def kernel_mounts(settings: Path) -> list[Finding]:
+    """Whether jobs get kernel mounts here, and which mounted files have changed since they were mounted."""
+    well, text = job_mount.report(settings)
+    findings = [Finding(what="kernel mounts", verdict="ok" if well else "warn", text=text)]
+    for path in job_mount.changed():
+        text = f"{path} has changed since it was mounted: its jobs may read damaged data"
+        findings.append(Finding(what="mounted file", verdict="bad", text=text))
     return findings
 
 

@@ -37,6 +37,8 @@ class ImporterSettings:
     trusted_uids: tuple[int, ...] = (0,)
     verify: bool = False
     prefetch_mib: int = 1024
+    mounts: str = "kernel"
+    kernel_mounts: int = 32
     cluster: str = ""
     leases: Path | None = None
 
@@ -48,6 +50,10 @@ class ImporterSettings:
             raise ConfigError(f"prefetch_mib: {self.prefetch_mib} is not a size in MiB; 0 turns prefetch off")
         if self.missing not in ("refuse", "import"):
             raise ConfigError(f"missing: {self.missing!r} is neither refuse nor import")
+        if self.mounts not in ("kernel", "fuse"):
+            raise ConfigError(f"mounts: {self.mounts!r} is neither kernel nor fuse")
+        if not 0 <= self.kernel_mounts < 1 << 10:
+            raise ConfigError(f"kernel_mounts: {self.kernel_mounts} is not a number of mounts of a node")
 
     def as_json(self) -> str:
         values = {
@@ -62,6 +68,8 @@ class ImporterSettings:
             "trusted_uids": list(self.trusted_uids),
             "verify": self.verify,
             "prefetch_mib": self.prefetch_mib,
+            "mounts": self.mounts,
+            "kernel_mounts": self.kernel_mounts,
             "cluster": self.cluster,
         }
         return json.dumps(values, indent=2) + "\n"

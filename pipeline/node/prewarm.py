@@ -55,6 +55,8 @@ class Order:
     check: bool = True
     startup: Path | None = None
     sbcast: bool | None = None
+    signed: tuple[str, str] | None = None
+    """(IMAGE:VERSION, store) whose signature each node verifies first; None where none is required."""
     timeout: float = 3600.0
     options: tuple[str, ...] = ()
     command: Path = tool.COMMAND
@@ -112,6 +114,7 @@ def _group(order: Order, nodes: Sequence[str]) -> list[Outcome]:
     words += ["--ranges", str(order.ranges)] if order.local and order.ranges else []
     words += ["--startup", str(order.startup)] if order.startup else []
     words += ["--state", str(order.state)] if order.state else []
+    words += ["--release", order.signed[0], "--store", order.signed[1]] if order.signed else []
     if order.broadcasts and order.local is not None:
         # in a folder of ours alone, under a name that nobody can plant: sbcast follows symlinks
         partial = order.local / f".broadcast.{secrets.token_hex(8)}" / f"{order.sha256}.sqsh"

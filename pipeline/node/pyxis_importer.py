@@ -11,7 +11,8 @@ plugstack.conf:  optional spank_pyxis.so use_squashfuse=1 importer=PREFIX/bin/py
 job's user on every node of a step at once, so it takes no lock, writes nothing but a lease (who uses the
 file), marks of files that it has hashed and what it reads ahead, and works on a store that users can only
 read. `release` drops the lease and ends reading ahead, any number of times. Settings: pyxis-importer.json
-beside this file. This file stands alone: Python 3.8, standard library only.
+beside this file. Where /etc/sqshpipe/signatures.json requires signatures, `get` demands the mark of who has
+verified one. This file stands alone: Python 3.8, standard library only.
 
 Which version a name means is what the records and the events of the store say. index.json answers quicker; it
 is believed only when its checksum is right and it is newer than every event.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SCHEMA = 1
+POLICY = "/etc/sqshpipe/signatures.json"
 LATEST = "latest"
 USUAL_PLATFORM = "linux/amd64"
 MACHINES = {"x86_64": USUAL_PLATFORM, "aarch64": "linux/arm64"}
@@ -89,6 +91,8 @@ class Settings:
     local = ""  # node-local folder of prewarmed copies, preferred when there
     trusted_uids: tuple[int, ...] | list[int] = (0,)  # whose copies and marks count, besides the user's own
     verify = False  # compare the whole file's sha256, once a node and digest
+    mounts = "kernel"  # what a prolog makes for jobs that name a file in their comment; or "fuse": nothing
+    kernel_mounts = 32  # files that may be mounted for jobs at once
     prefetch_mib = 1024  # at most so much of what a start needs is read ahead; 0: nothing
     cluster = ""
     cache_hours = 24  # how long an imported image is taken for fresh, and kept unused
@@ -514,13 +518,53 @@ def find(settings: Settings, wanted: Wanted) -> Found:
     if not is_name(version):
         raise not_published(settings.store, wanted, image)
     entry = image.entry(version)
+    if entry.get("kind") == "data":
+        raise is_data(wanted, version)
     from_elsewhere = wanted.host and not wanted.digest and not is_ours(settings, wanted)
     if not entry or (from_elsewhere and not made_from(image.record(version), wanted)):
         raise not_published(settings.store, wanted, image)
     state = image.state(version)
     if state != "published":
         raise Refused(f"{wanted.image}:{version} is {STATES.get(state, state)}{image.known(wanted)}")
-    return Found(wanted.image, version, entry)
+    found = Found(wanted.image, version, entry)
+    demand_mark(settings, found)
+    return found
+
+
+def demand_mark(settings: Settings, found: Found) -> None:
+    """Where this node requires signatures, somebody trusted has verified one of this release: Refused if not.
+
+    The mark names key, release and sha256. That the file has this sha256 is looked at afterwards.
+    """
+    raw = read(POLICY)
+    if raw is None:
+        return
+    settings.verify = True
+    try:
+        policy = parse(POLICY, raw)
+    except Damaged:
+        policy = {}
+    marks, uids, keys = policy.get("marks"), policy.get("mark_uids"), table(policy, "keys")
+    if type(marks) is not str or type(uids) is not list or not keys:
+        raise Refused(f"{POLICY} cannot be used: root runs `sqshpipe node install --require-signature` again")
+    if not any(is_signed(marks, key, tuple(uids), found) for key in keys):
+        name = f"{found.image}:{found.version}"
+        raise Refused(
+            f"{name} has no mark of a verified signature on {node_name()}: if it is signed, "
+            f"root runs `sqshpipe resolve {name}` here or `sqshpipe node prewarm {name}`"
+        )
+
+
+def is_signed(marks: str, key: str, uids: tuple[int, ...], found: Found) -> bool:
+    """Whether one of `uids` has verified that this key signed this release."""
+    import hashlib
+
+    parts = ("sqshpipe signed 1", key, found.image, found.version, platform(), found.sha256)
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    try:
+        return owned_content(f"{marks}/{name}", uids) == name.encode()
+    except OSError:
+        return False
 
 
 def what_to_write(text: str) -> str:
@@ -550,7 +594,14 @@ def made_from(record: dict[str, object], wanted: Wanted) -> bool:
     return mirrored and wanted.is_repository(name) and tag == (wanted.name or LATEST)
 
 
-def not_published(root: str, wanted: Wanted, image: Image) -> NotPublished:
+def is_data(wanted: Wanted, version: str) -> Refused:
+    name = f"{wanted.image}:{version}"
+    return Refused(
+        f"{name} is data, not an image: start an image, with {name} mounted in it (job script --data)"
+    )
+
+
+def not_published(root: str, wanted: Wanted, image: Image) -> Refused:
     from difflib import get_close_matches
 
     if not is_store(root):
@@ -560,6 +611,8 @@ def not_published(root: str, wanted: Wanted, image: Image) -> NotPublished:
         )
     version = image.channels.get(wanted.name or LATEST, wanted.name)
     platforms = table(image.index, "releases", version, "platforms")
+    if any(table(platforms, each).get("kind") == "data" for each in platforms):
+        return is_data(wanted, version)
     if platforms and platform() not in platforms:
         there = ", ".join(sorted(platforms))
         return NotPublished(f"{wanted.text} is not published for {platform()}, only for {there}")
@@ -888,7 +941,7 @@ def get(settings: Settings, text: str) -> str:
         wanted = Wanted(text)
         found = find(settings, wanted)
     except NotPublished:
-        if settings.missing != "import":
+        if settings.missing != "import" or os.path.lexists(POLICY):
             raise
         return import_once(settings, text)
     leave_lease(settings, found)
@@ -945,15 +998,19 @@ def prefetch(settings: Settings, found: Found, path: str) -> None:
 
 
 def in_background(folder: str, sha256: str, holder: str, work: Callable[[], object]) -> int:
-    """Run `work` in a child of its own session, once for a file and user of this node; the child's pid, or 0.
+    """Run `work` in a child of its own session, once for a file on this node; the child's pid, or 0.
 
     Its file in `folder` (`SHA256-UID`: "PID HOLDER") is locked while the child lives, so that all know
     whether it does, and says for ten minutes afterwards that the work has been done. Raises OSError.
     """
     import fcntl
 
+    own = f"{sha256}-{os.getuid()}"
+    names = [each for each in list_folder(folder) if each.startswith(sha256) and each != own]
+    if any(is_fresh(f"{folder}/{each}") for each in names):
+        return 0
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(f"{folder}/{sha256}-{os.getuid()}", flags, 0o600)
+    descriptor = os.open(f"{folder}/{own}", flags, 0o600)
     try:
         status = os.fstat(descriptor)
         if not is_own(status):
@@ -972,6 +1029,16 @@ def in_background(folder: str, sha256: str, holder: str, work: Callable[[], obje
         return pid
     finally:
         os.close(descriptor)
+
+
+def is_fresh(path: str) -> bool:
+    """Whether another user reads the same file or has read it just now; their file goes with their step."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    young = 0 <= time.time() - status.st_mtime < PREFETCH_AGAIN
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0 and young
 
 
 def is_own(status: os.stat_result) -> bool:

@@ -5,18 +5,15 @@ See mount_setattr(2), proc(5) on /proc/pid/mountinfo, mount(2) on MS_REMOUNT | M
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import ToolError
+from pipeline.system import mount_api
 from pipeline.system.mountinfo import unescaped
 
-_MOUNT_SETATTR = 442  # the number of the system call, on every architecture
-_RECURSIVE, _EMPTY_PATH, _ATTR_RDONLY = 0x8000, 0x1000, 1
 _REMOUNT_READ_ONLY = 32 | 4096 | 1  # MS_REMOUNT | MS_BIND | MS_RDONLY
 _KEPT = (
     2 | 4 | 8 | 1024 | 2048
@@ -27,7 +24,6 @@ _ABSENT = (
     errno.EPERM,
     errno.EINVAL,
 )  # an older kernel, or a seccomp filter that hides the call
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _FOLDER = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Remount = Callable[[int, int], None]
@@ -39,7 +35,7 @@ def make_read_only(mounted: int, remount: Remount) -> None:
     `mounted` is an O_PATH descriptor; `remount(descriptor, flags)` is mount(2) on an open mount. Raises
     ToolError.
     """
-    number = _setattr(mounted)
+    number = mount_api.set_attributes(mounted, mount_api.READ_ONLY, flags=mount_api.RECURSIVE)
     if number == 0:
         return
     if number not in _ABSENT:
@@ -48,16 +44,6 @@ def make_read_only(mounted: int, remount: Remount) -> None:
         _one_by_one(mounted, remount)
     except (OSError, ValueError, IndexError) as error:
         raise ToolError(f"cannot make the mounts below a read-only mount read-only: {error}") from error
-
-
-def _setattr(mounted: int) -> int:
-    """mount_setattr(2), Linux 5.12: all mounts at once, or none. Gives errno, 0 for success."""
-    attributes = ctypes.create_string_buffer(struct.pack("=4Q", _ATTR_RDONLY, 0, 0, 0), 32)
-    size = ctypes.c_size_t(32)
-    done = _LIBC.syscall(
-        ctypes.c_long(_MOUNT_SETATTR), mounted, b"", _RECURSIVE | _EMPTY_PATH, attributes, size
-    )
-    return 0 if done == 0 else ctypes.get_errno()
 
 
 def _one_by_one(top: int, remount: Remount) -> None:

@@ -1,8 +1,11 @@
 """One mount of a .sqsh for all callers on a node, counted by who is still alive.
 
-    NODE/<sha256>[-<job>.<step>]/root       where it is mounted
-    NODE/<sha256>…/holders/<pid>-<start>…   one empty file a caller; or job-<id>, made by a prolog
-    NODE/<sha256>…/lock                     flock: this folder is on the node's own disk or memory
+    NODE/<sha256>[-<job>.<step>]/path           the file, and what it was when it was mounted
+    NODE/<sha256>…/names                        paths for which the mounts of `users` stand
+    NODE/<sha256>…/own/root                     where it is mounted; only this user enters `own`
+    NODE/<sha256>…/holders/<pid>-<start>…       one empty file a caller; or job-<id>[-<uid>.<gid>]
+    NODE/<sha256>…/users/<uid>.<gid>/root       the same mount as the files of that user, who alone gets there
+    NODE/<sha256>…/lock                         flock: this folder is on the node's own disk or memory
 
 A caller that was killed leaves its file behind, but no process has that number and start time any more, so
 it does not count and the next caller clears it away. A squashfuse belongs to the step that started it (Slurm
@@ -16,14 +19,15 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from pipeline.errors import ConfigError, ToolError
-from pipeline.node import pyxis_importer
+from pipeline.node import pyxis_importer, user_mount
+from pipeline.node.user_mount import User
 from pipeline.system import mount as mounts
 from pipeline.system import untrusted
 from pipeline.system.alive import has_ended, start_time
@@ -31,6 +35,7 @@ from pipeline.system.alive import has_ended, start_time
 log = structlog.get_logger()
 
 ROOT_NODE_FOLDER = Path("/run/sqshpipe")
+_LONGEST = 1 << 14  # bytes of the names of a file
 _NAME = re.compile(r"[0-9a-f]{64}(-[\w.]+)?")
 
 
@@ -92,29 +97,46 @@ def holder_of(pid: int) -> str:
     return f"{pid}-{start}"
 
 
-def job_holder(job: str) -> str:
+def job_holder(job: str, user: User | None = None) -> str:
     """How a whole job is counted: from its prolog to its epilog, whatever its processes do."""
     if not re.fullmatch(r"\d+", job):
         raise ConfigError(f"{job!r} is not the number of a job")
-    return f"job-{job}"
+    return f"job-{job}-{user.name}" if user else f"job-{job}"
 
 
-def acquire(file: Path, sha256: str, holder: str, *, kind: mounts.Kind | None = None) -> SharedMount:
+def acquire(
+    file: Path, sha256: str, holder: str, *, kind: mounts.Kind | None = None, most: int | None = None
+) -> SharedMount:
     """Mount a file unless this node has it mounted, and count `holder` as a user of it.
 
-    Raises ToolError when it can be mounted neither by the kernel nor by squashfuse.
+    Raises ToolError when it can be mounted neither by the kernel nor by squashfuse, or would be more than
+    the `most` files that may be mounted on this node.
     """
-    ready = _made_by_prolog(sha256)
+    ready = _made_for_us(file, sha256)
     if ready is not None:
         return ready
     node = node_folder()
     clear(node)
     folder = node / (sha256 if os.geteuid() == 0 and kind != "fuse" else f"{sha256}-{_step()}")
     while True:
+        if most is not None:
+            _reserve(node, folder, most)
         (folder / "holders").mkdir(parents=True, exist_ok=True)
         with _locked(folder) as still_there:
             if still_there:
                 return _acquire(folder, file, holder, kind)
+
+
+def show_to(mounted: SharedMount, user: User, names: Sequence[str]) -> Path:
+    """The folder in which this user sees a kernel mount as files of their own. Raises ToolError.
+
+    It stands for the file under each of these paths, which have no symlink in them.
+    """
+    text = "".join(f"{each}\n" for each in names)
+    with _locked(mounted.folder):
+        mounted.folder.chmod(0o711)
+        untrusted.replace_file(mounted.folder / "names", text.encode(), mode=0o644)
+        return user_mount.show(mounted.root, mounted.folder / "users", user)
 
 
 def release(sha256: str, holder: str) -> None:
@@ -144,40 +166,147 @@ def clear(node: Path) -> None:
 def release_job(job: str) -> None:
     """What an epilog does: the job holds nothing any more, and neither do its dead processes."""
     node = node_folder()
+    mine = job_holder(job)
+    was = []
     for folder in _folders(node):
-        (folder / "holders" / job_holder(job)).unlink(missing_ok=True)
+        for each in _holders(folder):
+            if each.name == mine or each.name.startswith(f"{mine}-"):
+                was.append((folder, _noted(folder)))
+                with _locked(folder) as still_there:
+                    if still_there:
+                        each.unlink(missing_ok=True)
+                        _drop_users(folder)
     clear(node)
+    for folder, noted in was:  # last, since a store that does not answer must not keep us from the rest
+        if _differs(noted):
+            log.warning("a file has changed since it was mounted", file=noted[0])
+            with _locked(folder) as still_there:
+                if still_there:
+                    _retire(folder)
+
+
+def folders() -> list[Path]:
+    """The folders of all mounts of this user on this node. Raises ToolError as `node_folder` does."""
+    return _folders(node_folder())
+
+
+def job_holders(node: Path) -> dict[str, float]:
+    """Numbers of the jobs that hold mounts here, and when the last of these mounts was asked for."""
+    found: dict[str, float] = {}
+    for folder in _folders(node):
+        for each in _holders(folder):
+            kind, _, rest = each.name.partition("-")
+            if kind == "job":
+                with contextlib.suppress(FileNotFoundError):
+                    job = rest.partition("-")[0]
+                    found[job] = max(found.get(job, 0.0), each.stat().st_mtime)
+    return found
+
+
+def has_changed(folder: Path) -> str:
+    """Path of a file that is another one, or has other bytes, than when it was mounted; empty if it is not.
+
+    A file that cannot be looked at now has not changed.
+    """
+    noted = _noted(folder)
+    return noted[0] if _differs(noted) else ""
+
+
+def _differs(noted: tuple[str, str]) -> bool:
+    path, before = noted
+    try:
+        return bool(before) and identity(Path(path)) != before
+    except OSError:
+        return False
+
+
+def identity(file: Path) -> str:
+    """What differs when a file was replaced or written to. Raises OSError."""
+    found = file.stat()
+    return f"{found.st_dev:x}-{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
+
+
+def mounted_file(folder: Path) -> str:
+    """The path of the file that is mounted in a folder of the node."""
+    return _noted(folder)[0]
 
 
 def _acquire(folder: Path, file: Path, holder: str, kind: mounts.Kind | None) -> SharedMount:
-    root = folder / "root"
+    root = folder / "own" / "root"
     if _is_broken(root):
         mounts.unmount(root, "fuse")
-    root.mkdir(exist_ok=True)
-    if not root.is_mount():
-        used = mounts.mount(file, root, kind=kind)
-        (folder / "kind").write_text(used)
-        log.debug("mounted", file=str(file), folder=str(root), by=used)
+    else:
+        changed = has_changed(folder)
+        if changed:
+            log.warning("a file has changed since it was mounted, and is mounted anew", file=changed)
+            _retire(folder)
     (folder / "holders" / holder).touch()
-    return _mounted(folder)
+    try:
+        if not root.is_mount():
+            root.mkdir(parents=True, exist_ok=True)
+            (folder / "own").chmod(0o700)
+            found = file.resolve()
+            (folder / "path").write_text(f"{found}\n{identity(found)}\n")
+            used = mounts.mount(file, root, kind=kind)
+            (folder / "kind").write_text(used)
+            log.debug("mounted", file=str(file), folder=str(root), by=used)
+        return _mounted(folder, root)
+    except BaseException:
+        (folder / "holders" / holder).unlink(missing_ok=True)
+        _unmount_if_unused(folder)
+        raise
 
 
-def _mounted(folder: Path) -> SharedMount:
-    root = folder / "root"
+def _reserve(node: Path, folder: Path, most: int) -> None:
+    """Make the folder of a mount unless as many files as may be are mounted. Raises ToolError."""
+    with _locked(node):
+        there = _folders(node)
+        if folder not in there and len(there) >= most:
+            raise ToolError(
+                f"{len(there)} files are mounted on this node, as many as may be",
+                hint="kernel_mounts in pyxis-importer.json is the number",
+            )
+        folder.mkdir(exist_ok=True)
+
+
+def _retire(folder: Path) -> None:
+    """Take a mount away whose file has changed; who reads it now keeps what the kernel still has."""
+    user_mount.drop(folder / "users")
+    if (folder / "own" / "root").is_mount():
+        mounts.unmount(folder / "own" / "root", "kernel")
+
+
+def _noted(folder: Path) -> tuple[str, str]:
+    """The path of the file that is mounted, and its `identity` at that time; empty when none is."""
+    try:
+        path, _, before = (folder / "path").read_text().rstrip("\n").partition("\n")
+    except OSError:
+        return "", ""
+    return path, before
+
+
+def _mounted(folder: Path, root: Path) -> SharedMount:
     kind: mounts.Kind = "kernel" if (folder / "kind").read_text() == "kernel" else "fuse"
     return SharedMount(folder=folder, root=root, kind=kind, device=root.stat().st_dev)
 
 
-def _made_by_prolog(sha256: str) -> SharedMount | None:
-    """A mount that root made for a job of ours: everybody may read it, and the epilog takes it away."""
+def _made_for_us(file: Path, sha256: str) -> SharedMount | None:
+    """The mount of this very file that root made for a job of ours; the epilog takes it away."""
     folder = ROOT_NODE_FOLDER / sha256
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if os.geteuid() == 0 or not job.isdigit() or not (folder / "holders" / job_holder(job)).exists():
+    root = user_mount.place(folder / "users", User(uid=os.geteuid(), gid=os.getegid()))
+    if os.geteuid() == 0:
         return None
     with contextlib.suppress(OSError):
-        if (folder / "root").is_mount():
-            return _mounted(folder)
+        names = untrusted.read_regular(folder / "names", limit=_LONGEST).decode().splitlines()
+        if str(file.resolve()) in names and root.is_mount():
+            return _mounted(folder, root)
     return None
+
+
+def _drop_users(folder: Path) -> None:
+    """Unmount what was made for users who have no job here any more."""
+    held = {each.name.split("-")[2] for each in _holders(folder) if each.name.count("-") == 2}
+    user_mount.drop(folder / "users", keep=held)
 
 
 def _unmount_if_unused(folder: Path) -> None:
@@ -186,14 +315,15 @@ def _unmount_if_unused(folder: Path) -> None:
         each.unlink(missing_ok=True)
     if _holders(folder):
         return
-    root = folder / "root"
+    user_mount.drop(folder / "users")
+    root = folder / "own" / "root"
     if _is_broken(root) or root.is_mount():
         kind = (folder / "kind").read_text() if (folder / "kind").exists() else "fuse"
         mounts.unmount(root, "kernel" if kind == "kernel" else "fuse")
-    for each in (root, folder / "holders"):
+    for each in (root, root.parent, folder / "holders", folder / "users"):
         with contextlib.suppress(FileNotFoundError):
             each.rmdir()
-    for name in ("kind", "lock"):
+    for name in ("kind", "path", "names", "lock"):
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
 

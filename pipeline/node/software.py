@@ -10,18 +10,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pipeline.errors import ToolError
 from pipeline.system import process, untrusted
 
 KERNEL_SECONDS = 0.41
-_SECONDS = {"old": 4.30, "single-threaded": 1.70, "multi-threaded": 1.08}
-_FASTER = (0, 6)  # squashfuse from this version on; 0.1.105 is what Debian and Ubuntu have
+SECONDS = {"old": 4.30, "single-threaded": 1.70, "multi-threaded": 1.08}
+FASTER = (0, 6)
+"""squashfuse from this version on; 0.1.105 is what Debian and Ubuntu have."""
 _TIMEOUT = 20.0
 _PLUGIN = "spank_pyxis.so"
 _LINE = re.compile(r"\s*(?:required|optional)\s+(\S*spank_pyxis\.so)(?:\s|$)")
 _INCLUDE = re.compile(r"\s*include\s+(\S+)")
 _PYXIS = re.compile(rb"version v(\d+)\.(\d+)\.(\d+)")
+_BEFORE_0_17 = re.compile(rb"(?<![\d.])(0)\.(\d+)\.(\d+)\0")  # apart from the text `version v%s`
+_NAMES_OF_A_JOB = ((0, 16), (0, 18))  # from, to: container_scope=job is the default there
 _FOLDERS = (
     "/opt/slurm/lib/slurm",
     "/usr/local/lib/slurm",
@@ -74,16 +78,41 @@ def pyxis_version(root: Path = Path("/")) -> tuple[int, ...] | None:
     """
     for path in _plugins(root):
         try:
-            found = _PYXIS.search(untrusted.read_regular(path.resolve(), limit=_PLUGIN_SIZE))
+            content = untrusted.read_regular(path.resolve(), limit=_PLUGIN_SIZE)
         except OSError:
             continue
+        found = _PYXIS.search(content)
+        if found is None and b"pyxis: version v%s" in content:
+            found = _BEFORE_0_17.search(content)
         return tuple(map(int, found.groups())) if found else None
     return None
+
+
+def names_are_of_a_job(root: Path = Path("/")) -> bool:
+    """Whether pyxis here gives a container's name to one job only, and removes the container at its end."""
+    scopes = [
+        word.partition("=")[2]
+        for etc in _etc(root)
+        for file in _stack_files(root, _stack(root, etc))
+        for line in _text(file).splitlines()
+        if _LINE.match(line)
+        for word in line.split("#")[0].split()
+        if word.startswith("container_scope=")
+    ]
+    if scopes:
+        return scopes[0] == "job"
+    first, end = _NAMES_OF_A_JOB
+    return first <= (pyxis_version(root) or end) < end
 
 
 def enroot_version() -> tuple[int, ...] | None:
     """None when enroot is not installed or does not answer."""
     return _version(_output("enroot", "version"))
+
+
+def way_to_start(version: tuple[int, ...]) -> Literal["pyxis", "path", "run"]:
+    """How a job script starts an image with this pyxis, without unpacking it: see cluster.jobs.Runtime."""
+    return "pyxis" if version >= _NAME else "path" if version >= _PATH else "run"
 
 
 def pyxis_sentence(version: tuple[int, ...]) -> tuple[bool, str]:
@@ -97,8 +126,8 @@ def pyxis_sentence(version: tuple[int, ...]) -> tuple[bool, str]:
             " 0.24 starts names straight from the file as well"
         )
     return False, (
-        f"{name} unpacks the image at each start: an upgrade to 0.24 mounts the file instead, and the first"
-        " rank runs within 1 s, not after 7 to 40 s"
+        f"{name} unpacks the image at each start, so job scripts use `sqshpipe run` instead: an upgrade to"
+        " 0.24 mounts the file, and the first rank runs within 1 s, not after 7 to 40 s"
     )
 
 
@@ -118,9 +147,9 @@ def _squashfuse() -> Server | None:
     said = _output(str(path), "--version")
     version = _version(said)
     threads = "multi-threaded" if path.resolve().name.startswith("squashfuse_ll") else "single-threaded"
-    new = version is not None and version >= _FASTER
+    new = version is not None and version >= FASTER
     name = f"squashfuse {'.'.join(map(str, version)) if version else 'of unknown version'}, {threads}"
-    return Server(name=name, well=new, seconds=_SECONDS[threads if new else "old"])
+    return Server(name=name, well=new, seconds=SECONDS[threads if new else "old"])
 
 
 def _output(*argv: str) -> str:
@@ -143,8 +172,7 @@ def _plugins(root: Path) -> Iterator[Path]:
     for etc in _etc(root):
         settings = _text(root / (etc / "slurm.conf").relative_to("/"))
         folders[:0] = _setting(settings, "PluginDir").split(":") if _setting(settings, "PluginDir") else []
-        stack = Path(_setting(settings, "PlugStackConfig") or etc / "plugstack.conf")
-        for file in _stack_files(root, stack):
+        for file in _stack_files(root, _stack(root, etc)):
             for line in _text(file).splitlines():
                 named = _LINE.match(line)
                 if named and named[1].startswith("/"):
@@ -153,6 +181,11 @@ def _plugins(root: Path) -> Iterator[Path]:
         path = root / folder.lstrip("/") / _PLUGIN
         if path.is_file():
             yield path
+
+
+def _stack(root: Path, etc: Path) -> Path:
+    settings = _text(root / (etc / "slurm.conf").relative_to("/"))
+    return Path(_setting(settings, "PlugStackConfig") or etc / "plugstack.conf")
 
 
 def _etc(root: Path) -> list[Path]:

@@ -128,8 +128,9 @@ def _locked(spec: ImageSpec, lock: Lock, past: _Past) -> Iterator[str]:
 
 
 def _files(spec: ImageSpec, changed: frozenset[Path]) -> Iterator[str]:
-    if spec.scan.waivers is not None and _either(spec.scan.waivers) & changed:
-        yield f"{spec.scan.waivers.name} changed"
+    for file in filter(None, (spec.scan.waivers, *spec.scan.vex.files)):
+        if _either(file) & changed:
+            yield f"{file.name} changed"
     if spec.dockerfile is None or spec.context is None:
         return
     dockerfile, context = spec.dockerfile.resolve(), spec.context.resolve()

@@ -123,7 +123,7 @@ def policy_changes(release: ReleaseFacts, seen: Observation) -> tuple[str, ...]:
         before = release.scan_policy.get(name)
         if before != after:
             differences.append(
-                "waivers changed" if name == "waivers" else f"scan policy {name} {before} -> {after}"
+                f"{name} changed" if name in ("waivers", "vex") else f"scan policy {name} {before} -> {after}"
             )
     return tuple(differences)
 

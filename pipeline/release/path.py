@@ -73,13 +73,14 @@ def release(
         stages.require_scanner(run, spec)
     if until is Stage.BUILD:
         return Reached(pinned=pinned, built=stages.build_only(run, spec, version, pinned))
-    pushed = stages.in_registry(run, spec, version, pinned)
-    on_pushed(pushed)
-    if until is Stage.PUSH:
-        return Reached(pinned=pinned, pushed=pushed)
-    if until is Stage.SCAN:
-        return Reached(pinned=pinned, pushed=pushed, report=stages.scanned(run, spec, pushed))
-    with stages.packed_early(run, spec, pushed, store) as early:
+    with stages.early_packs(run, spec, until) as early:
+        pushed = stages.in_registry(run, spec, version, pinned, early)
+        on_pushed(pushed)
+        if until is Stage.PUSH:
+            return Reached(pinned=pinned, pushed=pushed)
+        if until is Stage.SCAN:
+            return Reached(pinned=pinned, pushed=pushed, report=stages.scanned(run, spec, pushed))
+        stages.pack_early(run, spec, pushed, store, early)
         report = stages.scanned(run, spec, pushed)
         if store is None:
             verified = stages.try_file(run, spec, version, report, until, early)

@@ -44,7 +44,6 @@ class Run:
 
     def store(self) -> Store:
         """The configured store. ConfigError when none is given."""
-        from pipeline.store.store import Store
+        from pipeline.attest.required import store_of
 
-        settings = self.config.store
-        return Store(settings.root, group=settings.group, stripe=settings.stripe)
+        return store_of(self.config.store, self.config.path)

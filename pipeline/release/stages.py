@@ -21,6 +21,7 @@ from pipeline.image.inputs import scan_policy
 from pipeline.image.mirror import mirror
 from pipeline.image.push import PushedImage, adopt, push, tag_version
 from pipeline.image.repository import prepare
+from pipeline.oci.digest import Digest
 from pipeline.oci.reference import Reference
 from pipeline.registry.images import image_manifest
 from pipeline.registry.source import RegistrySource
@@ -51,8 +52,14 @@ def build_only(run: Run, spec: ImageSpec, version: Version, pinned: Pinned) -> B
         return _built(run, spec, version, pinned, engine)
 
 
-def in_registry(run: Run, spec: ImageSpec, version: Version, pinned: Pinned) -> PushedImage:
-    """The image in our registry by digest: mirrored, found under its build key, or built and pushed now."""
+def in_registry(
+    run: Run, spec: ImageSpec, version: Version, pinned: Pinned, early: EarlyPacking | None = None
+) -> PushedImage:
+    """The image in our registry by digest: mirrored, found under its build key, or built and pushed now.
+
+    `early` begins to pack the base's layers beside the build. A built layer has to wait for the push: only
+    then is it known under which digest the registry has it.
+    """
     repository = run.config.registry.repository(spec.name)
     client = run.clients(repository.registry)
     prepare(run.config.registry, repository)
@@ -67,6 +74,9 @@ def in_registry(run: Run, spec: ImageSpec, version: Version, pinned: Pinned) -> 
         run.progress.skip("build", f"{repository} has key-{short(key)}")
         return adopted
     with _engine_for(spec, repository) as engine:
+        if early is not None:
+            base = pinned.base
+            early.begin(lambda: _source(run, base.reference, base.digest), behind=True)
         built = _built(run, spec, version, pinned, engine)
         with run.progress.stage("push") as meter:
             credentials = run.clients.credentials
@@ -117,23 +127,26 @@ def scanned(run: Run, spec: ImageSpec, pushed: PushedImage) -> ScanReport:
     return report
 
 
-def packed_early(
-    run: Run, spec: ImageSpec, pushed: PushedImage, store: Store | None
-) -> AbstractContextManager[EarlyPacking | None]:
-    """Pack the layers of `pushed` in the background, beside the scan; None where there is nothing to pack.
+def early_packs(run: Run, spec: ImageSpec, until: Stage) -> AbstractContextManager[EarlyPacking | None]:
+    """What packs layers in the background, beside build and scan; None where that is of no use.
 
-    That is where another converter than ``native`` is meant, where the store has the file already, or where
+    That is where no conversion follows, where another converter than ``native`` is meant, or where
     images.yaml says ``early: false``. Leaving the context, as a rejection does, ends what is not done.
     """
-    if not spec.convert.early or choose_converter(spec.convert) != "native":
-        return nullcontext()
-    if store is not None and same_file(spec, pushed, store) is not None:
+    wanted = until.reaches(Stage.CONVERT) and spec.convert.early
+    if not wanted or choose_converter(spec.convert) != "native":
         return nullcontext()
     from pipeline.convert.early import early_packing
 
-    return early_packing(
-        lambda: _source(run, pushed), spec.convert, cache=run.config.cache, limits=run.config.limits
-    )
+    return early_packing(spec.convert, cache=run.config.cache, limits=run.config.limits)
+
+
+def pack_early(
+    run: Run, spec: ImageSpec, pushed: PushedImage, store: Store | None, early: EarlyPacking | None
+) -> None:
+    """Begin to pack the layers of `pushed`, unless the store has the file already."""
+    if early is not None and (store is None or same_file(spec, pushed, store) is None):
+        early.begin(lambda: _source(run, pushed.repository, pushed.digest))
 
 
 def try_file(
@@ -251,7 +264,7 @@ def _converted(
         if early is not None:
             early.finish(meter)
         file = convert(
-            _source(run, report.image),
+            _source(run, report.image.repository, report.image.digest),
             spec.convert,
             output=output,
             scratch=run.config.scratch,
@@ -289,11 +302,11 @@ def tested(run: Run, spec: ImageSpec, file: Path, name: str, record: Record | No
             run.progress.result(f"{len(passed)} of {len(spec.test)} commands passed")
 
 
-def _source(run: Run, image: PushedImage) -> RegistrySource:
-    """Where the converter reads the layers: the registry, by the digest that is scanned."""
-    client = run.clients(image.repository.registry)
-    manifest = image_manifest(client, image.reference, None)
-    return RegistrySource(client, image.repository.repository, manifest)
+def _source(run: Run, repository: Reference, digest: Digest) -> RegistrySource:
+    """Where layers are read: a registry, by the digest that is scanned, or that of the base."""
+    client = run.clients(repository.registry)
+    manifest = image_manifest(client, repository.with_tag(None).with_digest(digest), None)
+    return RegistrySource(client, repository.repository, manifest)
 
 
 def _tag_version(run: Run, version: Version, report: ScanReport) -> None:

@@ -43,7 +43,7 @@ class Finding:
     """One vulnerability in one package.
 
     ``fix`` says whether an update fixes it, ``fixed_in`` which one. ``layer`` is the blob digest or the
-    diff_id of the layer with the package, where the scanner reports it.
+    diff_id of the layer with the package, ``purl`` the package's URL, where the scanner reports them.
     """
 
     id: str
@@ -55,6 +55,7 @@ class Finding:
     title: str = ""
     url: str = ""
     layer: Digest | None = None
+    purl: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

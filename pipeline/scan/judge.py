@@ -21,6 +21,7 @@ from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import CredentialsProvider, credentials_for
 from pipeline.registry.images import image_manifest
 from pipeline.scan import ecr as scan_ecr
+from pipeline.scan import vex, vex_attached
 from pipeline.scan.ecr import Waiting
 from pipeline.scan.findings import Base, ScanResult
 from pipeline.scan.policy import Verdict, evaluate
@@ -152,10 +153,31 @@ class Judge:
         """The verdict that `policy` makes of a complete result. Raises ConfigError for bad waivers."""
         waivers = read_waivers(policy.waivers)
         base = self._base(subject, result) if policy.new_since_base else Base()
-        verdict = evaluate(result, policy, waivers, base, image=subject.name, today=self.now.date())
+        stated = vex.accepted(
+            self._vex(subject, policy),
+            result.findings,
+            image=subject.image,
+            architecture=subject.platform.split("/")[1],
+            name=subject.name,
+            max_age=policy.vex.max_age,
+            now=self.now,
+        )
+        today = self.now.date()
+        verdict = evaluate(result, policy, waivers, base, image=subject.name, today=today, vex=stated)
         for warning in verdict.warnings:
             log.warning(warning, image=subject.name)
         return verdict
+
+    def _vex(self, subject: Subject, policy: ScanPolicy) -> list[vex.Document]:
+        """The policy's documents. What is attached to the image and cannot be read excuses nothing."""
+        found = vex.read_files(policy.vex.files)
+        if policy.vex.attached and self.client_for is not None:
+            client = self.client_for(subject.image.registry)
+            try:
+                found += vex_attached.read(client, subject.image.repository, subject.digest)
+            except RegistryError as error:
+                log.warning("attached VEX cannot be read", image=subject.name, reason=error.headline)
+        return found
 
     def begin(self, subject: Subject, policy: ScanPolicy) -> None:
         """Start ECR's scan when there is no recent one, without waiting. Other scanners need no start."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
@@ -79,9 +79,17 @@ def evaluate(
     *,
     image: str,
     today: date,
+    vex: Mapping[Finding, Waiver] | None = None,
 ) -> Verdict:
-    """Judge every finding of ``result`` for ``image`` on the day ``today`` (UTC)."""
-    judged = [_judge(finding, policy, waivers, base, image, today) for finding in result.findings]
+    """Judge every finding of ``result`` for ``image`` on the day ``today`` (UTC).
+
+    ``vex`` holds the findings that VEX statements excuse.
+    """
+    stated = vex or {}
+    judged = [
+        _judge(finding, policy, (*waivers, *filter(None, [stated.get(finding)])), base, image, today)
+        for finding in result.findings
+    ]
     judged.sort(
         key=lambda one: (one.decision != "blocks", -one.finding.severity, one.finding.id, one.finding.package)
     )
@@ -131,7 +139,7 @@ def _warnings(judged: Sequence[Judged], today: date) -> list[str]:
     for one in judged:
         if one.waiver is None or one.decision not in ("waived", "blocks"):
             continue
-        about = f"the waiver of {one.waiver.id} in {one.waiver.package}"
+        about = f"the {one.waiver.source} of {one.waiver.id} in {one.waiver.package}"
         left = (one.waiver.until - today).days
         if left < 0:
             warnings.append(f"{about} ended on {one.waiver.until}")

@@ -53,4 +53,5 @@ def _finding(raw: Mapping[str, Any]) -> Finding:
         title=" ".join(str(raw.get("Title") or "").split())[:160],
         url=str(raw.get("PrimaryURL", "")),
         layer=Digest.parse(str(named)) if named else None,
+        purl=str((raw.get("PkgIdentifier") or {}).get("PURL") or ""),
     )

@@ -24,13 +24,14 @@ from pipeline.scan.findings import Finding
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiver:
-    """``until`` is the last day on which it holds. No ``images``: it holds for all."""
+    """``until`` is the last day on which it holds. No ``images``: it holds for all images."""
 
     id: str
     package: str
     reason: str
     until: date
     images: tuple[str, ...] = ()
+    source: str = "waiver"
 
     def covers(self, finding: Finding, image: str) -> bool:
         """Whether it is about this finding in this image, whatever the day."""

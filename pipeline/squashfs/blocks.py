@@ -58,6 +58,17 @@ def read_fragment(descriptor: int, span: Span, expand: Expand, name: str) -> byt
         raise FormatError(f"{name} is damaged: fragment at {span.position}: {error.message}") from error
 
 
+def cut_tail(fragment: bytes, offset: int, length: int, name: str) -> bytes:
+    """A file's tail out of its expanded fragment block; FormatError when it is not all there."""
+    tail = fragment[offset : offset + length]
+    if len(tail) != length:
+        raise FormatError(
+            f"{name} is damaged: a tail of {length} bytes at {offset} of a fragment of {len(fragment)}",
+            hint="make or copy the file again",
+        )
+    return tail
+
+
 def check_span(span: Span, superblock: Superblock, name: str) -> Span:
     """The span itself, when it lies inside the file and is no longer than a block may be."""
     stored = span.word & LENGTH

@@ -15,13 +15,16 @@ from datetime import datetime, timedelta, timezone
 from hashlib import sha256
 from pathlib import Path
 
-from pipeline.errors import ToolError
+from pipeline.errors import FormatError, ToolError, VerificationError
 from pipeline.squashfs.codecs import Codec, Stored
 from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged, footer
+from pipeline.squashfs.packcheck import check_data
 from pipeline.squashfs.packindex import PackIndex
+from pipeline.squashfs.superblock import Compressor
 from pipeline.squashfs.writing import write_at
 from pipeline.system import untrusted
 from pipeline.system.disk import is_full
+from pipeline.system.parallel import Halt
 
 _SUFFIX = ".pack"
 _PARTIAL = ".partial-"
@@ -89,6 +92,17 @@ class PackWriteHandle:
             self._size += write_at(self._descriptor, parts, self._size)
         except OSError as error:
             raise self._cache.unwritable(error) from error
+
+    def check(self, index: PackIndex, compressor: Compressor, *, workers: int, halt: Halt) -> None:
+        """Compare what is on the disk with the layer, and let `index` say so. Raises VerificationError."""
+        name = f"a new layer pack in {self._cache.folder}"
+        try:
+            check_data(self._descriptor, index, compressor, name=name, workers=workers, halt=halt)
+        except FormatError as error:
+            raise VerificationError(
+                error.message, hint="check the disk and the memory of this machine, then convert again"
+            ) from error
+        index.header["verified"] = True
 
     def complete(self, index: PackIndex) -> None:
         """Write index and footer; the pack becomes visible when the context ends."""

@@ -29,19 +29,19 @@ JOB_SIZE = 1 << 20  # plain bytes after which a job is handed over
 class Job:
     """Some plain blocks on their way; an empty one stands for a hole and stays empty.
 
-    After `wait`: `words` (0 for a hole), `parts` the stored blocks in a row, `length` their bytes, `checksum`
-    the crc32 of all of them. They are not joined: a copy of every stored byte, made under the interpreter's
-    lock, would be the most that a job costs beside compressing.
+    After `wait`: `words` and `sums`, the crc32 of each stored block (both 0 for a hole), `parts` the stored
+    blocks in a row, `length` their bytes. They are not joined: a copy of every stored byte, made under the
+    interpreter's lock, would be the most that a job costs beside compressing.
     """
 
-    __slots__ = ("_done", "_failure", "blocks", "checksum", "length", "parts", "words")
+    __slots__ = ("_done", "_failure", "blocks", "length", "parts", "sums", "words")
 
     def __init__(self, blocks: list[Plain]) -> None:
         self.blocks = blocks
         self.words: list[int] = []
         self.parts: list[Stored] = []
+        self.sums: list[int] = []
         self.length = 0
-        self.checksum = 0
         self._failure: BaseException | None = None
         self._done = threading.Lock()
         self._done.acquire()
@@ -61,10 +61,11 @@ class Job:
         """Compress on the calling thread and let `wait` return."""
         try:
             stored = iter(compress([block for block in self.blocks if block]))
-            words, parts, checksum = self.words, self.parts, 0
+            words, sums, parts = self.words, self.sums, self.parts
             for block in self.blocks:
                 if not block:
                     words.append(0)
+                    sums.append(0)
                     continue
                 part, length = next(stored), len(block)
                 if len(part) < length:
@@ -75,9 +76,8 @@ class Job:
                     words.append(length | RAW)
                 parts.append(part)
                 self.length += length
-                checksum = isal_zlib.crc32(part, checksum)
+                sums.append(isal_zlib.crc32(part))
             self.blocks = []
-            self.checksum = checksum
         except BaseException as failure:  # noqa: BLE001 - it is raised again where the job is waited for
             self._failure = failure
         finally:

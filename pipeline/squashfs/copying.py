@@ -1,13 +1,10 @@
-"""Copying ranges of packs into an image inside the kernel, and hashing the image from the packs meanwhile."""
+"""Copying ranges of packs into an image, inside the kernel or the server where possible."""
 
 from __future__ import annotations
 
 import errno
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.squashfs.layout import ALIGNMENT, Range
 from pipeline.squashfs.pack import Pack
@@ -17,14 +14,14 @@ _MOST = 1 << 30  # bytes that one copy call may take, so that an interruption is
 _UNSUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
 
 
-class Hasher(Protocol):
-    def update(self, data: bytes | memoryview, /) -> None: ...
-
-
 def copy_ranges(
-    packs: Sequence[Pack], ranges: Iterable[Range], target: int, stopped: Callable[[], bool]
+    packs: Sequence[Pack],
+    ranges: Iterable[Range],
+    target: int,
+    stopped: Callable[[], bool],
+    on_bytes: Callable[[int], None],
 ) -> None:
-    """Copy every range to its place in the file `target`, inside the kernel or the server where possible.
+    """Copy every range to its place in the file `target`; `on_bytes` is called with the bytes of each.
 
     Returns early when `stopped()`. OSError when the file cannot be written.
     """
@@ -32,6 +29,7 @@ def copy_ranges(
     for item in ranges:
         source = packs[item.layer].descriptor
         in_kernel = copy_range(source, target, item, stopped, in_kernel=in_kernel)
+        on_bytes(item.length)
 
 
 def copy_range(
@@ -91,119 +89,3 @@ def _copy_plainly(source: int, target: int, item: Range, done: int) -> int:
         written = os.pwrite(target, view, item.target + done + len(data) - len(view))
         view = view[written:]
     return len(data)
-
-
-def hash_ranges(
-    packs: Sequence[Pack], ranges: Sequence[Range], hasher: Hasher, *, start: int, end: int
-) -> None:
-    """Feed the image's bytes from `start` to `end` to `hasher`: the ranges out of their packs, zeros between.
-
-    Each piece of a pack that a range touches is checked on the way; PackDamaged when it is not what was
-    written.
-    """
-    position = start
-    buffers = _Buffers()
-    read: queue.SimpleQueue[_Filled | BaseException | None] = queue.SimpleQueue()
-    stop = threading.Event()
-    reader = threading.Thread(
-        target=_read_ahead, args=(packs, ranges, buffers, read, stop), name="stitch-read", daemon=True
-    )
-    reader.start()
-    try:
-        while (filled := read.get()) is not None:
-            if isinstance(filled, BaseException):
-                raise filled
-            buffer, parts = filled
-            for target, view in parts:
-                feed_zeros(hasher, target - position)
-                hasher.update(view)
-                position = target + len(view)
-            buffers.give_back(buffer)
-    finally:
-        stop.set()
-        buffers.give_back(bytearray(_PIECE))  # wakes a reader that waits for one
-        reader.join()
-    feed_zeros(hasher, end - position)
-
-
-def _read_ahead(
-    packs: Sequence[Pack],
-    ranges: Sequence[Range],
-    buffers: _Buffers,
-    read: queue.SimpleQueue[_Filled | BaseException | None],
-    stop: threading.Event,
-) -> None:
-    """Read and check all pieces, a few ahead of the hash; what comes last is None or a failure."""
-    try:
-        for layer, pack in enumerate(packs):
-            mine = [item for item in ranges if item.layer == layer]
-            for filled in _checked(pack, mine, buffers):
-                if stop.is_set():
-                    return
-                read.put(filled)
-        read.put(None)
-    except BaseException as failure:  # noqa: BLE001 - raised again where the pieces are taken
-        read.put(failure)
-
-
-def feed_zeros(hasher: Hasher, count: int) -> None:
-    """Feed `count` zero bytes to `hasher`."""
-    while count > 0:
-        size = min(count, _PIECE)
-        hasher.update(bytes(size))
-        count -= size
-
-
-class _Buffers:
-    """Memory for pieces on their way from the thread that reads to the one that hashes, used again."""
-
-    _COUNT = 3
-
-    def __init__(self) -> None:
-        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
-        for _ in range(self._COUNT):
-            self._free.put(bytearray(_PIECE))
-
-    def take(self, length: int) -> bytearray:
-        buffer = self._free.get()
-        return buffer if length <= len(buffer) else bytearray(length)
-
-    def give_back(self, buffer: bytearray) -> None:
-        self._free.put(buffer)
-
-
-# A buffer with what was read into it, and where parts of that lie in the image.
-_Filled = tuple[bytearray, list[tuple[int, memoryview]]]
-
-
-def _checked(pack: Pack, ranges: Sequence[Range], buffers: _Buffers) -> Iterator[_Filled]:
-    """What lies in the ranges of one pack, in order, checked."""
-    waiting = iter(ranges)
-    current = next(waiting, None)
-    for position, length, checksum in pack.pieces():
-        if current is None:
-            return
-        if current.source >= position + length:
-            continue
-        buffer = buffers.take(length)
-        piece = memoryview(buffer)[:length]
-        pack.read_piece(position, checksum, piece)
-        parts = []
-        while current is not None and current.source < position + length:
-            begin = max(current.source, position)
-            stop = min(current.source + current.length, position + length)
-            parts.append((current.target + begin - current.source, piece[begin - position : stop - position]))
-            if stop < current.source + current.length:
-                break
-            current = next(waiting, None)
-        yield buffer, parts
-
-
-def hash_file(descriptor: int, hasher: Hasher, *, start: int, end: int) -> None:
-    """Feed a part of a file to `hasher`; OSError when it is shorter."""
-    while start < end:
-        data = os.pread(descriptor, min(_PIECE, end - start), start)
-        if not data:
-            raise OSError(errno.EIO, "the image became shorter while it was written")
-        hasher.update(data)
-        start += len(data)

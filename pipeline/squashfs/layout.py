@@ -1,8 +1,9 @@
 """Which bytes of the packs go into an image, and where they go.
 
 Only content that the tree refers to is taken: bytes that upper layers hide are cut out of the copy, and a
-fragment that holds a hidden tail is not copied: the tails still needed are packed anew. Files of one content
-are stored once, the lowest layer's copy being the one that stays, so that lower packs are copied whole.
+fragment is not copied when one of its tails belongs to no file of its layer that the tree shows: the tails
+still needed are packed anew. Files of one content are stored once, the lowest layer's copy being the one that
+stays, so that lower packs are copied whole.
 
 All of it follows from the packs' indexes and the tree alone, never from what is in a cache.
 """
@@ -16,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.squashfs.blocks import LENGTH
-from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.pack import Pack
 from pipeline.squashfs.packindex import DIGEST_SIZE, PackIndex
 
@@ -101,7 +101,8 @@ class _Planner:
         self._tails: dict[bytes, int] = {}  # digest of a tail -> the content that has it
         self._block_files: dict[tuple[int, int, bytes], list[int]] = {}
         self._extents: list[list[tuple[int, int]]] = [[] for _ in packs]
-        self._live_tails: list[list[int]] = [[] for _ in packs]
+        self._shown_tails: list[list[int]] = [[] for _ in packs]
+        self._live_tails: list[list[int]] = [[] for _ in packs]  # those of them that no lower one equals
         self._live_files: list[list[int]] = [[] for _ in packs]
         self._same: list[tuple[int, int]] = []  # (content, the lower one that it equals)
 
@@ -110,12 +111,14 @@ class _Planner:
         index = self._packs[layer].index
         sizes, digests = index.sizes, bytes(index.digests)
         tails, same, live = self._tails, self._same, self._live_tails[layer]
+        shown = self._shown_tails[layer]
         block_size = self._block_size
         base = layer << LAYER_SHIFT
         for number in indexes:
             if sizes[number] >= block_size:
                 self._sort_file(layer, number)
                 continue
+            shown.append(number)
             digest = digests[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE]
             first = tails.setdefault(digest, base | number)
             if first == base | number:
@@ -178,34 +181,22 @@ class _Planner:
         return ranges[-1].target + ranges[-1].length if ranges else position
 
     def _kept_fragments(self, layer: int) -> bytearray:
-        """For each fragment of a pack: 1 when it is copied as it is."""
+        """For each fragment of a pack: 1 when it is copied as it is.
+
+        Only entries that the tree shows decide: nothing needs to be known of the content of others.
+        """
         index = self._packs[layer].index
         used = array("Q", bytes(8 * len(index.fragment_sizes)))
-        sizes, places = index.sizes, index.places
+        shown = array("Q", used)
+        sizes, places, offsets = index.sizes, index.places, index.details
         for number in self._live_tails[layer]:
             used[places[number]] += sizes[number]
-        kept = bytearray(len(used))
-        partly = set()
-        for number, (have, size) in enumerate(zip(used, index.fragment_sizes, strict=True)):
-            if have == size:
-                kept[number] = 1
-            elif have and (size - have) * _DEAD_SHARE <= size:
-                partly.add(number)
-        for number in partly - self._with_hidden_tails(index, partly):
-            kept[number] = 1
-        return kept
-
-    def _with_hidden_tails(self, index: PackIndex, fragments: set[int]) -> set[int]:
-        """Those of the fragments that hold a tail whose content the tree has nowhere."""
-        hidden: set[int] = set()
-        if not fragments:
-            return hidden
-        block_size, tails, places = self._block_size, self._tails, index.places
-        for number, (kind, size) in enumerate(zip(index.kinds, index.sizes, strict=True)):
-            is_tail = kind == Kind.FILE and 0 < size < block_size
-            if is_tail and places[number] in fragments and index.digest(number) not in tails:
-                hidden.add(places[number])
-        return hidden
+        for fragment, _, size in {(places[n], offsets[n], sizes[n]) for n in self._shown_tails[layer]}:
+            shown[fragment] += size
+        return bytearray(
+            size == all_shown and have > 0 and (size - have) * _DEAD_SHARE <= size
+            for have, all_shown, size in zip(used, shown, index.fragment_sizes, strict=True)
+        )
 
     def follow(self) -> None:
         """Let the names of one content share one place; those of moved tails must wait for theirs."""

@@ -4,8 +4,8 @@
     index     see packindex
     footer    magic, format version, data size, index size, sha256 of the index
 
-The index holds a crc32 for each piece of the data, so that the footer's digest vouches for all of the file.
-The index is checked when a pack is opened, the data when it is read.
+The index holds a crc32 for each stored block and fragment, so that each can be checked alone and the footer's
+digest vouches for all of the file. The index is checked when a pack is opened, the data when it is read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 from isal import isal_zlib
 
 from pipeline.errors import FormatError
-from pipeline.squashfs.packindex import PackIndex
+from pipeline.squashfs.packindex import PackIndex, Piece
 from pipeline.system import untrusted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MAGIC = b"sqshpack"
 _FOOTER = struct.Struct("<8sIIQQ32s")
 
@@ -59,6 +59,7 @@ class Pack:
         self.descriptor = descriptor
         self.index = index
         self.data_size = index.data_size
+        self._pieces: list[Piece] = []
 
     @classmethod
     def open(cls, path: Path) -> Pack:
@@ -80,19 +81,30 @@ class Pack:
             os.close(descriptor)
             raise
 
-    def pieces(self) -> Iterator[tuple[int, int, int]]:
-        """The (position, length, crc32) of each piece of the data, in order."""
-        position = 0
-        for length, checksum in zip(self.index.check_lengths, self.index.check_sums, strict=True):
-            yield position, length, checksum
-            position += length
+    def pieces(self) -> list[Piece]:
+        """The (position, length, crc32) of each stored block and fragment, in the order of the data."""
+        if not self._pieces:
+            self._pieces = self.index.pieces()
+        return self._pieces
 
-    def read_piece(self, position: int, checksum: int, into: memoryview) -> None:
-        """Fill `into` with the data at `position` and check it; PackDamaged if it is not what was written."""
+    def read_pieces(self, pieces: Sequence[Piece], into: memoryview) -> None:
+        """Fill `into` with pieces that follow each other, and check each; PackDamaged if one is not what was
+        written.
+        """
+        self.read(pieces[0][0], into)
+        start = pieces[0][0]
+        for position, length, checksum in pieces:
+            if isal_zlib.crc32(into[position - start : position - start + length]) != checksum:
+                raise self.damaged(f"the {length} bytes at {position} have another checksum")
+
+    def read(self, position: int, into: memoryview) -> None:
+        """Fill `into` with the data at `position`, without a check; PackDamaged if there are fewer bytes."""
         if os.preadv(self.descriptor, [into], position) != len(into):
-            raise PackDamaged(self.path, f"it ends inside the {len(into)} bytes at {position}")
-        if isal_zlib.crc32(into) != checksum:
-            raise PackDamaged(self.path, f"the {len(into)} bytes at {position} have another checksum")
+            raise self.damaged(f"it ends inside the {len(into)} bytes at {position}")
+
+    def damaged(self, what: str) -> PackDamaged:
+        """The error to raise for bytes that are not what was written."""
+        return PackDamaged(self.path, what)
 
     def close(self) -> None:
         if self.descriptor >= 0:

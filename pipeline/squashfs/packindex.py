@@ -5,7 +5,8 @@ cost their own bytes. `data` is everything before the index in the pack file.
 
 Where a file's content is follows from its size: nothing for size 0; in a fragment below the block size, with
 `place` the fragment's number and `detail` the offset in it; in blocks of its own otherwise, with `place` the
-position in the data and `detail` the first of its ceil(size / block size) entries in `words`.
+position in the data and `detail` the first of its ceil(size / block size) entries in `words`. `word_sums` and
+`fragment_sums` have the crc32 of each stored block, so that each can be read and checked alone.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate, chain
 from typing import Any
 
 import zstandard
 
 from pipeline.errors import FormatError
+from pipeline.squashfs.blocks import LENGTH
+from pipeline.squashfs.inode import Kind
+from pipeline.squashfs.superblock import MAX_BLOCK_SIZE
+
+Piece = tuple[int, int, int]  # position in the data, stored length, crc32 of the stored bytes
 
 DIGEST_SIZE = 16  # of sha256: names content that lies in a fragment
 _LEVEL = 3
@@ -47,13 +54,11 @@ class PackIndex:
     details: array[int] = field(default_factory=lambda: array("I"))
     digests: bytearray = field(default_factory=bytearray)
     words: array[int] = field(default_factory=lambda: array("I"))
+    word_sums: array[int] = field(default_factory=lambda: array("I"))
     fragment_positions: array[int] = field(default_factory=lambda: array("Q"))
     fragment_words: array[int] = field(default_factory=lambda: array("I"))
     fragment_sizes: array[int] = field(default_factory=lambda: array("I"))
-    check_lengths: array[int] = field(
-        default_factory=lambda: array("I")
-    )  # the data in pieces of these lengths
-    check_sums: array[int] = field(default_factory=lambda: array("I"))  # and the crc32 of each piece
+    fragment_sums: array[int] = field(default_factory=lambda: array("I"))
     targets: dict[int, bytes] = field(default_factory=dict)
     devices: dict[int, tuple[int, int]] = field(default_factory=dict)
     xattrs: dict[int, Xattrs] = field(default_factory=dict)
@@ -63,7 +68,30 @@ class PackIndex:
 
     @property
     def data_size(self) -> int:
-        return sum(self.check_lengths)
+        """Bytes of the data: the index says where each of them belongs."""
+        return sum(word & LENGTH for word in chain(self.words, self.fragment_words))
+
+    def pieces(self) -> list[Piece]:
+        """Every stored block and fragment, in the order of the data; holes are not stored."""
+        block_size, words, sums = self.header["block_size"], self.words, self.word_sums
+        found = [
+            (position, word & LENGTH, checksum)
+            for position, word, checksum in zip(
+                self.fragment_positions, self.fragment_words, self.fragment_sums, strict=True
+            )
+            if word
+        ]
+        for number, size in enumerate(self.sizes):
+            if size < block_size:
+                continue
+            position, first = self.places[number], self.details[number]
+            for at in range(first, first - (-size // block_size)):
+                if words[at]:
+                    length = words[at] & LENGTH
+                    found.append((position, length, sums[at]))
+                    position += length
+        found.sort()
+        return found
 
     def digest(self, index: int) -> bytes:
         """What names the content of an entry that lies in a fragment."""
@@ -111,16 +139,16 @@ _COLUMNS = (
     ("places", "Q"),
     ("details", "I"),
     ("words", "I"),
+    ("word_sums", "I"),
     ("fragment_positions", "Q"),
     ("fragment_words", "I"),
     ("fragment_sizes", "I"),
-    ("check_lengths", "I"),
-    ("check_sums", "I"),
+    ("fragment_sums", "I"),
 )
 _PER_ENTRY = ("modes", "uids", "gids", "mtimes", "sizes", "checksums", "places", "details")
 _GROUPS = (
-    ("fragment_positions", "fragment_words", "fragment_sizes"),
-    ("check_lengths", "check_sums"),
+    ("words", "word_sums"),
+    ("fragment_positions", "fragment_words", "fragment_sizes", "fragment_sums"),
 )
 
 
@@ -144,11 +172,17 @@ def _decoded(head: dict[str, Any], plain: bytes, at: int) -> PackIndex:
     lengths = [int(length) for length in head.pop("sections")]
     if len(lengths) != 4 + len(_COLUMNS) or min(lengths) < 0 or at + sum(lengths) != len(plain):
         raise ValueError("its sections do not add up")
+    entries = head.pop("entries")
+    if type(entries) is not int or any(
+        length != entries * array(code).itemsize
+        for (name, code), length in zip(_COLUMNS, lengths[4:], strict=True)
+        if name in _PER_ENTRY
+    ):
+        raise ValueError("its columns differ in length")
     parts = []
     for length in lengths:
         parts.append(plain[at : at + length])
         at += length
-    entries = head.pop("entries")
     targets = [int(number) for number in head.pop("targets")]
     index = PackIndex(header=head, kinds=bytearray(parts[2]), digests=bytearray(parts[3]))
     index.paths = parts[0].split(_NUL) if entries else []
@@ -173,8 +207,51 @@ def _check(index: PackIndex, entries: int) -> None:
         or len(index.digests) != entries * DIGEST_SIZE
     ):
         raise ValueError("its columns differ in length")
-    if any(len(getattr(index, name)) != entries for name in _PER_ENTRY):
-        raise ValueError("its columns differ in length")
     for group in _GROUPS:
         if len({len(getattr(index, name)) for name in group}) != 1:
             raise ValueError("its columns differ in length")
+    block_size = index.header["block_size"]
+    if type(block_size) is not int or not 0 < block_size <= MAX_BLOCK_SIZE:
+        raise ValueError("its block size is not possible")
+    if entries and not (
+        min(index.kinds) >= 1 and max(index.kinds) <= Kind.FIFO and max(index.modes) <= 0o7777
+    ):
+        raise ValueError("a kind or a mode is not possible")
+    for named in (index.targets, index.devices, index.xattrs):
+        if named and not (min(named) >= 0 and max(named) < entries):
+            raise ValueError("it names an entry that is not there")
+    if any(number >> 32 or number < 0 for pair in index.devices.values() for number in pair):
+        raise ValueError("a device number is not possible")
+    if any(word >> 25 or word & LENGTH > block_size for word in chain(index.words, index.fragment_words)):
+        raise ValueError("a block is longer than it may be")
+    _check_content(index, block_size)
+    _check_pieces(index)
+
+
+def _check_content(index: PackIndex, block_size: int) -> None:
+    """Every file lies in the fragments or words that are there, and no word belongs to two files."""
+    lengths, first = index.fragment_sizes, 0
+    file = Kind.FILE
+    for kind, size, place, detail in zip(index.kinds, index.sizes, index.places, index.details, strict=True):
+        if size >= block_size:
+            if detail != first:
+                raise ValueError("the words of a file are not where they should be")
+            first -= -size // block_size
+        elif size and detail + size > lengths[place]:
+            raise ValueError("the content of a file is not in its fragment")
+        if size and kind != file:
+            raise ValueError("something else than a file has content")
+    if first != len(index.words):
+        raise ValueError("its words are not those of its files")
+    if lengths and not (min(lengths) > 0 and max(lengths) <= block_size):
+        raise ValueError("the size of a fragment is not possible")
+    if 0 in index.fragment_words:
+        raise ValueError("a fragment is not stored")
+
+
+def _check_pieces(index: PackIndex) -> None:
+    """The stored blocks follow each other from position 0 without gaps."""
+    pieces = index.pieces()
+    ends = accumulate(length for _, length, _ in pieces)
+    if [position for position, _, _ in pieces] != [0, *ends][: len(pieces)]:
+        raise ValueError("its blocks do not follow each other")

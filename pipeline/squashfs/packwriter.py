@@ -185,20 +185,20 @@ class PackWriter:
         index = self.index
         position = self._position
         words: array[int] = index.words
-        for owner, word in zip(owners, job.words, strict=True):
+        for owner, word, checksum in zip(owners, job.words, job.sums, strict=True):
             if owner == _FRAGMENT:
                 index.fragment_positions.append(position)
                 index.fragment_words.append(word)
+                index.fragment_sums.append(checksum)
             else:
                 words.append(word)
+                index.word_sums.append(checksum)
                 if owner >= 0:
                     index.places[owner] = position
             position += word & LENGTH
         self._position = position
         if job.length:
             self._write(job.parts)
-            index.check_lengths.append(job.length)
-            index.check_sums.append(job.checksum)
 
 
 def _is_zero(block: Plain, zeros: bytes) -> bool:

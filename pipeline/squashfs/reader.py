@@ -10,7 +10,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pipeline.errors import FormatError
-from pipeline.squashfs.blocks import LENGTH, Span, check_span, read_fragment, read_fragments, read_span
+from pipeline.squashfs.blocks import (
+    LENGTH,
+    Span,
+    check_span,
+    cut_tail,
+    read_fragment,
+    read_fragments,
+    read_span,
+)
 from pipeline.squashfs.codecs import make_expand
 from pipeline.squashfs.directory import read_listing
 from pipeline.squashfs.inode import NO_FRAGMENT, NO_XATTRS, Inode, InodeParser, Kind
@@ -32,7 +40,7 @@ class SquashfsImage:
 
     Every position and size is checked before it is used: a damaged file ends in FormatError, after time and
     memory bounded by the file's own size. One object serves one thread; ``readback.read_all`` reads
-    with several.
+    with several. `owners` are the numbers of all users and groups in it.
     """
 
     def __init__(self, descriptor: int, path: Path, superblock: Superblock) -> None:
@@ -50,11 +58,11 @@ class SquashfsImage:
             end=superblock.bytes_used,
             name=name,
         )
-        ids = struct.unpack(f"<{superblock.id_count}I", raw)
+        self.owners: tuple[int, ...] = struct.unpack(f"<{superblock.id_count}I", raw)
         self._xattrs = XattrReader(descriptor, superblock, expand, name)
         self.fragments = read_fragments(descriptor, superblock, expand, name)
         inodes = MetadataReader(descriptor, superblock.inode_table, superblock.directory_table, expand, name)
-        self._inodes = InodeParser(inodes, ids, superblock.block_size, superblock.inode_count)
+        self._inodes = InodeParser(inodes, self.owners, superblock.block_size, superblock.inode_count)
         end = superblock.fragment_table if self.fragments else superblock.id_table
         self._listings = MetadataReader(descriptor, superblock.directory_table, end, expand, name)
         self._fragment: tuple[int, bytes] = (NO_FRAGMENT, b"")
@@ -190,7 +198,7 @@ class SquashfsImage:
         if inode.fragment != NO_FRAGMENT:
             length = inode.size % self.superblock.block_size
             plain = self._expanded_fragment(inode.fragment)
-            yield self.cut(plain, inode.offset, length)
+            yield cut_tail(plain, inode.offset, length, self.name)
 
     def read(self, inode: Inode, *, limit: int = MAX_READ) -> bytes:
         """A whole file; FormatError when it is damaged or larger than `limit` bytes."""
@@ -206,13 +214,6 @@ class SquashfsImage:
             raise self._damaged(f"fragment {number} of {len(self.fragments)}")
         position, word = self.fragments[number]
         return check_span(Span(position, word, self.superblock.block_size), self.superblock, self.name)
-
-    def cut(self, fragment: bytes, offset: int, length: int) -> bytes:
-        """A file's tail out of its expanded fragment block."""
-        tail = fragment[offset : offset + length]
-        if len(tail) != length:
-            raise self._damaged(f"a tail of {length} bytes at {offset} of a fragment of {len(fragment)}")
-        return tail
 
     def _expanded_fragment(self, number: int) -> bytes:
         if self._fragment[0] != number:

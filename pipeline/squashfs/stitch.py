@@ -14,7 +14,6 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from pipeline.errors import FormatError
 from pipeline.squashfs.blocks import FRAGMENT_ENTRY, Span, read_fragment
 from pipeline.squashfs.codecs import Codec, Stored, make_expand
 from pipeline.squashfs.compressors import Compressors
-from pipeline.squashfs.copying import copy_ranges, hash_file, hash_ranges
+from pipeline.squashfs.copying import copy_ranges
 from pipeline.squashfs.inode import NO_FRAGMENT, Kind
 from pipeline.squashfs.layout import ALIGNMENT, LAYER_SHIFT, Layout, Range, copy_place, file_words, lay_out
 from pipeline.squashfs.metadata import indexed_table
@@ -50,12 +49,11 @@ class StitchOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stitched:
-    """The finished image: its sha256 in hex, its size in bytes with padding, and how many inodes it has.
+    """The finished image: its size in bytes with padding, and how many inodes it has.
 
     `ranges` has what was copied out of the packs, numbered as they were given.
     """
 
-    sha256: str
     size: int
     inode_count: int
     ranges: tuple[Range, ...]
@@ -72,24 +70,22 @@ def stitch(
     """Write the image of the tree `nodes` into the empty file open as `target`, and wait until it is on disk.
 
     `packs[n]` is what nodes with `layer` n refer to. `on_bytes` is called with each number of bytes
-    written. Raises PackDamaged when a pack is not what was written, FormatError for what squashfs cannot
-    hold, OSError when the file cannot be written.
+    copied. What is copied is not looked at: `proof` does that, when it is read back from the disk. Raises
+    PackDamaged when a pack is not what was written, FormatError for what squashfs cannot hold, OSError when
+    the file cannot be written.
     """
-    job = _Stitch(nodes, packs, target, options)
-    with _Copier(packs, job.layout, target) as copier, Compressors(options.codec, workers=1) as compressors:
+    job = ImageWriter(nodes, packs, target, options)
+    with (
+        _Copier(packs, job.layout, target, on_bytes) as copier,
+        Compressors(options.codec, workers=1) as compressors,
+    ):
         extra_end = job.write_extra(compressors)
         head, tables = job.tables(extra_end)
-        hasher = sha256()
-        hasher.update(head)
-        hash_ranges(packs, job.layout.ranges, _Told(hasher, on_bytes), start=len(head), end=job.layout.end)
-        hash_file(target, hasher, start=job.layout.end, end=extra_end)
-        hasher.update(tables)
         write_at(target, [tables], extra_end)
         write_at(target, [head], 0)
         copier.join()
     os.fsync(target)
     return Stitched(
-        sha256=hasher.hexdigest(),
         size=extra_end + len(tables),
         inode_count=job.inode_count,
         ranges=tuple(job.layout.ranges),
@@ -114,7 +110,7 @@ class _Extra:
     crc32: int = 0
 
 
-class _Stitch:
+class ImageWriter:
     """The decisions and the tables of one image."""
 
     def __init__(
@@ -129,11 +125,26 @@ class _Stitch:
         self._options = options
         self._compress = options.codec.make_compress()
         self._literals: dict[bytes, bytes] = {}
-        self._head_size = -(-(SIZE + len(_options_block(options.codec))) // ALIGNMENT) * ALIGNMENT
-        self.layout = lay_out(packs, self._contents(), start=self._head_size, block_size=options.block_size)
+        self.head_size = -(-(SIZE + len(options_block(options.codec))) // ALIGNMENT) * ALIGNMENT
+        self.layout = lay_out(packs, self._contents(), start=self.head_size, block_size=options.block_size)
+        self._indexes = [pack.index for pack in packs]
         self._extra = PackIndex(header={})
         self._extra_numbers: dict[bytes, int] = {}
         self.inode_count = 0
+
+    def take(self, nodes: Mapping[bytes, NodeLike], files: PackIndex) -> None:
+        """Make `nodes` the tree: of one layer, whose packed content lies in the target from the head on."""
+        start, layout = self.head_size, self.layout
+        places = files.places[:]
+        for number, size in enumerate(files.sizes):
+            if size >= self._options.block_size:
+                places[number] += start
+        layout.places, layout.offsets = [places], [files.details]
+        layout.fragments = [
+            (start + at, word)
+            for at, word in zip(files.fragment_positions, files.fragment_words, strict=True)
+        ]
+        self._nodes, self._indexes = nodes, [files]
 
     def _contents(self) -> Iterator[int]:
         sizes, file = [pack.index.sizes for pack in self._packs], Kind.FILE
@@ -182,7 +193,7 @@ class _Stitch:
 
     def _locator(self) -> Locate:
         block_size, places, offsets = self._options.block_size, self.layout.places, self.layout.offsets
-        indexes = [pack.index for pack in self._packs]
+        indexes = self._indexes
 
         def locate(path: bytes, node: NodeLike) -> Place:
             size, layer, number = node.entry.size, node.layer, node.index
@@ -225,7 +236,7 @@ class _Stitch:
         parts.append(xattrs)
         end += len(xattrs)
         fragment_table, export_table, id_table = indexes
-        options_block = _options_block(options.codec)
+        codec_options = options_block(options.codec)
         superblock = Superblock(
             inode_count=tree.inode_count,
             mkfs_time=options.mkfs_time,
@@ -234,7 +245,7 @@ class _Stitch:
             compressor=options.codec.compressor,
             flags=Flags.DUPLICATES
             | Flags.EXPORTABLE
-            | (Flags.COMPRESSOR_OPTIONS if options_block else Flags(0)),
+            | (Flags.COMPRESSOR_OPTIONS if codec_options else Flags(0)),
             id_count=len(tree.ids),
             root_inode=root,
             bytes_used=end,
@@ -246,7 +257,7 @@ class _Stitch:
             export_table=export_table,
         )
         parts.append(bytes(-end % PAD))
-        head = (superblock.to_bytes() + options_block).ljust(self._head_size, b"\0")
+        head = (superblock.to_bytes() + codec_options).ljust(self.head_size, b"\0")
         return head, b"".join(parts)
 
 
@@ -281,21 +292,24 @@ class _TailReader:
 
 
 class _Copier:
-    """The thread that copies the packs' ranges while the tables are made and the image is hashed."""
+    """The thread that copies the packs' ranges while the tables are made."""
 
-    def __init__(self, packs: Sequence[Pack], layout: Layout, target: int) -> None:
+    def __init__(
+        self, packs: Sequence[Pack], layout: Layout, target: int, on_bytes: Callable[[int], None]
+    ) -> None:
         self._packs = packs
         self._layout = layout
         self._target = target
+        self._on_bytes = on_bytes
         self._stopped = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="stitch-copy", daemon=True)
 
     def _run(self) -> None:
         try:
-            copy_ranges(self._packs, self._layout.ranges, self._target, lambda: self._stopped)
+            copy_ranges(self._packs, self._layout.ranges, self._target, lambda: self._stopped, self._on_bytes)
             if not self._stopped:
-                os.fdatasync(self._target)  # begins to reach the disk while the hash is still computed
+                os.fdatasync(self._target)  # begins to reach the disk while the tables are still made
         except BaseException as failure:  # noqa: BLE001 - raised again by join
             self._failure = failure
 
@@ -316,19 +330,7 @@ class _Copier:
         self._thread.join()
 
 
-class _Told:
-    """A hasher that reports how many bytes it was fed."""
-
-    def __init__(self, hasher: object, on_bytes: Callable[[int], None]) -> None:
-        self._update: Callable[[bytes | memoryview], None] = hasher.update  # type: ignore[attr-defined]
-        self._on_bytes = on_bytes
-
-    def update(self, data: bytes | memoryview, /) -> None:
-        self._update(data)
-        self._on_bytes(len(data))
-
-
-def _options_block(codec: Codec) -> bytes:
+def options_block(codec: Codec) -> bytes:
     """The compressor options as an uncompressed metadata block; empty where the format leaves them out."""
     options = codec.options()
     return struct.pack("<H", len(options) | 0x8000) + options if options else b""

@@ -2,14 +2,18 @@
 
 A signature is a DSSE envelope (https://github.com/secure-systems-lab/dsse) around an in-toto statement
 (https://github.com/in-toto/attestation, v1): its subject is the .sqsh by sha256, its predicate the record. It
-lies beside the release, one file a key, and needs no service to be checked.
+lies beside the release in a Sigstore bundle (sigstore_bundle.proto, v0.3), one file for each key, and needs
+no service to be verified: the bundle names the key by a hint and contains no entry of a transparency log.
+Bare envelopes, as older versions wrote them, are read too.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +23,7 @@ from securesystemslib.signer import Key, Signature
 
 from pipeline.errors import PublishError, VerificationError
 from pipeline.store import attachments, folders
+from pipeline.store.keys import pem
 from pipeline.store.layout import Layout
 from pipeline.store.record import Record, Release
 from pipeline.system import atomic
@@ -26,7 +31,9 @@ from pipeline.system import atomic
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:sqshpipe:release:v1"
-SUFFIX = ".dsse.json"
+BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+SUFFIX = ".sigstore.json"
+ENVELOPE_SUFFIX = ".dsse.json"
 _LIMIT = 16 << 20
 
 
@@ -57,7 +64,7 @@ def sign(layout: Layout, release: Release, signer: Signer) -> Path:
     path = _folder(layout, release) / f"{_file_name(signer.public_key)}{SUFFIX}"
     envelope = Envelope(payload=statement(release), payload_type=PAYLOAD_TYPE, signatures={})
     envelope.sign(signer)  # type: ignore[arg-type]
-    content = json.dumps(envelope.to_dict(), sort_keys=True).encode() + b"\n"
+    content = json.dumps(bundle(envelope, signer.public_key), sort_keys=True).encode() + b"\n"
     attachments.check(layout, release)
     with atomic.told(f"signing {release.name}"):
         folders.make(path.parent)
@@ -70,17 +77,30 @@ def sign(layout: Layout, release: Release, signer: Signer) -> Path:
     return path
 
 
+def bundle(envelope: Envelope, key: Key) -> dict[str, Any]:
+    """A Sigstore bundle, as protobuf writes JSON, for an envelope that `key` signed.
+
+    The hint is what cosign writes for a bare key: base64 of the sha256 of its DER form.
+    """
+    der = base64.b64decode("".join(pem(key).splitlines()[1:-1]))
+    hint = base64.b64encode(hashlib.sha256(der).digest()).decode()
+    return {
+        "mediaType": BUNDLE_TYPE,
+        "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
+        "dsseEnvelope": envelope.to_dict(),
+    }
+
+
 def verify(layout: Layout, release: Release, keys: Iterable[Key]) -> Path:
     """The first signature over `release` that one of `keys` made. Raises VerificationError when there is
     none.
 
     This says that the record is what was signed; `read_back` says that the bytes are what the record names.
     """
-    there = [name for name in attachments.names(layout, release) if name.endswith(SUFFIX)]
-    for name in there:
-        for key in keys:
-            if _signed_by(layout, name, release, key):
-                return _folder(layout, release) / name
+    found = signature_of(layout, release, tuple(keys))
+    if found is not None:
+        return found[0]
+    there = _signatures(layout, release)
     what = (
         "no signature"
         if not there
@@ -89,6 +109,19 @@ def verify(layout: Layout, release: Release, keys: Iterable[Key]) -> Path:
     raise VerificationError(
         f"{release.name} has {what}", hint=f"sign it: sqshpipe attest sign {release.name} --key PRIVATE.pem"
     )
+
+
+def signature_of(layout: Layout, record: Record, keys: Sequence[Key]) -> tuple[Path, Key] | None:
+    """The first signature over `record` by one of `keys`, and that key; None when there is none."""
+    for name in _signatures(layout, record):
+        for key in keys:
+            if _signed_by(layout, name, record, key):
+                return _folder(layout, record) / name, key
+    return None
+
+
+def _signatures(layout: Layout, record: Record) -> list[str]:
+    return [name for name in attachments.names(layout, record) if name.endswith((SUFFIX, ENVELOPE_SUFFIX))]
 
 
 def read_back(release: Release) -> None:
@@ -104,21 +137,22 @@ def read_back(release: Release) -> None:
         )
 
 
-def _signed_by(layout: Layout, name: str, release: Release, key: Key) -> bool:
-    """Whether the envelope of that name holds a signature by `key` over exactly this record."""
+def _signed_by(layout: Layout, name: str, record: Record, key: Key) -> bool:
+    """Whether the bundle or envelope of that name holds a signature by `key` over exactly this record."""
     try:
-        envelope = Envelope.from_dict(
-            json.loads(attachments.read(layout, release, name, limit=_LIMIT) or b"")
-        )
+        found = json.loads(attachments.read(layout, record, name, limit=_LIMIT) or b"")
+        if found.get("mediaType", BUNDLE_TYPE) != BUNDLE_TYPE:
+            return False
+        envelope = Envelope.from_dict(found.get("dsseEnvelope", found))
         envelope.verify([key], 1)
         data: Any = json.loads(envelope.payload)
     except (BadSignature, ValueError, KeyError, TypeError, AttributeError, PublishError, RecursionError):
         return False
-    return envelope.payload_type == PAYLOAD_TYPE and data == json.loads(statement(release))
+    return envelope.payload_type == PAYLOAD_TYPE and data == json.loads(statement(record))
 
 
-def _folder(layout: Layout, release: Release) -> Path:
-    return layout.attachments(release.image, release.version, release.platform)
+def _folder(layout: Layout, record: Record) -> Path:
+    return layout.attachments(record.image, record.version, record.platform)
 
 
 def _file_name(key: Key) -> str:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.names import check_image, nearest, split_name
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
-from pipeline.store import caches, channels, folders, inventory, sealed
+from pipeline.store import caches, channels, folders, inventory, sealed, trust
 from pipeline.store.events import Change
 from pipeline.store.inventory import Inventory
 from pipeline.store.layout import Layout
@@ -51,6 +51,8 @@ class Report:
     damaged: list[Damage] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     """Records that cannot be read, one sentence each."""
+    unsigned: list[str] = field(default_factory=list)
+    """Releases without a required signature, one sentence each."""
 
 
 def scrub(
@@ -59,19 +61,21 @@ def scrub(
     names: Iterable[str] = (),
     bytes_per_second: float = 0.0,
     sleep: Callable[[float], None] = time.sleep,
+    required: trust.Required | None = None,
     meter: Meter = SILENT,
 ) -> Report:
     """Read every file that a release has, or those of `names` (image, image:version), at most that fast.
 
     A rate of 0 is no limit. A run over everything that was cut short is gone on from; one that ended is begun
-    anew. A store that cannot be written is read all the same, and nothing is marked there. Raises ConfigError
-    for a name that there is not.
+    anew. A store that cannot be written is read all the same, and nothing is marked there. The
+    required signatures of every wanted release are verified. Raises ConfigError for a name that there is not.
     """
     report = Report()
     wanted = [split_name(name) if ":" in name else (check_image(name), "") for name in names]
     with atomic.told(f"reading {layout.root}"):
         found = inventory.take(layout)
         held = _held(layout, found, wanted, report)
+        report.unsigned = _unsigned(layout, held, required)
     progress = _read_progress(layout)
     todo = list(held)
     if not wanted:
@@ -139,6 +143,23 @@ def _held(
             name = ":".join(filter(None, (image, version)))
             raise ConfigError(f"there is no release {name} in {layout.root}", hint=nearest(name, names))
     return held
+
+
+def _unsigned(layout: Layout, held: dict[str, _Held], required: trust.Required | None) -> list[str]:
+    """A sentence for each release that has not the signatures that policies require."""
+    if not trust.all_of(required):
+        return []
+    sentences = []
+
+    def look(image: str, version: str, platform: str) -> None:
+        try:
+            trust.demand_of(layout, image, version, platform, required)
+        except (PublishError, VerificationError) as error:
+            sentences.append(error.headline)
+
+    for place in sorted({place for one in held.values() for each in one.sizes.values() for place in each}):
+        look(*place)
+    return sentences
 
 
 class _Pace:

@@ -26,10 +26,10 @@ from pipeline.config.names import (
 )
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import SILENT, Meter
-from pipeline.store import creation
+from pipeline.store import creation, trust
 from pipeline.store.index import Head
 from pipeline.store.layout import SIGNATURE, Layout
-from pipeline.store.reading import current_head, exists, load, read_record
+from pipeline.store.reading import current_head, exists, load, read_data, read_record
 from pipeline.store.record import Record, Release, release_of
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import ImageState
@@ -54,9 +54,15 @@ class Store:
     """The releases under `root`. Creating the value touches nothing."""
 
     def __init__(
-        self, root: Path, *, group: str | None = None, stripe: tuple[int, int] | None = None
+        self,
+        root: Path,
+        *,
+        group: str | None = None,
+        stripe: tuple[int, int] | None = None,
+        required: trust.Required | None = None,
     ) -> None:
         """`group` may publish too; `stripe` is (targets, bytes of a piece) for Lustre."""
+        self.required = required
         self._group = group
         self._stripe = stripe
         self.layout = Layout(Path(os.path.abspath(root)))  # noqa: PTH100 - symlinks in the path stay as they are
@@ -122,8 +128,14 @@ class Store:
         """What "image[:version|:channel]" means now, its file looked at.
 
         Raises ConfigError when there is no such release, PublishError when it is yanked, hidden or pruned,
-        and VerificationError when its bytes are damaged or missing.
+        and VerificationError when its bytes are damaged or missing or a required signature is.
         """
+        release = self.find(name, platform)
+        trust.demand(self.layout, release, self.required)
+        return release
+
+    def find(self, name: str, platform: str = DEFAULT_PLATFORM) -> Release:
+        """As `resolve`, whoever signed it: for those who sign."""
         image, wanted = split_name(name)
         check_platform(platform)
         with self._read():
@@ -132,7 +144,7 @@ class Store:
     def _resolve(self, image: str, wanted: str, platform: str) -> Release:
         head = self._head(image)
         version = head.channels.get(wanted, wanted)
-        record = self._record(image, version, platform)
+        record = self._record(image, version, platform) or read_data(self.layout, image, version)
         if record is None:
             raise self._unknown(image, wanted, platform)
         release = self._release(record, head)
@@ -230,7 +242,9 @@ class Store:
         try:
             for version in load(self.layout, image).state.published_from(source, platform):
                 release = self.release(image, version, platform)
-                if release and release.keys.get("convert") in keys and exists(release.path):
+                if release is None or release.keys.get("convert") not in keys or not exists(release.path):
+                    continue
+                if trust.is_signed(self.layout, release, self.required):
                     return release
         except UnreadableError:
             return None  # it costs a conversion at most; who reads that image is told
@@ -307,7 +321,7 @@ class Store:
             self.layout,
             record,
             file,
-            moves=tuple(channels),
+            moves=tuple(channels) if trust.may_be_named(self.layout, record, self.required) else (),
             allow_external=allow_external,
             sha256=sha256,
             meter=meter,
@@ -342,6 +356,7 @@ class Store:
 
         self.require()
         image, wanted = split_name(name)
+        wanted = trust.signed_version(self.layout, image, wanted, self.required)
         event = channels.promote(
             self.layout, image, wanted, channel, allow_external=allow_external, reason=reason
         )

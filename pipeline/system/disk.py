@@ -28,6 +28,15 @@ def cannot_write(error: OSError, path: Path, *, hint: str = _LARGER) -> ToolErro
     return ToolError(f"cannot write {path}: {error.strerror or os.strerror(error.errno or 0)}")
 
 
+def drop_cache(descriptor: int) -> None:
+    """Write an open file to the disk and let the page cache forget it: what is read then comes from the disk.
+
+    The disk's own cache, and the memory of a file server, may still answer. Raises OSError.
+    """
+    os.fdatasync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file of ours. Raises ToolError where the disk does not take it."""
     try:

@@ -38,7 +38,7 @@ def _cells() -> tuple[Cell, ...]:
     registry, trouble = f"{_I}/tools/test_registry.py", f"{_U}/registry/test_trouble.py"
     mirror, ecr = f"{_I}/stages/test_pin_and_mirror.py", f"{_I}/stages/test_ecr_path.py"
     systems, images = f"{_I}/test_filesystems.py", f"{_I}/test_image_path.py"
-    nodes = f"{_I}/cluster/test_node_faults.py"
+    nodes, created = f"{_I}/cluster/test_node_faults.py", f"{_U}/store/test_creation.py"
     believed, damaged = (
         "tests/regression/test_prune_cache_believed.py",
         "tests/regression/test_store_damaged_files.py",
@@ -73,6 +73,10 @@ def _cells() -> tuple[Cell, ...]:
         ("store", "a record or event damaged", CLEAR, f"{damaged}::test_what_is_no_record_or_event_is_one_sentence"),
         ("store", "a byte that is no text in a cache", ON, f"{damaged}::test_a_byte_that_is_no_text_in_one_cache_stops_nobody"),
         ("store", "a folder, pipe or link loop in a file's place", CLEAR, f"{damaged}::test_what_is_no_file_ends_no_verb_without_a_sentence"),
+        ("store", "not mounted: any verb", CLEAR, f"{created}::test_no_verb_makes_a_store"),
+        ("store", "not mounted: a mount point of fstab", CLEAR, f"{created}::test_a_mount_point_of_fstab_that_is_not_mounted"),
+        ("store", "unmounted", CLEAR, f"{created}::test_a_real_file_system_that_is_unmounted"),
+        ("release", "store goes away meanwhile", CLEAR, f"{created}::test_a_store_that_goes_away_while_an_image_is_made_is_not_made_anew"),
         ("store", "any file changed", f"{ON}, or {CLEAR}", f"{_U}/store/test_mutations.py::test_some_files_changed_in_some_ways"),
         ("any request", "registry flaps", ON, f"{trouble}::test_trouble_that_passes_is_waited_out"),
         ("any request", "registry answers 500 for long", CLEAR, f"{trouble}::test_trouble_that_lasts_ends_in_a_sentence"),
@@ -96,7 +100,7 @@ def _cells() -> tuple[Cell, ...]:
         ("convert", "SIGTERM twice", CLEAR, f"{faults}::test_converting_interrupted_twice[SIGTERM"),
         ("convert", "SIGKILL", OVER, f"{_I}/test_native_faults.py::test_killed_at_random_moments"),
         ("convert", "SIGKILL at every call that makes or removes scratch", OVER, f"{_I}/test_killed_scratch.py::test_killed_at_every_call"),
-        ("convert", "out of memory: `ulimit -v`", CLEAR, "tests/regression/test_memory_that_ends.py::test_a_command_with_little_memory_ends_in_a_sentence"),
+        ("convert", "out of memory: `ulimit -v`", CLEAR, "tests/regression/test_memory_error_without_a_sentence.py::test_a_command_with_little_memory_ends_in_a_sentence"),
         ("convert", "out of memory: a tool is killed", CLEAR, f"{faults}::test_the_kernel_kills_a_tool_that_takes_all_memory"),
         ("convert", "out of memory: we are killed", OVER, f"{faults}::test_the_kernel_kills_a_conversion_that_takes_all_memory"),
         ("convert", "cache damaged", ON, f"{_I}/test_native_faults.py::test_a_flipped_bit_anywhere_in_the_cache"),
@@ -148,13 +152,13 @@ def _cells() -> tuple[Cell, ...]:
 def _elsewhere() -> list[tuple[str, str, str, str]]:
     """Cells that are tests of one part: nodes, copies, signatures, AWS."""
     importer, mounts = f"{_U}/node/test_pyxis_importer.py", f"{_I}/cluster/test_shared_mount.py"
-    names = f"{_I}/cluster/test_hostile_names.py"
+    names, kernel = f"{_I}/cluster/test_hostile_names.py", f"{_I}/cluster/test_kernel_mounts.py"
     warming, attest = f"{_I}/cluster/test_warming.py", f"{_I}/stages/test_attest_and_rescan.py"
     sync, s3, aws = f"{_U}/store/test_sync.py", f"{_I}/test_s3.py", f"{_U}/aws/test_ecr_trouble.py"
-    handed = "tests/regression/test_enroot_gets_what_was_checked.py"
-    builds, drips = f"{_I}/test_build_faults.py", "tests/regression/test_registry_that_drips.py"
+    handed = "tests/regression/test_enroot_unpacked_before_the_check.py"
+    builds, drips = f"{_I}/test_build_faults.py", "tests/regression/test_session_endless_drip.py"
     full = f"{_I}/test_full_disks.py"
-    engine = "tests/regression/test_engine_that_talks_nonsense.py"
+    engine = "tests/regression/test_engine_traceback_at_odd_answers.py"
     return [
         ("any request", "registry drips", CLEAR, f"{drips}::test_it_is_given_up_after_the_usual_attempts"),
         ("build", "disk full", f"{CLEAR}; {OVER}", f"{builds}::test_our_disk_is_full_when_a_build_begins"),
@@ -180,6 +184,11 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
         ("get", "file damaged or gone", CLEAR, f"{importer}::test_a_damaged_file_is_refused_and_leaves_no_lease"),
         ("get", "index damaged", ON, f"{importer}::test_a_broken_index_is_not_believed"),
         ("get", "lease cannot be left", ON, f"{importer}::test_a_lease_that_cannot_be_left_does_not_stop_the_job"),
+        ("kernel mount", "64 prologs at once", ON, f"{kernel}::test_64_prologs_at_once_make_one_mount"),
+        ("kernel mount", "a file changes below it", f"{CLEAR}; {OVER}", f"{kernel}::test_a_file_that_was_changed_below_its_mount_is_named_and_mounted_anew"),
+        ("kernel mount", "a job without epilog", OVER, f"{kernel}::test_what_a_job_holds_that_had_no_epilog_is_released"),
+        ("kernel mount", "none for the step, or not seen there", ON, f"{kernel}::test_the_shim_becomes_squashfuse"),
+        ("kernel mount", "store hangs", ON, f"{kernel}::test_a_store_that_hangs_keeps_neither_steps_nor_epilogs_nor_other_images"),
         ("mount", "SIGKILL of a caller", ON, f"{mounts}::test_a_killed_caller_does_not_hold_the_mount"),
         ("mount", "squashfuse killed", ON, f"{mounts}::test_a_squashfuse_that_was_killed_is_mounted_again"),
         ("mount", "SIGTERM", CLEAR, f"{mounts}::test_a_signal_reaches_the_command_and_the_mount_goes"),

@@ -191,3 +191,10 @@ if __name__ == "__main__":
     document = ROOT / "docs" / "explanation" / "architecture.md"
     before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
     document.write_text(f"{before}{BEGIN}\n{diagram()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def test_a_regression_test_is_named_after_a_module_and_what_was_seen() -> None:
+    known = {path.stem for path in MODULES.values()} | set(RANKS)
+    for path in (ROOT / "tests/regression").glob("test_*.py"):
+        name = path.stem.removeprefix("test_")
+        assert any(name.startswith(f"{module}_") for module in known), path.name

@@ -57,6 +57,7 @@ def record_of(file: Path, version: str, created: str = "2026-01-01T00:00:00Z") -
         size=len(data),
         source={"repository": "registry.example.com/demo", "digest": "sha256:" + "a" * 64},
         scan={"status": "unscanned", "scanner": "none"},
+        checks=("tree",),
         created=created,
     )
 

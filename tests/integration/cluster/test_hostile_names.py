@@ -21,9 +21,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, FormatError, ToolError
-from pipeline.node import enter, page_cache, read_only, run, shared_mount
+from pipeline.node import enter, page_cache, run, shared_mount
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.system import mount as mounts
+from pipeline.system import mount_api
 from tests.support.faults import people
 from tests.support.images import small_root
 
@@ -295,7 +296,8 @@ def test_a_benchmark_reads_no_trap(host: Host, tmp_path: Path) -> None:
 
     os.mkfifo(host.folder / "pipe")
     made = small_root.image(tmp_path, change, "work/zero.so c 666 0 0 1 5")
-    command = [sys.executable, "-m", "pipeline", "node", "bench", str(made), "--scratch", str(tmp_path)]
+    words = ["node", "bench", str(made), "--scratch", str(tmp_path), "--ranks", "1"]
+    command = [sys.executable, "-m", "pipeline", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     ways = [line.split("  ")[0] for line in done.stdout.splitlines() if "0." in line]
@@ -338,7 +340,7 @@ def test_mounts_below_a_mount_are_read_only_with_it(
     user: int, way: str, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "one by one":
-        monkeypatch.setattr(read_only, "_setattr", lambda _mounted: errno.ENOSYS)
+        monkeypatch.setattr(mount_api, "set_attributes", lambda *_words, **_more: errno.ENOSYS)
     made = small_root.image(tmp_path, lambda _tree: None)
     places = [host.given / name for name in ("one", "one/two words", "one/two words/b\\040c", "file")]
     mounted: list[Path] = []

@@ -23,7 +23,7 @@ def sqshpipe(*words: str | Path) -> str:
 
 
 @pytest.mark.parametrize("launcher", ["pytorch", "torchrun", "mpi"])
-@pytest.mark.parametrize("runtime", ["pyxis", "path", "run"])
+@pytest.mark.parametrize("runtime", ["pyxis", "path", "run", "unpack"])
 @pytest.mark.usefixtures("slurm")
 def test_sbatch_takes_every_script(published: Store, tmp_path: Path, launcher: str, runtime: str) -> None:
     values = tmp_path / "cluster.yaml"

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.cluster import bootstrap
 from pipeline.node.install import ImporterSettings, install
+from pipeline.node.user_mount import User
 from pipeline.store.store import Store
 from tests import conftest
 from tests.integration.cluster.conftest import record_of
@@ -97,7 +98,9 @@ def hooked(published: Store, tmp_path: Path) -> Iterator[Slurm]:
     command.write_text(f'#!/bin/sh\nexec env {environment} {sys.executable} -m pipeline "$@"\n')
     command.chmod(0o755)
     lines = ["PrologFlags=Alloc"]
-    for name, text in bootstrap.hooks(published.root, str(command)).items():
+    program = install(ImporterSettings(store=published.root, state=tmp_path / "state"), tmp_path / "prefix")
+    settings = program.with_name("pyxis-importer.json")
+    for name, text in bootstrap.hooks(settings, str(command)).items():
         hook = tmp_path / f"{name}.sh"
         hook.write_text(text)
         hook.chmod(0o755)
@@ -113,7 +116,8 @@ def test_prolog_mounts_what_the_comment_names_and_epilog_unmounts_it(
     hooked: Slurm, published: Store, tmp_path: Path
 ) -> None:
     release = published.resolve("demo")
-    root = tmp_path / "node" / release.sha256 / "root"
+    users = tmp_path / "node" / release.sha256 / "users"
+    root = users / User(uid=os.geteuid(), gid=os.getegid()).name / "root"
     argv = ["sbatch", "--parsable", f"--comment=sqshpipe:{release.sha256}", "--output=/dev/null"]
     wait = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done"
     jobs = [
@@ -125,6 +129,7 @@ def test_prolog_mounts_what_the_comment_names_and_epilog_unmounts_it(
     )
     assert (tmp_path / "a").read_text() == "one mount\n"
     assert Path("/proc/self/mounts").read_text().count(str(root)) == 1, "two jobs, one mount"
+    assert Path("/proc/self/mounts").read_text().count(f"{release.sha256}/own/root") == 1
     (tmp_path / "go").touch()
     assert [hooked.wait_job(job) for job in jobs] == ["COMPLETED", "COMPLETED"]
-    assert until(lambda: str(root) not in Path("/proc/self/mounts").read_text(), 30), hooked.tail()
+    assert until(lambda: release.sha256 not in Path("/proc/self/mounts").read_text(), 30), hooked.tail()

@@ -6,6 +6,7 @@ enroot is looked for in PATH.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cluster import bootstrap
+from pipeline.node import shim
 from pipeline.node.install import ImporterSettings, install, plugstack_line
 from pipeline.store.store import Store
 from tests.integration.cluster.conftest import record_of
@@ -42,6 +45,14 @@ pytestmark = [
 @pytest.fixture
 def pyxis(published: Store) -> Iterator[Slurm]:
     """A private Slurm whose pyxis starts what our importer finds in the store."""
+    with cluster_of(published, None) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def cluster_of(published: Store, hooks: Path | None) -> Iterator[Slurm]:
+    """`pyxis`; with the command for `hooks`, root mounts for jobs, and its squashfuse is installed."""
+    extra = []
     with tempfile.TemporaryDirectory(prefix="sqshpipe-pyxis-", dir="/var/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -53,7 +64,17 @@ def pyxis(published: Store) -> Iterator[Slurm]:
         line = plugstack_line(
             program, str(_spank()), [f"runtime_path={folder}/runtime", "execute_entrypoint=0"]
         )
-        with private_slurm(folder / "slurm", nodes=NODES, gpus=TASKS, plugstack=line + "\n") as cluster:
+        if hooks is not None:
+            shim.install(folder / "prefix")
+            extra = ["PrologFlags=Alloc"]
+            texts = bootstrap.hooks(program.with_name("pyxis-importer.json"), str(hooks))
+            for each, text in texts.items():
+                (folder / each).write_text(text)
+                (folder / each).chmod(0o755)
+                extra.append(f"{each.capitalize()}={folder / each}")
+        with private_slurm(
+            folder / "slurm", nodes=NODES, gpus=TASKS, plugstack=line + "\n", extra="\n".join(extra)
+        ) as cluster:
             yield cluster
 
 
@@ -94,6 +115,28 @@ def test_a_rendered_job_has_one_mount_a_node(
     assert not list((published.root / "leases").glob("job-*"))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a Prolog is root's")
+def test_data_is_mounted_by_the_prolog_and_seen_by_every_rank(published: Store, tmp_path: Path) -> None:
+    out, folder, hook = tmp_path / "out", tmp_path / "wikitext2", tmp_path / "hook"
+    folder.mkdir()
+    (folder / "text").write_text("data\n")
+    variables = f"PYTHONPATH={os.environ['PYTHONPATH']}"
+    hook.write_text(f'#!/bin/sh\nexec env {variables} {sys.executable} -m pipeline "$@"\n')
+    hook.chmod(0o755)
+    ask = "import os, time; time.sleep(1); print(open('/data/text').read().strip(), os.stat('/data').st_dev)"
+    with cluster_of(published, hook) as cluster:
+        sqshpipe("store", "import", folder, "--as", "wikitext2:v1", cluster=cluster)
+        words = ["job", "script", "demo", "--data", "wikitext2=/data", "-N", str(NODES)]
+        words += [f"--sbatch=--output={out}", "--submit", "--", "python3", "-c", ask]
+        job = sqshpipe(*words, cluster=cluster).split()[0]
+        assert cluster.wait_job(job, timeout=120) == "COMPLETED", out.read_text()
+        seen = [line for line in out.read_text().splitlines() if line.startswith("data ")]
+        assert len(seen) == NODES * TASKS
+        assert len(set(seen)) == 1, "both nodes are this host, which has the file mounted once"
+        digest = published.resolve("wikitext2").sha256
+        assert until(lambda: digest not in Path("/proc/self/mounts").read_text())
+
+
 def test_prune_spares_the_file_while_a_step_runs_and_takes_it_afterwards(
     pyxis: Slurm, published: Store, image: Path, tmp_path: Path
 ) -> None:
@@ -128,3 +171,53 @@ def test_what_is_not_published_is_refused_with_the_nearest_names(pyxis: Slurm) -
     assert done.returncode != 0
     assert "demo:v1.1 is not published" in done.stderr
     assert "demo:v1.0" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["", "/opt/conda/bin:/home/user/.local/bin:/usr/bin:/bin"])
+def test_ranks_of_all_steps_and_jobs_read_one_kernel_mount(
+    path: str, published: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job's PATH takes no part; the squashfuse that comes after that of sqshpipe serves nobody here."""
+    if os.geteuid() != 0:
+        pytest.skip("a prolog mounts as root")
+    node, release, out = tmp_path / "node", published.resolve("demo:v1.0"), tmp_path / "out"
+    hook = tmp_path / "hook"
+    variables = f"PYTHONPATH={os.environ['PYTHONPATH']} SQSHPIPE_NODE_DIR={node}"
+    none = tmp_path / "late" / "squashfuse"
+    none.parent.mkdir()
+    none.write_text("#!/bin/sh\nexit 7\n")
+    hook.write_text(f'#!/bin/sh\nexec env {variables} {sys.executable} -m pipeline "$@"\n')
+    for each in (hook, none):
+        each.chmod(0o755)
+    first = tmp_path / "first"
+    monkeypatch.setenv("PATH", f"{first}:{none.parent}:{os.environ['PATH']}")
+    with cluster_of(published, hook) as cluster:
+        first.symlink_to(cluster.folder.parent / "prefix" / "sbin")
+        ask = "import os, time; print('rank', os.stat('/word').st_uid, open('/word').read().strip())"
+        step = f'srun --container-image=demo:v1.0 python3 -c "{ask}"'
+        argv = [
+            "sbatch",
+            "--parsable",
+            f"-N{NODES}",
+            "--ntasks-per-node=4",
+            f"--comment=sqshpipe:{release.sha256}",
+        ]
+        env = {**environment(cluster), **({"PATH": path} if path else {})}
+        jobs = [
+            cluster.run(
+                [*argv, f"--output={out}.{n}", "--wrap", f"{step}; {step}; {step}"], env=env
+            ).stdout.strip()
+            for n in range(2)
+        ]
+        assert until(lambda: len(squashfs_devices(node)) == 1, 30), cluster.tail()
+        for n, job in enumerate(jobs):
+            said = Path(f"{out}.{n}")
+            assert cluster.wait_job(job, timeout=120) == "COMPLETED", said.read_text()
+            assert said.read_text().count("rank 0 one mount") == 3 * 4 * NODES
+        assert until(lambda: not squashfs_devices(node), 30), cluster.tail()
+
+
+def squashfs_devices(node: Path) -> set[str]:
+    """The devices that are mounted below the node's folder: as many as there are page caches."""
+    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return {words[0] for words in lines if words[1].startswith(str(node))}

@@ -371,7 +371,7 @@ def open_partial(path: Path) -> int:
 
 
 WRITERS = {
-    "hooks": ["node", "hooks", "--store", "/store", "-o"],
+    "hooks": ["node", "hooks", "-o"],
     "job": ["job", "script", "demo:v1.0", "--store", "{store}", "-o"],
 }
 

@@ -34,15 +34,20 @@ def write(tree: Path, *, shell: bool = True, **config: Any) -> Path:
     for each in ("bin", "etc", "work", "dev", "proc", "sys", "tmp"):
         (tree / each).mkdir(parents=True, exist_ok=True)
     if shell:
-        program = Path(shutil.which("dash") or "/bin/sh").resolve()
-        for source, name in [(program, "bin/sh"), *((path, str(path)[1:]) for path in _libraries(program))]:
-            target = tree / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source.resolve(), target)
+        add_program(tree, Path(shutil.which("dash") or "/bin/sh"), "bin/sh")
     settings = {"WorkingDir": "/work", **config}
     for name, data in startup_files(parse_config(image_config([], settings))).items():
         (tree / name).write_bytes(data)
     return tree
+
+
+def add_program(tree: Path, program: Path, name: str) -> None:
+    """Put a program of this machine, and what it loads, into the image."""
+    found = program.resolve()
+    for source, place in [(found, name), *((path, str(path)[1:]) for path in _libraries(found))]:
+        target = tree / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source.resolve(), target)
 
 
 def squash(tree: Path, *more: str) -> Path:

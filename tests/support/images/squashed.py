@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from demo.base import write_rootfs
@@ -31,8 +32,18 @@ def missing() -> str:
     )
 
 
-def squash(folder: Path, name: str = "image.sqsh", *, word: str = "hello", megabytes: int = 0) -> Path:
-    """Make FOLDER/name, with /word and, when asked, /data of so many megabytes that do not compress."""
+def squash(
+    folder: Path,
+    name: str = "image.sqsh",
+    *,
+    word: str = "hello",
+    megabytes: int = 0,
+    files: Iterable[Path] = (),
+) -> Path:
+    """Make FOLDER/name, with /word and, when asked, /data of so many megabytes that do not compress.
+
+    `files` are files of this machine, which the image has at the same paths.
+    """
     tree = folder / f"{name}.tree"
     tar = folder / f"{name}.tar"
     write_rootfs(tar)
@@ -46,6 +57,10 @@ def squash(folder: Path, name: str = "image.sqsh", *, word: str = "hello", megab
     (tree / "etc" / "rc.local").write_text("# nothing to do\n")
     (tree / "etc" / "environment").write_text(ENVIRONMENT)
     (tree / "etc" / "fstab").write_text("")
+    for file in files:
+        inside = tree / file.relative_to("/")
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, inside)
     if megabytes:
         with Path("/dev/urandom").open("rb") as random, (tree / "data").open("wb") as data:
             for _ in range(megabytes):

@@ -22,7 +22,7 @@ TREE = """
     store-create store-import store-sync store-prune store-scrub store-rescan store-usage store-rebuild
     store-metrics store-attach-profile store-lease-create store-lease-list store-lease-drop
     node-install node-check node-bench node-prewarm node-mount node-unmount node-hooks node-warm-here
-    node-profile
+    node-mount-for-job node-profile node-unpack
     cluster-init cluster-bootstrap cluster-config job-script registry-mirror
     ecr-apply ecr-policy ecr-trust
     attest-create attest-sign attest-verify squashfs-ls squashfs-cat cache-list cache-prune config-schema

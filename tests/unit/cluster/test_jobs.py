@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import job
 from pipeline.cluster.jobs import JobSpec, Launcher, Resolved, Runtime, script
 from pipeline.cluster.settings import Jobs
 from pipeline.errors import ConfigError
+from pipeline.node import software
 
 IMAGE = Resolved(image="demo", version="v1.0", sha256="ab" * 32, path=Path("/fsx/containers/blobs/x.sqsh"))
 
@@ -26,7 +28,7 @@ def srun_line(rendered: str) -> str:
 
 
 @pytest.mark.parametrize("launcher", ["pytorch", "torchrun", "mpi", "mpirun"])
-@pytest.mark.parametrize("runtime", ["pyxis", "path", "run"])
+@pytest.mark.parametrize("runtime", ["pyxis", "path", "run", "unpack"])
 def test_every_script_is_good_shell_and_names_its_digest(launcher: Launcher, runtime: Runtime) -> None:
     hosts = ("a", "b") if launcher == "mpirun" else ()
     rendered = text(launcher, runtime, hosts=hosts)
@@ -39,7 +41,7 @@ def test_every_script_is_good_shell_and_names_its_digest(launcher: Launcher, run
 
 @pytest.mark.needs("shellcheck")
 @pytest.mark.parametrize("launcher", ["pytorch", "torchrun", "mpi", "mpirun"])
-@pytest.mark.parametrize("runtime", ["pyxis", "path", "run"])
+@pytest.mark.parametrize("runtime", ["pyxis", "path", "run", "unpack"])
 def test_every_script_passes_shellcheck(launcher: Launcher, runtime: Runtime) -> None:
     jobs = Jobs(
         mounts=("/fsx/data",), env={}, partition="gpu", time=timedelta(hours=50, minutes=5), cpus_per_task=4
@@ -114,8 +116,39 @@ def test_the_image_itself_is_writable_only_when_asked() -> None:
     asked = Jobs(container_writable=True)
     assert "--container-writable " in srun_line(text(jobs=asked))
     assert "--container-writable" not in text(jobs=Jobs(mounts=("/fsx",)))
-    with pytest.raises(ConfigError, match="needs pyxis"):
-        text(runtime="run", jobs=asked)
+    for runtime in ("run", "unpack"):
+        with pytest.raises(ConfigError, match=f"does not go with --runtime {runtime}"):
+            text(runtime=runtime, jobs=asked)
+
+
+def test_old_pyxis_gets_a_container_that_one_task_a_node_has_unpacked() -> None:
+    rendered = text(runtime="unpack", jobs=Jobs(mounts=("/fsx",)))
+    assert f"sqshpipe node unpack {IMAGE.path} " in rendered
+    assert rendered.index("node unpack") < rendered.index("--container-name=sqshpipe-abababababababab ")
+    assert "--container-image" not in rendered
+    assert "--container-readonly --container-mounts=/fsx:/fsx " in srun_line(rendered).replace("\\\n", "")
+
+
+@pytest.mark.parametrize(
+    ("pinned", "here", "runtime"),
+    [
+        ("0.24.0", "0.19.0", "pyxis"),
+        ("v0.22.0", None, "path"),
+        ("0.20.0", None, "run"),
+        (None, "0.20.0", "run"),
+        (None, "0.24.0", "pyxis"),
+        (None, None, "pyxis"),
+    ],
+)
+def test_the_way_follows_the_pyxis_of_the_settings_or_of_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: str | None, here: str | None, runtime: str
+) -> None:
+    values = tmp_path / "cluster.yaml"
+    values.write_text(f"software: {{pyxis: {{version: {pinned}}}}}\n" if pinned else "jobs: {}\n")
+    found = tuple(map(int, here.split("."))) if here else None
+    monkeypatch.setattr(software, "pyxis_version", lambda: found)
+    assert job._runtime(values, job.Launcher.pytorch) == runtime
+    assert job._runtime(values, job.Launcher.mpirun) == "pyxis"
 
 
 def test_values_that_nccl_and_slurm_use_are_taken() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.attest import signing
 from pipeline.cluster import bootstrap, settings
 from pipeline.errors import ConfigError
+from tests.unit.store.test_attest import write_keys
 
 FULL = """
 name: gpu-cluster
@@ -51,6 +54,10 @@ def load(tmp_path: Path, text: str) -> settings.ClusterSettings:
         ("jobs: {mounts: ['/x;y']}", "mounts"),
         ("software: {pyxis: {version: '1', url: 'http://x/y', sha256: abc}}", "url"),
         ("gpu: {subnet: x, capacity_reservation: nope}", "capacity_reservation"),
+        (
+            f"existing: leave\nsoftware: {{pyxis: {{version: '1', url: 's3://x/y', sha256: {'0' * 64}}}}}",
+            "leave installs nothing",
+        ),
     ],
 )
 def test_a_bad_value_is_told_with_its_key(tmp_path: Path, text: str, says: str) -> None:
@@ -100,7 +107,7 @@ def test_no_token_is_in_the_script(tmp_path: Path, credentials: str) -> None:
 
 def test_hooks_need_absolute_paths() -> None:
     with pytest.raises(ConfigError, match="not an absolute path"):
-        bootstrap.hooks(Path("/fsx"), "sqshpipe")
+        bootstrap.hooks(Path("/opt/x.json"), "sqshpipe")
 
 
 @pytest.mark.parametrize(
@@ -142,3 +149,17 @@ def test_cpus_that_no_node_has_are_refused(tmp_path: Path) -> None:
     path.write_text("gpu: {subnet: x}\njobs: {cpus_per_task: 12}\n")
     with pytest.raises(ConfigError, match=r"12 CPUs do not fit p4d.24xlarge: without SMT it has 48"):
         settings.load_jobs(path)
+
+
+def test_nodes_that_require_signatures(tmp_path: Path) -> None:
+    """The script writes the node's policy before the importer, and a key that is none is refused at once."""
+    _, public = write_keys(tmp_path, "ours")
+    made = settings.ClusterSettings(require_signature=Path(public).read_text())
+    text = bootstrap.script(made)
+    policy = json.loads(text.partition("<< 'POLICY'\n")[2].partition("\nPOLICY\n")[0])
+    assert list(policy["keys"]) == [signing.open_key(public).keyid]
+    assert (policy["marks"], policy["mark_uids"]) == ("/var/lib/sqshpipe/signed", [0])
+    assert text.index("put 0644 /etc/sqshpipe/signatures.json") < text.index("importer_source | put")
+    assert "signatures.json << " not in bootstrap.script(settings.ClusterSettings())
+    with pytest.raises(ConfigError, match="holds no public key"):
+        bootstrap.script(settings.ClusterSettings(require_signature="mine"))

@@ -173,7 +173,7 @@ def store_plainly(job: Any, _compress: object) -> None:
     job.words = [len(block) | 1 << 24 if block else 0 for block in job.blocks]
     job.parts = [block for block in job.blocks if block]
     job.length = sum(map(len, job.parts))
-    job.checksum = zlib.crc32(b"".join(job.parts))
+    job.sums = [zlib.crc32(block) if block else 0 for block in job.blocks]
     job._done.release()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import SquashfsFile, convert
-from pipeline.convert.verify import CHECKS, verify
+from pipeline.convert.verify import CHECKS, QUICK_CHECKS, verify
 from pipeline.errors import VerificationError
 from pipeline.oci.entry import Entry, EntryKind
 from pipeline.oci.tree import Node, Tree
@@ -44,7 +44,9 @@ def file(tmp_path: Path) -> SquashfsFile:
 
 
 def test_a_sound_file_passes_and_names_its_checks(file: SquashfsFile) -> None:
-    assert verify(file).checks == CHECKS
+    assert verify(file).checks == QUICK_CHECKS
+    assert verify(file, full=True).checks == CHECKS
+    assert verify(dataclasses.replace(file, read=None)).checks == CHECKS, "as after the other converters"
 
 
 def with_entry(file: SquashfsFile, path: bytes, **changes: object) -> SquashfsFile:
@@ -76,7 +78,7 @@ def test_each_difference_is_named(
 ) -> None:
     with pytest.raises(VerificationError) as caught:
         verify(with_entry(file, path, **changes))
-    assert f"{file.path} differs from its image in one place" in caught.value.message
+    assert f"{file.path} differs from what it was made of in one place" in caught.value.message
     assert f"/{path.decode()}: {told}" in caught.value.message
 
 

@@ -14,9 +14,8 @@ from pipeline.node import check, software
 def plugin(path: Path, version: str) -> Path:
     """A file with the text that the plugin holds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(
-        b"\x7fELF" + os.urandom(5000) + f"\0pyxis: version v{version}\0".encode() + os.urandom(99)
-    )
+    said = f"GLIBC_2.3.4\0{version}\0pyxis: version v%s" if version < "0.17" else f"pyxis: version v{version}"
+    path.write_bytes(b"\x7fELF" + os.urandom(5000) + f"\0{said}\0".encode() + os.urandom(99))
     return path
 
 
@@ -72,8 +71,12 @@ def test_a_version_that_nobody_can_say(tmp_path: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("version", "well", "words"),
     [
-        ((0, 16, 1), False, "unpacks the image at each start: an upgrade to 0.24"),
-        ((0, 20, 0), False, "unpacks the image at each start: an upgrade to 0.24"),
+        (
+            (0, 16, 1),
+            False,
+            "pyxis 0.16.1 unpacks the image at each start, so job scripts use `sqshpipe run`",
+        ),
+        ((0, 20, 0), False, "an upgrade to 0.24 mounts the file"),
         ((0, 22, 0), False, "an upgrade to 0.24 starts names"),
         ((0, 24, 0), True, "pyxis 0.24.0 starts names and paths"),
         ((1, 0), True, "starts names and paths"),
@@ -83,6 +86,37 @@ def test_one_sentence_for_each_pyxis(version: tuple[int, ...], well: bool, words
     found = software.pyxis_sentence(version)
     assert found[0] is well
     assert words in found[1]
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "wanted"),
+    [
+        ("0.16.1", "", True),
+        ("0.16.1", "container_scope=global", False),
+        ("0.17.0", "", True),
+        ("0.19.0", "", False),
+        ("0.20.0", "runtime_path=/x container_scope=job", True),
+        ("0.20.0", "# container_scope=job", False),
+    ],
+)
+def test_whether_a_name_is_for_one_job(tmp_path: Path, version: str, options: str, wanted: bool) -> None:
+    plugin(tmp_path / "c/spank_pyxis.so", version)
+    text(tmp_path / "etc/slurm/plugstack.conf", f"optional /c/spank_pyxis.so {options}\n")
+    assert software.names_are_of_a_job(tmp_path) is wanted
+
+
+@pytest.mark.parametrize(
+    ("version", "way"),
+    [
+        ((0, 16, 1), "run"),
+        ((0, 21, 0), "run"),
+        ((0, 22, 0), "path"),
+        ((0, 24, 0), "pyxis"),
+        ((1, 0), "pyxis"),
+    ],
+)
+def test_how_a_job_script_starts_an_image(version: tuple[int, ...], way: str) -> None:
+    assert software.way_to_start(version) == way
 
 
 def test_one_sentence_for_each_enroot() -> None:

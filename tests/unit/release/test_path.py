@@ -94,7 +94,8 @@ def _stages(monkeypatch: pytest.MonkeyPatch, calls: list[str], run: Run) -> None
     monkeypatch.setattr(
         stages, "scan", noted("scan", ScanReport(image=pushed, scanner="none", status="unscanned"))
     )
-    monkeypatch.setattr(stages, "packed_early", noted("pack", nullcontext()))
+    monkeypatch.setattr(stages, "early_packs", lambda *_: nullcontext())
+    monkeypatch.setattr(stages, "pack_early", noted("pack", None))
     monkeypatch.setattr(stages, "_source", noted("source", None))
     monkeypatch.setattr(stages, "convert", noted("convert", file))
     monkeypatch.setattr(stages, "verify", noted("verify", SimpleNamespace(tree={}, file=file)))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import FormatError
 from pipeline.squashfs.inode import Kind
-from pipeline.squashfs.pack import Pack
+from pipeline.squashfs.pack import Pack, PackDamaged
+from pipeline.squashfs.packindex import PackIndex, Piece
 from pipeline.squashfs.readback import read_all
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.squashfs.superblock import METADATA_SIZE, Superblock
@@ -164,14 +166,13 @@ def test_random_damage_to_a_pack(tmp_path: Path) -> None:
 
 def read_pack(path: Path) -> None:
     with Pack.open(path) as pack:
-        for position, length, checksum in pack.pieces():
-            pack.read_piece(position, checksum, memoryview(bytearray(length)))
+        for piece in pack.pieces():
+            pack.read_pieces([piece], memoryview(bytearray(piece[1])))
 
 
 def test_a_pack_index_with_a_right_digest_and_wrong_content(tmp_path: Path) -> None:
     """What only a program with the key to the footer could write is refused as well."""
     from pipeline.squashfs.pack import footer
-    from pipeline.squashfs.packindex import PackIndex
 
     _, path = made(tmp_path)
     with Pack.open(path) as pack:
@@ -195,3 +196,81 @@ def test_a_pack_index_with_a_right_digest_and_wrong_content(tmp_path: Path) -> N
         except FormatError:
             pass
     assert accepted < 400
+
+
+def wrong(column: str, value: int, at: int = 0) -> Callable[[PackIndex], None]:
+    """Puts `value` into a column of an index."""
+
+    def change(index: PackIndex) -> None:
+        getattr(index, column)[at] = value
+
+    return change
+
+
+def first(index: PackIndex, *, blocks: bool) -> int:
+    """The first file that has blocks of its own, or the first one whose content is in a fragment."""
+    limit = index.header["block_size"]
+    return next(number for number, size in enumerate(index.sizes) if size and (size >= limit) == blocks)
+
+
+IMPOSSIBLE: dict[str, Callable[[PackIndex], None]] = {
+    "kind": wrong("kinds", 9),
+    "no kind": wrong("kinds", 0),
+    "mode": wrong("modes", 0o10000),
+    "word longer than a block": wrong("words", 1 << 20),
+    "word with unknown bits": wrong("words", 1 << 25),
+    "word of another length": wrong("words", 1),
+    "fragment's position": wrong("fragment_positions", 5),
+    "fragment's position far away": wrong("fragment_positions", 1 << 63),
+    "fragment that is not stored": wrong("fragment_words", 0),
+    "fragment's size": wrong("fragment_sizes", 1 << 20),
+    "fragment that is empty": wrong("fragment_sizes", 0),
+    "place of blocks": lambda index: wrong("places", 7, first(index, blocks=True))(index),
+    "first word": lambda index: wrong("details", 1, first(index, blocks=True))(index),
+    "more words than there are": lambda index: wrong("sizes", 1 << 40, first(index, blocks=True))(index),
+    "number of a fragment": lambda index: wrong("places", 99, first(index, blocks=False))(index),
+    "offset in a fragment": lambda index: wrong("details", 1 << 30, first(index, blocks=False))(index),
+    "content of a folder": lambda index: wrong("kinds", Kind.DIRECTORY, first(index, blocks=False))(index),
+    "target of nothing": lambda index: index.targets.update({len(index): b"x"}),
+    "device of nothing": lambda index: index.devices.update({-1: (1, 1)}),
+    "device": lambda index: index.devices.update({0: (1 << 32, 1)}),
+    "block size": lambda index: index.header.update(block_size=0),
+    "block size as text": lambda index: index.header.update(block_size="4096"),
+    "checksums too many": lambda index: index.word_sums.append(0),
+    "times too many": lambda index: index.mtimes.append(0),
+}
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_numbers_that_cannot_be_are_refused(tmp_path: Path, change: Callable[[PackIndex], None]) -> None:
+    _, path = made(tmp_path)
+    with Pack.open(path) as pack:
+        index = pack.index
+    PackIndex.decode(index.encode())
+    change(index)
+    with pytest.raises(FormatError):
+        PackIndex.decode(index.encode())
+
+
+def is_right(pack: Pack, piece: Piece) -> bool:
+    try:
+        pack.read_pieces([piece], memoryview(bytearray(piece[1])))
+    except PackDamaged:
+        return False
+    return True
+
+
+def test_each_piece_can_be_checked_alone(tmp_path: Path) -> None:
+    """A changed bit is found in its own block or fragment, and all others are still right."""
+    _, path = made(tmp_path)
+    data = bytearray(path.read_bytes())
+    with Pack.open(path) as pack:
+        pieces, index = pack.pieces(), pack.index
+        assert sum(length for _, length, _ in pieces) == pack.data_size
+        assert len(pieces) == sum(map(bool, index.words)) + len(index.fragment_words)
+        for changed in pieces:
+            at = changed[0] + changed[1] // 2
+            data[at] ^= 8
+            path.write_bytes(data)
+            data[at] ^= 8
+            assert [piece for piece in pieces if not is_right(pack, piece)] == [changed]

@@ -99,6 +99,19 @@ def test_a_fragment_whose_other_tails_are_elsewhere_is_copied(tmp_path: Path) ->
         assert image.read(inodes[b"own-17"]) == noise(120, 17)
 
 
+def test_a_fragment_with_a_tail_that_only_another_layer_shows_is_not_copied(tmp_path: Path) -> None:
+    """What decides must be known wherever the pack comes from: of hidden files a release keeps no content."""
+    lower, upper = LayerBuilder(), LayerBuilder().file("own-00", noise(120, 0), mode=0o700)
+    for number in range(30):
+        lower.file(f"own-{number:02}", noise(120, number))
+    output = build(tmp_path, lower, upper)
+    with SquashfsImage.open(output) as image:
+        inodes = dict(image.walk())
+        assert inodes[b"own-01"].fragment == inodes[b"own-29"].fragment == inodes[b"etc/rc"].fragment
+        assert inodes[b"own-00"].fragment != inodes[b"own-01"].fragment
+        assert image.read(inodes[b"own-17"]) == noise(120, 17)
+
+
 def test_content_numbers_sort_by_layer_and_entry() -> None:
     numbers = [(0, 0), (0, 5), (1, 0), (3, 1 << 30)]
     assert [split_number(content_number(*pair)) for pair in numbers] == numbers

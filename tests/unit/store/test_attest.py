@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from sigstore_models.bundle.v1 import Bundle
 
 from pipeline.attest import signing
 from pipeline.errors import ConfigError, VerificationError
@@ -64,7 +68,8 @@ def test_signed_and_verified(store: Store, tmp_path: Path, curve: bool) -> None:
 def test_the_statement_names_the_file_as_in_toto_does(store: Store, tmp_path: Path) -> None:
     private, _ = write_keys(tmp_path, "ours")
     release = store.resolve("demo:v1.0")
-    envelope = json.loads(attest.sign(store.layout, release, signing.open_signer(private)).read_bytes())
+    bundle = json.loads(attest.sign(store.layout, release, signing.open_signer(private)).read_bytes())
+    envelope = bundle["dsseEnvelope"]
     statement = json.loads(base64.b64decode(envelope["payload"]))
     assert envelope["payloadType"] == "application/vnd.in-toto+json"
     assert statement["subject"] == [{"name": "demo/v1.0.sqsh", "digest": {"sha256": release.sha256}}]
@@ -120,3 +125,76 @@ def test_keys_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ConfigError, match="no public key"):
         signing.open_key(str(tmp_path / "text"))
+
+
+@pytest.mark.parametrize("curve", [False, True], ids=["ed25519", "ecdsa"])
+def test_the_bundle_is_what_sigstore_defines(store: Store, tmp_path: Path, curve: bool) -> None:
+    """Read by models of Sigstore's protobuf files, which refuse other keys; verified without our code."""
+    private, public = write_keys(tmp_path, "ours", curve=curve)
+    release = store.resolve("demo:v1.0")
+    path = attest.sign(store.layout, release, signing.open_signer(private))
+    assert path.name.endswith(".sigstore.json")
+    text = path.read_text()
+    bundle = Bundle.from_json(text)
+    assert json.loads(text) == bundle.to_dict()
+    assert bundle.media_type == "application/vnd.dev.sigstore.bundle.v0.3+json"
+    assert not bundle.verification_material.tlog_entries
+    key = serialization.load_pem_public_key(Path(public).read_bytes())
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    hint = base64.b64encode(hashlib.sha256(der).digest()).decode()
+    assert bundle.verification_material.public_key is not None
+    assert bundle.verification_material.public_key.hint == hint
+
+    envelope = bundle.dsse_envelope
+    assert envelope is not None
+    kind, payload = envelope.payload_type.encode(), envelope.payload
+    signed = b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+    (signature,) = envelope.signatures
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        key.verify(signature.sig, signed, ec.ECDSA(hashes.SHA256()))
+    else:
+        assert isinstance(key, ed25519.Ed25519PublicKey)
+        key.verify(signature.sig, signed)
+    statement = json.loads(payload)
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["subject"][0]["digest"] == {"sha256": hashlib.sha256(b"v1.0").hexdigest()}
+    assert statement["predicateType"] == "urn:sqshpipe:release:v1"
+
+
+def test_an_envelope_without_a_bundle_still_counts(store: Store, tmp_path: Path) -> None:
+    """Older versions wrote it so; signing again adds the bundle."""
+    private, public = write_keys(tmp_path, "ours")
+    keys = [signing.open_key(public)]
+    release = store.resolve("demo:v1.0")
+    path = attest.sign(store.layout, release, signing.open_signer(private))
+    bare = path.with_name("ours.dsse.json")
+    bare.write_text(json.dumps(json.loads(path.read_text())["dsseEnvelope"]))
+    path.unlink()
+    assert attest.verify(store.layout, release, keys) == bare
+    assert attest.sign(store.layout, release, signing.open_signer(private)) == path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda bundle: bundle.update(mediaType="application/vnd.dev.sigstore.bundle.v0.9+json"),
+        lambda bundle: bundle.update(mediaType=None),
+        lambda bundle: bundle.pop("dsseEnvelope"),
+        lambda bundle: bundle["dsseEnvelope"].update(payloadType="text/plain"),
+        lambda bundle: bundle["dsseEnvelope"].update(payload=base64.b64encode(b"{}").decode()),
+        lambda bundle: bundle["dsseEnvelope"].update(signatures=[]),
+        lambda bundle: bundle.update(dsseEnvelope=[]),
+        lambda bundle: bundle.update(messageSignature=bundle.pop("dsseEnvelope")),
+    ],
+)
+def test_a_bundle_that_is_none(
+    store: Store, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    private, public = write_keys(tmp_path, "ours")
+    release = store.resolve("demo:v1.0")
+    path = attest.sign(store.layout, release, signing.open_signer(private))
+    changed = json.loads(path.read_text())
+    change(changed)
+    path.write_text(json.dumps(changed))
+    with pytest.raises(VerificationError):
+        attest.verify(store.layout, release, [signing.open_key(public)])

@@ -14,7 +14,7 @@ from pipeline.convert.verify import described
 from pipeline.errors import FormatError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.manifest import OCI_MANIFEST, parse_manifest
-from tests.regression.test_pack_for_a_blob_that_nobody_compared import (
+from tests.regression.test_packing_blob_never_compared import (
     SHELL,
     as_layout,
     honest,

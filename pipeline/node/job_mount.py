@@ -1,0 +1,227 @@
+"""Kernel mounts that root makes for the jobs of users: from a job's prolog to its epilog.
+
+A kernel that mounts a file reads it as root, so a file counts only when a release of the store names it that
+was built and compared here, and when nobody but its owner can write it. The bytes can still change below a
+mount: see docs/security.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import structlog
+
+from pipeline.errors import FormatError, SqshpipeError, ToolError
+from pipeline.node import pyxis_importer, shared_mount, shim
+from pipeline.node.pyxis_importer import Refused, Settings
+from pipeline.node.user_mount import User
+from pipeline.slurm import client
+from pipeline.squashfs.reader import SquashfsImage
+
+log = structlog.get_logger()
+
+EXPIRY = 600.0  # seconds after which a job is looked for that has had no epilog; less than prune's grace
+_GONE = ("damaged", "pruned")
+_CHECKED = "tree"
+_KERNEL = (6, 2)  # the first that shows a squashfs with other owners
+_HINT = "steps read this image through squashfuse"
+
+
+def settings_of(path: Path) -> Settings:
+    """The settings of this node's importer. Raises ToolError when there are none or they are not valid."""
+    try:
+        raw = pyxis_importer.read(str(path), flags=0)
+        if raw is None:
+            raise ToolError(f"{path} is missing", hint="run `sqshpipe node install` on this node")
+        settings = Settings(pyxis_importer.parse(str(path), raw))
+    except Refused as error:
+        raise ToolError(str(error)) from error
+    if settings.mounts not in ("kernel", "fuse"):
+        raise ToolError(f"{path}: mounts is neither kernel nor fuse")
+    return settings
+
+
+def acquire_all(
+    settings: Settings, digests: Sequence[str], job: str, user: User
+) -> tuple[list[Path], list[str]]:
+    """The folders where this user sees the files, and in one sentence each why others are not mounted."""
+    folders, failed = [], []
+
+    def attempt(digest: str) -> None:
+        try:
+            folders.append(acquire(settings, digest, job, user))
+        except (ToolError, FormatError) as error:
+            failed.append(str(error))
+
+    if settings.mounts == "kernel":
+        expire()
+        for digest in dict.fromkeys(digests):
+            attempt(digest)
+    return folders, failed
+
+
+def acquire(settings: Settings, sha256: str, job: str, user: User) -> Path:
+    """Mount a file of the store for the job of a user, and give the folder where this user sees it.
+
+    Raises ToolError or FormatError, with the reason, when it is not mounted: the job then reads it through
+    squashfuse.
+    """
+    published = Path(f"{settings.store}/blobs/sha256/{sha256}.sqsh").resolve()
+    try:
+        found = _release_of(settings, sha256)
+        local = pyxis_importer.local_copy(settings, found)
+        names = [str(published), *([str(Path(local).resolve())] if local else [])]
+        _check_file(settings, Path(names[-1]), found)
+        if not _may_read(published, user):
+            raise Refused(f"user {user.uid} may not read it")
+        holder = shared_mount.job_holder(job, user)
+        most = max(settings.kernel_mounts, 0)
+        mounted = shared_mount.acquire(Path(names[-1]), sha256, holder, kind="kernel", most=most)
+        try:
+            if shared_mount.mounted_file(mounted.folder) not in names:
+                raise ToolError(f"{sha256} is the name of another mount of this node")
+            return shared_mount.show_to(mounted, user, names)
+        except SqshpipeError:
+            shared_mount.release(sha256, holder)
+            raise
+    except (Refused, OSError) as error:
+        raise ToolError(f"{published} is not mounted: {error}", hint=_HINT) from error
+
+
+def expire() -> None:
+    """Release what jobs hold whose epilog did not run. While Slurm does not answer, they hold it."""
+    oldest = time.time() - EXPIRY
+    for job, since in shared_mount.job_holders(shared_mount.node_folder()).items():
+        if since < oldest:
+            with contextlib.suppress(ToolError):
+                if not client.job_exists(job):
+                    log.warning("a job has ended without an epilog: its mounts are released", job=job)
+                    shared_mount.release_job(job)
+
+
+def report(settings: Path) -> tuple[bool, str]:
+    """Whether jobs get kernel mounts on this node, and in one sentence what serves their ranks and why."""
+    through = "steps read through squashfuse"
+    try:
+        found = settings_of(settings)
+    except ToolError as error:
+        return False, f"{error.headline}: {through}"
+    if found.mounts != "kernel":
+        return True, f"turned off (mounts: fuse): {through}"
+    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    if release < _KERNEL:
+        return (
+            False,
+            f"Linux {os.uname().release} shows no squashfs as a user's own files, 6.2 does: {through}",
+        )
+    first = shim.first_in(_path_of_slurmd())
+    if first is None or not shim.is_shim(first):
+        ours = settings.parents[1] / "sbin" / "squashfuse"
+        return False, (
+            f"the first squashfuse in slurmd's PATH is {first or 'missing'}, not that of sqshpipe: {through};"
+            f" ln -s {ours} /usr/local/sbin/"
+        )
+    with contextlib.suppress(ToolError):
+        if client.config().get("Prolog", "(null)") == "(null)":
+            return False, f"slurm.conf names no Prolog, which makes them (sqshpipe node hooks): {through}"
+    return (
+        True,
+        "the kernel serves jobs whose comment names the digest (sqshpipe job script); others squashfuse",
+    )
+
+
+def changed() -> list[str]:
+    """Files that have changed since they were mounted here; those that this user can look at."""
+    with contextlib.suppress(ToolError, OSError):
+        return [path for path in map(shared_mount.has_changed, shared_mount.folders()) if path]
+    return []
+
+
+def _path_of_slurmd() -> str:
+    """PATH as pyxis gives it to enroot: that of slurmd, which root can look up while it runs."""
+    for each in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if each.name.isdigit() and (each / "comm").read_text() == "slurmd\n":
+                for word in (each / "environ").read_bytes().split(b"\0"):
+                    if word.startswith(b"PATH="):
+                        return os.fsdecode(word[5:])
+    return ":".join(shim.FOLDERS)
+
+
+def _check_file(settings: Settings, file: Path, found: pyxis_importer.Found) -> None:
+    """Raise Refused, FormatError or OSError unless the kernel may read this file of a release."""
+    descriptor = pyxis_importer.open_file(str(file))
+    try:
+        owners = (*settings.trusted_uids, 0, Path(settings.store).stat().st_uid)
+        if not pyxis_importer.is_safe(os.fstat(descriptor), owners):
+            raise Refused("others than the owner of the store can write it")
+        pyxis_importer.check(descriptor, str(file), found)
+        if settings.verify:
+            pyxis_importer.compare(descriptor, str(file), found, settings)
+    finally:
+        os.close(descriptor)
+    with SquashfsImage.open(file) as image:
+        if set(image.owners) != {0}:
+            raise Refused("its files belong to several users, and a kernel mount cannot show them as one's")
+
+
+def _release_of(settings: Settings, sha256: str) -> pyxis_importer.Found:
+    """The release of the store that has these bytes and was compared with its image. Raises Refused."""
+    if not pyxis_importer.is_digest(sha256):
+        raise Refused(f"{sha256!r} is no digest")
+    why = Refused("no release of the store has this digest")
+    for found, record in _releases(settings, sha256):
+        try:
+            _demand_trust(settings, found, record)
+        except Refused as error:  # noqa: PERF203 - another release of these bytes may be in order
+            why = error
+        else:
+            return found
+    raise why
+
+
+def _releases(settings: Settings, sha256: str) -> Iterator[tuple[pyxis_importer.Found, dict[str, object]]]:
+    """The releases of any image that have these bytes, with their records."""
+    for name in filter(pyxis_importer.is_name, pyxis_importer.list_folder(settings.store)):
+        with contextlib.suppress(Refused):
+            image = pyxis_importer.Image(f"{settings.store}/{name}", name)
+            for _, _, version in image.versions_of(sha256):
+                record = image.record(version)
+                if record.get("sha256") == sha256 and image.state(version) not in _GONE:
+                    yield pyxis_importer.Found(name, version, record), record
+
+
+def _demand_trust(settings: Settings, found: pyxis_importer.Found, record: dict[str, object]) -> None:
+    """Raise Refused for a release made elsewhere, not compared, or not signed where that is required."""
+    checks = record.get("checks")
+    if pyxis_importer.table(record, "scan").get("status") == "external":
+        raise Refused(f"{found.image}:{found.version} was made elsewhere (external)")
+    if not isinstance(checks, list) or _CHECKED not in checks:
+        raise Refused(f"the files of {found.image}:{found.version} were never compared with its image")
+    pyxis_importer.demand_mark(settings, found)
+
+
+def _may_read(file: Path, user: User) -> bool:
+    """Whether this user can open the file, asked as that user: modes, ACLs and folders all count."""
+    try:
+        groups = os.getgrouplist(pwd.getpwuid(user.uid).pw_name, user.gid)
+    except KeyError:
+        groups = [user.gid]
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgroups(groups)
+            os.setresgid(user.gid, user.gid, user.gid)
+            os.setresuid(user.uid, user.uid, user.uid)
+            os.close(os.open(file, pyxis_importer.READ | os.O_NOFOLLOW))
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
