@@ -16,7 +16,7 @@ from pipeline.report.compare import Comparer, Comparison
 from pipeline.store import leases
 from pipeline.store.events import Event, moment, read_events
 from pipeline.store.leases import Lease
-from pipeline.store.record import Release, mapping, rows
+from pipeline.store.record import DATA, Release, mapping, rows
 from pipeline.store.store import Listed, Store
 from pipeline.text import shown
 
@@ -59,8 +59,14 @@ class ReportedRelease:
 
     @property
     def srun(self) -> str:
-        """What starts a job in it, by its name; empty when the name does not resolve."""
-        return "" if self.release is None or self.line.state != "published" else _srun(self.name)
+        """What starts a job in it, by its name; empty when the name does not resolve, and for data."""
+        starts = self.release is not None and self.line.state == "published" and not self.data
+        return _srun(self.name) if starts else ""
+
+    @property
+    def data(self) -> bool:
+        """Whether it is a data release: mounted, never started, never scanned."""
+        return self.release is not None and self.release.kind == DATA
 
     @property
     def srun_path(self) -> str:
@@ -86,8 +92,8 @@ class ReportedRelease:
 
     @property
     def unscanned(self) -> str:
-        """ "external" or "unscanned" for a release that no scanner has passed; else empty."""
-        return self.scan_status if self.scan_status in ("external", "unscanned") else ""
+        """The word external or unscanned for an image that no scanner has passed; else empty."""
+        return self.scan_status if self.scan_status in ("external", "unscanned") and not self.data else ""
 
     def chips(self) -> Iterable[Chip]:
         """Labels of its row: everything that makes it unlike an ordinary release."""
@@ -100,7 +106,9 @@ class ReportedRelease:
             yield Chip(kind="plain", text=line.platform)
         if self.in_use:
             yield Chip(kind="plain", text=f"in use by {self.in_use}")
-        if status not in ("", "passed"):
+        if self.data:
+            yield Chip(kind="plain", text="data")
+        elif status not in ("", "passed"):
             yield Chip(kind="unscanned", text=status)
         if found := self._worst():
             yield Chip(kind=found[0], text=f"{found[1]} {found[0]}")

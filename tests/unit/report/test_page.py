@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.release.publish import publish_external
 from pipeline.report.gather import gather
 from pipeline.report.page import page
+from pipeline.store.record import DATA
 from tests.support.store.releases import new_store
 from tests.support.store.showcase import HOSTILE, attach_sbom, crowd, hostile, publish, showcase, sqsh
 
@@ -196,3 +197,14 @@ def test_the_dockerfile_is_compared_line_by_line(tmp_path: Path) -> None:
     diff = _Parsed(re.findall(r'<pre class="diff">.*?</pre>', text, re.DOTALL)[0])
     assert "+RUN pip install wandb==0.16.2" in diff.text
     assert "dockerfile" not in diff.text, "no hashes"
+
+
+def test_data_is_mounted_and_has_no_line_that_starts_it(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "store")
+    file = sqsh(tmp_path / "work", {}, weight=5000)
+    publish(store, file, "wikitext2", "v1", "2026-11-01T00:00:00Z", kind=DATA, scan={"status": "unscanned"})
+    text = page(gather(store, now=NOW))
+    assert "srun" not in text.partition("</style>")[2].partition("<script>")[0]
+    assert f"{store.root}/wikitext2/v1.sqsh" in text
+    assert '<i class="plain">data</i>' in _row(text, "wikitext2:v1")
+    assert "unscanned" not in _row(text, "wikitext2:v1")
