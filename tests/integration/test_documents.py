@@ -165,3 +165,20 @@ def test_the_commands_and_options_that_documents_name_are_there() -> None:
             assert set(re.findall(r"(?<!\S)--?[a-z][\w-]*", call)) <= known[name], where
             seen += 1
     assert seen > 100
+
+
+def test_a_document_says_who_needs_each_option() -> None:
+    """An option that no page needs is dropped, or gets its sentence in docs/explanation/options.md."""
+    pages = [page for page in PAGES if "reference" not in page.parts]
+    templates = [*(ROOT / ".github/workflows").glob("*.yml"), *(ROOT / "pipeline").rglob("*.j2")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (*pages, *templates))
+    part = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(--?[^`]+)` \|", part, re.MULTILINE)
+    assert len(rows) > 150
+    options = {row: [name for name in row.split(", ") if name.startswith("--")] for row in rows}
+    missing = [
+        row
+        for row, names in options.items()
+        if not any(re.search(rf"{re.escape(name)}(?![\w-])", text) for name in names)
+    ]
+    assert missing == []
