@@ -26,6 +26,10 @@ def apply(
         bool,
         typer.Option("--registry-scanning", help="Also the account's scanning: it has its price."),
     ] = False,
+    registry_signing: Annotated[
+        bool,
+        typer.Option("--registry-signing", help="Also the account's rule that signs what is pushed."),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Create the ECR repositories of images.yaml, and correct those that differ."""
@@ -41,8 +45,10 @@ def apply(
     for spec in settings.select(names or ()):
         name = settings.registry.repository(spec.name).repository
         if not dry_run:
-            told += repository.apply(ecr, name, wanted, registry_scanning=registry_scanning)
-        left += repository.compare(repository.look(ecr, name), name, wanted)
+            told += repository.apply(
+                ecr, name, wanted, registry_scanning=registry_scanning, registry_signing=registry_signing
+            )
+        left += repository.compare(repository.look(ecr, name, wanted), name, wanted)
     if as_json:
         output.data_json(
             {"changed": [one.as_json() for one in told], "differs": [one.as_json() for one in left]}
@@ -80,6 +86,7 @@ def policy(
             prefix=wanted.prefix,
             enhanced=wanted.scanning == "enhanced",
             kms_key=wanted.kms_key,
+            signing_profile=wanted.signing_profile,
         )
     )
 

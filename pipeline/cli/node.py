@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -133,7 +134,10 @@ def install(
         from pipeline.node import tool as tools
 
         command = tools.install((tool or prefix).absolute(), store=root)
-        output.tell(f"sqshpipe is {command} here")
+        output.tell(
+            f"sqshpipe is {command} here, and needs Python {sys.version_info[0]}.{sys.version_info[1]}"
+            " on each machine that runs it"
+        )
     program_of_ours = shim.install(prefix.absolute())
     if mounts == "kernel":
         output.tell(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
@@ -202,23 +206,33 @@ def bench_node(
     scratch: Annotated[
         Path | None, typer.Option("--scratch", help="Where the image is unpacked; default: /tmp.")
     ] = None,
+    ranks: Annotated[
+        list[int] | None,
+        typer.Option("--ranks", help="How many at once; repeatable; default: 1 and 8.", min=1),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure seconds to the first rank: unpacked, squashfuse, kernel mount, prewarmed."""
+    """Measure seconds and bytes to the first rank and inside the ranks, cold and warm.
+
+    Unpacked, by squashfuse, by a kernel mount, and the mounts with a profile or the whole file read ahead.
+    """
+    import dataclasses
+
     from pipeline.node import bench
 
     rows = []
     if not as_json:
-        output.data(f"{'':<20} first rank  work")
-    for each in bench.bench(files.image(image, store), scratch or Path(tempfile.gettempdir()), command or ()):
-        rows.append(each)
+        output.data(f"{'':<25} ranks  first rank  of the store  work        of the store")
+    place = scratch or Path(tempfile.gettempdir())
+    for each in bench.bench(files.image(image, store), place, command or (), ranks=ranks or bench.RANKS):
+        rows.append(dataclasses.asdict(each))
         if not as_json:
-            times = f"{_seconds(each.first_rank)}    {_seconds(each.work)}"
-            output.data(f"{each.way:<20} {times}  {each.note}".rstrip())
+            way = f"{each.way}, warm" if each.warm else each.way
+            first = f"{_seconds(each.first_rank)}    {_bytes(each.first_bytes)}"
+            work = f"{_seconds(each.work)}    {_bytes(each.bytes)}"
+            output.data(f"{way:<25} {each.ranks:>5}  {first}  {work}  {each.note}".rstrip())
     if as_json:
-        output.data_json(
-            [{"way": e.way, "first_rank": e.first_rank, "work": e.work, "note": e.note} for e in rows]
-        )
+        output.data_json(rows)
 
 
 @node.command()
@@ -314,14 +328,16 @@ def mount_for_job(
 def hooks(
     folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for prolog and epilog.")],
     command: Annotated[
-        str, typer.Option("--command", help="sqshpipe on the nodes.")
-    ] = "/opt/sqshpipe/bin/sqshpipe",
+        str | None,
+        typer.Option("--command", help="sqshpipe on the nodes; default: where node install puts it."),
+    ] = None,
     settings: Settings = INSTALLED,
 ) -> None:
     """Write a Slurm Prolog and Epilog: they mount a job's image by the kernel, once a node, for its ranks."""
     from pipeline.cluster import bootstrap as rendering
+    from pipeline.node import tool as tools
 
-    for name, text in rendering.hooks(settings, command).items():
+    for name, text in rendering.hooks(settings, command or str(tools.place())).items():
         write_out(text, folder / name, executable=True)
         output.data(str(folder / name))
 
@@ -335,3 +351,9 @@ def kind_of(text: str | None) -> Kind | None:
 
 def _seconds(value: float | None) -> str:
     return "     -  " if value is None else f"{value:6.2f} s"
+
+
+def _bytes(value: int | None) -> str:
+    from pipeline.text import human_bytes
+
+    return f"{'-' if value is None else human_bytes(value):>12}"

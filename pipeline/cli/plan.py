@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pipeline.config.types import Config, ImageSpec
     from pipeline.image.repository import Difference
     from pipeline.plan.changes import Plan
+    from pipeline.scan.watch import Watch
+    from pipeline.store.record import Release
 
 
 def plan(
@@ -57,14 +59,18 @@ def plan(
         return
     made = _made(settings, specs, tag)
     drift = _repository_drift(settings, specs)
+    watches = _watches(settings, specs)
     if as_json:
         differs = None if drift is None else [one.as_json() for one in drift]
-        output.data_json({**made.as_json(), "repositories": differs})
+        unwatched = [watch.as_json(release) for release, watch in watches]
+        output.data_json({**made.as_json(), "repositories": differs, "unwatched": unwatched})
     else:
         for line in plan_lines(made):
             output.data(line)
         for one in drift or ():
             output.data(one.sentence)
+        for release, watch in watches:
+            output.data(watch.sentence(release.name))
     if made.unknown:
         raise typer.Exit(RegistryError.exit_code)
     if made.has_changes:
@@ -112,6 +118,17 @@ def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[Di
             hint=error.hint,
         )
         return None
+
+
+def _watches(settings: Config, specs: tuple[ImageSpec, ...]) -> list[tuple[Release, Watch]]:
+    """The newest release of each image that nobody watches any more after some day, where it lies in ECR."""
+    if settings.registry.ecr is None:
+        return []
+    from pipeline.scan import watch
+    from pipeline.store.store import Store
+
+    store = Store(settings.store.root)
+    return watch.of_releases(newest for spec in specs for newest in watch.published(store, [spec.name])[:1])
 
 
 def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str) -> tuple[ImageSpec, ...]:

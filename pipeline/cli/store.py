@@ -245,6 +245,7 @@ def rescan(
     from pipeline.bases.clients import Clients
     from pipeline.config.reading import load
     from pipeline.errors import ScanRejected
+    from pipeline.scan import watch
     from pipeline.scan.judge import Judge
     from pipeline.scan.rescan import rescan as run
 
@@ -257,14 +258,18 @@ def rescan(
             results = run(opened, settings, images=images, judge=judge)
     else:
         results = run(opened, None, images=images, judge=Judge())
+    watches = watch.of_releases(one.release for one in results)
     if as_json:
-        output.data_json([one.as_json() for one in results])
+        days = {id(release): found.unwatched_from.isoformat() for release, found in watches}
+        output.data_json([{**one.as_json(), "unwatched_from": days.get(id(one.release))} for one in results])
     else:
         for one in results:
             state = "yanked" if one.yanked else one.status
             output.data(
                 f"{one.release.name}  {one.release.platform}  {state}" + (f"  {one.why}" if one.why else "")
             )
+        for release, found in watches:
+            output.data(found.sentence(release.name))
     bad = [one.release.name for one in results if one.status == "unacceptable"]
     if bad:
         raise ScanRejected(

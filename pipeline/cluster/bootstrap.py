@@ -11,7 +11,7 @@ from pipeline.cluster import merging
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import ClusterSettings
 from pipeline.errors import ConfigError
-from pipeline.node import shim
+from pipeline.node import shim, software
 from pipeline.node.install import ImporterSettings, importer_source
 from pipeline.store import trust
 from pipeline.store.keys import public_keys
@@ -29,6 +29,7 @@ def script(settings: ClusterSettings) -> str:
         policy_file=trust.NODE_POLICY,
         policy=_policy(settings),
         shim_source=shim.script().rstrip("\n"),
+        server=software,
     )
 
 

@@ -204,6 +204,10 @@ class ClusterSettings(_Part):
         "PEM text of public keys: what they did not sign does not resolve on a node.", default=None
     )
     prefix: Absolute = _about("Where sqshpipe's parts lie on a node.", default="/opt/sqshpipe")
+    tool: Absolute = _about(
+        "Where `sqshpipe node install --tool` put sqshpipe, on shared storage; nodes get a link to it.",
+        default="/fsx/sqshpipe",
+    )
     local: Absolute = _about("On the node's own NVMe disk.", default="/opt/dlami/nvme/sqshpipe")
     software: Software = Software()
     existing: Literal["use", "leave"] = _about(

@@ -72,6 +72,11 @@ class EcrModel(Model):
     untagged_days: int = Field(
         default=14, ge=1, description="After how many days images without any tag are deleted."
     )
+    signing_profile: str | None = Field(
+        default=None,
+        pattern=r"^arn:aws(-[a-z]+)*:signer:[a-z0-9-]+:[0-9]{12}:/signing-profiles/[a-zA-Z0-9_]{2,}$",
+        description="ARN of an AWS Signer profile with which ECR signs what is pushed.",
+    )
 
 
 class RegistryModel(Model):
@@ -149,7 +154,7 @@ class ConvertModel(Model):
     keep_xattrs: bool = False
     early: bool = Field(
         default=True,
-        description="Let `native` pack layers while the image is scanned; the file stays the same.",
+        description="Let `native` pack layers beside build and scan; the file stays the same.",
     )
 
 

@@ -60,8 +60,8 @@ def verify(file: SquashfsFile, meter: Meter = SILENT, *, full: bool = False) -> 
     """Compare ``file`` with its tree: all that it says of its entries, and every byte of their content.
 
     After a native conversion content is expanded only where it is not proven to be that of a layer pack;
-    ``full``: always. Raises VerificationError, which names the first few differences; also for a file that is
-    damaged.
+    with ``full``, and when the file was written to since, all of it. Raises VerificationError, which names
+    the first few differences; also for a file that is damaged.
     """
     read = None if full else file.read
     found = compare(file, meter, read=read)
@@ -76,6 +76,8 @@ def compare(file: WrittenFile, meter: Meter = SILENT, *, read: ReadBack | None =
     """
     try:
         with SquashfsImage.open(file.path) as image:
+            if read is not None and not read.is_of(image.descriptor):
+                read = None
             _check_superblock(image, file)
             comparison = _Comparison(file, read)
             comparison.names(image)

@@ -998,15 +998,19 @@ def prefetch(settings: Settings, found: Found, path: str) -> None:
 
 
 def in_background(folder: str, sha256: str, holder: str, work: Callable[[], object]) -> int:
-    """Run `work` in a child of its own session, once for a file and user of this node; the child's pid, or 0.
+    """Run `work` in a child of its own session, once for a file on this node; the child's pid, or 0.
 
     Its file in `folder` (`SHA256-UID`: "PID HOLDER") is locked while the child lives, so that all know
     whether it does, and says for ten minutes afterwards that the work has been done. Raises OSError.
     """
     import fcntl
 
+    own = f"{sha256}-{os.getuid()}"
+    names = [each for each in list_folder(folder) if each.startswith(sha256) and each != own]
+    if any(is_fresh(f"{folder}/{each}") for each in names):
+        return 0
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(f"{folder}/{sha256}-{os.getuid()}", flags, 0o600)
+    descriptor = os.open(f"{folder}/{own}", flags, 0o600)
     try:
         status = os.fstat(descriptor)
         if not is_own(status):
@@ -1025,6 +1029,16 @@ def in_background(folder: str, sha256: str, holder: str, work: Callable[[], obje
         return pid
     finally:
         os.close(descriptor)
+
+
+def is_fresh(path: str) -> bool:
+    """Whether another user reads the same file or has read it just now; their file goes with their step."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    young = 0 <= time.time() - status.st_mtime < PREFETCH_AGAIN
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0 and young
 
 
 def is_own(status: os.stat_result) -> bool:

@@ -16,8 +16,9 @@ from pipeline.errors import ToolError
 from pipeline.system import process, untrusted
 
 KERNEL_SECONDS = 0.41
-_SECONDS = {"old": 4.30, "single-threaded": 1.70, "multi-threaded": 1.08}
-_FASTER = (0, 6)  # squashfuse from this version on; 0.1.105 is what Debian and Ubuntu have
+SECONDS = {"old": 4.30, "single-threaded": 1.70, "multi-threaded": 1.08}
+FASTER = (0, 6)
+"""squashfuse from this version on; 0.1.105 is what Debian and Ubuntu have."""
 _TIMEOUT = 20.0
 _PLUGIN = "spank_pyxis.so"
 _LINE = re.compile(r"\s*(?:required|optional)\s+(\S*spank_pyxis\.so)(?:\s|$)")
@@ -146,9 +147,9 @@ def _squashfuse() -> Server | None:
     said = _output(str(path), "--version")
     version = _version(said)
     threads = "multi-threaded" if path.resolve().name.startswith("squashfuse_ll") else "single-threaded"
-    new = version is not None and version >= _FASTER
+    new = version is not None and version >= FASTER
     name = f"squashfuse {'.'.join(map(str, version)) if version else 'of unknown version'}, {threads}"
-    return Server(name=name, well=new, seconds=_SECONDS[threads if new else "old"])
+    return Server(name=name, well=new, seconds=SECONDS[threads if new else "old"])
 
 
 def _output(*argv: str) -> str:

@@ -6,12 +6,15 @@ version, since some of the packages are compiled for it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shlex
 import shutil
+import stat
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -19,10 +22,12 @@ from pathlib import Path
 from pipeline import __version__
 from pipeline.errors import ConfigError, ToolError
 from pipeline.system import process, self_command, untrusted
-from pipeline.system.temporary import temporary_name
+from pipeline.system.mountinfo import mount_of
+from pipeline.system.temporary import FOREIGN_WRITER_AGE_SECONDS, temporary_name
 
 COMMAND = Path("/opt/sqshpipe/bin/sqshpipe")
 """Where the documents put it on nodes."""
+_FOLDER = re.compile(r"sqshpipe-[\w.+-]+-\d+\.\d+-[0-9a-f]{8}")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?")
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 _SCRIPT = """\
@@ -50,9 +55,9 @@ def install(prefix: Path, *, store: Path | None = None) -> Path:
     """Make PREFIX/bin/sqshpipe and what it needs below PREFIX/lib; give the path of the command.
 
     `store` is the folder that it must not lie in, since users execute it. Can be repeated: a folder that is
-    there is used again, the command is swapped by rename, and what runs keeps the folder that it began with.
-    Raises ConfigError for a prefix in the store, ToolError when files cannot be written or the command does
-    not run.
+    there is used again, the command is swapped by rename, and what runs keeps the folder that it began with;
+    folders of earlier installations that nothing uses are removed. Raises ConfigError for a prefix in the
+    store, ToolError when files cannot be written or the command does not run.
     """
     prefix = prefix.absolute()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -72,6 +77,7 @@ def install(prefix: Path, *, store: Path | None = None) -> Path:
             pass
         if not (prefix / "lib" / folder).is_dir():
             _copy(files, prefix / "lib" / folder)
+        _note_replacement(command, prefix / "lib")
         script = _SCRIPT.format(
             version=__version__,
             python=python,
@@ -84,7 +90,45 @@ def install(prefix: Path, *, store: Path | None = None) -> Path:
     except OSError as error:
         raise ToolError(f"cannot install sqshpipe in {prefix}: {error}", hint="run it as root") from error
     process.run([command, "--help"], env={"PATH": os.defpath}, timeout=60)
+    _remove_unused(
+        prefix / "lib", folder
+    )  # after that call: who read the old command has its folder open now
     return command
+
+
+def place() -> Path:
+    """Where the command lies on nodes: that of the installation that runs here, else the documents' place."""
+    lib = Path(__file__).resolve().parents[2]
+    command = lib.parents[1] / "bin" / "sqshpipe"
+    return command if _FOLDER.fullmatch(lib.name) and command.is_file() else COMMAND
+
+
+def _note_replacement(command: Path, lib: Path) -> None:
+    """Give the folder that the command names until now the time of this installation."""
+    with contextlib.suppress(OSError):
+        named = _FOLDER.search(untrusted.read_regular(command, limit=1 << 16).decode("utf-8", "replace"))
+        if named is not None:
+            os.utime(lib / named[0], follow_symlinks=False)
+
+
+def _remove_unused(lib: Path, current: str) -> None:
+    """Remove folders of earlier installations; on shared storage, where others' processes are not seen, only
+    those that were replaced long ago.
+    """
+    running = b"\0".join(_command_lines())
+    oldest = time.time() - (FOREIGN_WRITER_AGE_SECONDS if mount_of(lib).is_shared else 0)
+    for folder in lib.iterdir():
+        if not _FOLDER.fullmatch(folder.name) or folder.name == current or folder.name.encode() in running:
+            continue
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mtime < oldest:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _command_lines() -> Iterator[bytes]:
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield each.read_bytes()
 
 
 def on_node(words: Sequence[str], command: Path = COMMAND) -> list[str]:

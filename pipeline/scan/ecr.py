@@ -39,7 +39,7 @@ def ask(ecr: Ecr, repository: str, digest: Digest) -> ScanResult | Pending | End
     """What ECR says of the digest now. RegistryError when it refuses or the image is not there."""
     image = {"imageDigest": str(digest)}
     pages: list[Mapping[str, Any]] = []
-    more: dict[str, str] = {}
+    more: dict[str, Any] = {}
     try:
         while len(pages) < _MAX_PAGES:
             page = ecr.call(

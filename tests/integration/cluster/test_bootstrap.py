@@ -185,6 +185,54 @@ def test_what_is_fetched_is_as_pinned_or_not_there(tmp_path: Path) -> None:
         assert name == "right" or "is not what was pinned" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("version", "row"),
+    [
+        (
+            "0.1.105",
+            "note     squashfuse 0.1.105: 8 ranks that read 2,500 files each: 4.3 s, on a kernel mount",
+        ),
+        (
+            "0.6.2",
+            "ok       squashfuse 0.6.2: 8 ranks that read 2,500 files each: 1.7 s, on a kernel mount 0.41",
+        ),
+        ("0.10.0", "ok       squashfuse 0.10.0: "),
+        ("?", "note     squashfuse ?: "),
+        (None, "MISSING  squashfuse"),
+    ],
+)
+def test_check_says_what_the_squashfs_server_costs(tmp_path: Path, version: str | None, row: str) -> None:
+    functions = bootstrap.script(values(tmp_path)).rpartition('\nif [ "$CHECK" = 1 ] ||')[0]
+    if version:
+        (tmp_path / "squashfuse").write_text(f"#!/bin/sh\necho squashfuse {version} >&2\nexit 254\n")
+        (tmp_path / "squashfuse").chmod(0o755)
+    for tool in ("grep", "head", "sort"):
+        (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
+    script = tmp_path / "bootstrap.sh"
+    script.write_text(f"{functions}\nPATH={tmp_path}\ncheck_server\n")
+    assert row in run(script).stderr
+
+
+@pytest.mark.parametrize("there", ["nothing", "an older link", "a tool of its own"])
+def test_a_tool_on_shared_storage_is_linked(tmp_path: Path, there: str) -> None:
+    functions = bootstrap.script(values(tmp_path)).rpartition('\nif [ "$CHECK" = 1 ] ||')[0]
+    for folder in ("tool/bin", "prefix/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    shared, own, script = tmp_path / "tool/bin/sqshpipe", tmp_path / "prefix/bin/sqshpipe", tmp_path / "do.sh"
+    if there == "an older link":
+        own.symlink_to("/nowhere")
+    elif there == "a tool of its own":
+        own.write_text("own")
+    script.write_text(f"{functions}\nPREFIX={own.parents[1]} TOOL={shared.parents[1]}\nlink_tool\n")
+    assert run(script).returncode == 0, "no tool there is no fault"
+    assert not own.exists() or there == "a tool of its own"
+    shared.write_text("shared")
+    assert run(script).returncode == 0
+    trusted = os.geteuid() == 0 and there != "a tool of its own"
+    assert own.is_symlink() is (trusted or there == "an older link")
+    assert not trusted or own.read_text() == "shared"
+
+
 @pytest.mark.needs("shellcheck")
 @pytest.mark.parametrize("credentials", ["substitution", "timer", "none"])
 @pytest.mark.parametrize("software", ["pinned", "none", "left alone"])

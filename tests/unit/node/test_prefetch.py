@@ -206,6 +206,29 @@ def test_one_child_a_file_that_release_ends(
         os.waitpid(pid, 0)
 
 
+def test_what_another_user_reads_is_not_read_again(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, sha256, me = str(state / "prefetch"), "a" * 64, os.getuid()
+    pid = importer.in_background(folder, sha256, "job-1", lambda: time.sleep(600))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getuid", lambda: me + 1)
+            assert importer.in_background(folder, sha256, "job-2", lambda: None) == 0
+            (mark,) = (state / "prefetch").iterdir()
+            os.utime(mark, (0, time.time() - importer.PREFETCH_AGAIN - 1))
+            assert not importer.is_fresh(str(mark)), "its step did not end, or nobody removed it"
+            os.utime(mark, (0, time.time() + 3600))
+            assert not importer.is_fresh(str(mark))
+        importer.end_prefetch(folder, "job-1")
+        assert not importer.is_fresh(str(mark))
+        (state / "prefetch" / f"{sha256}-4711").symlink_to("/etc/passwd")
+        (state / "prefetch" / f"{sha256}-4712").touch()  # it was made, and nothing has begun
+        again = importer.in_background(folder, sha256, "job-2", lambda: None)
+        assert again > 0
+        os.waitpid(again, 0)
+    finally:
+        os.waitpid(pid, 0)
+
+
 def test_a_planted_file_is_left_alone(state: Path, tmp_path: Path) -> None:
     folder, name = state / "prefetch", f"{'a' * 64}-{os.getuid()}"
     precious = tmp_path / "precious"

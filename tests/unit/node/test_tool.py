@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.node import tool
+from pipeline.system.mountinfo import MountPoint
 from tests.support.store.releases import new_store, publish
 
 
@@ -57,6 +59,57 @@ def test_it_can_be_linked_to_repeated_and_replaced(command: Path, tmp_path: Path
     before = sorted((command.parents[1] / "lib").iterdir())
     assert tool.install(command.parents[1]) == command
     assert sorted((command.parents[1] / "lib").iterdir()) == before
+
+
+def test_an_earlier_installation_goes_when_nothing_uses_it(command: Path, tmp_path: Path) -> None:
+    prefix = tmp_path / "prefix"
+    assert tool.install(prefix) == prefix / "bin" / "sqshpipe"
+    (current,) = (prefix / "lib").iterdir()
+    text = (prefix / "bin" / "sqshpipe").read_text()
+    names = [f"sqshpipe-0.0.{number}-3.11-0123456{number}" for number in range(3)]
+    for name in names:
+        (prefix / "lib" / name).mkdir()
+        (prefix / "lib" / name / "file").touch()
+    (prefix / "lib" / "spank_pyxis.so").touch()
+    (prefix / "lib" / "sqshpipe-mine").mkdir()
+    argv = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", f"/x/../lib/{names[1]}"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+        assert user.stdout is not None
+        user.stdout.readline()
+        tool.install(prefix)
+        left = {each.name for each in (prefix / "lib").iterdir()}
+        user.communicate()
+    assert left == {current.name, names[1], "spank_pyxis.so", "sqshpipe-mine"}
+    assert (prefix / "bin" / "sqshpipe").read_text() == text
+    tool.install(prefix)
+    assert not (prefix / "lib" / names[1]).exists()
+
+
+def test_on_shared_storage_an_earlier_installation_stays_for_a_week(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "mount_of", lambda path: MountPoint(point=path, type="lustre"))
+    young, old = (tmp_path / "lib" / f"sqshpipe-0.0.{number}-3.11-0123456{number}" for number in (1, 2))
+    young.mkdir(parents=True)
+    old.mkdir()
+    os.utime(old, (0, time.time() - 8 * 24 * 3600))
+    tool.install(tmp_path)
+    assert young.exists()
+    assert not old.exists()
+    command = tmp_path / "bin" / "sqshpipe"
+    before = f"sqshpipe-0.0.3-3.11-{'0' * 8}"
+    (tmp_path / "lib" / before).mkdir()
+    os.utime(tmp_path / "lib" / before, (0, 0))
+    command.write_text(f"lib=../lib/{before}\n")
+    tool.install(tmp_path)
+    assert (tmp_path / "lib" / before).exists(), "it was in use until now"
+
+
+def test_hooks_name_the_command_of_the_installation_that_writes_them(command: Path, tmp_path: Path) -> None:
+    run(command, "node", "hooks", "-o", tmp_path / "hooks")
+    for name in ("prolog", "epilog"):
+        assert f"'{command}'" in (tmp_path / "hooks" / name).read_text()
+    assert tool.place() == tool.COMMAND
 
 
 def test_another_python_is_one_sentence(command: Path, tmp_path: Path) -> None:
