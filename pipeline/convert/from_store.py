@@ -20,7 +20,7 @@ from pipeline.errors import FormatError, PublishError
 from pipeline.squashfs.cache import Compared, Pair
 from pipeline.squashfs.layers import LayerIndex, read_layer
 from pipeline.squashfs.stored import Held, SourceFailed, StoredPack
-from pipeline.store import attachments, leases
+from pipeline.store import attachments, leases, trust
 from pipeline.store.layout import LAYERS
 from pipeline.store.record import Record, rows
 from pipeline.store.sharing import Holders, is_vouched, layers_of
@@ -46,6 +46,7 @@ class StoredLayers:
 
     def __init__(self, store: Store, *, synced: bool = False) -> None:
         self._layout = store.layout
+        self._required = store.required
         self._synced = synced
         self._holders = Holders(store.layout)
         self._opened = contextlib.ExitStack()
@@ -83,9 +84,7 @@ class StoredLayers:
     def has(self, key: str) -> bool:
         """Whether a release has something of the pack `key`; no release is opened."""
         return any(
-            key in record.packs
-            and LAYERS in record.attachments
-            and is_vouched(self._layout, record, synced=self._synced)
+            key in record.packs and LAYERS in record.attachments and self._is_vouched(record)
             for record in self._holders.records()
         )
 
@@ -97,9 +96,14 @@ class StoredLayers:
                 for each, found in compared_in(record):
                     self._pairs.setdefault(each, []).append((record, found))
         for record, found in self._pairs.get(pair, ()):
-            if is_vouched(self._layout, record, synced=self._synced):
+            if self._is_vouched(record):
                 return found
         return None
+
+    def _is_vouched(self, record: Record) -> bool:
+        """Whether what a record says of layers is believed: also signed, where the store requires that."""
+        vouched = is_vouched(self._layout, record, synced=self._synced)
+        return vouched and trust.is_signed(self._layout, record, self._required)
 
     def leave_out(self, error: SourceFailed) -> None:
         """Do not use that release again; its files stay as they are."""
@@ -151,7 +155,7 @@ class StoredLayers:
         """A release with its layers, under a lease; None when it cannot be used."""
         try:
             layers = layers_of(self._layout, record, synced=self._synced)
-            if layers is None:
+            if layers is None or not self._is_vouched(record):
                 return None
             lease = leases.take(self._layout, record, seconds=_LEASE)
             self._opened.callback(_drop, lease)

@@ -116,17 +116,17 @@ def plan(observations: tuple[Observation, ...]) -> Plan:
 
 
 def policy_changes(release: ReleaseFacts, seen: Observation) -> tuple[str, ...]:
-    """What of the scan policy is another than when ``release`` passed it; empty when no record says."""
+    """Differences of the scan policy from the one that ``release`` passed; empty when no record has it."""
     if not release.scan_policy:
         return ()
-    told = []
+    differences = []
     for name, after in seen.scan_policy.items():
         before = release.scan_policy.get(name)
         if before != after:
-            told.append(
+            differences.append(
                 f"{name} changed" if name in ("waivers", "vex") else f"scan policy {name} {before} -> {after}"
             )
-    return tuple(told)
+    return tuple(differences)
 
 
 def _plan_image(seen: Observation) -> ImagePlan:

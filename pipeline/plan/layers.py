@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from pipeline.attest.required import store_of
 from pipeline.config.types import Config, ImageSpec
 from pipeline.convert.convert import choose_converter
 from pipeline.convert.from_store import StoredLayers
@@ -16,7 +17,6 @@ from pipeline.registry.client import RegistryClient
 from pipeline.registry.images import image_manifest
 from pipeline.registry.source import RegistrySource
 from pipeline.squashfs.cache import pack_key
-from pipeline.store.store import Store
 from pipeline.text import human_bytes
 
 ClientFor = Callable[[str], RegistryClient]
@@ -26,9 +26,10 @@ class LayerSources:
     """The layer packs in the cache and those that releases have. For several threads at once."""
 
     def __init__(self, config: Config) -> None:
+        self._config = config
         self._lock = threading.Lock()
         self._cache = pack_cache(config.cache)
-        self._stored = StoredLayers(Store(config.store.root), synced=config.store.trust_synced)
+        self._opened: StoredLayers | None = None
 
     def notes(
         self, spec: ImageSpec, image: Reference, digest: Digest, client_for: ClientFor, what: str
@@ -58,9 +59,16 @@ class LayerSources:
                 missing.append(diff_id)
         parts = [f"{human_bytes(size)} from {where}" for where, size in found.items()]
         with self._lock:
-            other = self._stored.other_codec(missing, codec.versions())
+            other = self._stored().other_codec(missing, codec.versions())
         return (f"layers of {what}: {', '.join(parts)}", *([other] if other else []))
 
     def _has(self, key: str) -> bool:
         with self._lock:
-            return self._stored.has(key)
+            return self._stored().has(key)
+
+    def _stored(self) -> StoredLayers:
+        if self._opened is None:
+            settings = self._config.store
+            store = store_of(settings, self._config.path)
+            self._opened = StoredLayers(store, synced=settings.trust_synced)
+        return self._opened

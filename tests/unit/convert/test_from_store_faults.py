@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 import zstandard
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from pipeline.attest.signing import open_keys, open_signer
 from pipeline.convert.convert import SquashfsFile
 from pipeline.convert.from_store import StoredLayers, compared_in
 from pipeline.convert.verify import verify
@@ -27,12 +30,13 @@ from pipeline.oci.reference import Reference
 from pipeline.release.publish import publish_again
 from pipeline.squashfs.codecs import Codec
 from pipeline.squashfs.layers import LayerIndex, encode_layers, read_layer
-from pipeline.store import leases
+from pipeline.store import attest, leases
 from pipeline.store.layout import LAYERS
 from pipeline.store.prune import no_jobs, prune
 from pipeline.store.record import EXTERNAL, Release, parse_record
 from pipeline.store.retention import Policy
 from pipeline.store.sync import sync
+from pipeline.store.trust import Required
 from tests.support.images.layers import LayerBuilder
 from tests.support.store.releases import new_store
 from tests.unit.convert.test_from_store import BLOCK, PLATFORM, SHELL, Site, files, noise, site, top
@@ -297,6 +301,21 @@ def test_a_record_that_does_not_say_what_was_compared(site: Site, released: Rele
 def test_what_a_record_says_must_be_possible(released: Release, row: dict[str, Any]) -> None:
     rows = [{**one, **row} for one in released.provenance["layers"]]
     assert compared_in(replace(released, provenance={"layers": rows})) == []
+
+
+def test_where_signatures_are_required_only_signed_releases_are_used(
+    site: Site, released: Release, cold: bytes, tmp_path: Path
+) -> None:
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    key = Ed25519PrivateKey.generate()
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    site.store.required = Required(keys=open_keys(str(public)), source=tmp_path)
+    assert convert(site).path.read_bytes() == cold
+    assert sorted(site.opened) == [0, 1, 2, 3]
+    attest.sign(site.store.layout, released, open_signer(str(private)))
+    assert convert(site).path.read_bytes() == cold
+    assert sorted(site.opened) == [2]
 
 
 def test_external_releases_are_not_used(site: Site, released: Release, cold: bytes) -> None:
