@@ -23,11 +23,10 @@ from pipeline.cli.app import app
 from pipeline.cluster import settings as cluster_settings
 from pipeline.config.document import json_schema
 from pipeline.squashfs import startup
-from pipeline.store.record import SCHEMA, Record
+from pipeline.store.record import DATA, SCHEMA, Record
 from pipeline.store.sealed import KEY
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
-SCHEMA_FILE = "../schema/images.schema.json"
 _CHECKSUM = (
     f"`{KEY}` is the last key: the CRC-32 of all bytes before its opening quote, in eight lower-case hex",
     "digits. Records of older versions lack it and are valid. Events and channel names have the same last",
@@ -63,8 +62,12 @@ def pages() -> dict[str, str]:
         "exit-codes.md": _exit_codes(),
         "records.md": _records(),
     }
-    schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
-    return {**{name: HEAD + text for name, text in made.items()}, SCHEMA_FILE: schema}
+    schemas = {"images": json_schema(), "cluster": cluster_settings.json_schema()}
+    files = {
+        f"../schema/{name}.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        for name, schema in schemas.items()
+    }
+    return {name: HEAD + text for name, text in made.items()} | files
 
 
 def _commands() -> str:
@@ -129,7 +132,7 @@ def _cluster() -> str:
         "An unknown key is an error that names the line. `sqshpipe config schema --cluster` prints this",
     ]
     head += ["as JSON schema, and `sqshpipe cluster init` writes a first file with comments."]
-    return _schema(head, "ClusterSettings", cluster_settings.json_schema())
+    return _schema(head, "ClusterSettings", cluster_settings.ClusterSettings.model_json_schema())
 
 
 def _schema(lines: list[str], whole: str, schema: dict[str, Any]) -> str:
@@ -191,7 +194,9 @@ def _records() -> str:
     lines[-1] += "(../explanation/store.md) has the other files."
     lines += ["", " ".join((inspect.getdoc(Record) or "").split()), "", "| key | type |", "|---|---|"]
     types = {field.name: str(field.type) for field in dataclasses.fields(Record)}
-    example = Record(image="demo", version="v1.0", platform="linux/amd64", sha256="", size=0, created="")
+    example = Record(
+        image="demo", version="v1.0", platform="linux/amd64", sha256="", size=0, kind=DATA, created=""
+    )
     for key, value in example.as_json().items():
         kind = types.get(key, type(value).__name__)
         lines.append(f"| `{key}` | `{_cell(kind)}` |")

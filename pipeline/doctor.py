@@ -135,10 +135,15 @@ def _fuse() -> Check:
     if os.geteuid() != 0 and not os.access("/dev/fuse", os.R_OK | os.W_OK):
         advice = "ask for access to /dev/fuse, or mount as root"
         return Check(name="mount", status="warn", found="/dev/fuse cannot be opened", advice=advice)
-    if not served.well:
+    found, well = served.sentence, served.well
+    under_pyxis = software.pyxis_server() if os.geteuid() == 0 and _there("enroot") else None
+    if under_pyxis is not None:
+        found = f"{found}; without sqshpipe's prolog ranks under pyxis get {under_pyxis.sentence}"
+        well = under_pyxis.well
+    if not well:
         advice = "squashfuse 0.6 is 2.5 times as fast: install it before this one in PATH"
-        return Check(name="mount", status="warn", found=served.sentence, advice=advice)
-    return Check(name="mount", status="ok", found=served.sentence)
+        return Check(name="mount", status="warn", found=found, advice=advice)
+    return Check(name="mount", status="ok", found=found)
 
 
 def _scanner(config: Config | None) -> Check:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import options, output
-from pipeline.cli.files import Image, wanted
+from pipeline.cli import files, options, output
+from pipeline.cli.files import Image
 from pipeline.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def record(
 
     if file is None and ("/" in image or "#" in image):
         raise ConfigError(f"{image[:200]!r} is no release of the store", hint="give -o FILE")
-    found = wanted(image, store, digest)
+    found = files.image(image, store, digest)
     if "/" in image and not digest:
         found = replace(found, sha256=hash_file(found.path))
     recorded = profiling.record(found, command, on_line=output.tell)

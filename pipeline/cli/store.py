@@ -18,6 +18,7 @@ from pipeline.cli.verbs import Verbs
 from pipeline.errors import (
     EXIT_PLAN_HAS_CHANGES,
     ConfigError,
+    FormatError,
     PublishError,
     SqshpipeError,
     ToolError,
@@ -62,7 +63,10 @@ def create(
 
 @store.command("import")
 def import_files(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="A .sqsh that was made elsewhere.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE…", help="A .sqsh that was made elsewhere; a folder or a tar of data."),
+    ],
     name: Annotated[
         str | None,
         typer.Option("--as", metavar="IMAGE:VERSION", help="Its name; default: what the file name says."),
@@ -74,15 +78,19 @@ def import_files(
     move: Annotated[
         bool, typer.Option("--move", help="Take the file itself, without a copy; same file system only.")
     ] = False,
+    data: Annotated[
+        bool, typer.Option("--data", help="It is data, also where it is a .sqsh or looks like an image.")
+    ] = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
-    """Publish .sqsh files that were made elsewhere, and print the path of each.
+    """Publish .sqsh files that were made elsewhere, or a folder or a tar of data; print the path of each.
 
-    Their records say external and unscanned. Example: sqshpipe store import old.sqsh --as demo:v1.0
+    Records of .sqsh files say external and unscanned. Data (a dataset, a model) becomes a .sqsh that is
+    mounted and never started. Example: sqshpipe store import wikitext2/ --as wikitext2:v1
     """
     from pipeline.cli.progress import Teller
-    from pipeline.release.publish import publish_external
+    from pipeline.release.publish import publish_file
 
     opened = open_store(root, config)
     named, refused = _named(files, name)
@@ -95,12 +103,13 @@ def import_files(
             continue
         try:
             with Teller().stage("import") as meter:
-                release = publish_external(
+                release = publish_file(
                     file,
                     store=opened,
                     image=image,
                     version=version,
                     platform=platform,
+                    data=data,
                     allow_external=allow_external,
                     move=move,
                     meter=meter,
@@ -128,6 +137,7 @@ def import_files(
 def _named(files: list[Path], name: str | None) -> tuple[list[tuple[Path, str, str]], list[SqshpipeError]]:
     """(file, image, version) of each, and an error for each file that cannot be taken."""
     from pipeline.config.names import check_version, split_name
+    from pipeline.convert.data import is_data
     from pipeline.store.adopt import guess_name
 
     if name is not None:
@@ -145,9 +155,11 @@ def _named(files: list[Path], name: str | None) -> tuple[list[tuple[Path, str, s
     def look(file: Path) -> None:
         try:
             if not file.exists():
-                raise ConfigError(f"{file} does not exist", hint="give the path of a .sqsh")
+                raise ConfigError(f"{file} does not exist", hint="give the path of a .sqsh or of data")
+            if name is None and is_data(file):
+                raise ConfigError(f"the data {file} needs a name", hint="give --as NAME:VERSION")
             named.append((file, *((image, version) if name is not None else guess_name(file))))
-        except ConfigError as error:
+        except (ConfigError, FormatError) as error:
             refused.append(error)
 
     for file in files:

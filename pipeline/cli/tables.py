@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.report.text import cells, clock, folded, padded
-from pipeline.store.record import mapping, rows
+from pipeline.store.record import DATA, mapping, rows
 from pipeline.text import human_bytes, short, shown
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _facts(
     yield "path", release.public_path
     yield "size", f"{human_bytes(release.size)} ({release.size:,} bytes)"
     yield "sha256", release.sha256
-    yield "platform", release.platform
+    yield ("kind", DATA) if release.kind == DATA else ("platform", release.platform)
     yield "created", f"{clock(release.created)} UTC"
     source, base = mapping(release.source), mapping(release.base)
     yield "image", source.get("repository")

@@ -154,7 +154,7 @@ class ConvertModel(Model):
     keep_xattrs: bool = False
     early: bool = Field(
         default=True,
-        description="Let `native` pack layers while the image is scanned; the file stays the same.",
+        description="Let `native` pack layers beside build and scan; the file stays the same.",
     )
 
 
@@ -325,11 +325,10 @@ class ImagesFile(Model):
     images: dict[ImageName, ImageModel] = Field(min_length=1)
 
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON schema of images.yaml, for editors."""
     schema = ImagesFile.model_json_schema()
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "sqshpipe images.yaml",
-    }
+    return {"$schema": DIALECT, **schema, "title": "sqshpipe images.yaml"}

@@ -111,7 +111,7 @@ class ConvertOptions:
     """How the .sqsh is made; ``block_size`` is in bytes, a power of two from 4 KiB to 1 MiB.
 
     ``zstd_level`` counts for zstd alone: gzip and lz4 are written as mksquashfs writes them by itself.
-    ``early`` lets ``native`` pack layers while the image is scanned; it does not change the file.
+    ``early`` lets ``native`` pack layers beside build and scan; it does not change the file.
     """
 
     converter: ConverterName = "auto"

@@ -122,6 +122,14 @@ def read_dockerfile(path: Path) -> bytes:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def dockerfile_text(raw: bytes, path: Path) -> str:
+    """The text of a Dockerfile. Raises ConfigError for bytes that are not UTF-8."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
 def _take_out(context: dict[str, str], own: str, sha256: str, path: Path) -> None:
     """Leave in ``context`` what the Dockerfile's fingerprint does not say: ``!`` where it is not sent."""
     found = context.pop(own, None)

@@ -39,8 +39,8 @@ _ENDED = {
     "FAILED": ("ECR could not scan it", "start it again (aws ecr start-image-scan), or " + _TRIVY),
     "UNSUPPORTED_IMAGE": ("ECR does not know its operating system or media type", _TRIVY),
     "SCAN_ELIGIBILITY_EXPIRED": (
-        "ECR has stopped to look at it, since nobody pulled it for long",
-        "a longer re-scan duration in Amazon Inspector, or " + _TRIVY,
+        "Amazon Inspector has stopped to look at it: its push is long ago, and a .sqsh is no use of it",
+        "set Inspector's rescanDuration to LIFETIME (aws inspector2 update-configuration), or " + _TRIVY,
     ),
     "FINDINGS_UNAVAILABLE": ("ECR has no findings for it", "check that Amazon Inspector is on, or " + _TRIVY),
     "LIMIT_EXCEEDED": ("the account has no scans left today", "try again tomorrow, or " + _TRIVY),

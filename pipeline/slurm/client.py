@@ -57,9 +57,9 @@ def installed() -> bool:
     return True
 
 
-def comment_for(sha256: str) -> str:
-    """The comment that makes a job count as a user of the .sqsh with this digest (hex)."""
-    return f"sqshpipe:{sha256}"
+def comment_for(*digests: str) -> str:
+    """The comment that makes a job count as a user of the .sqsh files with these digests (hex)."""
+    return ",".join(f"sqshpipe:{digest}" for digest in digests)
 
 
 def jobs() -> tuple[Job, ...]:

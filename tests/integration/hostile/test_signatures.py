@@ -509,11 +509,12 @@ def test_a_mount_that_a_prolog_makes(site: Site) -> None:
     _rewritten(site.store.find(UNSIGNED, HOST).path)
     with pytest.raises(ToolError, match="has changed its bytes"):
         job_mount.acquire(settings, sha256, "7", user)
-    found = trust.demand_of(site.store.layout, "demo", "v1.0", HOST, None)
-    assert job_mount._unsigned(settings, "demo", "v1.0", found.sha256) == ""
-    assert "has changed" in job_mount._unsigned(settings, "demo", "v1.0", sha256), "exchanged meanwhile"
+    entry = {"sha256": sha256, "file": f"blobs/sha256/{sha256}.sqsh"}
+    with pytest.raises(importer.Refused, match=r"v1\.0 has changed"):  # exchanged meanwhile
+        job_mount._demand_signature(settings, importer.Found("demo", "v1.0", entry))
     site.store.layout.record("demo", "v1.0", HOST).unlink()
-    assert "has no record" in job_mount._unsigned(settings, "demo", "v1.0", found.sha256)
+    with pytest.raises(importer.Refused, match="has no record"):
+        job_mount._demand_signature(settings, importer.Found("demo", "v1.0", entry))
 
 
 def test_a_yanked_release_by_its_path(site: Site) -> None:

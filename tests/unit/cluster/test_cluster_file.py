@@ -28,6 +28,8 @@ ENVIRONMENT = {
     "FSX_OPENZFS_VOLUME_ID": "fsvol-0123456789abcdef0",
     "FSX_LUSTRE_ID": "fs-0123456789abcdef0",
     "CAPACITY_RESERVATION_ID": "cr-0123456789abcdef0",
+    "ACCOUNT_ID": "123456789012",
+    "KEY_NAME": "my-key",
 }
 # What a guide for ParallelCluster with p4d or p5 says, written for us.
 GUIDE = """
@@ -167,8 +169,10 @@ def test_a_starter_renders_as_it_stands(kind: bootstrap.Kind, tmp_path: Path) ->
         assert made.head is None
 
 
-def test_the_example_in_the_documents_renders(tmp_path: Path) -> None:
-    examples = re.findall(r"```yaml\n(.*?)```", (DOCS / "explanation" / "cluster.md").read_text(), re.DOTALL)
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("page", ["explanation/cluster.md", "how-to/parallelcluster.md"])
+def test_the_example_in_the_documents_renders(tmp_path: Path, page: str) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert examples
     for text in examples:
         made = load(tmp_path, text)
