@@ -1,4 +1,4 @@
-"""The container image of sqshpipe itself, built by sqshpipe from its wheel, on a base that has its packages."""
+"""The container image of sqshpipe, built by sqshpipe from its wheel, on a base that has its packages."""
 
 from __future__ import annotations
 
