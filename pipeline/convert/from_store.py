@@ -190,5 +190,5 @@ def compared_in(record: Record) -> list[tuple[Pair, Compared]]:
 
 
 def _count(value: object) -> int:
-    """The value as a number of bytes, -1 when it is none."""
+    """The value as a number of bytes, -1 when it is not one."""
     return value if type(value) is int and 0 <= value < 1 << 62 else -1

@@ -158,7 +158,7 @@ def layer_index(index: PackIndex, placed: Placed, *, data_size: int, xattrs: boo
 
 
 def _add_content(made: LayerIndex, index: PackIndex, placed: Placed) -> None:
-    """Where the content of shown files lies, with the words of those that have blocks."""
+    """Where the content of shown files lies, with block words of those that have blocks."""
     block_size, count = index.header["block_size"], len(index)
     made.positions, made.offsets = array("Q", bytes(8 * count)), array("I", bytes(4 * count))
     numbers: dict[int, int] = {}
