@@ -206,15 +206,16 @@ def _demand_trust(settings: Settings, found: pyxis_importer.Found, record: dict[
         raise Refused(f"{found.image}:{found.version} was made elsewhere (external)")
     if not isinstance(checks, list) or _CHECKED not in checks:
         raise Refused(f"the files of {found.image}:{found.version} were never compared with its image")
-    if trust.of_node() is not None:
-        _demand_signature(settings, found)
+    _demand_signature(settings, found)
 
 
 def _demand_signature(settings: Settings, found: pyxis_importer.Found) -> None:
-    """Raise Refused unless the release has a signature that this node requires.
+    """Raise Refused for a release that lacks a signature which this node requires.
 
-    The importer's mark is left then. The record is read again: it may have changed meanwhile.
+    Otherwise the mark is left that the importer demands. The record is read again: it may have changed.
     """
+    if trust.of_node() is None:
+        return
     layout = Layout(Path(settings.store))
     try:
         record = trust.demand_of(layout, found.image, found.version, pyxis_importer.platform(), None)

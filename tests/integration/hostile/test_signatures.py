@@ -509,12 +509,17 @@ def test_a_mount_that_a_prolog_makes(site: Site) -> None:
     _rewritten(site.store.find(UNSIGNED, HOST).path)
     with pytest.raises(ToolError, match="has changed its bytes"):
         job_mount.acquire(settings, sha256, "7", user)
-    entry = {"sha256": sha256, "file": f"blobs/sha256/{sha256}.sqsh"}
-    with pytest.raises(importer.Refused, match=r"v1\.0 has changed"):  # exchanged meanwhile
-        job_mount._demand_signature(settings, importer.Found("demo", "v1.0", entry))
+    signed_sha256 = trust.demand_of(site.store.layout, "demo", "v1.0", HOST, None).sha256
+
+    def found(digest: str) -> importer.Found:
+        return importer.Found("demo", "v1.0", {"sha256": digest, "file": f"blobs/sha256/{digest}.sqsh"})
+
+    job_mount._demand_signature(settings, found(signed_sha256))
+    with pytest.raises(importer.Refused, match="has changed"):  # exchanged meanwhile
+        job_mount._demand_signature(settings, found(sha256))
     site.store.layout.record("demo", "v1.0", HOST).unlink()
     with pytest.raises(importer.Refused, match="has no record"):
-        job_mount._demand_signature(settings, importer.Found("demo", "v1.0", entry))
+        job_mount._demand_signature(settings, found(signed_sha256))
 
 
 def test_a_yanked_release_by_its_path(site: Site) -> None:
