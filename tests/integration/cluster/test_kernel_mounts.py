@@ -17,19 +17,22 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.attest import signing
 from pipeline.errors import FormatError, ToolError
-from pipeline.node import enter, job_mount, shared_mount
+from pipeline.node import enter, job_mount, shared_mount, signed
 from pipeline.node import run as running
 from pipeline.node.image_file import ImageFile
 from pipeline.node.pyxis_importer import Settings
 from pipeline.node.user_mount import User
 from pipeline.slurm import client
+from pipeline.store import attest, trust
 from pipeline.store.record import Release
 from pipeline.system import mount_api
 from tests.support.faults import people
 from tests.support.images import job_image, small_root
 from tests.support.images.job_image import USER, JobNode
 from tests.support.waiting import until
+from tests.unit.store.test_attest import write_keys
 
 pytestmark = pytest.mark.needs("root", "mksquashfs", "squashfuse")
 ENROOT = os.environ.get("SQSHPIPE_TEST_ENROOT") or shutil.which("enroot") or ""
@@ -447,6 +450,22 @@ def test_a_local_copy_is_mounted_and_stands_for_both_paths(node: JobNode, releas
     local.chmod(0o666)
     job_mount.acquire(settings, release.sha256, "8", USER)
     assert shared_mount.mounted_file(node.node / release.sha256) == str(release.path)
+
+
+def test_where_signatures_are_required_only_signed_releases_are_mounted(
+    node: JobNode, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = write_keys(node.folder, "ours")
+    policy, marks = node.folder / "signatures.json", node.folder / "marks"
+    required = trust.Required(keys=signing.open_keys(public), source=policy, marks=marks)
+    monkeypatch.setattr(trust, "NODE_POLICY", policy)
+    signed.install(required)
+    with pytest.raises(ToolError, match="is not signed by the key"):
+        job_mount.acquire(node.settings, release.sha256, "7", USER)
+    assert node.mounts() == []
+    attest.sign(node.store.layout, release, signing.open_signer(private))
+    job_mount.acquire(node.settings, release.sha256, "7", USER)
+    assert len(list(marks.iterdir())) == 1
 
 
 @contextlib.contextmanager
