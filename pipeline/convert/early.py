@@ -20,7 +20,7 @@ from pipeline.convert.tree import require_sizes
 from pipeline.errors import SqshpipeError
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
-from pipeline.progress import Meter
+from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.pack import PackDamaged
 from pipeline.system.parallel import Halt, StoppedError
 from pipeline.system.polite import PoliteHalt, lowest_priority
@@ -41,12 +41,21 @@ class EarlyPacking:
         self._cache = pack_cache(cache)
         self._limits = limits
         self._halt = Halt()
+        self._behind = PoliteHalt(self._halt)
         self._meter = _LaterMeter()
         self._threads: list[threading.Thread] = []
 
     def begin(self, open_source: Callable[[], ImageSource], *, behind: bool = False) -> None:
-        """Pack the layers of an image too. `behind`: with what processor time other processes leave."""
-        arguments = (open_source, behind, tuple(self._threads))
+        """Pack the layers of an image too.
+
+        `behind`: with what processor time other processes leave. The next image ends that, since threads may
+        not raise their priority again, and what is left of those layers is not worth waiting for.
+        """
+        self._behind.set()
+        if behind:
+            self._behind = PoliteHalt(self._halt)
+        halt = self._behind if behind else self._halt
+        arguments = (open_source, halt, tuple(self._threads))
         thread = threading.Thread(target=self._run, args=arguments, name="early-packing", daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -66,14 +75,12 @@ class EarlyPacking:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _run(
-        self, open_source: Callable[[], ImageSource], behind: bool, before: tuple[threading.Thread, ...]
+        self, open_source: Callable[[], ImageSource], halt: Halt, before: tuple[threading.Thread, ...]
     ) -> None:
         for thread in before:  # they may be at the same layers
             thread.join()
-        halt = self._halt
-        if behind:
+        if isinstance(halt, PoliteHalt):
             lowest_priority()
-            halt = PoliteHalt(halt)
         try:
             halt.check()
             self._pack(open_source(), halt)
@@ -93,7 +100,7 @@ class EarlyPacking:
             codec=codec_of(self._options),
             cache=self._cache,
             limits=self._limits,
-            meter=self._meter,
+            meter=SILENT if isinstance(halt, PoliteHalt) else self._meter,  # it may be ended before its end
             halt=halt,
         )
         require_sizes(packing.source, self._limits)

@@ -48,6 +48,7 @@ class ReadBack:
         self.sha256 = sha256
         self.inodes = inodes
         self.superblock = image.superblock
+        self._state = _state(image.descriptor)
         self._fragments = image.fragments
         self._packs = packs
         self._ranges = ranges
@@ -55,6 +56,10 @@ class ReadBack:
         self._known: dict[int, tuple[int, int] | None] = {}
         self._tails: dict[int, dict[tuple[int, int], int]] = {}
         self._files: dict[int, dict[int, int]] = {}
+
+    def is_of(self, descriptor: int) -> bool:
+        """Whether this open file is the one that was read, and nobody has written to it since."""
+        return _state(descriptor) == self._state
 
     def proves(self, inode: Inode, node: NodeLike) -> bool:
         """Whether a file's content is proven to be that of `node`, so that it need not be expanded."""
@@ -132,6 +137,11 @@ class ReadBack:
         if position + length > item.target + item.length:
             return None
         return item.layer, item.source + position - item.target
+
+
+def _state(descriptor: int) -> tuple[int, ...]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _tails(pack: PackIndex, block_size: int) -> dict[tuple[int, int], int]:

@@ -55,11 +55,14 @@ def _share_of_others(seconds: float) -> float:
 
 
 def _ticks() -> tuple[float, float]:
-    """Processor time since the start of the machine: of all processes but this one, and that there was."""
-    try:
-        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
-        user, nice, system, idle, waiting, *rest = map(int, fields)
-    except (OSError, ValueError):
-        return 0, 0
-    busy = user + nice + system + sum(rest)
-    return busy - time.process_time() * _TICKS, busy + idle + waiting
+    """Time of the processors that this process may use: what all others took, and all that there was."""
+    mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    busy = total = 0
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/stat").read_text(encoding="ascii").splitlines():
+            name, *fields = line.split()
+            if name in mine:
+                user, nice, system, idle, waiting, *rest = map(int, fields[:8])
+                busy += user + nice + system + sum(rest)
+                total += user + nice + system + sum(rest) + idle + waiting
+    return busy - time.process_time() * _TICKS, total

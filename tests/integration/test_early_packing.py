@@ -1,7 +1,8 @@
-"""Layers are packed while the scanner works: what follows the verdict, and what a rejection leaves."""
+"""Layers are packed beside build and scan: what follows the verdict, and what a rejection leaves."""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
+from demo.engine import PrivateEngine
 from demo.registry import PrivateRegistry
 from pipeline.bases.clients import Clients
 from pipeline.config.lock import Lock
@@ -24,7 +26,7 @@ from pipeline.config.types import (
     StoreSettings,
 )
 from pipeline.convert.packing import pack_cache
-from pipeline.errors import RegistryError, ScanRejected
+from pipeline.errors import RegistryError, ScanRejected, ToolError
 from pipeline.oci.manifest import OCI_LAYER
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
@@ -36,6 +38,8 @@ from pipeline.release import path, stages
 from pipeline.release.run import Run, Stage
 from pipeline.scan.gate import ScanReport
 from pipeline.store.store import Store
+from pipeline.system import polite
+from pipeline.system.parallel import Halt, StoppedError
 from tests.support.images.layers import LayerBuilder
 from tests.support.images.pushed import push_image
 from tests.support.store.releases import new_store
@@ -248,3 +252,139 @@ def test_a_failure_that_stays_is_reported_by_the_conversion(
     with pytest.raises(RegistryError, match="the registry is away"):
         path.release(run, spec_of(base), V1)
     assert packs(run) == []
+
+
+def built_spec(base: Reference, folder: Path, **options: Any) -> ImageSpec:
+    folder.mkdir()
+    (folder / "Dockerfile").write_text(f"FROM {base}\nCOPY train.py /opt/\n", encoding="utf-8")
+    (folder / "train.py").write_text("print('training')\n", encoding="utf-8")
+    spec = spec_of(base, **options)
+    return dataclasses.replace(spec, dockerfile=folder / "Dockerfile", context=folder)
+
+
+@pytest.fixture
+def building(engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Lets builds do some work first, on a machine that has nothing else to do."""
+    monkeypatch.setattr(polite, "_share_of_others", lambda _: 0.0)
+    monkeypatch.setenv("DOCKER_HOST", engine.host)
+    real = stages.build
+
+    def first(work: Callable[[], None]) -> None:
+        def build(*given: Any, **named: Any) -> Any:
+            work()
+            return real(*given, **named)
+
+        monkeypatch.setattr(stages, "build", build)
+
+    return first
+
+
+@pytest.mark.needs("dockerd", "root")
+def test_the_base_is_packed_while_the_image_is_built(
+    run: Run,
+    base: Reference,
+    watched: Watched,
+    building: Callable[[Callable[[], None]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The packs of the base are there before its first step, and none of its layers is packed again."""
+    made: dict[Path, int] = {}
+
+    def work() -> None:
+        assert until(lambda: packs(run).count(True) == len(LAYERS) and no_thread(), 60)
+        made.update({pack.path: pack.path.stat().st_ino for pack in pack_cache(run.config.cache).packs()})
+
+    building(work)
+    scanner(monkeypatch, lambda: None)
+    spec = built_spec(base, tmp_path / "sources")
+    reached = path.release(run, spec, V1)
+    assert reached.release is not None
+    after = {pack.path: pack.path.stat().st_ino for pack in pack_cache(run.config.cache).packs()}
+    assert len(after) == len(LAYERS) + 1
+    assert made.items() <= after.items()
+
+
+@pytest.mark.needs("dockerd", "root")
+def test_a_build_that_fails_ends_the_packing(
+    run: Run,
+    base: Reference,
+    watched: Watched,
+    building: Callable[[Callable[[], None]], None],
+    tmp_path: Path,
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        release.wait(2)
+
+    def work() -> None:
+        assert begun.wait(30)
+        raise ToolError("the build failed")
+
+    watched.before = slow
+    building(work)
+    with pytest.raises(ToolError, match="the build failed"):
+        path.release(run, built_spec(base, tmp_path / "sources"), V1)
+    assert no_thread()
+    assert False not in packs(run), "an unfinished pack stays"
+
+
+@pytest.mark.needs("dockerd", "root")
+def test_a_busy_machine_does_not_keep_a_release_waiting(
+    run: Run,
+    base: Reference,
+    watched: Watched,
+    building: Callable[[Callable[[], None]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Others take all processors all the time: only what is packed beside the build waits for them."""
+    monkeypatch.setattr(polite, "_share_of_others", lambda seconds: time.sleep(seconds) or 1.0)
+
+    building(lambda: time.sleep(1))
+    scanner(monkeypatch, lambda: None)
+    path.release(run, built_spec(base, tmp_path / "sources"), V1, until=Stage.VERIFY)
+    assert packs(run) == [True] * (len(LAYERS) + 1)
+
+
+@pytest.mark.needs("dockerd", "root")
+@pytest.mark.parametrize("why", ["turned off", "no conversion follows"])
+def test_the_base_is_not_packed_in_vain(
+    run: Run,
+    base: Reference,
+    watched: Watched,
+    building: Callable[[Callable[[], None]], None],
+    tmp_path: Path,
+    why: str,
+) -> None:
+    def work() -> None:
+        assert not until(lambda: watched.opened or not no_thread(), 2)
+
+    building(work)
+    off = why == "turned off"
+    spec = built_spec(base, tmp_path / "sources", early=not off)
+    path.release(run, spec, V1, until=Stage.VERIFY if off else Stage.PUSH)
+    assert bool(watched.opened) == off, "the conversion reads the layers"
+
+
+def test_who_works_behind_others_waits_while_they_take_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.9, 1.0, 0.8, 0.2])
+    monkeypatch.setattr(polite, "_share_of_others", lambda _: next(shares))
+    halt = polite.PoliteHalt(Halt())
+    halt.check()
+    assert next(shares, None) is None, "it waited until the others took less"
+    halt.check()  # and does not look again at once
+
+
+def test_who_waits_for_others_ends_when_it_shall(monkeypatch: pytest.MonkeyPatch) -> None:
+    outer = Halt()
+
+    def busy(_: float) -> float:
+        outer.set()
+        return 1.0
+
+    monkeypatch.setattr(polite, "_share_of_others", busy)
+    with pytest.raises(StoppedError):
+        polite.PoliteHalt(outer).check()
