@@ -292,6 +292,13 @@ def refresh(told: Found) -> str:
     return f"{_signature(told, about)}\n\n{_grid(('registry', 'median', 'best', 'CPU'), rows)}"
 
 
+def small_files(told: Found) -> str:
+    """A folder beside a .sqsh on the same distant file system."""
+    rows = [(row["way"], f"{row['seconds']:.1f} s", f"{row['requests']:,}") for row in told["rows"]]
+    about = f"{told['files']:,} files of 4 KiB; {told['delay_ms']} ms before each answer. "
+    return f"{_signature(told, about)}\n\n{_grid(('way', 'time', 'requests'), rows)}"
+
+
 def node(told: Found) -> str:
     """Where time goes at a node's start."""
     about = "Bytes are what the node reads of the file until then. "

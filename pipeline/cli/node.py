@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import files, options, output
 from pipeline.cli.cluster import write_out
 from pipeline.cli.files import Image, wanted
 from pipeline.cli.prewarm import prewarm, warm_here
@@ -134,13 +134,13 @@ def install(
         from pipeline.node import tool as tools
 
         command = tools.install((tool or prefix).absolute(), store=root)
-        output.tell(
+        output.note(
             f"sqshpipe is {command} here, and needs Python {sys.version_info[0]}.{sys.version_info[1]}"
             " on each machine that runs it"
         )
     program_of_ours = shim.install(prefix.absolute())
     if mounts == "kernel":
-        output.tell(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
+        output.note(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
     output.data(plugstack_line(program))
 
 
@@ -182,7 +182,7 @@ def check_node(
     """
     from pipeline.node import check as node_check
 
-    found = node_check.check(wanted(image, store).path, node_check.this_host(), efa=efa)
+    found = node_check.check(files.image(image, store).path, node_check.this_host(), efa=efa)
     found += node_check.software() + node_check.kernel_mounts(settings)
     if "/" not in image or leases:
         found.append(node_check.leases(leases or open_store(store).layout.leases))
@@ -224,7 +224,7 @@ def bench_node(
     if not as_json:
         output.data(f"{'':<25} ranks  first rank  of the store  work        of the store")
     place = scratch or Path(tempfile.gettempdir())
-    for each in bench.bench(wanted(image, store), place, command or (), ranks=ranks or bench.RANKS):
+    for each in bench.bench(files.image(image, store), place, command or (), ranks=ranks or bench.RANKS):
         rows.append(dataclasses.asdict(each))
         if not as_json:
             way = f"{each.way}, warm" if each.warm else each.way
@@ -247,7 +247,7 @@ def unpack(image: Image, store: options.Store = None) -> None:
             if found.others
             else ""
         )
-        output.tell(
+        output.note(
             f"unpacked in {found.seconds:.1f} s, which pyxis 0.24 does not need: {found.folder}{beside}"
         )
     output.data(found.name)

@@ -33,13 +33,25 @@ def plan(
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Only the images' names, as JSON on one line. Exits with 0.")
     ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline", help="Ask nobody: only whether images.yaml, Dockerfiles and images.lock are sound."
+        ),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show what would run, and why; exit with 10 if anything would."""
+    """Show what would run, and why; exit with 10 if anything would.
+
+    With --offline: exit with 2 for what is not valid, with 10 if images.lock does not fit images.yaml.
+    """
     from pipeline.config.reading import load
 
     settings = load(config, store=store, registry=registry)
     specs = settings.select(names or ())
+    if offline:
+        _offline(settings, specs, as_json=as_json)
+        return
     if changed_since is not None:
         specs = _only_affected(settings, specs, changed_since)
     if matrix:
@@ -62,6 +74,25 @@ def plan(
     if made.unknown:
         raise typer.Exit(RegistryError.exit_code)
     if made.has_changes:
+        raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
+
+
+def _offline(settings: Config, specs: tuple[ImageSpec, ...], *, as_json: bool) -> None:
+    from pipeline.config.lock import read_lock
+    from pipeline.plan.offline import check
+
+    checked = check(settings, specs, read_lock(settings.lock_path))
+    if as_json:
+        output.data_json({"invalid": [each.message for each in checked.invalid], "stale": checked.stale})
+    else:
+        for sentence in checked.stale:
+            output.data(sentence)
+    for error in checked.invalid[1:]:
+        output.failure(error)
+    if checked.invalid:
+        raise checked.invalid[0]
+    if checked.stale:
+        output.note("sqshpipe lock brings images.lock up to date")
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
@@ -184,7 +215,7 @@ def lock(
             if answer.problem is None:
                 output.data(_line(answer))
     for reference, made_by in waiting.items():
-        output.tell(
+        output.note(
             f"{reference} does not exist yet: {made_by} of this images.yaml makes it. "
             f"Release in this order: sqshpipe release {made_by}, then sqshpipe lock, then what is built on it"
         )
