@@ -56,6 +56,10 @@ MaxUnpacked = Annotated[str, typer.Option("--max-unpacked", help="How much the i
 MaxRatio = Annotated[
     int, typer.Option("--max-ratio", min=1, help="How many bytes a stored one may become, beyond 4G.")
 ]
+SourceStore = Annotated[
+    Path | None,
+    typer.Option("--store", envvar="SQSHPIPE_STORE", help="Take layers from its releases (native)."),
+]
 File = Annotated[Path, typer.Argument(help="A .sqsh.", show_default=False)]
 
 
@@ -72,6 +76,7 @@ def convert(
     max_unpacked: MaxUnpacked = "1T",
     max_ratio: MaxRatio = 250,
     force: Force = False,
+    store: SourceStore = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     as_json: options.Json = False,
 ) -> None:
@@ -83,10 +88,12 @@ def convert(
     from pipeline.cli.stores import host_platform
     from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert import convert as stage
+    from pipeline.convert.from_store import StoredLayers
     from pipeline.convert.sources import opened_source
     from pipeline.convert.verify import verify as verify_file
     from pipeline.errors import ConfigError
     from pipeline.oci.platform import Platform
+    from pipeline.store.store import Store
 
     if file.exists() and not force:
         raise ConfigError(f"{file} exists", hint="choose another --output, or give --force to replace it")
@@ -97,9 +104,11 @@ def convert(
     scratch, console = scratch_folder(config), ConsoleProgress()
     with _unverified(file) as unverified:
         with console.stage("convert") as meter:
-            with opened_source(
-                source, Platform.parse(platform or host_platform()), scratch=scratch, meter=meter
-            ) as image:
+            wanted = Platform.parse(platform or host_platform())
+            with (
+                opened_source(source, wanted, scratch=scratch, meter=meter) as image,
+                contextlib.nullcontext() if store is None else StoredLayers(Store(store)) as stored,
+            ):
                 made = stage.convert(
                     image,
                     chosen,
@@ -108,6 +117,7 @@ def convert(
                     cache=cache_folder(config),
                     limits=limits,
                     meter=meter,
+                    stored=stored,
                 )
             console.result(f"{made.converter.name}, sha256:{short(made.sha256)}")
         with console.stage("verify") as meter:

@@ -212,6 +212,7 @@ def _store_settings(model: document.StoreModel, folder: Path) -> StoreSettings:
         stripe=(stripe.count, parse_size(stripe.size)) if stripe else None,
         grace=model.grace,
         delete_after=model.delete_after,
+        trust_synced=model.trust_synced,
         require_signature=key,
     )
 

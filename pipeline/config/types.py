@@ -92,6 +92,8 @@ class StoreSettings:
     """Lustre: (number of targets, bytes of a piece)."""
     grace: timedelta = timedelta(days=30)
     delete_after: timedelta = timedelta(days=14)
+    trust_synced: bool = False
+    """Whether conversions take layers from releases that were brought by `sync`."""
     require_signature: str | None = None
     """Path of a PEM file with public keys, or ``awskms:KEY-ID``: what they did not sign does not resolve."""
 

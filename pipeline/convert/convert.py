@@ -7,6 +7,7 @@ sees half of one. Scratch is removed on any exit; what a run that was killed lef
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
@@ -32,11 +34,15 @@ from pipeline.oci.rootfs import FORMAT_VERSION
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import SILENT, Meter
+from pipeline.squashfs.cache import Compared, Pair
 from pipeline.squashfs.proof import ReadBack
 from pipeline.squashfs.ranges import PackRanges
 from pipeline.system.hashing import hashed
 from pipeline.system.memory import out_of_memory
 from pipeline.system.scratch import held_folder, scratch_folder
+
+if TYPE_CHECKING:
+    from pipeline.convert.from_store import StoredLayers
 
 log = structlog.get_logger()
 
@@ -70,7 +76,9 @@ class SquashfsFile(WrittenFile):
     """A .sqsh that a converter has made of an image.
 
     ``source`` is the digest of the image's manifest, ``layers`` what it lists, base first, ``ranges`` what of
-    the file is out of layer packs (native only).
+    the file is out of layer packs, ``layer_indexes`` what is attached to a release about them, ``read`` what
+    was read back from the disk (all three native only), ``compared`` the layers whose blobs were compared
+    with their diff_ids.
     """
 
     source: Digest
@@ -78,6 +86,8 @@ class SquashfsFile(WrittenFile):
     config: ImageConfig
     layers: tuple[Descriptor, ...] = ()
     ranges: PackRanges | None = None
+    layer_indexes: bytes | None = None
+    compared: tuple[tuple[Pair, Compared], ...] = ()
     read: ReadBack | None = None
 
 
@@ -119,13 +129,15 @@ def convert(
     limits: Limits = DEFAULT_LIMITS,
     staged: bool = False,
     meter: Meter = SILENT,
+    stored: StoredLayers | None = None,
 ) -> SquashfsFile:
     """Make ``output`` from ``source``; what is at ``output`` is replaced once the new file is complete.
 
     ``staged`` says that ``output`` is a name of a store's staging area, which the store cleans up, with all
     longer names that begin with it. ``scratch`` is where a working folder is made, ``cache`` keeps layers for
-    the next time; beyond ``limits`` an image is refused. Raises ToolError (a tool, space, a folder that
-    cannot be written), RegistryError, FormatError, ConfigError.
+    the next time; beyond ``limits`` an image is refused. ``stored`` are releases of which ``native`` takes
+    what they have of the layers. Raises ToolError (a tool, space, a folder that cannot be written),
+    RegistryError, FormatError, ConfigError.
     """
     name = choose_converter(options, from_registry=_is_registry(source))
     _compare_with_native(name, source, options, cache)
@@ -139,8 +151,11 @@ def convert(
     def made(name: str, partial: Path) -> Converted:
         log.info("converting", image=source.name, converter=name)
         began = time.monotonic()
+        converter = _converter(name)
+        if name == "native" and stored is not None:
+            converter = functools.partial(cast("Any", converter), stored=stored)
         with scratch_folder(scratch) as folder:
-            done = _converter(name)(
+            done = converter(
                 source, options, output=partial, scratch=folder, cache=cache, limits=limits, meter=meter
             )
         _note_measure(done, source, cache, seconds=time.monotonic() - began)
@@ -178,6 +193,8 @@ def convert(
         config=source.config(),
         layers=source.manifest().layers,
         ranges=done.ranges,
+        layer_indexes=done.layers,
+        compared=done.compared,
         read=done.read,
     )
 

@@ -7,21 +7,26 @@ compared. Whatever goes wrong here is no error: the conversion does the same wor
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import structlog
 
 from pipeline.config.types import ConvertOptions
-from pipeline.convert.packing import Packing, codec_of, pack_cache
+from pipeline.convert.from_store import StoredLayers
+from pipeline.convert.packing import Packing, codec_of, pack_cache, until_sound
 from pipeline.convert.tree import require_sizes
 from pipeline.errors import SqshpipeError
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.pack import PackDamaged
+from pipeline.squashfs.stitch import StitchOptions, require_all
+from pipeline.squashfs.stored import StoredPack
 from pipeline.system.parallel import Halt, StoppedError
 from pipeline.system.polite import PoliteHalt, lowest_priority
 
@@ -33,10 +38,14 @@ _PATIENCE = (
 )
 
 
+OpenStored = Callable[[], AbstractContextManager[StoredLayers | None]]
+
+
 class EarlyPacking:
     """Packs the layers of images in threads of its own until `finish` or `end`, one image after the other."""
 
-    def __init__(self, options: ConvertOptions, cache: Path, limits: Limits) -> None:
+    def __init__(self, options: ConvertOptions, cache: Path, limits: Limits, stored: OpenStored) -> None:
+        self._open_stored = stored
         self._options = options
         self._cache = pack_cache(cache)
         self._limits = limits
@@ -83,7 +92,7 @@ class EarlyPacking:
             lowest_priority()
         try:
             halt.check()
-            self._pack(open_source(), halt)
+            self._pack(open_source(), halt, whole=not isinstance(halt, PoliteHalt))
         except StoppedError:
             log.debug("packing before the verdict was ended")
         except PackDamaged as error:
@@ -93,33 +102,57 @@ class EarlyPacking:
         except Exception:  # the conversion meets it again, where it is reported
             log.debug("packing before the verdict failed", exc_info=True)
 
-    def _pack(self, source: ImageSource, halt: Halt) -> None:
-        packing = Packing(
-            source=source,
-            options=self._options,
-            codec=codec_of(self._options),
-            cache=self._cache,
-            limits=self._limits,
-            meter=SILENT if isinstance(halt, PoliteHalt) else self._meter,  # it may be ended before its end
-            halt=halt,
-        )
-        require_sizes(packing.source, self._limits)
+    def _pack(self, source: ImageSource, halt: Halt, *, whole: bool) -> None:
+        require_sizes(source, self._limits)
         self._cache.refuse_others()
         self._cache.remove_leftovers()
-        with contextlib.ExitStack() as opened:
-            tally = packing.tally()
-            packing.packs(opened, tally, None)
+        with self._open_stored() as stored:
+            packing = Packing(
+                source=source,
+                options=self._options,
+                codec=codec_of(self._options),
+                cache=self._cache,
+                limits=self._limits,
+                meter=self._meter if whole else SILENT,  # it may be ended before its end
+                halt=halt,
+                stored=stored,
+            )
+            until_sound(packing, functools.partial(_prepare, packing, whole=whole))
+
+
+def _prepare(packing: Packing, *, whole: bool) -> None:
+    """Read here all that the conversion would lack, so that it needs no more than packs and releases.
+
+    Without `whole` these are not all layers of the image: what it hides of them is not known yet.
+    """
+    with contextlib.ExitStack() as opened:
+        tally = packing.tally()
+        packs = packing.packs(opened, tally, None)
+        stored = any(isinstance(pack, StoredPack) for pack in packs)
+        if whole or not stored:
             packing.compare_the_rest(tally)
+        if whole and stored:
+            from pipeline.convert.native import assembled
+
+            packs, tree = assembled(packing, opened, None)
+            options = StitchOptions(codec=packing.codec, block_size=packing.options.block_size)
+            require_all(tree, packs, options)
 
 
 @contextlib.contextmanager
-def early_packing(options: ConvertOptions, *, cache: Path, limits: Limits) -> Iterator[EarlyPacking]:
+def early_packing(
+    options: ConvertOptions,
+    *,
+    cache: Path,
+    limits: Limits,
+    stored: OpenStored = contextlib.nullcontext,
+) -> Iterator[EarlyPacking]:
     """Pack layers in the background; on leaving, what is not done is ended.
 
-    `convert` with the same options and cache folder then finds the packs there. Nothing that goes wrong with
-    them is raised.
+    `convert` with the same options and cache folder then finds the packs there; what releases of `stored`
+    have is not packed. Nothing that goes wrong with them is raised.
     """
-    early = EarlyPacking(options, cache, limits)
+    early = EarlyPacking(options, cache, limits, stored)
     try:
         yield early
     finally:

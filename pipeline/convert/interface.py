@@ -12,6 +12,7 @@ from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
 from pipeline.progress import Meter
+from pipeline.squashfs.cache import Compared, Pair
 from pipeline.squashfs.proof import ReadBack
 from pipeline.squashfs.ranges import PackRanges
 
@@ -22,7 +23,9 @@ class Converted:
 
     A converter that knows sha256 (hex) and size gives them, and has seen to it that the file is on disk.
     ``packed`` are the stored bytes of layers for which there was no pack before; ``ranges`` says what of the
-    file is out of layer packs, where it was made of them, and ``read`` what was then read back from the disk.
+    file is out of layer packs, where it was made of them, ``layers`` what lies where, as it is attached to a
+    release, and ``read`` what was then read back from the disk. ``compared`` has the layers whose blobs were
+    compared with their diff_ids.
     """
 
     tree: Tree
@@ -31,6 +34,8 @@ class Converted:
     size: int = 0
     packed: int = 0
     ranges: PackRanges | None = None
+    layers: bytes | None = None
+    compared: tuple[tuple[Pair, Compared], ...] = ()
     read: ReadBack | None = None
 
 

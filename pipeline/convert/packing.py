@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
 from pipeline.config.types import ConvertOptions
+from pipeline.convert.from_store import StoredLayers
 from pipeline.convert.tree import Seen, Tally, open_entries, require_layer, worker_count
+from pipeline.errors import FormatError, LimitError
 from pipeline.oci.entry import HOLES, Entry, Limits
 from pipeline.oci.layer import Content
 from pipeline.oci.manifest import Descriptor
@@ -26,6 +29,7 @@ from pipeline.squashfs.codecs import DEFAULT_GZIP_LEVEL, Codec
 from pipeline.squashfs.compressors import JOB_SIZE, Compressors
 from pipeline.squashfs.pack import Pack, PackDamaged
 from pipeline.squashfs.packwriter import PackWriter
+from pipeline.squashfs.stored import NotHeld, SourceFailed
 from pipeline.squashfs.superblock import Compressor
 from pipeline.system.parallel import Halt, work
 from pipeline.system.scratch import THE_RESULT, Need, require_space
@@ -48,6 +52,39 @@ def pack_cache(cache: Path) -> PackCache:
     return PackCache(cache / _FOLDER, on_damage=_report)
 
 
+_Result = TypeVar("_Result")
+
+
+def until_sound(packing: Packing, attempt: Callable[[], _Result]) -> _Result:
+    """What `attempt` returns, which is repeated when a pack or a release cannot be used.
+
+    A damaged pack is made again, each once: then it is the disk or the memory. A release that fails is left
+    out. A layer of which the releases have not all is read; so are all that came from releases before another
+    error is believed.
+    """
+    discarded: set[Path] = set()
+    while True:
+        try:
+            return attempt()
+        except PackDamaged as error:  # noqa: PERF203 - a few rounds
+            if error.path in discarded:
+                raise
+            discarded.add(error.path)
+            packing.cache.discard(error)
+        except SourceFailed as error:
+            if packing.stored is None:
+                raise
+            packing.stored.leave_out(error)
+        except NotHeld as error:
+            (packing.lacking if error.key in packing.every else packing.every).add(error.key)
+        except LimitError:
+            raise
+        except FormatError:
+            if packing.lacking >= packing.of_releases:
+                raise
+            packing.lacking.update(packing.of_releases)
+
+
 def _report(error: PackDamaged) -> None:
     log.warning("a layer pack is damaged and will be made again", why=error.headline)
 
@@ -63,8 +100,15 @@ class Packing:
     limits: Limits
     meter: Meter
     halt: Halt = field(default_factory=Halt)
-    compared: set[Pair] = field(default_factory=set)  # in this run, if they cannot be noted in the cache
+    stored: StoredLayers | None = None  # releases that have packs
+    of_releases: set[str] = field(default_factory=set)  # keys of which a release was a source
+    every: set[str] = field(default_factory=set)  # keys of which one release has not all that is needed
+    lacking: set[str] = field(default_factory=set)  # and those of which all releases together have not
+    compared: dict[Pair, Compared] = field(default_factory=dict)  # in this run, if the cache cannot note them
     packed: list[int] = field(default_factory=list)  # stored bytes of layers that got a pack
+    read: list[int] = field(
+        default_factory=list
+    )  # stored bytes of layers that were read, for whatever reason
 
     def keys(self) -> list[str]:
         """The key of each layer's pack, base first; a layer that is there twice has its key twice."""
@@ -79,23 +123,29 @@ class Packing:
         """Each layer once, with its number."""
         return {self._pair(index): index for index in reversed(range(len(self.source.manifest().layers)))}
 
+    def _known(self, pair: Pair) -> Compared | None:
+        """What comparing the blob with the diff_id gave: here, or for a publisher of the store."""
+        found = self.compared.get(pair) or self.cache.compared(pair)
+        return found or (self.stored.compared(pair) if self.stored else None)
+
+    def all_compared(self) -> list[tuple[Pair, Compared]]:
+        """The layers of the image, base first, with what comparing them gave; without those not compared."""
+        pairs = [self._pair(index) for index in range(len(self.source.manifest().layers))]
+        return [(pair, found) for pair in pairs if (found := self._known(pair)) is not None]
+
     def tally(self) -> Tally:
         """What all layers come to, with those that were compared before: they are not read again."""
         pairs = self._pairs()
         tally = Tally(sum(pair.size for pair in pairs), self.limits)
         for pair in pairs:
-            if found := self.cache.compared(pair):
+            if found := self._known(pair):
                 require_layer(found.unpacked, pair.size, self.limits)
                 tally.add(found.unpacked + found.holes // HOLES)
         return tally
 
     def compare_the_rest(self, tally: Tally) -> None:
         """Read the blobs that were never compared with their diff_ids; nothing is packed."""
-        missing = [
-            index
-            for pair, index in self._pairs().items()
-            if pair not in self.compared and self.cache.compared(pair) is None
-        ]
+        missing = [index for pair, index in self._pairs().items() if self._known(pair) is None]
         if not missing:
             return
         stored = self.source.manifest().layers
@@ -123,19 +173,35 @@ class Packing:
         found: dict[str, Pack] = {}
         while wanted:
             for key in list(wanted):
-                pack = self.cache.open(key)
+                pack = self.cache.open(key) or self._from_store(key, output)
                 if pack is not None:
                     found[key] = opened.enter_context(pack)
                     if pack.index.header.get("diff_id") != str(diff_ids[wanted[key]]):
-                        raise PackDamaged(pack.path, "it is another layer's")
+                        raise pack.damaged("it is another layer's", 0)
                     del wanted[key]
             if wanted:  # also what was trimmed since it was packed
                 by_size = sorted(wanted.items(), key=lambda item: -layers[item[1]].size)
-                log.info("packing layers", missing=len(wanted), cached=len(found))
+                log.info("packing layers", missing=len(wanted), there=len(found))
+                self._say_other_codec([str(diff_ids[index]) for index in wanted.values()])
                 self._require_space([layers[index] for _, index in by_size], found.values(), output)
                 self.meter.total(sum(layers[index].size for _, index in by_size))
                 self._pack_layers(by_size, tally)
         return [found[key] for key in keys]
+
+    def _from_store(self, key: str, output: Path | None) -> Pack | None:
+        if self.stored is None or key in self.lacking:
+            return None
+        scratch = self.cache.folder.parent if output is None else output.parent
+        xattrs, every = self.options.keep_xattrs, key in self.every
+        found = self.stored.open(key, self.keys(), xattrs=xattrs, scratch=scratch, every=every)
+        if found is not None:
+            self.of_releases.add(key)
+        return found
+
+    def _say_other_codec(self, diff_ids: Sequence[str]) -> None:
+        sentence = self.stored.other_codec(diff_ids, self.codec.versions()) if self.stored else ""
+        if sentence:
+            log.info(sentence)
 
     def _require_space(
         self, missing: Sequence[Descriptor], found: Iterable[Pack], output: Path | None
@@ -183,7 +249,7 @@ class Packing:
     ) -> Iterator[Iterator[tuple[Entry, Content]]]:
         """What is in a layer, to be read to its end: then it is noted that its blob has its diff_id."""
         pair, seen = self._pair(index), Seen()
-        counted = pair in self.compared or self.cache.compared(pair) is not None
+        counted = self._known(pair) is not None
         with open_entries(
             self.source,
             index,
@@ -195,5 +261,7 @@ class Packing:
             seen=seen,
         ) as members:
             yield members
-        self.compared.add(pair)
-        self.cache.note_compared(pair, Compared(unpacked=seen.unpacked, holes=seen.holes))
+        found = Compared(unpacked=seen.unpacked, holes=seen.holes)
+        self.compared[pair] = found
+        self.read.append(pair.size)
+        self.cache.note_compared(pair, found)

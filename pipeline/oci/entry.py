@@ -78,6 +78,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+WITHHELD = b"\0"
+"""The target of a link that is not known; merging shows whether it is needed. No path has a NUL."""
 HOLES = 16  # bytes of a hole that cost no more than one that is unpacked: nothing is read or stored
 
 

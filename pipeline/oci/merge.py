@@ -34,10 +34,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pipeline.errors import FormatError
-from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind
+from pipeline.oci.entry import DEFAULT_LIMITS, WITHHELD, Entry, EntryKind
 from pipeline.oci.tree import MADE, MAX_FOLLOWED, Node, Steps, Tree
 
-__all__ = ["MADE", "Node", "Tree", "merge"]
+__all__ = ["MADE", "Node", "Tree", "WithheldError", "merge"]
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
@@ -51,6 +51,14 @@ _MAX_STEPS = 16_000_000  # names on the way through symlinks, of all entries: so
 _DIRECTORY = EntryKind.DIRECTORY
 _SYMLINK = EntryKind.SYMLINK
 _HARDLINK = EntryKind.HARDLINK
+
+
+class WithheldError(FormatError):
+    """Merging needs the target of a link of layer number `layer` that is WITHHELD."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(f"the target of the link {node.entry.path[:200]!r} is needed and not known")
+        self.layer = node.layer
 
 
 class _Folder:
@@ -67,9 +75,10 @@ class _Folder:
 def merge(layers: Sequence[Iterable[Entry]]) -> Tree:
     """The tree that `layers`, lowest first, add up to.
 
-    Entries are those of `LayerReader`, one for each member in the order of the tar, so that Node.index counts
-    members. Raises FormatError for whiteouts that cannot be, links to what is not there and symlink loops.
-    About a microsecond or two for each entry, and well below a kilobyte of memory for each.
+    Entries are those of `LayerReader`, one for each member in the order of the tar, so Node.index counts
+    members. A hard link with a WITHHELD target becomes a node of kind HARDLINK: the caller refuses a tree
+    with one. Raises FormatError for whiteouts that cannot be, links to what is not there and symlink loops,
+    WithheldError. About a microsecond or two for each entry, and well below a kilobyte of memory for each.
     """
     merging = _Merging()
     for number, entries in enumerate(layers):
@@ -111,7 +120,7 @@ class _Merging:
                 raise _too_long(path)
             kind = entry.kind
             if kind is _HARDLINK:
-                node = self._link(entry)
+                node = self._link(entry) if entry.target != WITHHELD else Node(entry, layer, index)
             else:
                 node = Node(entry, layer, index)
                 if kind is _DIRECTORY:
@@ -167,6 +176,8 @@ class _Merging:
                     trail.pop()
                 continue
             child = trail[-1].children.get(name)
+            if isinstance(child, Node) and child.entry.target == WITHHELD:
+                raise WithheldError(child)
             if isinstance(child, Node) and child.entry.kind is _SYMLINK:
                 followed += 1
                 if followed > MAX_FOLLOWED:
@@ -264,6 +275,8 @@ class _Merging:
             child = folder.children.get(name)
             if isinstance(child, _Folder):
                 folder = child
+            elif child is not None and child.entry.target == WITHHELD:
+                raise WithheldError(child)
             elif child is not None and child.entry.kind is _SYMLINK:
                 if not given:
                     given.update(entry.path for entry in entries)

@@ -30,7 +30,7 @@ class Observation:
     ``pushed`` is what the registry has under the build key (for a mirrored image: whether it has the base);
     ``registry_problem`` says why that is not known. ``target`` is where the release would appear;
     ``base_size`` the base's compressed bytes, if known; ``scan_policy`` is what `inputs.scan_policy` says
-    now.
+    now, ``layers`` where a conversion would take layers from.
     """
 
     spec: ImageSpec
@@ -47,6 +47,7 @@ class Observation:
     target: Path | None = None
     base_size: int | None = None
     scan_policy: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +146,8 @@ def _plan_image(seen: Observation) -> ImagePlan:
     if reference and policy and not any(step.run for step in rest):
         again = f"sqshpipe store rescan {seen.spec.name} judges it anew"
         notes = (*notes, f"{'; '.join(policy)} since {reference.version} was published: {again}")
+    if any(step.run and step.stage == "convert" for step in rest):
+        notes = (*notes, *seen.layers)
     problem = ""
     if seen.taken is not None and changes:
         problem = f"version {seen.version} is published with other content; choose another version"

@@ -18,6 +18,7 @@ from pipeline.image.pin import BaseImage, pin
 from pipeline.oci.digest import Digest
 from pipeline.plan.changes import Observation
 from pipeline.plan.current import ReleaseFacts, image_key, is_same_image
+from pipeline.plan.layers import LayerSources
 from pipeline.registry.client import RegistryClient
 from pipeline.store.record import Release
 from pipeline.store.store import Store
@@ -51,10 +52,11 @@ def observe(
     keys = {(str(spec.base), str(spec.platform)): spec for spec in specs}
     found = each(lambda spec: _pin(spec, lock, client_for), keys.values(), workers=_WORKERS)
     pinned = dict(zip(keys, found, strict=True))
+    sources = LayerSources(config)
 
     def one(spec: ImageSpec) -> Observation:
         base = pinned[str(spec.base), str(spec.platform)]
-        return _observe(config, spec, base, client_for, version, moment)
+        return _observe(config, spec, base, client_for, sources, version, moment)
 
     return tuple(each(one, specs, workers=_WORKERS))
 
@@ -71,6 +73,7 @@ def _observe(
     spec: ImageSpec,
     pinned: _Pinned,
     client_for: ClientFor,
+    sources: LayerSources,
     version: str | None,
     now: datetime,
 ) -> Observation:
@@ -100,9 +103,20 @@ def _observe(
         return seen
     seen = replace(seen, base_size=_size(spec, pinned, client_for))
     try:
-        return replace(seen, pushed=_pushed(config, seen, client_for))
+        seen = replace(seen, pushed=_pushed(config, seen, client_for))
     except RegistryError as error:
-        return replace(seen, registry_problem=str(error))
+        seen = replace(seen, registry_problem=str(error))
+    return replace(seen, layers=_layers(config, seen, pinned, client_for, sources))
+
+
+def _layers(
+    config: Config, seen: Observation, base: BaseImage, client_for: ClientFor, sources: LayerSources
+) -> tuple[str, ...]:
+    """Where layers would come from: of the image that is in our registry, else those of its base."""
+    if seen.pushed is None:
+        return sources.notes(seen.spec, seen.spec.base, base.digest, client_for, "the base")
+    image = config.registry.repository(seen.spec.name)
+    return sources.notes(seen.spec, image, seen.pushed, client_for, "the image")
 
 
 def _newest(store: Store, spec: ImageSpec) -> ReleaseFacts | None:

@@ -73,7 +73,7 @@ def release(
         stages.require_scanner(run, spec)
     if until is Stage.BUILD:
         return Reached(pinned=pinned, built=stages.build_only(run, spec, version, pinned))
-    with stages.early_packs(run, spec, until) as early:
+    with stages.early_packs(run, spec, until, store) as early:
         pushed = stages.in_registry(run, spec, version, pinned, early)
         on_pushed(pushed)
         if until is Stage.PUSH:

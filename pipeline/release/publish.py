@@ -24,10 +24,10 @@ from pipeline.image.push import PushedImage
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.store.events import whoami
-from pipeline.store.layout import RANGES
+from pipeline.store.layout import LAYERS, RANGES
 from pipeline.store.publishing import copy_in, hash_file, link_in
-from pipeline.store.record import DATA, EXTERNAL, IMAGE, Record, Release
-from pipeline.store.sharing import ranges_of
+from pipeline.store.record import DATA, EXTERNAL, IMAGE, Record, Release, rows
+from pipeline.store.sharing import is_vouched, layers_of, ranges_of
 from pipeline.store.store import Store
 from pipeline.system import atomic
 from pipeline.text import utc
@@ -56,7 +56,7 @@ def publish(
     """
     file = verified.file
     keys = {"convert": file.convert_key}
-    ranges = None if file.ranges is None else file.ranges.encode()
+    attached = _attached(None if file.ranges is None else file.ranges.encode(), file.layer_indexes)
     if source is not None and source.build_key is not None:
         keys["build"] = source.build_key
     record = Record(
@@ -73,11 +73,11 @@ def publish(
         provenance={**(provenance or {}), **_layers(file), "by": _publisher()},
         checks=tuple(verified.checks),
         packs=() if file.ranges is None else file.ranges.keys,
-        attachments=_named(ranges),
+        attachments=_named(attached),
         created=utc(),
     )
     made = store.publish(record, file.path, channels=channels, sha256=file.sha256, meter=meter)
-    _attach(store, made, ranges)
+    _attach(store, made, attached)
     return made
 
 
@@ -98,7 +98,7 @@ def publish_again(
     Its bytes are read back and compared with their digest. Raises VerificationError when they are damaged.
     """
     shared = ranges_of(store.layout, same)
-    ranges = None if shared is None else shared.encode()
+    attached = _attached(None if shared is None else shared.encode(), layers_of(store.layout, same))
     record = Record(
         image=image,
         version=version,
@@ -114,14 +114,19 @@ def publish_again(
         keys={"convert": same.keys["convert"]} | ({"build": source.build_key} if source.build_key else {}),
         converter=same.converter,
         scan=dict(scan),
-        provenance={**provenance, **_known_layers(same), "same_file_as": same.name, "by": _publisher()},
+        provenance={
+            **provenance,
+            **_known_layers(store, same),
+            "same_file_as": same.name,
+            "by": _publisher(),
+        },
         checks=same.checks,
         packs=same.packs,
-        attachments=_named(ranges),
+        attachments=_named(attached),
         created=utc(),
     )
     made = store.publish(record, same.path, channels=channels, sha256=same.sha256, meter=meter)
-    _attach(store, made, ranges)
+    _attach(store, made, attached)
     return made
 
 
@@ -251,26 +256,46 @@ def publish_data(
         return store.publish(record, staged, sha256=file.sha256)
 
 
-def _named(ranges: bytes | None) -> dict[str, str]:
-    return {} if ranges is None else {RANGES: hashlib.sha256(ranges).hexdigest()}
+def _attached(ranges: bytes | None, layers: bytes | None) -> dict[str, bytes]:
+    """What is attached to a release about the packs of which it is, by name."""
+    return {name: content for name, content in ((RANGES, ranges), (LAYERS, layers)) if content is not None}
 
 
-def _attach(store: Store, made: Release, ranges: bytes | None) -> None:
-    """Put the ranges beside the release: after its record, so that those that lie there are its own."""
-    if ranges is not None:
-        store.attach(made, RANGES, ranges)
+def _named(attached: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in attached.items()}
+
+
+def _attach(store: Store, made: Release, attached: Mapping[str, bytes]) -> None:
+    """Put these beside the release: after its record, so that those that lie there are its own."""
+    for name, content in attached.items():
+        store.attach(made, name, content)
 
 
 def _layers(file: SquashfsFile) -> dict[str, Any]:
-    """Digests and stored bytes of the image's layers, base first; nothing for a monstrous list."""
+    """The image's layers, base first: digests and stored bytes, and what comparing a blob with its diff_id
+    gave.
+
+    Nothing for a monstrous list.
+    """
     if len(file.layers) > _MOST_LAYERS:
         return {}
-    return {"layers": [{"digest": str(layer.digest), "size": layer.size} for layer in file.layers]}
+    compared = {(pair.blob, pair.size): (pair, found) for pair, found in file.compared}
+    layers = []
+    for layer in file.layers:
+        row: dict[str, Any] = {"digest": str(layer.digest), "size": layer.size}
+        if (str(layer.digest), layer.size) in compared:
+            pair, found = compared[str(layer.digest), layer.size]
+            row |= {"diff_id": pair.diff_id, "unpacked": found.unpacked, "holes": found.holes}
+        layers.append(row)
+    return {"layers": layers}
 
 
-def _known_layers(same: Release) -> dict[str, Any]:
-    known = same.provenance.get("layers")
-    return {"layers": known} if known else {}
+def _known_layers(store: Store, same: Release) -> dict[str, Any]:
+    """The layers in a record; without what was compared where only another store's writers vouch for that."""
+    known = rows(same.provenance.get("layers"))
+    if not is_vouched(store.layout, same):
+        known = [{name: row[name] for name in ("digest", "size") if name in row} for row in known]
+    return {"layers": [dict(row) for row in known]} if known else {}
 
 
 def _source(file: SquashfsFile, source: PushedImage | None) -> dict[str, str]:

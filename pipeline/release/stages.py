@@ -39,6 +39,7 @@ from pipeline.text import short
 
 if TYPE_CHECKING:
     from pipeline.convert.early import EarlyPacking
+    from pipeline.convert.from_store import StoredLayers
 
 
 def require_scanner(run: Run, spec: ImageSpec) -> None:
@@ -127,7 +128,9 @@ def scanned(run: Run, spec: ImageSpec, pushed: PushedImage) -> ScanReport:
     return report
 
 
-def early_packs(run: Run, spec: ImageSpec, until: Stage) -> AbstractContextManager[EarlyPacking | None]:
+def early_packs(
+    run: Run, spec: ImageSpec, until: Stage, store: Store | None
+) -> AbstractContextManager[EarlyPacking | None]:
     """What packs layers in the background, beside build and scan; None where that is of no use.
 
     That is where no conversion follows, where another converter than ``native`` is meant, or where
@@ -138,7 +141,12 @@ def early_packs(run: Run, spec: ImageSpec, until: Stage) -> AbstractContextManag
         return nullcontext()
     from pipeline.convert.early import early_packing
 
-    return early_packing(spec.convert, cache=run.config.cache, limits=run.config.limits)
+    return early_packing(
+        spec.convert,
+        cache=run.config.cache,
+        limits=run.config.limits,
+        stored=lambda: _stored(run, store),
+    )
 
 
 def pack_early(
@@ -190,7 +198,7 @@ def publish_new(
     """Convert, verify and test in the store's staging folder, then publish."""
     store.make_room(report.image.size)  # a .sqsh is about as large as the compressed layers
     with store.staging() as staged:
-        verified = _verified(run, _converted(run, spec, report, staged, early, staged=True))
+        verified = _verified(run, _converted(run, spec, report, staged, early, store))
         make = partial(publish, verified, platform=str(spec.platform))
         return _tested_and_published(
             run, spec, version, pinned, report, store, staged, verified.file.sha256, make
@@ -257,10 +265,9 @@ def _converted(
     report: ScanReport,
     output: Path,
     early: EarlyPacking | None,
-    *,
-    staged: bool = False,
+    store: Store | None = None,
 ) -> SquashfsFile:
-    with run.progress.stage("convert") as meter:
+    with run.progress.stage("convert") as meter, _stored(run, store) as stored:
         if early is not None:
             early.finish(meter)
         file = convert(
@@ -270,11 +277,21 @@ def _converted(
             scratch=run.config.scratch,
             cache=run.config.cache,
             limits=run.config.limits,
-            staged=staged,
+            staged=store is not None,
             meter=meter,
+            stored=stored,
         )
         run.progress.result(f"{file.converter.name}, sha256:{short(file.sha256)}")
     return file
+
+
+def _stored(run: Run, store: Store | None) -> AbstractContextManager[StoredLayers | None]:
+    """The releases of the store from which layers are taken."""
+    if store is None:
+        return nullcontext()
+    from pipeline.convert.from_store import StoredLayers
+
+    return StoredLayers(store, synced=run.config.store.trust_synced)
 
 
 def _verified(run: Run, file: SquashfsFile) -> VerifiedSquashfs:

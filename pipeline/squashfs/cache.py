@@ -144,6 +144,10 @@ class PackCache:
             os.utime(pack.descriptor)  # when it was last used decides what is trimmed first
         return pack
 
+    def has(self, key: str) -> bool:
+        """Whether there is a pack of that name; it is neither opened nor counted as used."""
+        return self._path(key).is_file()
+
     def compared(self, pair: Pair) -> Compared | None:
         """What a conversion found that has read this blob and compared both digests; None: not known."""
         path, noted = self._pair_path(pair)
@@ -181,9 +185,10 @@ class PackCache:
         return self.folder / (sha256(noted.encode()).hexdigest() + _PAIR), noted
 
     def discard(self, error: PackDamaged) -> None:
-        """Remove a pack that was found damaged."""
-        self._on_damage(error)
-        error.path.unlink(missing_ok=True)
+        """Remove a pack of this folder that was found damaged; nothing else is ever removed."""
+        if error.path.parent == self.folder:
+            self._on_damage(error)
+            error.path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def writing(self, key: str) -> Iterator[PackWriteHandle]:

@@ -25,10 +25,18 @@ def copy_ranges(
 
     Returns early when `stopped()`. OSError when the file cannot be written.
     """
-    in_kernel = True
+    in_kernel: dict[int, bool] = {}
     for item in ranges:
-        source = packs[item.layer].descriptor
-        in_kernel = copy_range(source, target, item, stopped, in_kernel=in_kernel)
+        pack, done = packs[item.layer], 0
+        for source, position, length in pack.where(item.source, item.length):
+            part = Range(item.layer, position, length, item.target + done)
+            try:
+                in_kernel[source] = copy_range(
+                    source, target, part, stopped, in_kernel=in_kernel.get(source, True)
+                )
+            except OSError as error:
+                raise pack.unreadable(error, item.source + done) from error
+            done += length
         on_bytes(item.length)
 
 

@@ -10,7 +10,6 @@ All of it follows from the packs' indexes and the tree alone, never from what is
 
 from __future__ import annotations
 
-import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -50,7 +49,9 @@ class Layout:
     """Where everything goes.
 
     `places` and `offsets` have for each layer and entry what an inode stores: the position of a file's
-    blocks, or the number of its fragment in the image and the offset in it.
+    blocks, or the number of its fragment in the image and the offset in it. `copied` has for each layer and
+    fragment of its pack one more than the number in the image, or 0 when it is not copied; `covered`, how
+    many of its bytes belong to files that the tree shows.
     """
 
     ranges: list[Range] = field(default_factory=list)
@@ -59,6 +60,8 @@ class Layout:
     moved: list[Moved] = field(default_factory=list)
     places: list[array[int]] = field(default_factory=list)
     offsets: list[array[int]] = field(default_factory=list)
+    copied: list[array[int]] = field(default_factory=list)
+    covered: list[array[int]] = field(default_factory=list)
     followers: list[tuple[int, int]] = field(default_factory=list)  # (content, the moved one that it equals)
 
 
@@ -149,6 +152,8 @@ class _Planner:
         layout = self.layout
         places, offsets = index.places[:], index.details[:]
         kept = self._kept_fragments(layer)
+        if any(keep and not word for keep, word in zip(kept, index.fragment_words, strict=True)):
+            raise self._packs[layer].lacking()  # a release that is its source has not all of it
         extents = self._extents[layer]
         extents += [
             (at, index.fragment_words[number] & LENGTH)
@@ -164,18 +169,21 @@ class _Planner:
             at = bisect_right(starts, place) - 1
             places[number] = place + shifts[at] if at >= 0 else 0  # a file of holes has no place
         renumbered = array("Q", bytes(8 * len(kept)))
+        copied = array("I", bytes(4 * len(kept)))
         for number, keep in enumerate(kept):
             if keep:
                 place = index.fragment_positions[number]
                 renumbered[number] = len(layout.fragments)
                 at = bisect_right(starts, place) - 1
                 layout.fragments.append((place + shifts[at], index.fragment_words[number]))
+                copied[number] = len(layout.fragments)
         for number in self._live_tails[layer]:
             fragment = places[number]
             if kept[fragment]:
                 places[number] = renumbered[fragment]
             else:
                 layout.moved.append(Moved(layer, number))
+        layout.copied.append(copied)
         layout.places.append(places)
         layout.offsets.append(offsets)
         return ranges[-1].target + ranges[-1].length if ranges else position
@@ -193,6 +201,7 @@ class _Planner:
             used[places[number]] += sizes[number]
         for fragment, _, size in {(places[n], offsets[n], sizes[n]) for n in self._shown_tails[layer]}:
             shown[fragment] += size
+        self.layout.covered.append(shown)
         return bytearray(
             size == all_shown and have > 0 and (size - have) * _DEAD_SHARE <= size
             for have, all_shown, size in zip(used, shown, index.fragment_sizes, strict=True)
@@ -251,9 +260,12 @@ def _same_bytes(one: Pack, one_at: int, other: Pack, other_at: int, length: int)
     """Whether two files whose block words agree have the same stored bytes."""
     if one is other and one_at == other_at:  # one layer twice in an image
         return True
+    buffers = [memoryview(bytearray(min(length, _COMPARE))) for _ in range(2)]
     while length:
         size = min(length, _COMPARE)
-        if os.pread(one.descriptor, size, one_at) != os.pread(other.descriptor, size, other_at):
+        one.read(one_at, buffers[0][:size])
+        other.read(other_at, buffers[1][:size])
+        if buffers[0][:size] != buffers[1][:size]:
             return False
         one_at, other_at, length = one_at + size, other_at + size, length - size
     return True

@@ -15,15 +15,16 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from isal import isal_zlib
 
 from pipeline.errors import FormatError
+from pipeline.squashfs.codecs import Codec
 from pipeline.squashfs.packindex import PackIndex, Piece
 from pipeline.system import untrusted
 
@@ -49,6 +50,22 @@ class PackDamaged(FormatError):
 def footer(index: bytes, data_size: int) -> bytes:
     """What ends a pack file with this encoded index."""
     return _FOOTER.pack(_MAGIC, FORMAT_VERSION, 0, data_size, len(index), sha256(index).digest())
+
+
+Place = tuple[int, int, int]  # an open file, a position in it, a length
+
+
+class Tail(NamedTuple):
+    """The stored fragment that a file's content is in, and the content's offset when it is expanded.
+
+    `number` is that of the fragment: of two tails with the same number only one has to be expanded.
+    """
+
+    number: int
+    descriptor: int
+    position: int
+    word: int
+    offset: int
 
 
 class Pack:
@@ -91,20 +108,53 @@ class Pack:
         """Fill `into` with pieces that follow each other, and check each; PackDamaged if one is not what was
         written.
         """
-        self.read(pieces[0][0], into)
         start = pieces[0][0]
+        self.read(start, into)
         for position, length, checksum in pieces:
             if isal_zlib.crc32(into[position - start : position - start + length]) != checksum:
-                raise self.damaged(f"the {length} bytes at {position} have another checksum")
+                raise self.damaged(f"the {length} bytes at {position} have another checksum", position)
 
     def read(self, position: int, into: memoryview) -> None:
         """Fill `into` with the data at `position`, without a check; PackDamaged if there are fewer bytes."""
-        if os.preadv(self.descriptor, [into], position) != len(into):
-            raise self.damaged(f"it ends inside the {len(into)} bytes at {position}")
+        for descriptor, place, length in self.where(position, len(into)):
+            try:
+                count = os.preadv(descriptor, [into[:length]], place)
+            except OSError as error:
+                raise self.unreadable(error, position) from error
+            if count != length:
+                raise self.damaged(f"it ends inside the {length} bytes at {position}", position)
+            position += length
+            into = into[length:]
 
-    def damaged(self, what: str) -> PackDamaged:
-        """The error to raise for bytes that are not what was written."""
+    def where(self, position: int, length: int) -> Iterable[Place]:
+        """Where `length` bytes of the data lie: descriptor, position in that file and length of each part."""
+        yield self.descriptor, position, length
+
+    def tail(self, number: int) -> Tail:
+        """Where the content of an entry lies that is shorter than a block."""
+        index = self.index
+        fragment = index.places[number]
+        position, word = index.fragment_positions[fragment], index.fragment_words[fragment]
+        return Tail(fragment, self.descriptor, position, word, index.details[number])
+
+    def damaged(self, what: str, position: int) -> FormatError:  # noqa: ARG002 - others lie in several files
+        """The error to raise for bytes of the data at `position` that are not what was written."""
         return PackDamaged(self.path, what)
+
+    def unreadable(self, error: OSError, position: int) -> Exception:  # noqa: ARG002 - as above
+        """The error to raise when reading at `position` ended with `error`."""
+        return error
+
+    def tail_damaged(self, number: int, what: str) -> FormatError:
+        """The error to raise for the content of an entry that is not what was written."""
+        return self.damaged(what, self.index.places[number])
+
+    def lacking(self) -> FormatError:
+        """The error to raise when not everything is known that the index of a layer should have."""
+        return PackDamaged(self.path, "its index is not complete")
+
+    def provide(self, extents: Sequence[tuple[int, int]], codec: Codec) -> None:
+        """See to it that the data at all of these positions and lengths can be read; a pack has all of it."""
 
     def close(self) -> None:
         if self.descriptor >= 0:

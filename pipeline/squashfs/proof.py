@@ -54,6 +54,7 @@ class ReadBack:
         self._ranges = ranges
         self._starts = [item.target for item in ranges]
         self._known: dict[int, tuple[int, int] | None] = {}
+        self._numbers: dict[int, dict[int, int]] = {}
         self._tails: dict[int, dict[tuple[int, int], int]] = {}
         self._files: dict[int, dict[int, int]] = {}
 
@@ -101,10 +102,10 @@ class ReadBack:
             return None
         layer, source = origin
         pack = self._packs[layer]
-        at = bisect_left(pack.fragment_positions, source)
-        if at == len(pack.fragment_positions) or pack.fragment_positions[at] != source:
-            return None
-        return (layer, at) if pack.fragment_words[at] == word else None
+        if layer not in self._numbers:
+            self._numbers[layer] = _fragments(pack)
+        at = self._numbers[layer].get(source)
+        return (layer, at) if at is not None and pack.fragment_words[at] == word else None
 
     def _has_blocks(self, inode: Inode, layer: int, index: int) -> bool:
         pack, block_size = self._packs[layer], self.superblock.block_size
@@ -139,6 +140,12 @@ class ReadBack:
         return item.layer, item.source + position - item.target
 
 
+def _fragments(pack: PackIndex) -> dict[int, int]:
+    """The number of the fragment at each position; of some a release may not say where they were."""
+    columns = enumerate(zip(pack.fragment_positions, pack.fragment_words, strict=True))
+    return {position: number for number, (position, word) in columns if word}
+
+
 def _state(descriptor: int) -> tuple[int, ...]:
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
@@ -146,16 +153,20 @@ def _state(descriptor: int) -> tuple[int, ...]:
 
 def _tails(pack: PackIndex, block_size: int) -> dict[tuple[int, int], int]:
     """The entry whose content lies at each fragment and offset."""
-    columns = enumerate(zip(pack.sizes, pack.places, pack.details, strict=True))
-    return {(place, detail): number for number, (size, place, detail) in columns if 0 < size < block_size}
+    columns = enumerate(zip(pack.sizes, pack.places, pack.details, pack.visible(), strict=False))
+    return {
+        (place, detail): number
+        for number, (size, place, detail, shown) in columns
+        if shown and 0 < size < block_size
+    }
 
 
 def _files(pack: PackIndex, block_size: int) -> dict[int, int]:
     """The file whose first stored block lies at each place; those of holes only lie nowhere."""
     return {
         pack.places[number]: number
-        for number, size in enumerate(pack.sizes)
-        if size >= block_size and any(file_words(pack, number, block_size))
+        for number, (size, shown) in enumerate(zip(pack.sizes, pack.visible(), strict=False))
+        if shown and size >= block_size and any(file_words(pack, number, block_size))
     }
 
 

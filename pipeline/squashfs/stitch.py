@@ -17,20 +17,20 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from isal import isal_zlib
-
 from pipeline.errors import FormatError
-from pipeline.squashfs.blocks import FRAGMENT_ENTRY, Span, read_fragment
-from pipeline.squashfs.codecs import Codec, Stored, make_expand
+from pipeline.squashfs.blocks import FRAGMENT_ENTRY
+from pipeline.squashfs.codecs import Codec, Stored
 from pipeline.squashfs.compressors import Compressors
 from pipeline.squashfs.copying import copy_ranges
 from pipeline.squashfs.inode import NO_FRAGMENT, Kind
+from pipeline.squashfs.layers import Placed
 from pipeline.squashfs.layout import ALIGNMENT, LAYER_SHIFT, Layout, Range, copy_place, file_words, lay_out
 from pipeline.squashfs.metadata import indexed_table
-from pipeline.squashfs.pack import Pack, PackDamaged
+from pipeline.squashfs.pack import Pack
 from pipeline.squashfs.packindex import PackIndex
 from pipeline.squashfs.packwriter import PackWriter
 from pipeline.squashfs.superblock import ABSENT, PAD, SIZE, Flags, Superblock
+from pipeline.squashfs.tails import TailReader
 from pipeline.squashfs.tree import NOWHERE, Locate, NodeLike, Place, TreeWriter
 from pipeline.squashfs.writing import write_at
 
@@ -57,6 +57,29 @@ class Stitched:
     size: int
     inode_count: int
     ranges: tuple[Range, ...]
+    layout: Layout
+
+    def placed(self, numbers: Sequence[int], shown: Sequence[bytearray]) -> Placed:
+        """Where the content of the pack with these numbers went; `shown` is 1 for what the tree shows."""
+        layout, first = self.layout, numbers[0]
+        everywhere, places, offsets = shown[0][:], layout.places[first][:], layout.offsets[first][:]
+        copied, covered = layout.copied[first], layout.covered[first]
+        for number, those in zip(numbers[1:], shown[1:], strict=True):
+            for entry, (one, known) in enumerate(zip(those, everywhere, strict=True)):
+                if one > known:
+                    everywhere[entry] = 1
+                    places[entry] = layout.places[number][entry]
+                    offsets[entry] = layout.offsets[number][entry]
+            copied = array("I", map(max, copied, layout.copied[number]))
+            covered = array("Q", map(max, covered, layout.covered[number]))
+        return Placed(
+            shown=everywhere,
+            places=places,
+            offsets=offsets,
+            copied=copied,
+            covered=covered,
+            fragments=layout.fragments,
+        )
 
 
 def stitch(
@@ -89,7 +112,13 @@ def stitch(
         size=extra_end + len(tables),
         inode_count=job.inode_count,
         ranges=tuple(job.layout.ranges),
+        layout=job.layout,
     )
+
+
+def require_all(nodes: Mapping[bytes, NodeLike], packs: Sequence[Pack], options: StitchOptions) -> None:
+    """Raise what `stitch` would raise for packs that have not all that the tree needs; nothing is written."""
+    ImageWriter(nodes, packs, -1, options)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,7 +147,7 @@ class ImageWriter:
     ) -> None:
         for pack in packs:
             if pack.index.header.get("block_size") != options.block_size:
-                raise PackDamaged(pack.path, f"its blocks are not of {options.block_size} bytes")
+                raise pack.damaged(f"its blocks are not of {options.block_size} bytes", 0)
         self._nodes = nodes
         self._packs = packs
         self._target = target
@@ -128,6 +157,11 @@ class ImageWriter:
         self.head_size = -(-(SIZE + len(options_block(options.codec))) // ALIGNMENT) * ALIGNMENT
         self.layout = lay_out(packs, self._contents(), start=self.head_size, block_size=options.block_size)
         self._indexes = [pack.index for pack in packs]
+        extents: list[list[tuple[int, int]]] = [[] for _ in packs]
+        for item in self.layout.ranges:
+            extents[item.layer].append((item.source, item.length))
+        for pack, needed in zip(packs, extents, strict=True):
+            pack.provide(needed, options.codec)
         self._extra = PackIndex(header={})
         self._extra_numbers: dict[bytes, int] = {}
         self.inode_count = 0
@@ -170,7 +204,7 @@ class ImageWriter:
             position += write_at(self._target, parts, position)
 
         writer = PackWriter(write, compressors, block_size=self._options.block_size, header={})
-        tails = _TailReader(self._packs, self._options)
+        tails = TailReader(self._packs, self._options.codec.compressor)
         for tail in layout.moved:
             content = tails.read(tail.layer, tail.index)
             writer.add(_Extra(size=len(content)), lambda _, content=content: content)  # type: ignore[misc]
@@ -259,36 +293,6 @@ class ImageWriter:
         parts.append(bytes(-end % PAD))
         head = (superblock.to_bytes() + codec_options).ljust(self.head_size, b"\0")
         return head, b"".join(parts)
-
-
-class _TailReader:
-    """Single tails out of packs' fragments; those of one fragment one after the other cost one expansion."""
-
-    def __init__(self, packs: Sequence[Pack], options: StitchOptions) -> None:
-        self._packs = packs
-        self._block_size = options.block_size
-        self._expand = make_expand(options.codec.compressor)
-        self._known: tuple[int, int] = (-1, -1)
-        self._plain = b""
-
-    def read(self, layer: int, number: int) -> bytes:
-        """The content of an entry that lies in a fragment; PackDamaged when it is not what was packed."""
-        pack = self._packs[layer]
-        index = pack.index
-        fragment = index.places[number]
-        if self._known != (layer, fragment):
-            position, word = index.fragment_positions[fragment], index.fragment_words[fragment]
-            span = Span(position, word, self._block_size)
-            try:
-                self._plain = read_fragment(pack.descriptor, span, self._expand, str(pack.path))
-            except FormatError as error:
-                raise PackDamaged(pack.path, error.message) from error
-            self._known = (layer, fragment)
-        offset, size = index.details[number], index.sizes[number]
-        content = self._plain[offset : offset + size]
-        if len(content) != size or isal_zlib.crc32(content) != index.checksums[number]:
-            raise PackDamaged(pack.path, f"the content of entry {number} has another checksum")
-        return content
 
 
 class _Copier:

@@ -7,7 +7,7 @@ blobs/sha256/<hex>.sqsh            the bytes
 <image>/index.json, SHA256SUMS     caches
 <image>/.meta/events/<number>.json what was done since, one file each
 <image>/.meta/head.json            cache: channels, and what does not resolve
-<image>/.meta/<version>/           signatures, SBOM, findings, ranges, start-up profiles
+<image>/.meta/<version>/           signatures, SBOM, findings, ranges, layers, start-up profiles
 manifest.json                      cache of everything
 leases/                            who uses what
 """
@@ -27,6 +27,9 @@ SUMS = "SHA256SUMS"
 SBOM = "sbom.cdx.json"
 SIGNATURE = "signature.json"
 RANGES = "ranges.json"
+LAYERS = "layers.bin"
+BROUGHT = "brought.json"
+"""Beside a release that `sync` brought: another store's writers vouch for what its record says of layers."""
 
 
 @dataclass(frozen=True, slots=True)

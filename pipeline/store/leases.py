@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError, PublishError
 from pipeline.store import folders
 from pipeline.store.events import moment, whoami
 from pipeline.store.layout import Layout
-from pipeline.store.record import Release
+from pipeline.store.record import Record, Release
 from pipeline.system import atomic
 from pipeline.text import shown, utc
 
@@ -71,7 +71,7 @@ class Lease:
         return f"{self.name.removesuffix('.json')} (uid {self.uid})"
 
 
-def take(layout: Layout, release: Release, *, seconds: float, job: str = "", cluster: str = "") -> Path:
+def take(layout: Layout, release: Record, *, seconds: float, job: str = "", cluster: str = "") -> Path:
     """Leave a lease on the bytes of `release` for `seconds`; gives its path, which `drop` takes."""
     if not 0 < seconds <= LONGEST_SECONDS:
         raise ConfigError(

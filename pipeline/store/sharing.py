@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from pipeline.errors import FormatError, PublishError
+from pipeline.squashfs.layers import MOST_BYTES as LAYERS_BYTES
 from pipeline.squashfs.ranges import MOST_BYTES, PackRanges
 from pipeline.store import attachments
-from pipeline.store.layout import RANGES, Layout
+from pipeline.store.layout import BROUGHT, LAYERS, RANGES, Layout
 from pipeline.store.reading import exists, load, read_record
 from pipeline.store.record import Record
 from pipeline.store.sealed import UnreadableError
@@ -40,6 +41,32 @@ def ranges_of(layout: Layout, record: Record) -> PackRanges | None:
     return found if found.size == record.size else None
 
 
+def layers_of(layout: Layout, record: Record, *, synced: bool = False) -> bytes | None:
+    """The `layers` beside a release; None unless they are there, as its record names them, and vouched for.
+
+    Those of a release that `sync` brought are if `synced` says so.
+    """
+    digest = record.attachments.get(LAYERS)
+    if digest is None or not is_vouched(layout, record, synced=synced):
+        return None
+    try:
+        stored = attachments.read(layout, record, LAYERS, limit=LAYERS_BYTES)
+    except (PublishError, OSError) as error:
+        log.debug("layers are not used", release=f"{record.image}:{record.version}", why=str(error))
+        return None
+    return stored if stored is not None and hashlib.sha256(stored).hexdigest() == digest else None
+
+
+def is_vouched(layout: Layout, record: Record, *, synced: bool = False) -> bool:
+    """Whether what a record says of layers is believed: made of packs by a publisher of this store."""
+    if record.external or not record.packs:
+        return False
+    try:
+        return synced or attachments.read(layout, record, BROUGHT, limit=MOST_BYTES) is None
+    except (PublishError, OSError):
+        return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
     """A release whose bytes are in the store, with its ranges."""
@@ -54,6 +81,7 @@ class Holders:
 
     layout: Layout
     _by_key: dict[str, dict[str, Record]] = field(default_factory=dict)  # then by sha256 of the file
+    _records: list[Record] = field(default_factory=list)
     _read: bool = False
 
     def of(self, record: Record) -> list[Holder]:
@@ -82,8 +110,15 @@ class Holders:
                 break
         return found
 
+    def records(self) -> list[Record]:
+        """All releases that are of packs and whose bytes the store should have, newest first."""
+        self._read_all()
+        return self._records
+
     def add(self, record: Record) -> None:
         """Take in a release that has just been published."""
+        if record.packs:
+            self._records.insert(0, record)
         for key in record.packs:
             self._by_key.setdefault(key, {})[record.sha256] = record
 
@@ -101,8 +136,14 @@ class Holders:
         if self._read:
             return
         self._read = True
-        for image in self.layout.images():
+        try:
+            images = self.layout.images()
+        except OSError as error:
+            log.debug("a store is not looked at for bytes", store=str(self.layout.root), why=str(error))
+            return
+        for image in images:
             self._read_image(image)
+        self._records.sort(key=lambda record: record.created, reverse=True)
 
     def _read_image(self, image: str) -> None:
         try:

@@ -22,7 +22,7 @@ from pipeline.squashfs.ranges import Piece, pieces
 from pipeline.store import attachments, caches, channels, preflight, publisher, publishing
 from pipeline.store.attachments import NotOfTheStoreError
 from pipeline.store.fetching import fetch
-from pipeline.store.layout import RECORD_SUFFIX, Layout
+from pipeline.store.layout import BROUGHT, RECORD_SUFFIX, Layout
 from pipeline.store.reading import fold_events, read_record, read_truth
 from pipeline.store.record import Record, parse_record
 from pipeline.store.sealed import UnreadableError
@@ -179,6 +179,8 @@ def _bring(
     if standing.pruned and (record.image, record.version) not in wanted:
         report.pruned.append(f"{record.image}:{record.version}")
         return False
+    if there is None:  # before its record: what is published here has none
+        attachments.add(layout, record, BROUGHT, b"{}\n")
     _bring_attachments(layout, record, source)
     damaged = record.platform in standing.damaged
     if damaged:

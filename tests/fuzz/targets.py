@@ -5,10 +5,14 @@ Anything else that is raised is a defect. The bounds are small, so that time and
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import zstandard
 
 from pipeline.errors import ConfigError, FormatError
 from pipeline.oci.config import parse_config
@@ -20,8 +24,13 @@ from pipeline.oci.merge import merge
 from pipeline.oci.platform import Platform
 from pipeline.oci.rootfs import enroot_rootfs
 from pipeline.oci.tree import Tree
+from pipeline.squashfs.layers import LayerIndex
+from pipeline.squashfs.layers import read_layer as read_section
 from pipeline.squashfs.ranges import PackRanges, pieces
 from pipeline.squashfs.reader import SquashfsImage
+from pipeline.squashfs.stored import Held, NotHeld, SourceFailed, StoredPack
+from pipeline.squashfs.superblock import Compressor
+from pipeline.squashfs.tails import TailReader
 
 LIMITS = Limits(max_unpacked=1 << 22, max_entries=5000, max_metadata=1 << 20, ratio_floor=1 << 16)
 CORPUS = Path(__file__).parents[1] / "corpus"
@@ -123,11 +132,65 @@ def ranges(data: bytes) -> None:
     assert end == found.size
 
 
+def layers(data: bytes) -> None:
+    """The layers beside a release: the head, and each section with its columns, which are compressed."""
+    size = 1 << 16
+    try:
+        at = int.from_bytes(data[8:16], "little") + 16
+        plain = data[at:]
+        section = zstandard.ZstdCompressor().compress(plain)
+        head = json.loads(data[16:at])
+        head["layers"] = [[name, len(section)] for name, _ in head["layers"][:1]]
+        text = json.dumps(head).encode()
+        stored = data[:8] + len(text).to_bytes(8, "little") + text + section
+        key = head["layers"][0][0]
+    except (ValueError, TypeError, LookupError, RecursionError, AttributeError):
+        stored, key = data, ""
+    try:
+        found = read_section(stored, key, size=size)
+    except FormatError as error:
+        assert error.message
+        return
+    if found is not None:
+        _check_layer(found, size)
+
+
+def _check_layer(found: LayerIndex, size: int) -> None:
+    """All that a conversion reads by it lies where it can; nothing is there of what is not shown."""
+    assert LayerIndex.decode(found.encode()).encode() == found.encode()
+    end = 0
+    for position, length, _ in found.pieces():
+        assert position >= end
+        end = position + length
+    assert end <= found.data_size
+    descriptor = os.memfd_create("release")
+    try:
+        os.ftruncate(descriptor, size)
+        pack = StoredPack("a" * 64, [(Held(name="x", path=Path("x"), descriptor=descriptor), found)], Path())
+        tails = TailReader([pack], Compressor.ZSTD)
+        for number, shown in enumerate(found.shown):
+            if not shown:
+                assert not found.checksums[number]
+                assert number not in found.targets
+                assert number not in found.xattrs
+                assert number not in found.devices
+            elif 0 < found.sizes[number] < found.header["block_size"]:
+                assert found.kinds[number] == EntryKind.FILE
+                with contextlib.suppress(SourceFailed):
+                    tails.read(0, number)
+        for position, length, _ in found.pieces():
+            with contextlib.suppress(NotHeld):
+                assert all(0 <= at <= size - part for _, at, part in pack.where(position, length))
+    finally:
+        os.close(descriptor)
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "tar": tar,
     "manifest": manifest,
     "squashfs": squashfs,
     "ranges": ranges,
+    "layers": layers,
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.layout import RANGES
+from pipeline.store.layout import LAYERS, RANGES
 from pipeline.store.record import Release
 from pipeline.store.sharing import Holders, ranges_of
 from pipeline.store.store import Store
@@ -31,8 +31,10 @@ def test_a_release_names_its_packs_and_ranges(store: Store, tmp_path: Path) -> N
     record = json.loads((store.root / "demo" / "v1.0.json").read_text())
     assert record["packs"] == list(one.packs)
     assert len(one.packs) == 3
-    beside = store.layout.attachments("demo", "v1.0", "linux/amd64") / RANGES
-    assert record["attachments"] == {RANGES: hashlib.sha256(beside.read_bytes()).hexdigest()}
+    beside = store.layout.attachments("demo", "v1.0", "linux/amd64")
+    assert record["attachments"] == {
+        name: hashlib.sha256((beside / name).read_bytes()).hexdigest() for name in (RANGES, LAYERS)
+    }
     ranges = ranges_of(store.layout, one)
     assert ranges is not None
     assert (ranges.size, ranges.keys) == (one.size, one.packs)

@@ -1,0 +1,170 @@
+"""The whole path on machines without packs: what a registry that writes down each request is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from demo.registry import PrivateRegistry
+from pipeline.bases.clients import Clients
+from pipeline.config.lock import Lock
+from pipeline.config.names import Version
+from pipeline.config.types import (
+    Config,
+    ConvertOptions,
+    ImageSpec,
+    RegistrySettings,
+    ScanPolicy,
+    StoreSettings,
+)
+from pipeline.convert.packing import pack_cache
+from pipeline.oci.manifest import OCI_LAYER, Manifest
+from pipeline.oci.platform import Platform
+from pipeline.oci.reference import Reference
+from pipeline.plan.changes import plan
+from pipeline.plan.observe import observe
+from pipeline.progress import UNTOLD
+from pipeline.registry.client import RegistryClient
+from pipeline.registry.credentials import Credentials
+from pipeline.release import path
+from pipeline.release.run import Run
+from pipeline.squashfs.codecs import Codec
+from pipeline.store.record import Release
+from pipeline.text import human_bytes
+from tests.support.images.layers import LayerBuilder
+from tests.support.images.pushed import push_image
+from tests.support.servers.registry import FaultyProxy
+from tests.support.store.releases import new_store
+from tests.unit.convert.test_from_store import SHELL, files
+
+pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
+
+LINUX = Platform.parse("linux/amd64")
+BASE = files("base", 300, size=2000)
+MIDDLE = files("middle", 40, seed=2, size=90_000).file("middle/secret", b"s" * 999)
+
+
+@pytest.fixture
+def proxy(registry: PrivateRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    monkeypatch.setenv("SQSHPIPE_REGISTRY_USER", registry.username)
+    monkeypatch.setenv("SQSHPIPE_REGISTRY_PASSWORD", registry.password)
+    with FaultyProxy(registry.address) as proxy:
+        yield proxy
+
+
+class Site:
+    """A registry and a store; each release is made by another machine."""
+
+    def __init__(self, folder: Path, registry: PrivateRegistry, proxy: FaultyProxy) -> None:
+        self._folder = folder
+        self._own = f"own-{folder.name.replace('_', '-').lower()}"
+        self._credentials = Credentials(username=registry.username, password=registry.password)
+        self._proxy = proxy
+        self.store = new_store(folder / "store")
+        self.manifest: Manifest | None = None
+
+    def release(self, version: str, *layers: LayerBuilder) -> tuple[Release, list[str]]:
+        """Make and publish a release; gives the digests of the blobs that were downloaded."""
+        spec = self._spec(version, *layers)
+        with self._machine(version) as run:
+            before = len(self._proxy.seen)
+            made = path.release(run, spec, Version(version)).release
+        assert made is not None
+        assert not [thread for thread in threading.enumerate() if thread.name == "early-packing"]
+        prefix = f"/v2/{self._own}/demo/blobs/"  # all else are manifests, by tag and digest
+        asked = [seen.path for seen in self._proxy.seen[before:] if seen.method == "GET"]
+        return made, [one.rpartition("/")[2] for one in asked if one.startswith(prefix)]
+
+    def plan(self, version: str, *layers: LayerBuilder) -> tuple[str, ...]:
+        """The notes of a plan on another machine."""
+        spec = self._spec(version, *layers)
+        with self._machine(version) as run:
+            seen = observe(run.config, [spec], run.lock, run.clients, version=version)
+        return plan(seen).images[0].notes
+
+    def _spec(self, version: str, *layers: LayerBuilder) -> ImageSpec:
+        name = f"{self._own}-base/{version}"
+        with RegistryClient(self._proxy.address, credentials=lambda _: self._credentials) as client:
+            self.manifest = push_image(
+                client, name, *(layer.tar() for layer in [SHELL, *layers]), tag="v1", layer_type=OCI_LAYER
+            )
+        return ImageSpec(
+            name="demo",
+            base=Reference.parse(f"{self._proxy.address}/{name}:v1"),
+            platform=LINUX,
+            convert=ConvertOptions(converter="native"),
+            scan=ScanPolicy(scanner="none"),
+        )
+
+    @contextmanager
+    def _machine(self, name: str) -> Iterator[Run]:
+        config = Config(
+            path=self._folder / "images.yaml",
+            registry=RegistrySettings(url=f"{self._proxy.address}/{self._own}"),
+            store=StoreSettings(configured=self.store.root),
+            images={},
+            cache=self._folder / name / "cache",
+            scratch=self._folder / name / "scratch",
+        )
+        with Clients(config) as clients:
+            yield Run(config=config, lock=Lock(), clients=clients, progress=UNTOLD)
+
+    def packs(self, name: str) -> int:
+        return len(pack_cache(self._folder / name / "cache").packs())
+
+
+@pytest.fixture
+def site(tmp_path: Path, registry: PrivateRegistry, proxy: FaultyProxy) -> Site:
+    return Site(tmp_path, registry, proxy)
+
+
+def blobs(asked: list[str], manifest: Manifest | None) -> list[int]:
+    """Numbers of the layers among what was downloaded."""
+    assert manifest is not None
+    digests = [str(layer.digest) for layer in manifest.layers]
+    return sorted(digests.index(one) for one in asked if one in digests)
+
+
+def test_a_fresh_machine_downloads_manifest_config_and_the_changed_layer(site: Site) -> None:
+    hiding = LayerBuilder().whiteout("middle/secret")
+    _, asked = site.release("v1.0", BASE, MIDDLE, hiding, files("top", 10, seed=5))
+    assert blobs(asked, site.manifest) == [0, 1, 2, 3, 4]
+    made, asked = site.release("v1.1", BASE, MIDDLE, hiding, files("top", 10, seed=6))
+    assert blobs(asked, site.manifest) == [4]
+    assert site.manifest is not None
+    assert set(asked) == {str(site.manifest.config.digest), str(site.manifest.layers[4].digest)}
+    assert site.packs("v1.1") == 1
+    _, asked = site.release("v1.2", BASE, MIDDLE, hiding, files("top", 10, seed=6), files("more", 3))
+    assert blobs(asked, site.manifest) == [5]
+    assert list(site.store.layout.leases.iterdir()) == []
+    assert set(made.attachments) == {"ranges.json", "layers.bin"}
+
+
+def test_what_was_hidden_before_is_downloaded_when_it_is_shown(site: Site) -> None:
+    site.release("v1.0", BASE, MIDDLE, LayerBuilder().whiteout("middle/secret"))
+    _, asked = site.release("v1.1", BASE, MIDDLE)
+    assert blobs(asked, site.manifest) == [2]
+    _, asked = site.release("v1.2", BASE, MIDDLE, files("more", 3))
+    assert blobs(asked, site.manifest) == [3]
+
+
+def test_the_plan_says_where_layers_would_come_from(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = files("top", 10, seed=5), files("top", 90, seed=6)
+    (note,) = site.plan("v1.0", BASE, old)
+    assert note.startswith("layers of the base: 0 B from the cache, 0 B from the store, ")
+    site.release("v1.0", BASE, old)
+    (note,) = site.plan("v1.1", BASE, new)
+    assert site.manifest is not None
+    *held, top = [layer.size for layer in site.manifest.layers]
+    assert note == (
+        f"layers of the base: 0 B from the cache, {human_bytes(sum(held))} from the store, "
+        f"{human_bytes(top)} from the registry"
+    )
+    monkeypatch.setattr(Codec, "versions", lambda _: {"zstd": "9.9.9"})
+    _, other = site.plan("v1.1", BASE, new)
+    assert other.startswith("demo:v1.0 has it, packed with zstd ")
+    assert other.endswith("; here 9.9.9")
