@@ -27,7 +27,9 @@ def refresh(
         str | None, typer.Option("--branch", help="Open a pull request from this branch instead of writing.")
     ] = None,
     onto: Annotated[str, typer.Option("--onto", help="The branch that the pull request is for.")] = "main",
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Then release what is affected.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Release the affected images afterwards.")
+    ] = False,
     jobs: batch.Jobs = 1,
     executor: batch.ExecutorOption = batch.ExecutorName.local,
     shared: batch.Shared = None,
