@@ -61,7 +61,7 @@ How the release was made. A key that is not known is missing.
 | `by` | who published: user@host, or the person who started a workflow of GitHub Actions |
 | `revision` | commit of the repository with images.yaml |
 | `sqshpipe` | version of the program |
-| `inputs` | `dockerfile` (sha256), `dockerfile_text` (at most 64 KiB), `args`, `target`, `context`, `period` |
+| `inputs` | `dockerfile` (sha256), `dockerfile_text` (up to 64 KiB), `args`, `target`, `context`, `period` |
 | `scan_policy` | the policy that the scan passed |
 | `layers` | `digest` and `size` (compressed bytes) of each layer, base first |
 | `same_file_as` | the release whose file this one is, where the same image was converted before |

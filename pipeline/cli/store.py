@@ -69,9 +69,7 @@ def import_files(
     ],
     name: Annotated[
         str | None,
-        typer.Option(
-            "--as", metavar="IMAGE:VERSION", help="Name of the release; default: from the file name."
-        ),
+        typer.Option("--as", metavar="IMAGE:VERSION", help="Name; default: from the file's name."),
     ] = None,
     root: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
@@ -182,9 +180,7 @@ def scrub(
     names: Names = None,
     root: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    rate: Annotated[
-        float, typer.Option("--rate", help="Largest rate in MB per second; 0: no limit.")
-    ] = 200.0,
+    rate: Annotated[float, typer.Option("--rate", help="MB per second at most; 0: no limit.")] = 200.0,
     as_json: options.Json = False,
 ) -> None:
     """Read releases back and compare size and sha256; exit with 7 for damage.
@@ -322,8 +318,7 @@ def sync(
         list[str] | None, typer.Option("--only", help="IMAGE or IMAGE:VERSION; repeatable.")
     ] = None,
     channel: Annotated[
-        list[str] | None,
-        typer.Option("--channel", help="Let this channel of DST name the same release as at SRC."),
+        list[str] | None, typer.Option("--channel", help="Set this channel of DST as at SRC; repeatable.")
     ] = None,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
