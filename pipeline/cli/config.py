@@ -20,6 +20,6 @@ def schema(
     if cluster:
         from pipeline.cluster.settings import json_schema
     else:
-        from pipeline.config.document import json_schema
+        from pipeline.config.schema import json_schema
 
     output.data_json(json_schema())

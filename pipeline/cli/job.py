@@ -120,7 +120,7 @@ def _runtime(values: Path | None, launcher: Launcher) -> RuntimeName:
         return "pyxis"
     found = software.way_to_start(version)
     if found != "pyxis":
-        output.tell(f"--runtime {found}: {software.pyxis_sentence(version)[1]}")
+        output.note(f"--runtime {found}: {software.pyxis_sentence(version)[1]}")
     return found
 
 

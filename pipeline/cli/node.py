@@ -134,13 +134,13 @@ def install(
         from pipeline.node import tool as tools
 
         command = tools.install((tool or prefix).absolute(), store=root)
-        output.tell(
+        output.note(
             f"sqshpipe is {command} here, and needs Python {sys.version_info[0]}.{sys.version_info[1]}"
             " on each machine that runs it"
         )
     program_of_ours = shim.install(prefix.absolute())
     if mounts == "kernel":
-        output.tell(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
+        output.note(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
     output.data(plugstack_line(program))
 
 
@@ -247,7 +247,7 @@ def unpack(image: Image, store: options.Store = None) -> None:
             if found.others
             else ""
         )
-        output.tell(
+        output.note(
             f"unpacked in {found.seconds:.1f} s, which pyxis 0.24 does not need: {found.folder}{beside}"
         )
     output.data(found.name)

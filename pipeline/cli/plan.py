@@ -92,7 +92,7 @@ def _offline(settings: Config, specs: tuple[ImageSpec, ...], *, as_json: bool) -
     if checked.invalid:
         raise checked.invalid[0]
     if checked.stale:
-        output.tell("sqshpipe lock brings images.lock up to date")
+        output.note("sqshpipe lock brings images.lock up to date")
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
@@ -215,7 +215,7 @@ def lock(
             if answer.problem is None:
                 output.data(_line(answer))
     for reference, made_by in waiting.items():
-        output.tell(
+        output.note(
             f"{reference} does not exist yet: {made_by} of this images.yaml makes it. "
             f"Release in this order: sqshpipe release {made_by}, then sqshpipe lock, then what is built on it"
         )

@@ -14,7 +14,7 @@ from pipeline.cli.metrics import metrics
 from pipeline.cli.profile import attach
 from pipeline.cli.prune import prune
 from pipeline.cli.rebuild import rebuild
-from pipeline.cli.stores import configured_store, open_store
+from pipeline.cli.stores import configured_store, host_platform, open_store
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import (
     EXIT_PLAN_HAS_CHANGES,
@@ -57,7 +57,7 @@ def create(
     """
     opened = configured_store(folder or root, config)
     if not opened.create():
-        output.tell(f"{opened.root} is a store already and stays as it is")
+        output.note(f"{opened.root} is a store already and stays as it is")
     output.data_path(opened.root)
 
 
@@ -73,7 +73,7 @@ def import_files(
     ] = None,
     root: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.Platform = options.DEFAULT_PLATFORM,
+    platform: options.Platform = None,
     allow_external: options.AllowExternal = False,
     move: Annotated[
         bool, typer.Option("--move", help="Take the file itself, without a copy; same file system only.")
@@ -89,10 +89,10 @@ def import_files(
     Records of .sqsh files say external and unscanned. Data (a dataset, a model) becomes a .sqsh that is
     mounted and never started. Example: sqshpipe store import wikitext2/ --as wikitext2:v1
     """
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.release.publish import publish_file
 
-    opened = open_store(root, config)
+    opened, platform = open_store(root, config), platform or host_platform()
     named, refused = _named(files, name)
     made, changes = [], False
     for file, image, version in named:
@@ -102,7 +102,7 @@ def import_files(
             made.append({"file": str(file), "name": f"{image}:{version}", "present": there})
             continue
         try:
-            with Teller().stage("import") as meter:
+            with ConsoleProgress().stage("import") as meter:
                 release = publish_file(
                     file,
                     store=opened,
@@ -187,11 +187,11 @@ def scrub(
 
     A damaged release no longer resolves. Example: sqshpipe store scrub --store /fsx/containers --rate 100
     """
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.store.scrub import scrub as run
 
     opened = open_store(root, config)
-    with Teller().stage("scrub") as meter:
+    with ConsoleProgress().stage("scrub") as meter:
         report = run(
             opened.layout,
             names=names or (),
@@ -289,6 +289,7 @@ def usage(
     as_json: options.Json = False,
 ) -> None:
     """Show what each image and version costs on disk; totals count shared bytes once."""
+    from pipeline.cli.tables import plain
     from pipeline.store.usage import usage as count
 
     found = count(open_store(root, config).layout)
@@ -298,16 +299,15 @@ def usage(
     if as_json:
         output.data_json({**dataclasses.asdict(found), "costs": [dataclasses.asdict(cost) for cost in costs]})
         return
-    for cost in costs:
-        output.data(
-            f"{human_bytes(cost.size):>9}  {human_bytes(cost.own):>9} of its own  "
-            f"{cost.image}:{cost.version}  {cost.state}"
-        )
-    for name, total in found.images.items():
-        if image in (None, name):
-            output.data(f"{human_bytes(total):>9}  {name}")
-    if image is None:
-        output.data(f"{human_bytes(found.total):>9}  total")
+    rows = [
+        (f"{cost.image}:{cost.version}", human_bytes(cost.size), human_bytes(cost.own), cost.state)
+        for cost in costs
+    ]
+    names = (name for name in found.images if image in (None, name))
+    rows += [(name, human_bytes(found.images[name]), "-", "all versions") for name in names]
+    rows += [("total", human_bytes(found.total), "-", "all images")] if image is None else []
+    for line in plain(("RELEASE", "SIZE", "ONLY HERE", "STATE"), rows):
+        output.data(line)
 
 
 @store.command()
@@ -328,7 +328,7 @@ def sync(
     Example: sqshpipe store sync /fsx/containers s3://bucket/containers --only megatron-training
     """
     from pipeline.aws.s3 import S3Bucket
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.store.sync import compare, parse_place
     from pipeline.store.sync import sync as run
 
@@ -336,7 +336,7 @@ def sync(
     if dry_run:
         _print_missing(compare(places[0], places[1], names=only or ()), target, as_json=as_json)
         return
-    with Teller().stage("sync") as meter:
+    with ConsoleProgress().stage("sync") as meter:
         report = run(places[0], places[1], names=only or (), mirror_channels=channel or (), meter=meter)
     if as_json:
         output.data_json(dataclasses.asdict(report))

@@ -18,9 +18,9 @@ from pydantic import (
 )
 
 from pipeline.config import yamlfile
-from pipeline.config.document import DIALECT
 from pipeline.config.ecr_hosts import REGION_PATTERN, EcrHost, parse_host
 from pipeline.config.fields import SlurmTime
+from pipeline.config.schema import DIALECT
 from pipeline.errors import ConfigError
 
 # A word that a shell, YAML and slurm.conf all take as it is.

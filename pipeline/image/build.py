@@ -43,7 +43,7 @@ _USER_IGNORE = ".dockerignore"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltImage:
-    """An image in the engine, not yet pushed. `config_digest` is None where the engine does not tell it."""
+    """An image in the engine, not yet pushed. `config_digest` is None where the engine does not report it."""
 
     image: str
     local_id: str

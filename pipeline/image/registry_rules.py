@@ -84,5 +84,5 @@ def _rules(ecr: Ecr) -> list[dict[str, Any]]:
 
 
 def _is_signed(entry: Mapping[str, Any], repository: str) -> bool:
-    """A filter matches the whole name; ``*`` is any text, the other wildcards of a shell are none."""
+    """A filter matches the whole name; ``*`` is any text, a shell's other wildcards have no meaning."""
     return fnmatch.fnmatchcase(repository, str(entry.get("filter", "")).translate(_ESCAPED))

@@ -1,4 +1,4 @@
-"""What an ECR repository shall be, what it is, and what it takes to mend the difference.
+"""The wanted settings of an ECR repository, its present ones, and how to change the differences.
 
 `wanted`, `compare` and `lifecycle_policy` are pure; `look` reads, `apply` changes. A repository is never made
 less strict than its owner made it by hand unless that is asked for, and nothing here deletes an image.
@@ -28,7 +28,7 @@ _WITH_EXCLUSION = "_WITH_EXCLUSION"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
-    """A repository's settings as ECR tells them; ``registry_scan`` is the registry's own frequency for it.
+    """A repository's settings as ECR reports them; ``registry_scan`` is the registry's own frequency for it.
 
     ``scan_type`` (BASIC or ENHANCED) is set for the whole registry.
     """
@@ -57,7 +57,8 @@ class Repository:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """One setting that is not as the config wants it; one that is not ``mendable`` needs a person, see
-    ``how``."""
+    ``how``.
+    """
 
     repository: str
     setting: str
@@ -198,12 +199,12 @@ def _lifecycle(found: Repository, settings: EcrSettings) -> list[Difference]:
     wanted = lifecycle_policy(settings)
     if found.lifecycle == wanted:
         return []
-    told = "none" if found.lifecycle is None else _told_rules(found.lifecycle)
+    rules = "none" if found.lifecycle is None else _rules_text(found.lifecycle)
     untagged = f"untagged after {settings.untagged_days} days"
-    return [Difference(repository=found.name, setting="lifecycle", found=told, wanted=untagged)]
+    return [Difference(repository=found.name, setting="lifecycle", found=rules, wanted=untagged)]
 
 
-def _told_rules(policy: Mapping[str, Any]) -> str:
+def _rules_text(policy: Mapping[str, Any]) -> str:
     rules = [rule.get("selection", {}) for rule in policy.get("rules", [])]
     if any(rule.get("tagStatus") != "untagged" for rule in rules):
         return "a policy that can delete published images"
@@ -282,7 +283,7 @@ def apply(
     registry_scanning: bool = False,
     registry_signing: bool = False,
 ) -> tuple[Difference, ...]:
-    """Make or mend the repository; gives what was changed. Nothing changes when it is as wanted.
+    """Create or change the repository; returns what was changed. Nothing changes when it is as wanted.
 
     The registry's scanning and signing are the whole account's, and are only touched when asked for.
     """

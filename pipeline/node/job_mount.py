@@ -23,6 +23,8 @@ from pipeline.node.pyxis_importer import Refused, Settings
 from pipeline.node.user_mount import User
 from pipeline.slurm import client
 from pipeline.squashfs.reader import SquashfsImage
+from pipeline.store import trust
+from pipeline.store.layout import Layout
 
 log = structlog.get_logger()
 
@@ -162,7 +164,7 @@ def _check_file(settings: Settings, file: Path, found: pyxis_importer.Found) -> 
         if not pyxis_importer.is_safe(os.fstat(descriptor), owners):
             raise Refused("others than the owner of the store can write it")
         pyxis_importer.check(descriptor, str(file), found)
-        if settings.verify:
+        if settings.verify or trust.of_node() is not None:
             pyxis_importer.compare(descriptor, str(file), found, settings)
     finally:
         os.close(descriptor)
@@ -204,7 +206,23 @@ def _demand_trust(settings: Settings, found: pyxis_importer.Found, record: dict[
         raise Refused(f"{found.image}:{found.version} was made elsewhere (external)")
     if not isinstance(checks, list) or _CHECKED not in checks:
         raise Refused(f"the files of {found.image}:{found.version} were never compared with its image")
-    pyxis_importer.demand_mark(settings, found)
+    _demand_signature(settings, found)
+
+
+def _demand_signature(settings: Settings, found: pyxis_importer.Found) -> None:
+    """Raise Refused for a release that lacks a signature which this node requires.
+
+    Otherwise the mark is left that the importer demands. The record is read again: it may have changed.
+    """
+    if trust.of_node() is None:
+        return
+    layout = Layout(Path(settings.store))
+    try:
+        record = trust.demand_of(layout, found.image, found.version, pyxis_importer.platform(), None)
+    except SqshpipeError as error:
+        raise Refused(error.headline) from error
+    if record.sha256 != found.sha256:
+        raise Refused(f"the record of {found.image}:{found.version} has changed")
 
 
 def _may_read(file: Path, user: User) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.image.pin import BaseImage
 from pipeline.image.push import PushedImage
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.reader import SquashfsImage
+from pipeline.store.events import whoami
 from pipeline.store.layout import RANGES
 from pipeline.store.publishing import copy_in, hash_file, link_in
 from pipeline.store.record import DATA, EXTERNAL, IMAGE, Record, Release
@@ -68,7 +70,7 @@ def publish(
         keys=keys,
         converter=dataclasses.asdict(file.converter),
         scan=dict(scan),
-        provenance={**(provenance or {}), **_layers(file)},
+        provenance={**(provenance or {}), **_layers(file), "by": _publisher()},
         checks=tuple(verified.checks),
         packs=() if file.ranges is None else file.ranges.keys,
         attachments=_named(ranges),
@@ -112,7 +114,7 @@ def publish_again(
         keys={"convert": same.keys["convert"]} | ({"build": source.build_key} if source.build_key else {}),
         converter=same.converter,
         scan=dict(scan),
-        provenance={**provenance, **_known_layers(same), "same_file_as": same.name},
+        provenance={**provenance, **_known_layers(same), "same_file_as": same.name, "by": _publisher()},
         checks=same.checks,
         packs=same.packs,
         attachments=_named(ranges),
@@ -195,7 +197,7 @@ def publish_external(
             size=staged.stat().st_size,
             kind=kind,
             scan=dict(EXTERNAL),
-            provenance={"file": file.name, "compressor": compressor},
+            provenance={"file": file.name, "compressor": compressor, "by": _publisher()},
             checks=("superblock and tables",),
             created=utc(),
         )
@@ -203,6 +205,12 @@ def publish_external(
     if move:
         file.unlink()
     return release
+
+
+def _publisher() -> str:
+    """Who publishes, for people: user@host, or in GitHub Actions the person who started the workflow."""
+    actor = os.environ.get("GITHUB_ACTOR") if "GITHUB_ACTIONS" in os.environ else None
+    return f"{actor} (GitHub Actions)" if actor else whoami()
 
 
 def publish_data(
@@ -235,6 +243,7 @@ def publish_data(
                 "file": source.absolute().name,
                 "names": len(file.tree),
                 "bytes": content_size(file.tree),
+                "by": _publisher(),
             },
             checks=COMPARED,
             created=utc(),

@@ -1,8 +1,7 @@
 """What ECR says about a scan, read as one of three: a complete result, wait, or nothing will come.
 
-Source: the ECR API reference, DescribeImageScanFindings and ImageScanStatus. The kind of scanning is told
-by the keys
-that are there, since enhanced scanning also says COMPLETE, and says ACTIVE before there is anything.
+Source: the ECR API reference, DescribeImageScanFindings and ImageScanStatus. The keys of a result show the
+kind of scan, since enhanced scanning also says COMPLETE, and says ACTIVE before there is anything.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ def read(pages: Sequence[Mapping[str, Any]]) -> ScanResult | Pending | Ended:
     """Read all pages of DescribeImageScanFindings for one digest; none stands for ScanNotFoundException.
 
     Only a result that says when it was completed, counts its findings, and lists as many as it counts, is
-    one. A state
-    that is not known is waited for and never passes. Raises FormatError for what cannot be read at all.
+    one. A state that is not known is waited for and never passes. Raises FormatError for what cannot be read
+    at all.
     """
     if not pages:
         return Pending(state="", why=_WAITING[""])

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.cluster import bootstrap, settings
-from pipeline.config.document import json_schema
+from pipeline.config.schema import json_schema
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "docs" / "schema" / "images.schema.json"

@@ -36,13 +36,13 @@ def operations(name: str) -> dict[str, str]:
     return {xform_name(each).replace("_", "-"): each for each in service(name).operation_names}
 
 
-def commands(text: str) -> Iterator[list[str]]:
-    """The words after `aws` of each command in blocks and between backticks."""
+def commands(text: str, program: str = "aws") -> Iterator[list[str]]:
+    """The words after `program` of each command in blocks and between backticks."""
     fence = re.compile(r"^ *```[a-z]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
     lines = [line for block in fence.findall(text) for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"(?<!`)`([^`]+)`(?!`)", fence.sub("", text).replace("\n", " "))
     for line in lines:
-        for call in re.findall(r"(?:^\s*|\$\()aws ((?:[^)'\"]|'[^']*'|\"[^\"]*\")+)", line):
+        for call in re.findall(rf"(?:^\s*|\$\(){program} ((?:[^)'\"]|'[^']*'|\"[^\"]*\")+)", line):
             words = shlex.split(call, comments=True)
             if len(words) > 1 and re.fullmatch(r"[a-z0-9-]+", words[0]) and not words[0].startswith("-"):
                 yield words

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FormatError, ToolError
-from pipeline.node import enter, job_mount, pyxis_importer, shared_mount
+from pipeline.node import enter, job_mount, shared_mount
 from pipeline.node import run as running
 from pipeline.node.image_file import ImageFile
 from pipeline.node.pyxis_importer import Settings
@@ -448,18 +447,6 @@ def test_a_local_copy_is_mounted_and_stands_for_both_paths(node: JobNode, releas
     local.chmod(0o666)
     job_mount.acquire(settings, release.sha256, "8", USER)
     assert shared_mount.mounted_file(node.node / release.sha256) == str(release.path)
-
-
-def test_where_signatures_are_required_only_signed_releases_are_mounted(
-    node: JobNode, release: Release, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy, marks = node.folder / "signatures.json", node.folder / "marks"
-    marks.mkdir()
-    policy.write_text(json.dumps({"schema": 1, "marks": str(marks), "mark_uids": [0], "keys": {"k": "x"}}))
-    monkeypatch.setattr(pyxis_importer, "POLICY", str(policy))
-    with pytest.raises(ToolError, match="no mark of a verified signature"):
-        job_mount.acquire(node.settings, release.sha256, "7", USER)
-    assert node.mounts() == []
 
 
 @contextlib.contextmanager

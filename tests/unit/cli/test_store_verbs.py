@@ -159,7 +159,7 @@ def test_a_dry_run_changes_nothing_and_exits_with_10(filled: Path, tmp_path: Pat
 
 def test_leases_are_made_listed_and_dropped(filled: Path) -> None:
     (made,) = lines("store", "lease", "create", "demo:v1", "--store", filled)
-    assert lines("store", "lease", "list", "--store", filled)[0].startswith(Path(made).name)
+    assert lines("store", "lease", "list", "--store", filled)[1].startswith(Path(made).name)
     assert lines("store", "lease", "drop", made, "--store", filled) == [made]
     assert lines("store", "lease", "list", "--store", filled) == []
 

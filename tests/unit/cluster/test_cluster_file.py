@@ -69,6 +69,9 @@ extra:
 """
 OURS = "s3://training-bucket/cluster/bootstrap.sh"
 BOTH = [{"Script": "s3://training-bucket/docker.sh"}, {"Script": OURS}]
+# Only the scripts, only to read; only to pull. Guides give roles full access to S3 and ECR: not ours.
+SCRIPTS = [{"BucketName": "training-bucket", "KeyName": "cluster/*", "EnableWriteAccess": False}]
+PULL = "arn:aws:iam::aws:policy/AmazonEC2ContainerRegistryPullOnly"
 SAID: dict[str, Any] = {
     "Region": "us-west-2",
     "DevSettings.Timeouts.HeadNodeBootstrapTimeout": 43200,
@@ -82,6 +85,8 @@ SAID: dict[str, Any] = {
     "HeadNode.LocalStorage.RootVolume.Size": 500,
     "HeadNode.LocalStorage.RootVolume.DeleteOnTermination": True,
     "HeadNode.CustomActions.OnNodeConfigured.Sequence": BOTH,
+    "HeadNode.Iam.S3Access": SCRIPTS,
+    "HeadNode.Iam.AdditionalIamPolicies.0.Policy": PULL,
     "HeadNode.Iam.AdditionalIamPolicies.1.Policy": "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore",
     "Scheduling.SlurmSettings.ScaledownIdletime": -1,
     "Scheduling.SlurmSettings.QueueUpdateStrategy": "DRAIN",
@@ -104,11 +109,15 @@ SAID: dict[str, Any] = {
     f"{QUEUE}.ComputeResources.0.MinCount": 4,
     f"{QUEUE}.ComputeResources.0.MaxCount": 4,
     f"{QUEUE}.ComputeResources.0.Efa": {"Enabled": True, "GdrSupport": True},
+    f"{QUEUE}.Iam.S3Access": SCRIPTS,
+    f"{QUEUE}.Iam.AdditionalIamPolicies.0.Policy": PULL,
     f"{QUEUE}.Iam.AdditionalIamPolicies.1.Policy": "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore",
     f"{QUEUE}.Iam.AdditionalIamPolicies.2.Policy": "arn:aws:iam::123456789012:policy/jobs-read-data",
     f"{QUEUE}.CustomActions.OnNodeConfigured.Sequence": BOTH,
+    "SharedStorage.0.StorageType": "FsxLustre",
     "SharedStorage.0.MountDir": "/lustre",
     "SharedStorage.0.FsxLustreSettings.FileSystemId": "fs-0123456789abcdef0",
+    "SharedStorage.1.StorageType": "FsxOpenZfs",
     "SharedStorage.1.MountDir": "/fsx",
     "SharedStorage.1.FsxOpenZfsSettings.VolumeId": "fsvol-0123456789abcdef0",
     "Monitoring.DetailedMonitoring": True,
