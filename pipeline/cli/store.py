@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli import completion, options, output
 from pipeline.cli.lease import lease
+from pipeline.cli.metrics import metrics
 from pipeline.cli.profile import attach
 from pipeline.cli.prune import prune
 from pipeline.cli.rebuild import rebuild
@@ -21,7 +22,6 @@ from pipeline.errors import (
     FormatError,
     PublishError,
     SqshpipeError,
-    ToolError,
     VerificationError,
 )
 from pipeline.text import human_bytes
@@ -373,28 +373,6 @@ def _print_missing(report: Report, target: str, *, as_json: bool) -> None:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
-@store.command()
-def metrics(
-    root: options.Store = None,
-    config: options.ConfigFile = options.DEFAULT_CONFIG,
-    file: options.OutputFile = None,
-) -> None:
-    """Print facts about the store as a Prometheus text file.
-
-    Example: sqshpipe store metrics --store /fsx/containers -o /var/lib/node_exporter/sqshpipe.prom
-    """
-    from pipeline.store.metrics import prometheus
-    from pipeline.system import untrusted
-
-    text = prometheus(open_store(root, config))
-    if file is None:
-        output.document(text)
-        return
-    try:
-        untrusted.replace_file(file, text.encode())
-    except OSError as error:
-        raise ToolError(f"cannot write {file}: {error.strerror}", hint="choose another --output") from error
-
-
+store.command()(metrics)
 store.command()(prune)
 store.command()(rebuild)
