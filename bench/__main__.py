@@ -81,6 +81,7 @@ RUNNERS: dict[str, Runner] = {
     "importer": _counted("importer", "--releases", (5, 100, 200, 1000)),
     "mirror": _counted("mirror", "--megabytes", (4, 64, 512, 1024)),
     "refresh": _counted("refresh", "--images", (2, 50, 50, 50)),
+    "zstd_layers": _counted("zstd_layers", "--megabytes", (4, 40, 400, 2000)),
     "small_files": _counted("small_files", "--files", (50, 1000, 20_000, 100_000)),
     "node": _counted("node", "--megabytes", (2, 60, 400, 2000)),
     "native_synthetic": _lines(

@@ -94,6 +94,7 @@ PARTS: dict[str, Callable[[Mapping[str, Found]], str]] = {
     "importer": lambda found: tables.importer(found["importer"]),
     "mirror": lambda found: tables.mirror(found["mirror"]),
     "refresh": lambda found: tables.refresh(found["refresh"]),
+    "zstd_layers": lambda found: tables.zstd_layers(found["zstd_layers"]),
     "small_files": lambda found: tables.small_files(found["small_files"]),
     "node": lambda found: tables.node(found["node"]),
     "native": lambda found: tables.native(found["native"]),

@@ -292,6 +292,15 @@ def refresh(told: Found) -> str:
     return f"{_signature(told, about)}\n\n{_grid(('registry', 'median', 'best', 'CPU'), rows)}"
 
 
+def zstd_layers(told: Found) -> str:
+    """The same image with gzip and with zstd layers."""
+    rows = [(row["layers"], f"{row['stored_mb']} MB", f"{row['seconds']:.1f} s") for row in told["rows"]]
+    about = (
+        f"{told['bytes'] / 1e6:.0f} MB in {told['layers']} layers; gzip level 6, zstd level {told['level']}. "
+    )
+    return f"{_signature(told, about)}\n\n{_grid(('layers', 'stored', 'converted from nothing'), rows)}"
+
+
 def small_files(told: Found) -> str:
     """A folder beside a .sqsh on the same distant file system."""
     rows = [(row["way"], f"{row['seconds']:.1f} s", f"{row['requests']:,}") for row in told["rows"]]

@@ -51,6 +51,21 @@ advice: one that is damaged or breaks a rule of this table is ignored with a war
 The tables at the end of the file are the first range. Paths are percent-encoded. A file's checksum is the
 CRC-32 of its block size, its size and the words that say how its blocks are stored."""
 _FEW_KEYS = 3
+_PROVENANCE = """\
+## `provenance`
+
+How the release was made. A key that is not known is missing.
+
+| key | content |
+|---|---|
+| `by` | who published: user@host, or the person who started a workflow of GitHub Actions |
+| `revision` | commit of the repository with images.yaml |
+| `sqshpipe` | version of the program |
+| `inputs` | `dockerfile` (sha256), `dockerfile_text` (up to 64 KiB), `args`, `target`, `context`, `period` |
+| `scan_policy` | the policy that the scan passed |
+| `layers` | `digest` and `size` (compressed bytes) of each layer, base first |
+| `same_file_as` | the release whose file this one is, where the same image was converted before |
+| `file`, `compressor` | name and compressor of an imported .sqsh |"""
 HEAD = "<!-- Made by `python docs/generate.py` from the code: change it there. -->\n\n"
 
 
@@ -222,7 +237,7 @@ def _records() -> str:
     for key, value in example.as_json().items():
         kind = types.get(key, type(value).__name__)
         lines.append(f"| `{key}` | `{_cell(kind)}` |")
-    lines += [f"| `{KEY}` | `str` |", "", *_CHECKSUM, "", _STARTUP]
+    lines += [f"| `{KEY}` | `str` |", "", *_CHECKSUM, "", _PROVENANCE, "", _STARTUP]
     return "\n".join(lines) + "\n"
 
 

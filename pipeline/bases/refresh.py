@@ -68,7 +68,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refreshed:
+class RefreshResult:
     """What a refresh found: the changes, what could not be asked, and the sources as they should be."""
 
     changes: tuple[Change, ...]
@@ -93,7 +93,7 @@ def look(
     client_for: Callable[[str], RegistryClient],
     *,
     now: datetime | None = None,
-) -> Refreshed:
+) -> RefreshResult:
     """Ask for all bases of ``config``; writes nothing. Failures become `Problem`s."""
     specs = tuple(config.images.values())
     newer, unlisted = _newer(specs, client_for, config.cache / "tags")
@@ -116,10 +116,10 @@ def look(
     ]
     kept = bases.relocked(lock, answers)
     used = ((spec.base.with_tag(tags.get(spec.name, spec.base.tag)), spec.platform) for spec in specs)
-    return Refreshed(changes=tuple(changes), problems=tuple(problems), lock=kept.only(used), tags=tags)
+    return RefreshResult(changes=tuple(changes), problems=tuple(problems), lock=kept.only(used), tags=tags)
 
 
-def sources(config: Config, found: Refreshed) -> dict[Path, bytes]:
+def sources(config: Config, found: RefreshResult) -> dict[Path, bytes]:
     """What images.yaml and images.lock should say; only those that change.
 
     Raises ConfigError when a base's line in images.yaml cannot be changed by itself.
@@ -164,7 +164,7 @@ def reload(config: Config) -> Config:
     return replace(fresh, registry=config.registry, store=config.store)
 
 
-def pull_request(found: Refreshed) -> tuple[str, str]:
+def pull_request(found: RefreshResult) -> tuple[str, str]:
     """Title and text (Markdown) that say what changes and why."""
     taken = found.taken
     title = f"Refresh bases: {taken[0].reason}" if len(taken) == 1 else f"Refresh {len(taken)} bases"

@@ -22,7 +22,9 @@ def create(
     name: options.ReleaseName,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    no_sign: Annotated[bool, typer.Option("--no-sign", help="Only provenance and SBOM.")] = False,
+    no_sign: Annotated[
+        bool, typer.Option("--no-sign", help="Create provenance and SBOM without a signature.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Write provenance and SBOM, attach them to the image in the registry, and sign it.
@@ -84,7 +86,9 @@ def verify(
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     platform: options.Platform = None,
-    record_only: Annotated[bool, typer.Option("--record-only", help="Do not read the bytes back.")] = False,
+    record_only: Annotated[
+        bool, typer.Option("--record-only", help="Check the record only; do not read the file.")
+    ] = False,
 ) -> None:
     """Check that this key signed the record and the bytes; exit with 7 if not."""
     from pipeline.attest import signing

@@ -22,8 +22,10 @@ class ExecutorName(str, Enum):
     slurm = "slurm"
 
 
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Images at once.")]
-ExecutorOption = Annotated[ExecutorName, typer.Option("--executor", help="Where images are made.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of images at the same time.")]
+ExecutorOption = Annotated[
+    ExecutorName, typer.Option("--executor", help="Where to run: on this machine, or as Slurm jobs.")
+]
 Shared = Annotated[
     Path | None,
     typer.Option(

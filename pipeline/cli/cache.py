@@ -37,10 +37,10 @@ def list_packs(config: options.ConfigFile = options.DEFAULT_CONFIG, as_json: opt
 def prune(
     max_size: Annotated[
         str | None,
-        typer.Option("--max-size", help="Leave at most so much, the last used: 50G, or 0 for nothing."),
+        typer.Option("--max-size", help="Keep the last used packs up to this size: 50G; 0 keeps none."),
     ] = None,
     max_age: Annotated[
-        str | None, typer.Option("--max-age", help="Delete what was not used for so long: 30d, 12h.")
+        str | None, typer.Option("--max-age", help="Delete packs that were not used for this time: 30d, 12h.")
     ] = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     dry_run: options.DryRun = False,

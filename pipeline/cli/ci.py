@@ -67,7 +67,7 @@ def check(
         bool,
         typer.Option("--until-scan", envvar="SQSHPIPE_UNTIL_SCAN", help="Stop after the scan."),
     ] = False,
-    sarif: Annotated[Path | None, typer.Option("--sarif", help="Where the findings go.")] = None,
+    sarif: Annotated[Path | None, typer.Option("--sarif", help="SARIF file for the findings.")] = None,
 ) -> None:
     """Build, scan, convert, verify and test an image without publishing it; print repository@digest."""
     from pipeline.cli.release import opened
@@ -110,7 +110,7 @@ def check(
 def publish(
     name: Name,
     tag: Version,
-    reference: Annotated[str, typer.Option("--reference", help="What was built: repository@sha256:…")],
+    reference: Annotated[str, typer.Option("--reference", help="The built image: repository@sha256:…")],
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     store: options.Store = None,
     registry: options.Registry = None,

@@ -17,7 +17,7 @@ cluster = Verbs("Files for a whole cluster: bootstrap script, cluster file.")
 
 
 DEFAULT_VALUES = Path("cluster.yaml")
-Values = Annotated[Path, typer.Option("--values", help="The few values of this cluster.")]
+Values = Annotated[Path, typer.Option("--values", help="The values of this cluster.")]
 
 
 class Kind(str, Enum):

@@ -14,7 +14,7 @@ config = Verbs("images.yaml and cluster.yaml themselves.")
 
 @config.command()
 def schema(
-    cluster: Annotated[bool, typer.Option("--cluster", help="Of cluster.yaml instead.")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Print the schema of cluster.yaml.")] = False,
 ) -> None:
     """Print the JSON schema of images.yaml or cluster.yaml, for editors."""
     if cluster:

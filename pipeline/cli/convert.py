@@ -45,16 +45,22 @@ Source = Annotated[
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="The .sqsh to make.", show_default=False, dir_okay=False)
 ]
-Converter = Annotated[ConverterChoice, typer.Option("--converter", help="How to make it.")]
-CompressorOption = Annotated[CompressorChoice, typer.Option("--compressor", help="Of the .sqsh.")]
-ZstdLevel = Annotated[int, typer.Option("--zstd-level", min=1, max=22, help="How hard to compress.")]
-BlockSizeText = Annotated[str, typer.Option("--block-size", help="Of the .sqsh: 4K to 1M.")]
-KeepOwners = Annotated[bool, typer.Option("--keep-owners", help="Not all files to root.")]
-KeepXattrs = Annotated[bool, typer.Option("--keep-xattrs", help="Extended attributes, file capabilities.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the file if it is there.")]
-MaxUnpacked = Annotated[str, typer.Option("--max-unpacked", help="How much the image may unpack to.")]
+Converter = Annotated[ConverterChoice, typer.Option("--converter", help="Program that makes the .sqsh.")]
+CompressorOption = Annotated[CompressorChoice, typer.Option("--compressor", help="Compressor of the .sqsh.")]
+ZstdLevel = Annotated[
+    int, typer.Option("--zstd-level", min=1, max=22, help="Compression level of zstd, 1 to 22.")
+]
+BlockSizeText = Annotated[str, typer.Option("--block-size", help="Block size of the .sqsh, from 4K to 1M.")]
+KeepOwners = Annotated[
+    bool, typer.Option("--keep-owners", help="Keep uid and gid, instead of root for all files.")
+]
+KeepXattrs = Annotated[
+    bool, typer.Option("--keep-xattrs", help="Keep extended attributes, such as file capabilities.")
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")]
+MaxUnpacked = Annotated[str, typer.Option("--max-unpacked", help="Largest unpacked size of the image.")]
 MaxRatio = Annotated[
-    int, typer.Option("--max-ratio", min=1, help="How many bytes a stored one may become, beyond 4G.")
+    int, typer.Option("--max-ratio", min=1, help="Largest ratio of unpacked to stored bytes, above 4G.")
 ]
 SourceStore = Annotated[
     Path | None,
@@ -163,7 +169,9 @@ def verify(
     platform: options.Platform = None,
     keep_owners: KeepOwners = False,
     keep_xattrs: KeepXattrs = False,
-    enroot: Annotated[bool, typer.Option("--enroot", help="Made by enroot: allow its differences.")] = False,
+    enroot: Annotated[
+        bool, typer.Option("--enroot", help="The file was made by enroot: allow its known differences.")
+    ] = False,
     max_unpacked: MaxUnpacked = "1T",
     max_ratio: MaxRatio = 250,
     config: options.ConfigFile = options.DEFAULT_CONFIG,

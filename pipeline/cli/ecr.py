@@ -24,7 +24,7 @@ def apply(
     dry_run: options.DryRun = False,
     registry_scanning: Annotated[
         bool,
-        typer.Option("--registry-scanning", help="Also the account's scanning: it has its price."),
+        typer.Option("--registry-scanning", help="Also set the account's scanning, which AWS charges for."),
     ] = False,
     registry_signing: Annotated[
         bool,

@@ -17,9 +17,7 @@ _STORE = Path("/fsx/containers")
 
 def init(
     name: Annotated[str, typer.Argument(help="The first image.")] = "my-training",
-    base: Annotated[
-        str, typer.Option("--base", help="What it is built on.")
-    ] = "nvcr.io/nvidia/pytorch:24.01-py3",
+    base: Annotated[str, typer.Option("--base", help="Base image.")] = "nvcr.io/nvidia/pytorch:24.01-py3",
     registry: options.Registry = None,
     store: options.Store = None,
     folder: Annotated[Path, typer.Option("--folder", help="Where to write.")] = Path(),

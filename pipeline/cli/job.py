@@ -62,13 +62,19 @@ def script(
         ),
     ] = None,
     nodes: Annotated[int, typer.Option("--nodes", "-N", min=1)] = 1,
-    name: Annotated[str | None, typer.Option("--name", help="Of the job; default: the image's.")] = None,
-    sbatch: Annotated[list[str] | None, typer.Option("--sbatch", help="A further #SBATCH option.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the job; default: the image's.")] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option("--sbatch", help="An additional #SBATCH option.")
+    ] = None,
     host: Annotated[list[str] | None, typer.Option("--host", help="For mpirun, once a node.")] = None,
     gpus: Annotated[bool, typer.Option("--gpus/--no-gpus", help="Ask Slurm for the GPUs.")] = True,
     output_file: Annotated[Path | None, typer.Option("--output", "-o", help="Default: stdout.")] = None,
-    submit: Annotated[bool, typer.Option("--submit", help="Hand it to sbatch, print its number.")] = False,
-    test_only: Annotated[bool, typer.Option("--test-only", help="Ask sbatch if it would take it.")] = False,
+    submit: Annotated[
+        bool, typer.Option("--submit", help="Submit the script and print the job's number.")
+    ] = False,
+    test_only: Annotated[
+        bool, typer.Option("--test-only", help="Ask sbatch whether it would accept the script.")
+    ] = False,
 ) -> None:
     """Write a job script for an image; its digest in the comment lets prune keep the file."""
     from pipeline.cli.stores import host_platform, open_store

@@ -22,7 +22,7 @@ def create(
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     platform: options.Platform = None,
-    hours: Annotated[float, typer.Option("--hours", help="For how long at most.")] = 24.0,
+    hours: Annotated[float, typer.Option("--hours", help="Longest duration of the lease, in hours.")] = 24.0,
     as_json: options.Json = False,
 ) -> None:
     """Record that you use a release, so that prune leaves its file; prints the lease.

@@ -31,7 +31,8 @@ HolderPid = Annotated[
     int | None, typer.Option("--holder-pid", help="The process that holds the mount; default: the caller.")
 ]
 Job = Annotated[
-    str | None, typer.Option("--job", help="Held by this Slurm job until its epilog, not by a process.")
+    str | None,
+    typer.Option("--job", help="Held by this Slurm job until its epilog, instead of by a process."),
 ]
 With = Annotated[
     str | None, typer.Option("--with", help="kernel or fuse; default: the kernel where allowed.")
@@ -46,7 +47,9 @@ _NUMBER = 10  # digits of a user's or group's number
 
 @node.command()
 def install(
-    prefix: Annotated[Path, typer.Option("--prefix", help="Where on this node; PREFIX/bin/pyxis-importer.")],
+    prefix: Annotated[
+        Path, typer.Option("--prefix", help="Folder on this node; the importer is PREFIX/bin/pyxis-importer.")
+    ],
     store: options.Store = None,
     registry: Annotated[
         list[str] | None,
@@ -66,20 +69,22 @@ def install(
     ] = Path("/var/lib/sqshpipe"),
     trusted_uid: Annotated[
         list[int] | None,
-        typer.Option("--trusted-uid", help="Whose local copies count, besides root's; repeatable."),
+        typer.Option("--trusted-uid", help="uid whose local copies are trusted, besides root's; repeatable."),
     ] = None,
     leases: Annotated[
-        Path | None, typer.Option("--leases", help="Where leases go, if not STORE/leases.")
+        Path | None, typer.Option("--leases", help="Folder for leases; default: STORE/leases.")
     ] = None,
-    cluster_name: Annotated[str, typer.Option("--cluster-name", help="For the leases.")] = "",
+    cluster_name: Annotated[
+        str, typer.Option("--cluster-name", help="Name of this cluster, written into leases.")
+    ] = "",
     tool: Annotated[
         Path | None,
         typer.Option("--tool", help="Where sqshpipe itself goes, such as a shared folder; default: PREFIX."),
     ] = None,
     importer_only: Annotated[
-        bool, typer.Option("--importer-only", help="Leave sqshpipe itself out.")
+        bool, typer.Option("--importer-only", help="Install only the importer, not sqshpipe itself.")
     ] = False,
-    enroot: Annotated[str, typer.Option("--enroot", help="The enroot to import with.")] = "enroot",
+    enroot: Annotated[str, typer.Option("--enroot", help="The enroot program to use.")] = "enroot",
     verify: Annotated[
         bool, typer.Option("--verify", help="Check each file's whole sha256, once a node and digest.")
     ] = False,
@@ -171,7 +176,7 @@ def check_node(
         bool | None, typer.Option("--efa/--no-efa", help="Also libfabric and NCCL's plugin.")
     ] = None,
     leases: Annotated[
-        Path | None, typer.Option("--leases", help="Where jobs leave leases, if not STORE/leases.")
+        Path | None, typer.Option("--leases", help="Folder of leases; default: STORE/leases.")
     ] = None,
     settings: Settings = INSTALLED,
     as_json: options.Json = False,
@@ -204,11 +209,13 @@ def bench_node(
     ] = None,
     store: options.Store = None,
     scratch: Annotated[
-        Path | None, typer.Option("--scratch", help="Where the image is unpacked; default: /tmp.")
+        Path | None, typer.Option("--scratch", help="Folder to unpack the image in; default: /tmp.")
     ] = None,
     ranks: Annotated[
         list[int] | None,
-        typer.Option("--ranks", help="How many at once; repeatable; default: 1 and 8.", min=1),
+        typer.Option(
+            "--ranks", help="Number of ranks at the same time; repeatable; default: 1 and 8.", min=1
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:

@@ -26,16 +26,21 @@ def prewarm(
     image: Image,
     store: options.Store = None,
     nodes: Annotated[str | None, typer.Option("--nodes", help="Host list such as gpu[1-16].")] = None,
-    partition: Annotated[str | None, typer.Option("--partition", help="All nodes of it that are up.")] = None,
-    at_once: Annotated[int, typer.Option("--at-once", min=1, help="So many nodes at a time.")] = 8,
+    partition: Annotated[
+        str | None, typer.Option("--partition", help="All nodes of this partition that are up.")
+    ] = None,
+    at_once: Annotated[
+        int, typer.Option("--at-once", min=1, help="Number of nodes that work at the same time.")
+    ] = 8,
     local: Local = None,
     state: State = STATE,
     check: Check = True,
     startup: Annotated[
-        bool, typer.Option("--startup", help="What a start needs, as the release's start-up profile says.")
+        bool, typer.Option("--startup", help="Only what a start reads, by the release's start-up profile.")
     ] = False,
     sbcast: Annotated[
-        bool | None, typer.Option("--sbcast/--no-sbcast", help="Default: when many nodes copy.")
+        bool | None,
+        typer.Option("--sbcast/--no-sbcast", help="Copy by sbcast; default: when many nodes copy."),
     ] = None,
     command: Annotated[
         Path, typer.Option("--command", help="sqshpipe on the nodes; this one's path where it is not there.")

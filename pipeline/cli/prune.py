@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 WithoutSlurm = Annotated[
     bool, typer.Option("--no-slurm", help="No Slurm cluster uses this store: do not ask for its jobs.")
 ]
-Keep = Annotated[int | None, typer.Option("--keep", help="Newest releases to keep; default: images.yaml, 5.")]
+Keep = Annotated[
+    int | None, typer.Option("--keep", help="Number of newest releases to keep; default: images.yaml, 5.")
+]
 
 
 def duration(text: str, option: str) -> timedelta:
@@ -41,14 +43,14 @@ def prune(
     grace: Annotated[
         str | None,
         typer.Option(
-            "--grace", help="How long a release outlives its last channel; default: images.yaml, 30d."
+            "--grace", help="Time that a release stays after its last channel; default: images.yaml, 30d."
         ),
     ] = None,
     delete_after: Annotated[
         str | None,
         typer.Option(
             "--delete-after",
-            help="How long bytes outlive hiding: the longest job; default: images.yaml, 14d.",
+            help="Time from hiding to deleting, longer than any job; default: images.yaml, 14d.",
         ),
     ] = None,
     no_slurm: WithoutSlurm = False,

@@ -23,19 +23,19 @@ def rebuild(
     restore: Annotated[
         list[str] | None,
         typer.Option(
-            "--restore", metavar="IMAGE:VERSION", help="Write its record anew from its symlink and bytes."
+            "--restore", metavar="IMAGE:VERSION", help="Write its record again from its symlink and bytes."
         ),
     ] = None,
     tombstone: Annotated[
         list[str] | None,
         typer.Option(
-            "--tombstone", metavar="IMAGE:VERSION", help="Its bytes are gone: only keep the version taken."
+            "--tombstone", metavar="IMAGE:VERSION", help="Its bytes are lost: only keep the version reserved."
         ),
     ] = None,
     replace_event: Annotated[
         list[str] | None,
         typer.Option(
-            "--replace-event", metavar="IMAGE:NUMBER", help="Put an event without effect in its place."
+            "--replace-event", metavar="IMAGE:NUMBER", help="Replace this event by one without effect."
         ),
     ] = None,
     platform: options.Platform = None,

@@ -12,7 +12,7 @@ from pipeline.cli import batch, options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.bases.refresh import Refreshed
+    from pipeline.bases.refresh import RefreshResult
     from pipeline.batch.local import Outcome
     from pipeline.config.lock import Lock
     from pipeline.config.types import Config
@@ -27,7 +27,9 @@ def refresh(
         str | None, typer.Option("--branch", help="Open a pull request from this branch instead of writing.")
     ] = None,
     onto: Annotated[str, typer.Option("--onto", help="The branch that the pull request is for.")] = "main",
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Then release what is affected.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Release the affected images afterwards.")
+    ] = False,
     jobs: batch.Jobs = 1,
     executor: batch.ExecutorOption = batch.ExecutorName.local,
     shared: batch.Shared = None,
@@ -69,7 +71,7 @@ def refresh(
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
-def _tell(found: Refreshed) -> None:
+def _tell(found: RefreshResult) -> None:
     for change in found.changes:
         output.log().info(change.reason, images=", ".join(change.images))
     for problem in found.problems:
@@ -78,7 +80,7 @@ def _tell(found: Refreshed) -> None:
         output.log().info("nothing changed")
 
 
-def _notify(settings: Config, found: Refreshed) -> None:
+def _notify(settings: Config, found: RefreshResult) -> None:
     from pipeline.notify.messages import Event, Notifier
 
     with Notifier(settings.notify, settings.cache / "sent") as notifier:
@@ -89,7 +91,7 @@ def _notify(settings: Config, found: Refreshed) -> None:
                 notifier.send(Event(kind="base-moved", image=images, text=change.reason, about=about))
 
 
-def _pull_request(settings: Config, found: Refreshed, branch: str, onto: str) -> str:
+def _pull_request(settings: Config, found: RefreshResult, branch: str, onto: str) -> str:
     from pipeline.bases.refresh import pull_request, sources
     from pipeline.config.lock import parse_lock
     from pipeline.github.api import GitHub
@@ -109,7 +111,7 @@ def _pull_request(settings: Config, found: Refreshed, branch: str, onto: str) ->
 
 
 def _rebuild(
-    settings: Config, found: Refreshed, executor: batch.ExecutorName, jobs: int, shared: Path | None
+    settings: Config, found: RefreshResult, executor: batch.ExecutorName, jobs: int, shared: Path | None
 ) -> tuple[Outcome, ...]:
     """Release every image that differs from its newest release, if it had one or its base changed now."""
     from pipeline.bases import clients as bases
@@ -143,7 +145,7 @@ def _rebuild(
     return batch.follow(settings, tasks, batch.executor_for(settings, executor, jobs, shared))
 
 
-def _print(found: Refreshed, address: str, outcomes: tuple[Outcome, ...], *, as_json: bool) -> None:
+def _print(found: RefreshResult, address: str, outcomes: tuple[Outcome, ...], *, as_json: bool) -> None:
     if as_json:
         output.data_json(
             {

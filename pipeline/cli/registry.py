@@ -18,7 +18,7 @@ def mirror(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     registry: options.Registry = None,
     all_platforms: Annotated[
-        bool, typer.Option("--all-platforms", help="The whole index, so that its digest stays the same.")
+        bool, typer.Option("--all-platforms", help="Copy all platforms, so that the digest stays the same.")
     ] = False,
 ) -> None:
     """Copy bases into our registry as they are; prints repository@digest of each.

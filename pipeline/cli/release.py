@@ -34,7 +34,7 @@ def release(
     tag: Annotated[
         str | None, typer.Option("--tag", "-t", help="The version to publish, such as v1.0.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All images of images.yaml.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every image of images.yaml.")] = False,
     until: Annotated[
         Stage, typer.Option("--until", help="The last stage to run; the store is touched by publish alone.")
     ] = Stage.PUBLISH,
@@ -44,7 +44,7 @@ def release(
     jobs: batch.Jobs = 1,
     executor: batch.ExecutorOption = batch.ExecutorName.local,
     shared: batch.Shared = None,
-    notify: Annotated[bool, typer.Option(help="Notify those whom images.yaml names.")] = True,
+    notify: Annotated[bool, typer.Option(help="Send the notifications of images.yaml.")] = True,
     as_json: options.Json = False,
 ) -> None:
     """Take an image through all stages and print the path of its .sqsh.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.store.state import ImageState
     from pipeline.store.store import Listed, Store
 
-Reason = Annotated[str, typer.Option("--reason", help="Why, for the history.")]
+Reason = Annotated[str, typer.Option("--reason", help="Reason, for the history.")]
 Image = Annotated[str, typer.Argument(metavar="IMAGE", autocompletion=completion.images)]
 Version = Annotated[
     str,
@@ -41,10 +41,14 @@ def list_releases(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     channel: Annotated[
         str | None,
-        typer.Option("--channel", help="Only what this channel names.", autocompletion=completion.channels),
+        typer.Option(
+            "--channel", help="Only releases that this channel names.", autocompletion=completion.channels
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="At most so many an image; 0: all.")] = 0,
-    every: Annotated[bool, typer.Option("--all", help="Also what no longer resolves.")] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Largest number of releases for each image; 0: all.")
+    ] = 0,
+    every: Annotated[bool, typer.Option("--all", help="Also list releases that no longer resolve.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """List the releases of the store, newest first.
@@ -233,7 +237,7 @@ def yank(
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     reason: Reason = "",
-    undo: Annotated[bool, typer.Option("--undo", help="Let it resolve again.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Undo it: the release resolves again.")] = False,
 ) -> None:
     """Hide a release without deleting it; its channels move back."""
     opened = open_store(store, config)
@@ -256,7 +260,9 @@ def keep(
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     reason: Reason = "",
-    undo: Annotated[bool, typer.Option("--undo", help="Let prune delete it again.")] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Undo it: prune may delete the release again.")
+    ] = False,
 ) -> None:
     """Mark a release so that prune never deletes it."""
     _mark(open_store(store, config), name, "unkeep" if undo else "keep", reason)

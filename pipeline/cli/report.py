@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from pipeline.store.record import Release
     from pipeline.store.store import Store
 
-Files = Annotated[bool, typer.Option("--files", help="Also walk all files, for folders and counts.")]
-Packages = Annotated[bool, typer.Option(help="Show what is installed: by the SBOM, else the .sqsh.")]
+Files = Annotated[bool, typer.Option("--files", help="Also compare files and folders.")]
+Packages = Annotated[bool, typer.Option(help="Compare packages, from SBOMs or the .sqsh.")]
 
 
 def report(
-    file: Annotated[Path, typer.Option("--output", "-o", help="Where the page goes.")] = Path("report.html"),
+    file: Annotated[Path, typer.Option("--output", "-o", help="File of the page.")] = Path("report.html"),
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     packages: Packages = True,

@@ -27,11 +27,11 @@ def scan(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     registry: options.Registry = None,
     scanner: Annotated[
-        str | None, typer.Option("--scanner", help="ecr, trivy or auto, over images.yaml.")
+        str | None, typer.Option("--scanner", help="ecr, trivy or auto, instead of images.yaml's.")
     ] = None,
     tag: Annotated[
         str | None,
-        typer.Option("--tag", "-t", help="This tag of the registry, not what images.yaml means now."),
+        typer.Option("--tag", "-t", help="This tag of the registry, instead of the one of images.yaml."),
     ] = None,
     sarif: Annotated[
         Path | None, typer.Option("--sarif", help="Also write SARIF for GitHub code scanning to this file.")

@@ -29,7 +29,7 @@ File = Annotated[
     ),
 ]
 Inside = Annotated[str, typer.Argument(help="A path in it.")]
-Recursive = Annotated[bool, typer.Option("--recursive", "-R", help="Also what is in folders below.")]
+Recursive = Annotated[bool, typer.Option("--recursive", "-R", help="Also list folders below.")]
 _TYPES = {
     1: stat.S_IFREG,
     2: stat.S_IFDIR,

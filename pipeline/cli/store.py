@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli import completion, options, output
 from pipeline.cli.lease import lease
+from pipeline.cli.metrics import metrics
 from pipeline.cli.profile import attach
 from pipeline.cli.prune import prune
 from pipeline.cli.rebuild import rebuild
@@ -21,7 +22,6 @@ from pipeline.errors import (
     FormatError,
     PublishError,
     SqshpipeError,
-    ToolError,
     VerificationError,
 )
 from pipeline.text import human_bytes
@@ -69,14 +69,14 @@ def import_files(
     ],
     name: Annotated[
         str | None,
-        typer.Option("--as", metavar="IMAGE:VERSION", help="Its name; default: what the file name says."),
+        typer.Option("--as", metavar="IMAGE:VERSION", help="Name; default: from the file's name."),
     ] = None,
     root: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     platform: options.Platform = None,
     allow_external: options.AllowExternal = False,
     move: Annotated[
-        bool, typer.Option("--move", help="Take the file itself, without a copy; same file system only.")
+        bool, typer.Option("--move", help="Move the file instead of copying; same file system only.")
     ] = False,
     data: Annotated[
         bool, typer.Option("--data", help="It is data, also where it is a .sqsh or looks like an image.")
@@ -180,7 +180,7 @@ def scrub(
     names: Names = None,
     root: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    rate: Annotated[float, typer.Option("--rate", help="At most so many MB a second; 0: no limit.")] = 200.0,
+    rate: Annotated[float, typer.Option("--rate", help="MB per second at most; 0: no limit.")] = 200.0,
     as_json: options.Json = False,
 ) -> None:
     """Read releases back and compare size and sha256; exit with 7 for damage.
@@ -318,7 +318,7 @@ def sync(
         list[str] | None, typer.Option("--only", help="IMAGE or IMAGE:VERSION; repeatable.")
     ] = None,
     channel: Annotated[
-        list[str] | None, typer.Option("--channel", help="It will name at DST what it names at SRC.")
+        list[str] | None, typer.Option("--channel", help="Set this channel of DST as at SRC; repeatable.")
     ] = None,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
@@ -373,28 +373,6 @@ def _print_missing(report: Report, target: str, *, as_json: bool) -> None:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
-@store.command()
-def metrics(
-    root: options.Store = None,
-    config: options.ConfigFile = options.DEFAULT_CONFIG,
-    file: options.OutputFile = None,
-) -> None:
-    """Print facts about the store as a Prometheus text file.
-
-    Example: sqshpipe store metrics --store /fsx/containers -o /var/lib/node_exporter/sqshpipe.prom
-    """
-    from pipeline.store.metrics import prometheus
-    from pipeline.system import untrusted
-
-    text = prometheus(open_store(root, config))
-    if file is None:
-        output.document(text)
-        return
-    try:
-        untrusted.replace_file(file, text.encode())
-    except OSError as error:
-        raise ToolError(f"cannot write {file}: {error.strerror}", hint="choose another --output") from error
-
-
+store.command()(metrics)
 store.command()(prune)
 store.command()(rebuild)

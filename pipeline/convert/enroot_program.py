@@ -26,6 +26,7 @@ INSTALL_HINT = "install enroot 4 or later (github.com/NVIDIA/enroot), or use --c
 OTHER_CONVERTER = "use --converter native or mksquashfs"
 OLDEST: Version = (3, 4, 0)
 DIGESTS_AND_ZSTD: Version = (4, 0, 0)
+ONE_MEDIA_TYPE: Version = (4, 1, 2)  # the last that takes the first layer's media type for all
 
 _LINES = re.compile(r"[\r\n]")
 _RUN = re.compile(r"[\r\n\"$`\\]|(^|/)\.\.(/|$)")
@@ -139,6 +140,12 @@ class Enroot:
             raise CannotImport(
                 f"enroot {self.version_text} cannot read zstd layers",
                 hint=f"they came with enroot 4.0.0; {OTHER_CONVERTER}",
+            )
+        kinds = {media_type.endswith("zstd") for media_type in media_types}
+        if len(kinds) > 1 and self.version <= ONE_MEDIA_TYPE:
+            raise CannotImport(
+                f"enroot {self.version_text} cannot read an image with zstd and other layers",
+                hint=f"it takes every layer for what the first one is; {OTHER_CONVERTER}",
             )
 
     def import_image(

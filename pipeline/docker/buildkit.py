@@ -22,7 +22,7 @@ from pathlib import Path
 
 import structlog
 
-from pipeline.docker.engine import BuildOrder, Engine
+from pipeline.docker.engine import BuildRequest, Engine
 from pipeline.docker.errors import lost
 from pipeline.docker.events import build_failure
 from pipeline.errors import ConfigError, ToolError
@@ -67,7 +67,7 @@ def find_frontend(engine: Engine) -> Frontend | None:
 
 def build(
     frontend: Frontend,
-    order: BuildOrder,
+    order: BuildRequest,
     engine: Engine,
     *,
     docker_config: Path,
@@ -136,7 +136,7 @@ def secret_option(identifier: str, source: str) -> str:
     return line.getvalue()
 
 
-def _options(frontend: Frontend, order: BuildOrder, dockerfile: Path) -> list[str]:
+def _options(frontend: Frontend, order: BuildRequest, dockerfile: Path) -> list[str]:
     options = ["--progress=plain", f"--file={dockerfile}", f"--tag={order.tag}"]
     if frontend.has_buildx:
         # attestations would turn one image into an index of two manifests
@@ -194,7 +194,7 @@ def _worth_telling(line: str, internal: set[str]) -> bool:
     return number not in internal and not text.startswith(_NOISE)
 
 
-def _failure(order: BuildOrder, printed: list[str], engine: Engine) -> ToolError:
+def _failure(order: BuildRequest, printed: list[str], engine: Engine) -> ToolError:
     """Steps run side by side: of the one that failed the lines are picked by its number.
 
     BuildKit's last line is the reason, unless the engine is gone.

@@ -67,7 +67,7 @@ class LocalImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOrder:
+class BuildRequest:
     """One build, for whichever builder does it.
 
     `secrets` are what BuildKit's ``--secret`` takes: id to ``env=NAME`` or ``src=FILE``, never a value.
@@ -242,7 +242,7 @@ class Engine:
         self,
         context: IO[bytes],
         dockerfile: str,
-        order: BuildOrder,
+        order: BuildRequest,
         *,
         docker_config: Path | None = None,
         meter: Meter = SILENT,

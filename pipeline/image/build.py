@@ -20,7 +20,7 @@ from pipeline.config import folders
 from pipeline.config.types import ImageSpec
 from pipeline.docker import buildkit
 from pipeline.docker.config import docker_config
-from pipeline.docker.engine import BuildOrder, Engine
+from pipeline.docker.engine import BuildRequest, Engine
 from pipeline.errors import ConfigError, ToolError
 from pipeline.image.context import members, size_of
 from pipeline.image.dockerfile import BASE_ARGUMENT, pin_base
@@ -174,7 +174,7 @@ def _order(
     revision: str | None,
     engine: Engine,
     fresh: bool,
-) -> BuildOrder:
+) -> BuildRequest:
     dockerfile, _ = _paths(spec)
     pinned_base = base.reference.with_digest(base.digest)
     pinned = pin_base(
@@ -191,7 +191,7 @@ def _order(
     arguments = dict(spec.build_args)
     if pinned.takes_base:
         arguments.setdefault(BASE_ARGUMENT, str(base.pinned))
-    return BuildOrder(
+    return BuildRequest(
         tag=f"sqshpipe/{spec.name}:{key[:16]}",
         context=copy.context,
         path=dockerfile,
@@ -237,7 +237,7 @@ def _now(epoch: str) -> datetime:
 
 
 @contextmanager
-def _classic_context(order: BuildOrder, folder: Path) -> Iterator[IO[bytes]]:
+def _classic_context(order: BuildRequest, folder: Path) -> Iterator[IO[bytes]]:
     """The context as a tar in `folder`, with the pinned Dockerfile under a name that no COPY sees.
 
     The builder takes both names that are ours out of the context. A .dockerignore of the user goes with them.

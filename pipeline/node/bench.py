@@ -29,6 +29,7 @@ from pipeline.system.mount import Kind
 FIRST_RANK = ("/bin/sh", "-c", ":")
 MAX_FILES = 4000
 RANKS = (1, 8)
+_TRIES = 20
 
 Ahead = Literal["nothing", "profile", "whole file"]
 
@@ -115,7 +116,7 @@ def _attempt(
         if warm:
             file_cache.into_page_cache(image.path, None)
         else:
-            page_cache.forget(image.path)
+            _forget(image.path)
         store = _Store(image.path)
         with _own_node_folder():
             began = time.monotonic()
@@ -131,13 +132,27 @@ def _attempt(
         return dataclasses.replace(none, note=str(error))
 
 
+def _is_known(file: Path) -> bool:
+    """Whether the kernel says what is cached: of other users' files it says that all of it is."""
+    return os.geteuid() in (0, file.stat().st_uid)
+
+
+def _forget(file: Path) -> None:
+    """Start cold. Pages that somebody uses at that moment stay, such as a server that is just ending."""
+    page_cache.forget(file)
+    for _ in range(_TRIES if _is_known(file) else 0):
+        if page_cache.resident(file) == 0:
+            return
+        time.sleep(0.1)
+        page_cache.forget(file)
+
+
 class _Store:
     """Counts what comes from the store: what a file has in the page cache more than at the beginning."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        # of other users' files the kernel says that all of it is there
-        self._known = os.geteuid() in (0, file.stat().st_uid)
+        self._known = _is_known(file)
         self._before = page_cache.resident(file) if self._known else 0
 
     def brought(self) -> int | None:

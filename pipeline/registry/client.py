@@ -22,7 +22,7 @@ from pipeline.registry.auth import Scope
 from pipeline.registry.credentials import Credentials, credentials_for
 from pipeline.registry.errors import Refused
 from pipeline.registry.headers import next_address
-from pipeline.registry.session import Answer, Patience, Session
+from pipeline.registry.session import Answer, RetryPolicy, Session
 from pipeline.system import http
 
 _ACCEPT = {"Accept": ", ".join(ACCEPT)}
@@ -47,7 +47,7 @@ class RegistryClient:
         credentials: Callable[[str], Credentials | None] = credentials_for,
         plain_http: bool | None = None,
         workers: int = 4,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.host = host

@@ -13,7 +13,7 @@ from pipeline.authn import login_hint
 from pipeline.aws import ecr_actions
 from pipeline.config.ecr_hosts import parse_host
 from pipeline.errors import RegistryError
-from pipeline.registry.pace import FLOOR, Dripping
+from pipeline.registry.pace import FLOOR, TooSlow
 
 _NOT_TAKEN = ("TAG_INVALID", "MANIFEST_INVALID", "DIGEST_INVALID", "BLOB_UPLOAD_INVALID", "SIZE_INVALID")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
@@ -135,7 +135,7 @@ def unreachable(host: str, what: str, error: Exception) -> Unreachable:
                 hint="is the registry running, and the port right?",
                 attempts=3,
             )
-    if isinstance(error, Dripping):
+    if isinstance(error, TooSlow):
         return Unreachable(
             f"{host} sends less than {FLOOR >> 10} KiB a second of {what}",
             hint="the registry or the network is in trouble: check both, try again",

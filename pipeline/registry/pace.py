@@ -14,12 +14,12 @@ FLOOR = 1 << 10  # bytes a second; a layer of a gigabyte would take twelve days
 WINDOW = 120.0  # seconds of waiting: a registry may be silent for one read (`http.TIMEOUT`) and then continue
 
 
-class Dripping(httpx.ReadTimeout):
+class TooSlow(httpx.ReadTimeout):
     """Fewer than `FLOOR` bytes a second came, over `WINDOW` seconds of waiting for them."""
 
 
 def steadily(parts: Iterator[bytes], clock: Callable[[], float]) -> Iterator[bytes]:
-    """``parts`` as they come; raises Dripping. ``clock`` gives seconds.
+    """``parts`` as they come; raises TooSlow. ``clock`` gives seconds.
 
     Only the waiting for parts is counted: who takes them may be slower than the network.
     """
@@ -33,6 +33,6 @@ def steadily(parts: Iterator[bytes], clock: Callable[[], float]) -> Iterator[byt
         came += len(part)
         if waited >= WINDOW:
             if came < FLOOR * waited:
-                raise Dripping(f"{came} bytes in {waited:.0f} s")
+                raise TooSlow(f"{came} bytes in {waited:.0f} s")
             waited, came = 0.0, 0
         yield part

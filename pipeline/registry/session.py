@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How often and how long a request is tried: seconds, doubling from ``first``, spread by chance.
 
     A server that asks us to wait longer than ``longest`` is not waited for. ``clock`` measures how long a
@@ -87,11 +87,11 @@ class Session:
         credentials: CredentialsProvider,
         plain_http: bool | None = None,
         connections: int = 16,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.host = host
-        self.patience = patience or Patience()
+        self.patience = patience or RetryPolicy()
         self._base = our_http.base_url(_HUB.get(host, host), plain_http)
         try:
             our_http.address(self._base)

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from pipeline.errors import PublishError
 from pipeline.store import leases, scrub
@@ -14,9 +15,10 @@ from pipeline.store.store import Listed, Store
 from pipeline.store.usage import usage
 
 
-def prometheus(store: Store) -> str:
+def prometheus(store: Store, *, unwatched: Mapping[str, float] = MappingProxyType({})) -> str:
     """The text exposition format, version 0.0.4: gauges by image, channel and state.
 
+    `unwatched`: from when on nobody watches a release's image for new findings, by the release's name.
     Times are seconds since 1970, sizes are bytes. Names need no escaping: the store takes no others.
     """
     lines: list[Listed] = []
@@ -55,6 +57,15 @@ def prometheus(store: Store) -> str:
             "channel_scanned_timestamp_seconds",
             "When the image was scanned of which the release was made that a channel names.",
             _scanned(store, named),
+        ),
+        *_gauge(
+            "channel_unwatched_timestamp_seconds",
+            "From when on nobody watches the image for new findings whose release a channel names.",
+            {
+                f'image="{image}",channel="{channel}"': unwatched[f"{image}:{line.version}"]
+                for (image, channel), line in named.items()
+                if f"{image}:{line.version}" in unwatched
+            },
         ),
         *_gauge(
             "damaged_releases",

@@ -20,6 +20,7 @@ import pytest
 from demo.registry import PrivateRegistry
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import SquashfsFile, convert
+from pipeline.convert.enroot_program import Enroot
 from pipeline.convert.verify import verify
 from pipeline.errors import ConfigError, RegistryError, SqshpipeError, ToolError, VerificationError
 from pipeline.oci.source import ImageSource
@@ -267,6 +268,37 @@ def test_what_a_version_cannot_do_is_told_before_the_work(
         world.convert(world.image([BASE, _FILES], compression=compression))
     with pytest.raises(FileNotFoundError):
         recorded()
+
+
+@pytest.mark.parametrize("compression", [["gzip", "zstd"], ["zstd", "gzip"], ["none", "zstd"]], ids="-".join)
+@pytest.mark.parametrize("version", ["4.0.0", "4.1.2"])
+def test_zstd_beside_other_layers_is_left_to_another_converter(
+    version: str, compression: list[str], world: World, fake: Callable[..., Recorded]
+) -> None:
+    """These versions take every layer for what the first one is."""
+    recorded = fake(version)
+    mixed = world.image([BASE, _FILES], compression=compression)
+    with pytest.raises(ToolError, match=f"enroot {version} cannot read an image with zstd and other layers"):
+        world.convert(mixed)
+    made = world.convert(mixed, converter="auto")
+    assert made.converter.name == "native"
+    with pytest.raises(FileNotFoundError):
+        recorded()
+
+
+@pytest.mark.parametrize("compression", [["gzip", "zstd"], ["zstd", "gzip"]], ids="-".join)
+def test_the_real_enroot_fails_at_such_an_image(compression: list[str], world: World) -> None:
+    """What `refuse_layers` knows, looked at: a version that can do it fails here."""
+    if shutil.which("enroot") is None:
+        pytest.skip("enroot is not installed, and no package registry has it")
+    version = Enroot.find().version
+    if not (4, 0, 0) <= version <= (4, 1, 2):
+        pytest.skip(f"enroot {version}")
+    source = world.image([BASE, _FILES], compression=compression)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Enroot, "refuse_layers", lambda *_: None)
+        with pytest.raises(SqshpipeError):
+            world.convert(source)
 
 
 def test_a_failure_leaves_nothing_and_tells_what_it_means(

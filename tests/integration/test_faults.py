@@ -35,7 +35,7 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
-from pipeline.registry.session import Patience
+from pipeline.registry.session import RetryPolicy
 from pipeline.registry.source import RegistrySource
 from pipeline.store import leases, prune
 from pipeline.system import scratch
@@ -90,7 +90,7 @@ def test_converting_from_a_registry(
 ) -> None:
     faults, words = REGISTRY_FAULTS[fault]
     credentials = Credentials(username=registry.username, password=registry.password)
-    patience = Patience(attempts=4, first=0.01, longest=0.1)
+    patience = RetryPolicy(attempts=4, first=0.01, longest=0.1)
     name = f"fault/{fault.replace(' ', '-')}-{converter}"
     with (
         FaultyProxy(registry.address) as proxy,

@@ -18,7 +18,7 @@ from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.download import chunks
 from pipeline.registry.referrers import referrers
-from pipeline.registry.session import Patience
+from pipeline.registry.session import RetryPolicy
 from tests.support.servers.fake_registry import Body, Streamed
 
 HOST = "registry.example.com"
@@ -30,7 +30,7 @@ def client(handler: Callable[[httpx.Request], httpx.Response]) -> RegistryClient
     return RegistryClient(
         HOST,
         credentials=lambda _: Credentials(username="u", password="p"),
-        patience=Patience(attempts=2, first=0.0, longest=1.0, sleep=lambda _: None),
+        patience=RetryPolicy(attempts=2, first=0.0, longest=1.0, sleep=lambda _: None),
         transport=Streamed(handler),
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.docker import engine as docker
-from pipeline.docker.engine import BuildOrder, Engine
+from pipeline.docker.engine import BuildRequest, Engine
 from pipeline.errors import SqshpipeError, ToolError
 from pipeline.oci.reference import Reference
 
@@ -71,7 +71,9 @@ def everything(engine: Engine, folder: Path) -> None:
     engine.default_network()
     engine.image("demo:1")
     with (folder / "context").open("w+b") as context:
-        engine.build(context, "Dockerfile", BuildOrder(tag="x:1", context=folder, path=folder, dockerfile=""))
+        engine.build(
+            context, "Dockerfile", BuildRequest(tag="x:1", context=folder, path=folder, dockerfile="")
+        )
     engine.push(Reference.parse("h.example/a:1"), None)
 
 

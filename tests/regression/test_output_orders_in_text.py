@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from pipeline import text as words
-from pipeline.bases.refresh import Problem, Refreshed, pull_request
+from pipeline.bases.refresh import Problem, RefreshResult, pull_request
 from pipeline.cli import ci, output
 from pipeline.config.types import Notify
 from pipeline.errors import ConfigError, RegistryError, ToolError
@@ -78,7 +78,7 @@ def test_a_page_of_markdown_shows_words_and_makes_nothing_of_them() -> None:
     wanted = Wanted(images=("demo",), version="v1", publish=False, trusted=False, reason=EVIL)
     page += wanted_markdown(wanted, {"demo": (EVIL,)}).replace("`v1`", "")
     problem = Problem(base=Reference.parse("h.example/a:1"), images=("demo",), error=RegistryError(EVIL))
-    found = Refreshed(changes=(), problems=(problem,), lock=None, tags={})  # type: ignore[arg-type]
+    found = RefreshResult(changes=(), problems=(problem,), lock=None, tags={})  # type: ignore[arg-type]
     page += pull_request(found)[1].replace("`sqshpipe refresh`", "")
     assert page.count("evil.example") >= 10
     for line in page.splitlines():

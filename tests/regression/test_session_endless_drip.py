@@ -19,7 +19,7 @@ from pipeline.registry import pace
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.errors import Unreachable
 from pipeline.registry.referrers import referrers
-from pipeline.registry.session import Patience
+from pipeline.registry.session import RetryPolicy
 
 DATA = b"a layer" * 300_000
 BLOB = Descriptor(media_type=OCI_LAYER, digest=Digest.of(DATA), size=len(DATA))
@@ -34,7 +34,7 @@ class Line(httpx.BaseTransport):
         self._piece, self._seconds = piece, seconds
 
     def client(self) -> RegistryClient:
-        patience = Patience(attempts=ATTEMPTS, sleep=lambda _: None, clock=lambda: self.now)
+        patience = RetryPolicy(attempts=ATTEMPTS, sleep=lambda _: None, clock=lambda: self.now)
         return RegistryClient("h.example", credentials=lambda _: None, patience=patience, transport=self)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -78,7 +78,7 @@ def test_it_is_given_up_after_the_usual_attempts(kind: str, tmp_path: Path) -> N
 
 def test_an_error_that_drips_is_told_by_its_status() -> None:
     now = itertools.count(step=59)
-    patience = Patience(attempts=1, sleep=lambda _: None, clock=lambda: float(next(now)))
+    patience = RetryPolicy(attempts=1, sleep=lambda _: None, clock=lambda: float(next(now)))
 
     def answer(_: httpx.Request) -> httpx.Response:
         return httpx.Response(403, stream=_Pieces(itertools.repeat(b"x", 1000)))
@@ -132,7 +132,7 @@ def test_over_a_real_connection(monkeypatch: pytest.MonkeyPatch) -> None:
         dripper = threading.Thread(target=drip, daemon=True)
         dripper.start()
         host = f"127.0.0.1:{server.getsockname()[1]}"
-        patience = Patience(attempts=2, first=0.01)
+        patience = RetryPolicy(attempts=2, first=0.01)
         with (
             RegistryClient(host, credentials=lambda _: None, patience=patience) as client,
             pytest.raises(Unreachable, match="sends less than"),

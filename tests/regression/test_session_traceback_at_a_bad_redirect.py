@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import ConfigError, RegistryError
 from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
-from pipeline.registry.session import Patience
+from pipeline.registry.session import RetryPolicy
 from tests.support.servers.fake_registry import Streamed
 
 NAMES = [
@@ -34,7 +34,7 @@ def test_a_token_server_that_is_no_address(realm: str) -> None:
 
 
 def _client(transport: Streamed) -> RegistryClient:
-    patience = Patience(attempts=2, sleep=lambda _: None)
+    patience = RetryPolicy(attempts=2, sleep=lambda _: None)
     return RegistryClient(
         "registry.example.com", credentials=lambda _: None, transport=transport, patience=patience
     )

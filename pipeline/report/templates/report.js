@@ -81,6 +81,7 @@ const filter = () => {
     else if (entry.opened && !(entry.inside && few)) entry.image.open = entry.opened = false;
   }
   document.querySelector(".empty").hidden = images > 0;
+  document.querySelector(".total").hidden = filtering;  // it is the total of all images
   const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
   form.querySelector("output").textContent = filtering
     ? `${count(images, "image")}, ${count(releases, "release")}` : count(index.length, "image");

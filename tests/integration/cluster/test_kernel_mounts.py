@@ -17,19 +17,22 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.attest import signing
 from pipeline.errors import FormatError, ToolError
-from pipeline.node import enter, job_mount, shared_mount
+from pipeline.node import enter, job_mount, shared_mount, signed
 from pipeline.node import run as running
 from pipeline.node.image_file import ImageFile
 from pipeline.node.pyxis_importer import Settings
 from pipeline.node.user_mount import User
 from pipeline.slurm import client
+from pipeline.store import attest, trust
 from pipeline.store.record import Release
 from pipeline.system import mount_api
 from tests.support.faults import people
 from tests.support.images import job_image, small_root
 from tests.support.images.job_image import USER, JobNode
 from tests.support.waiting import until
+from tests.unit.store.test_attest import write_keys
 
 pytestmark = pytest.mark.needs("root", "mksquashfs", "squashfuse")
 ENROOT = os.environ.get("SQSHPIPE_TEST_ENROOT") or shutil.which("enroot") or ""
@@ -383,10 +386,13 @@ def test_the_shim_becomes_squashfuse(why: str, node: JobNode, release: Release) 
 
 
 def shim_run(node: JobNode, image: Path, options: str) -> subprocess.CompletedProcess[str]:
-    """Call squashfuse as enroot does."""
-    script = 'mkdir "$HOME/lower"; exec squashfuse -f -o "$2" "$1" "$HOME/lower"'
+    """Call squashfuse as enroot does; prints "bound" once it shows a mount, which nothing is read of."""
+    script = """\
+place=$HOME/lower; mkdir "$place"; squashfuse -f -o "$2" "$1" "$place" &
+until mountpoint -q "$place"; do kill -0 $! || exit 1; sleep .01; done
+kill $! && echo bound"""
     inside = ["--user", "--mount", "--keep-caps", f"--map-user={USER.uid}", f"--map-group={USER.gid}"]
-    return node.as_user("timeout", "2", "unshare", *inside, "sh", "-c", script, "sh", image, options)
+    return node.as_user("unshare", *inside, "sh", "-c", script, "sh", image, options)
 
 
 def test_the_shim_decides_without_the_store_and_within_50_ms(node: JobNode, release: Release) -> None:
@@ -442,16 +448,32 @@ def test_a_local_copy_is_mounted_and_stands_for_both_paths(node: JobNode, releas
     node.take_squashfuse_away()
     for image in (local, release.path):
         done = shim_run(node, image, f"uid={USER.uid},gid={USER.gid}")
-        assert (done.returncode, done.stderr) == (124, ""), "it was still there after two seconds"
+        assert (done.stdout, done.stderr) == ("bound\n", "")
     shared_mount.release_job("7")
     local.chmod(0o666)
     job_mount.acquire(settings, release.sha256, "8", USER)
     assert shared_mount.mounted_file(node.node / release.sha256) == str(release.path)
 
 
+def test_where_signatures_are_required_only_signed_releases_are_mounted(
+    node: JobNode, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = write_keys(node.folder, "ours")
+    policy, marks = node.folder / "signatures.json", node.folder / "marks"
+    required = trust.Required(keys=signing.open_keys(public), source=policy, marks=marks)
+    monkeypatch.setattr(trust, "NODE_POLICY", policy)
+    signed.install(required)
+    with pytest.raises(ToolError, match="is not signed by the key"):
+        job_mount.acquire(node.settings, release.sha256, "7", USER)
+    assert node.mounts() == []
+    attest.sign(node.store.layout, release, signing.open_signer(private))
+    job_mount.acquire(node.settings, release.sha256, "7", USER)
+    assert len(list(marks.iterdir())) == 1
+
+
 @contextlib.contextmanager
-def store_that_hangs(node: JobNode) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """The node's store behind a FUSE server, and how to stop it, so that nothing there is answered."""
+def store_over_fuse(node: JobNode) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """The node's store behind a FUSE server: while that is stopped, nothing there is answered."""
     file, place = node.folder / "store.sqsh", node.folder / "network"
     argv = ["mksquashfs", str(node.store.root), str(file), "-quiet", "-no-progress", "-noappend", "-all-root"]
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, timeout=60)
@@ -459,11 +481,11 @@ def store_that_hangs(node: JobNode) -> Iterator[tuple[Path, Callable[[], None]]]
     server = subprocess.Popen(["squashfuse", "-f", "-o", "allow_other", str(file), str(place)])
     try:
         assert until(place.is_mount)
-        yield place, lambda: server.send_signal(signal.SIGSTOP)
+        yield place, server
     finally:
-        server.send_signal(signal.SIGCONT)
-        subprocess.run(["umount", "-l", place], check=True, timeout=30)
+        server.kill()
         server.wait(timeout=30)
+        subprocess.run(["umount", "-l", place], check=True, timeout=30)
 
 
 def test_a_store_that_hangs_keeps_neither_steps_nor_epilogs_nor_other_images(
@@ -481,19 +503,22 @@ def test_a_store_that_hangs_keeps_neither_steps_nor_epilogs_nor_other_images(
                 os._exit(0)
         children.append(pid)
 
-    with store_that_hangs(node) as (place, stop):
+    with store_over_fuse(node) as (place, server):
         settings = Settings({"store": str(place), "state": str(node.folder / "state")})
         job_mount.acquire(settings, release.sha256, "7", USER)
-        stop()
+        server.send_signal(signal.SIGSTOP)
         start(lambda: job_mount.acquire(settings, other.sha256, "8", USER))
         image = place / "blobs" / "sha256" / release.path.name
         node.take_squashfuse_away()
         done = shim_run(node, image, f"uid={USER.uid},gid={USER.gid}")
-        assert (done.returncode, done.stderr) == (124, ""), "the step has its mount"
+        assert (done.stdout, done.stderr) == ("bound\n", ""), "the step has its mount"
         job_mount.acquire(node.settings, other.sha256, "9", USER)
         start(lambda: shared_mount.release_job("7"))
         assert until(lambda: release.sha256 not in " ".join(node.mounts()), 20)
         shared_mount.release_job("9")
         assert node.mounts() == []
-    for pid in children:
-        os.waitpid(pid, 0)
+        server.send_signal(signal.SIGCONT)
+        for pid in children:
+            os.waitpid(pid, 0)
+        shared_mount.release_job("8")
+        assert node.mounts() == []

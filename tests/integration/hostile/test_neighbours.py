@@ -47,7 +47,7 @@ from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.errors import refused
-from pipeline.registry.session import Patience
+from pipeline.registry.session import RetryPolicy
 from pipeline.store import leases, prune
 from pipeline.store.store import Store
 from pipeline.system import http as our_http
@@ -356,7 +356,7 @@ def test_a_server_with_a_certificate_of_its_own_is_refused(
     plain: bool | None, tls_server: Callable[[str], tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, file = tls_server("127.0.0.1")
-    patience = Patience(attempts=2, first=0.01)
+    patience = RetryPolicy(attempts=2, first=0.01)
     if plain is None:
         monkeypatch.setattr(our_http, "is_loopback", lambda _host: False)  # as any other host is treated
     with (
@@ -380,7 +380,7 @@ def test_a_certificate_of_another_name_is_refused(
     our_http._everybodys_context.cache_clear()
     with (
         RegistryClient(
-            host, credentials=lambda _: PASSWORD, plain_http=False, patience=Patience(attempts=1)
+            host, credentials=lambda _: PASSWORD, plain_http=False, patience=RetryPolicy(attempts=1)
         ) as client,
         pytest.raises(RegistryError, match="certificate"),
     ):
@@ -437,7 +437,7 @@ def _redirecting(location: str) -> tuple[RegistryClient, list[httpx.Request]]:
     client = RegistryClient(
         "registry.example.com",
         credentials=lambda _: PASSWORD,
-        patience=Patience(attempts=2, sleep=lambda _: None),
+        patience=RetryPolicy(attempts=2, sleep=lambda _: None),
         transport=Streamed(answer),
     )
     return client, seen

@@ -26,7 +26,7 @@ from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials, KnownCredentials
 from pipeline.registry.errors import Refused
-from pipeline.registry.session import Patience
+from pipeline.registry.session import RetryPolicy
 from pipeline.scan.ecr import Waiting
 from pipeline.scan.gate import Blocked, scan
 from pipeline.scan.judge import Judge
@@ -37,7 +37,7 @@ from tests.support.servers.registry import Fault, TokenRegistry
 
 pytestmark = pytest.mark.needs("docker-registry")
 
-QUICK = Patience(attempts=5, first=0.01, longest=3.0)
+QUICK = RetryPolicy(attempts=5, first=0.01, longest=3.0)
 NOW = datetime(2026, 6, 15, tzinfo=timezone.utc)
 SETTINGS = RegistrySettings(
     ecr=EcrSettings(account=aws.ACCOUNT, region=aws.REGION, prefix="team"), plain_http=True

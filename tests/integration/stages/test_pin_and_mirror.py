@@ -26,14 +26,14 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
-from pipeline.registry.session import Patience
+from pipeline.registry.session import RetryPolicy
 from pipeline.registry.source import RegistrySource
 from tests.support.images.pushed import push_image, push_index
 from tests.support.servers.registry import Fault, FaultyProxy, TokenRegistry
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
 
-QUICK = Patience(attempts=5, first=0.01, longest=3.0)
+QUICK = RetryPolicy(attempts=5, first=0.01, longest=3.0)
 ROOT = Path(__file__).parents[3]
 AMD64, ARM64 = Platform.parse("linux/amd64"), Platform.parse("linux/arm64")
 

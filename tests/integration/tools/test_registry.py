@@ -21,14 +21,14 @@ from pipeline.oci.manifest import OCI_LAYER, OCI_MANIFEST, Descriptor
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.errors import Refused
-from pipeline.registry.session import Patience
+from pipeline.registry.session import RetryPolicy
 from pipeline.registry.source import RegistrySource
 from tests.support.images.pushed import push_image
 from tests.support.servers.registry import Fault, FaultyProxy, TokenRegistry, error_body
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")
 
-QUICK = Patience(attempts=5, first=0.01, longest=3.0)
+QUICK = RetryPolicy(attempts=5, first=0.01, longest=3.0)
 
 
 def blob(size: int, seed: int = 0) -> tuple[Descriptor, bytes]:

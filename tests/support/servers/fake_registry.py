@@ -16,7 +16,7 @@ import httpx
 from pipeline.oci.digest import Digest
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
-from pipeline.registry.session import Patience
+from pipeline.registry.session import RetryPolicy
 
 HOST = "registry.example.com"
 USER = Credentials(username="user", password="hunter2-of-the-fake")
@@ -71,7 +71,7 @@ class FakeRegistry:
 
     def client(self, attempts: int = 4) -> RegistryClient:
         """A client of it whose waiting is noted and takes no time."""
-        patience = Patience(attempts=attempts, sleep=self.slept.append)
+        patience = RetryPolicy(attempts=attempts, sleep=self.slept.append)
         transport = Streamed(self._answer)
         return RegistryClient(self.host, credentials=lambda _: USER, patience=patience, transport=transport)
 

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from pipeline.docker import buildkit
-from pipeline.docker.engine import BuildOrder, Engine
+from pipeline.docker.engine import BuildRequest, Engine
 from pipeline.errors import ConfigError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.progress import SILENT, Meter
@@ -110,8 +110,8 @@ def test_an_engine_without_buildkit_is_not_asked(install: Install, tmp_path: Pat
     assert not (tmp_path / "calls").exists()
 
 
-def order(tmp_path: Path) -> BuildOrder:
-    return BuildOrder(
+def order(tmp_path: Path) -> BuildRequest:
+    return BuildRequest(
         tag="sqshpipe/demo:0",
         context=tmp_path,
         path=tmp_path / "Dockerfile",
@@ -127,7 +127,7 @@ def order(tmp_path: Path) -> BuildOrder:
 
 
 def built(
-    frontend: buildkit.Frontend, wanted: BuildOrder, tmp_path: Path, meter: Meter = SILENT
+    frontend: buildkit.Frontend, wanted: BuildRequest, tmp_path: Path, meter: Meter = SILENT
 ) -> Digest | None:
     folder = tmp_path / "work"
     folder.mkdir()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.docker.config import docker_config
-from pipeline.docker.engine import BuildOrder, Engine
+from pipeline.docker.engine import BuildRequest, Engine
 from pipeline.docker.events import build_failure
 from pipeline.errors import RegistryError, ToolError
 from pipeline.oci.digest import Digest
@@ -156,7 +156,7 @@ def test_an_error_inside_a_build_is_raised_with_the_last_lines(tmp_path: Path) -
         {"error": "The command '/bin/sh -c false' returned a non-zero code: 1", "errorDetail": {"code": 1}},
     ]
     meter = Counter()
-    order = BuildOrder(
+    order = BuildRequest(
         tag="a:b", context=tmp_path, path=tmp_path / "Dockerfile", dockerfile="FROM x\nRUN false\n"
     )
     client = Client(events)

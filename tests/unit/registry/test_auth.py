@@ -17,10 +17,10 @@ from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.errors import Refused
 from pipeline.registry.headers import parse_challenges
-from pipeline.registry.session import Patience
+from pipeline.registry.session import RetryPolicy
 from tests.support.servers.fake_registry import Handler, Streamed
 
-QUICK = Patience(attempts=3, first=0.0, longest=1.0, sleep=lambda _: None)
+QUICK = RetryPolicy(attempts=3, first=0.0, longest=1.0, sleep=lambda _: None)
 USER = Credentials(username="user", password="hunter2")
 
 

@@ -16,7 +16,7 @@ from pipeline.oci.manifest import OCI_INDEX, OCI_LAYER, Descriptor
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.download import chunks
-from pipeline.registry.session import Patience
+from pipeline.registry.session import RetryPolicy
 from pipeline.registry.tags import known_tags
 from tests.support.servers.fake_registry import Handler, Streamed
 
@@ -28,7 +28,7 @@ DIGEST = str(Digest.of(INDEX))
 
 @contextmanager
 def client(handler: Handler) -> Iterator[RegistryClient]:
-    patience = Patience(attempts=3, first=0.0, longest=1.0, sleep=lambda _: None)
+    patience = RetryPolicy(attempts=3, first=0.0, longest=1.0, sleep=lambda _: None)
     with RegistryClient(
         HOST, credentials=lambda _: USER, patience=patience, transport=Streamed(handler)
     ) as made:
@@ -277,7 +277,7 @@ class CutOnce(httpx.BaseTransport):
 
 @contextmanager
 def cut_client(transport: CutOnce) -> Iterator[RegistryClient]:
-    patience = Patience(attempts=3, first=0.0, longest=1.0, sleep=lambda _: None)
+    patience = RetryPolicy(attempts=3, first=0.0, longest=1.0, sleep=lambda _: None)
     with RegistryClient(HOST, credentials=lambda _: None, patience=patience, transport=transport) as made:
         yield made
 

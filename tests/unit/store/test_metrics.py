@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pipeline.cli.app import app
 from pipeline.notify import metrics as of_a_run
 from pipeline.store import leases, scrub
 from pipeline.store.metrics import prometheus
+from pipeline.store.record import Release
 from pipeline.store.store import Store
 from tests.support.store.releases import new_store, publish, record_for
 
@@ -81,6 +83,29 @@ def test_when_a_channel_was_scanned_is_what_its_record_says(tmp_path: Path) -> N
     assert len([name for name, _ in values if name.endswith("scanned_timestamp_seconds")]) == 1
 
 
+def test_from_when_on_nobody_watches_is_there_where_it_is_known(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Inspector says is in tests/unit/scan/test_watch.py."""
+    from datetime import date
+
+    from pipeline.scan import watch
+
+    asked = []
+
+    def of_releases(releases: Iterable[Release]) -> list[tuple[Release, watch.Watch]]:
+        asked.extend(releases)
+        return [(one, watch.Watch(unwatched_from=date(2026, 3, 1), advice="")) for one in asked]
+
+    monkeypatch.setattr(watch, "of_releases", of_releases)
+    words = ["store", "metrics", "--store", str(store.root)]
+    assert "unwatched_timestamp_seconds{" not in CliRunner().invoke(app, words).stdout
+    assert asked == []
+    values = parsed(CliRunner().invoke(app, [*words, "--ask-ecr"]).stdout)
+    assert value(values, "channel_unwatched_timestamp_seconds", image="demo", channel="latest") == 1772323200
+    assert [one.version for one in asked] == ["v1.2"]
+
+
 def test_an_empty_store_has_facts_too(tmp_path: Path) -> None:
     values = parsed(prometheus(new_store(tmp_path / "store")))
     assert value(values, "bytes") == value(values, "damaged_releases") == value(values, "leases") == 0
@@ -110,9 +135,8 @@ def _asked() -> set[str]:
 
 def test_dashboard_and_rules_ask_for_what_is_written(store: Store) -> None:
     stages = [("pin", "done", 1.0, 1)]
-    written = {name for name, _ in parsed(prometheus(store))} | {
-        "sqshpipe_store_channel_scanned_timestamp_seconds"
-    }
+    known = prometheus(store, unwatched={"demo:v1.2": 1.0})
+    written = {name for name, _ in parsed(known)} | {"sqshpipe_store_channel_scanned_timestamp_seconds"}
     written |= {name for name, _ in parsed(of_a_run.prometheus(of_a_run.facts_of("demo", "v1", 0, stages)))}
     assert _asked() - OF_OTHERS <= written
 
