@@ -81,6 +81,7 @@ RUNNERS: dict[str, Runner] = {
     "importer": _counted("importer", "--releases", (5, 100, 200, 1000)),
     "mirror": _counted("mirror", "--megabytes", (4, 64, 512, 1024)),
     "refresh": _counted("refresh", "--images", (2, 50, 50, 50)),
+    "small_files": _counted("small_files", "--files", (50, 1000, 20_000, 100_000)),
     "node": _counted("node", "--megabytes", (2, 60, 400, 2000)),
     "native_synthetic": _lines(
         "native_synthetic", "--files", (1000,), (10_000,), (10_000, 100_000), (100_000, 1_000_000)
@@ -96,6 +97,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "refresh": _REGISTRY,
     "mirror": (*_REGISTRY, "skopeo"),
     "store": ("mksquashfs",),
+    "small_files": ("squashfuse", "fusermount3"),
     "native": ("mksquashfs",),
 }
 """Programs without which a benchmark says nothing; single peers are left out by the benchmark itself."""

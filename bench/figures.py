@@ -23,7 +23,8 @@ from bench.measuring import RESULTS, median
 
 ROOT = Path(__file__).resolve().parents[1]
 CHARTS = ROOT / "docs" / "figures"
-PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md", ROOT / "README.ko.md")
+DOCS = ROOT / "docs"
+PAGES = (DOCS / "benchmarks.md", DOCS / "how-to" / "data.md", ROOT / "README.md", ROOT / "README.ko.md")
 _PART = re.compile(r"(<!-- figures: ([a-z_ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _AXES = {"megabytes": "MB of files", "files": "files", "layers": "layers", "cores": "cores"}
 
@@ -93,6 +94,7 @@ PARTS: dict[str, Callable[[Mapping[str, Found]], str]] = {
     "importer": lambda found: tables.importer(found["importer"]),
     "mirror": lambda found: tables.mirror(found["mirror"]),
     "refresh": lambda found: tables.refresh(found["refresh"]),
+    "small_files": lambda found: tables.small_files(found["small_files"]),
     "node": lambda found: tables.node(found["node"]),
     "native": lambda found: tables.native(found["native"]),
     "native_memory": lambda found: tables.points(found["native_memory"]),

@@ -292,17 +292,41 @@ def refresh(told: Found) -> str:
     return f"{_signature(told, about)}\n\n{_grid(('registry', 'median', 'best', 'CPU'), rows)}"
 
 
+def small_files(told: Found) -> str:
+    """A folder beside a .sqsh on the same distant file system."""
+    rows = [(row["way"], f"{row['seconds']:.1f} s", f"{row['requests']:,}") for row in told["rows"]]
+    about = f"{told['files']:,} files of 4 KiB; {told['delay_ms']} ms before each answer. "
+    return f"{_signature(told, about)}\n\n{_grid(('way', 'time', 'requests'), rows)}"
+
+
 def node(told: Found) -> str:
     """Where time goes at a node's start."""
-    rows = [
-        (
-            row["way"],
-            *(seconds(row[key]) if row.get(key) is not None else "" for key in ("first_rank", "work")),
-            row.get("note", ""),
-        )
-        for row in told.get("ways", told.get("seconds"))
-    ]
-    return f"{_signature(told)}\n\n{_grid(('way', 'to the first rank', 'work after that', ''), rows)}"
+    about = "Bytes are what the node reads of the file until then. "
+    parts = [f"{_signature(told, about)}"]
+    for store, title in (
+        ("local", "The file on a local disk:"),
+        ("slow", "On a store that takes 2 ms a read:"),
+    ):
+        rows = [
+            (
+                f"{row['way']}, warm" if row["warm"] else row["way"],
+                str(row["ranks"]),
+                *(
+                    show(row[key]) if row[key] is not None else ""
+                    for show, key in (
+                        (seconds, "first_rank"),
+                        (_megabytes, "first_bytes"),
+                        (seconds, "work"),
+                        (_megabytes, "bytes"),
+                    )
+                ),
+                row["note"],
+            )
+            for row in told["stores"].get(store, [])
+        ]
+        names = ("way", "ranks", "to the first rank", "bytes", "work after that", "bytes", "")
+        parts += [title, _grid(names, rows)] if rows else []
+    return "\n\n".join(parts)
 
 
 def native(told: Found) -> str:

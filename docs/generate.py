@@ -21,13 +21,12 @@ import typer
 from pipeline import errors
 from pipeline.cli.app import app
 from pipeline.cluster import settings as cluster_settings
-from pipeline.config.document import json_schema
+from pipeline.config.schema import json_schema
 from pipeline.squashfs import startup
-from pipeline.store.record import SCHEMA, Record
+from pipeline.store.record import DATA, SCHEMA, Record
 from pipeline.store.sealed import KEY
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
-SCHEMA_FILE = "../schema/images.schema.json"
 _CHECKSUM = (
     f"`{KEY}` is the last key: the CRC-32 of all bytes before its opening quote, in eight lower-case hex",
     "digits. Records of older versions lack it and are valid. Events and channel names have the same last",
@@ -51,6 +50,7 @@ advice: one that is damaged or breaks a rule of this table is ignored with a war
 
 The tables at the end of the file are the first range. Paths are percent-encoded. A file's checksum is the
 CRC-32 of its block size, its size and the words that say how its blocks are stored."""
+_FEW_KEYS = 3
 HEAD = "<!-- Made by `python docs/generate.py` from the code: change it there. -->\n\n"
 
 
@@ -63,8 +63,12 @@ def pages() -> dict[str, str]:
         "exit-codes.md": _exit_codes(),
         "records.md": _records(),
     }
-    schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
-    return {**{name: HEAD + text for name, text in made.items()}, SCHEMA_FILE: schema}
+    schemas = {"images": json_schema(), "cluster": cluster_settings.json_schema()}
+    files = {
+        f"../schema/{name}.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        for name, schema in schemas.items()
+    }
+    return {name: HEAD + text for name, text in made.items()} | files
 
 
 def _commands() -> str:
@@ -96,20 +100,20 @@ def _walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _parameter(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         name = parameter.metavar or parameter.name.upper()
-        told = [getattr(parameter, "help", None) or ""]
+        about = [getattr(parameter, "help", None) or ""]
     else:
         if "--help" in parameter.opts or parameter.hidden:
             return ""
         name = ", ".join([*parameter.opts, *parameter.secondary_opts])
-        told = [parameter.help or ""]
+        about = [parameter.help or ""]
     if parameter.envvar:
-        told.append(f"`{parameter.envvar}`")
+        about.append(f"`{parameter.envvar}`")
     default = parameter.default
     if isinstance(default, (str, int, float, Path)) and not isinstance(default, bool) and str(default):
-        told.append(f"default: `{getattr(default, 'value', default)}`")
+        about.append(f"default: `{getattr(default, 'value', default)}`")
     if parameter.required:
-        told.append("required")
-    return f"| `{_cell(name)}` | {_cell(' · '.join(filter(None, told)))} |"
+        about.append("required")
+    return f"| `{_cell(name)}` | {_cell(' · '.join(filter(None, about)))} |"
 
 
 def _configuration() -> str:
@@ -129,7 +133,7 @@ def _cluster() -> str:
         "An unknown key is an error that names the line. `sqshpipe config schema --cluster` prints this",
     ]
     head += ["as JSON schema, and `sqshpipe cluster init` writes a first file with comments."]
-    return _schema(head, "ClusterSettings", cluster_settings.json_schema())
+    return _schema(head, "ClusterSettings", cluster_settings.ClusterSettings.model_json_schema())
 
 
 def _schema(lines: list[str], whole: str, schema: dict[str, Any]) -> str:
@@ -138,16 +142,30 @@ def _schema(lines: list[str], whole: str, schema: dict[str, Any]) -> str:
         if "properties" not in model:
             continue
         title = "The file" if name == whole else _title(name)
-        lines += ["", f"## {title}", "", inspect.cleandoc(model.get("description", "")), ""]
+        base, inherited = _base(name, schema)
+        also = f" It also has the keys of [{_title(base)}](#{_title(base).lower()})." if base else ""
+        lines += ["", f"## {title}", "", inspect.cleandoc(model.get("description", "")) + also, ""]
         lines += ["| key | what | default |", "|---|---|---|"]
         required = set(model.get("required", ()))
         for key, entry in model["properties"].items():
-            lines.append(_key(key, entry, required=key in required))
+            if key not in inherited:
+                lines.append(_key(key, entry, required=key in required))
     return "\n".join(lines) + "\n"
 
 
+def _base(name: str, schema: dict[str, Any]) -> tuple[str, set[str]]:
+    """The other model of the schema whose keys are all in `name` too, and these keys; else nothing."""
+    keys = set(schema["$defs"].get(name, {}).get("properties", ()))
+    for other, model in schema["$defs"].items():
+        below = set(model.get("properties", ()))
+        if len(below) > _FEW_KEYS and below < keys:
+            return other, below
+    return "", set()
+
+
 def _title(name: str) -> str:
-    return name.removesuffix("Model")
+    """The heading of a model: "Image" for ImageModel, "Defaults" for the keys that images inherit."""
+    return "Defaults" if name == "ImageSettings" else name.removesuffix("Model")
 
 
 def _key(key: str, entry: dict[str, Any], *, required: bool) -> str:
@@ -158,14 +176,21 @@ def _key(key: str, entry: dict[str, Any], *, required: bool) -> str:
         below = entry["additionalProperties"].get("$ref", "")
     if below:
         title = _title(below.rpartition("/")[2])
-        what.append(f"see [{title}](#{title.lower().replace(' ', '-')})")
+        what.append(f"See [{title}](#{title.lower().replace(' ', '-')}).")
     if "enum" in entry:
-        what.append(" or ".join(f"`{word}`" for word in entry["enum"]))
+        what.append("One of " + ", ".join(f"`{word}`" for word in entry["enum"]) + ".")
     if entry.get("examples"):
-        what.append(f"such as `{entry['examples'][0]}`")
+        what.append(f"For example `{_yaml(entry['examples'][0])}`.")
     default = entry.get("default")
-    told = "required" if required else "" if default is None or isinstance(default, dict) else f"`{default}`"
-    return f"| `{key}` | {_cell('; '.join(filter(None, what)))} | {_cell(told)} |"
+    written = "" if default in (None, "") or isinstance(default, dict) else f"`{_yaml(default)}`"
+    return (
+        f"| `{key}` | {_cell(' '.join(filter(None, what)))} | {'required' if required else _cell(written)} |"
+    )
+
+
+def _yaml(value: Any) -> str:
+    """A value as a person writes it in YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _exit_codes() -> str:
@@ -191,7 +216,9 @@ def _records() -> str:
     lines[-1] += "(../explanation/store.md) has the other files."
     lines += ["", " ".join((inspect.getdoc(Record) or "").split()), "", "| key | type |", "|---|---|"]
     types = {field.name: str(field.type) for field in dataclasses.fields(Record)}
-    example = Record(image="demo", version="v1.0", platform="linux/amd64", sha256="", size=0, created="")
+    example = Record(
+        image="demo", version="v1.0", platform="linux/amd64", sha256="", size=0, kind=DATA, created=""
+    )
     for key, value in example.as_json().items():
         kind = types.get(key, type(value).__name__)
         lines.append(f"| `{key}` | `{_cell(kind)}` |")

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ _GB = 10**9
 _SCRATCH_GB = 60
 _CACHE_GB = 30
 _TIMEOUT = 20.0
+_WATCHED = timedelta(days=30)  # nobody watches a published image any more: so long before, it is a warning
 _NAMED = 3  # differences of repositories that the line names
 
 
@@ -56,7 +58,7 @@ def examine(config: Config | None, problem: SqshpipeError | None = None) -> tupl
             lambda: _registry(config),
         ]
     if config is not None and config.registry.ecr is not None:
-        checks.append(lambda: _repositories(config))
+        checks += [lambda: _repositories(config), lambda: _watched(config)]
     found = tuple(each(lambda check: check(), checks, workers=len(checks)))
     return found if config is None else (*found, *_store(config))
 
@@ -133,10 +135,15 @@ def _fuse() -> Check:
     if os.geteuid() != 0 and not os.access("/dev/fuse", os.R_OK | os.W_OK):
         advice = "ask for access to /dev/fuse, or mount as root"
         return Check(name="mount", status="warn", found="/dev/fuse cannot be opened", advice=advice)
-    if not served.well:
+    found, well = served.sentence, served.well
+    under_pyxis = software.pyxis_server() if os.geteuid() == 0 and _there("enroot") else None
+    if under_pyxis is not None:
+        found = f"{found}; without sqshpipe's prolog ranks under pyxis get {under_pyxis.sentence}"
+        well = under_pyxis.well
+    if not well:
         advice = "squashfuse 0.6 is 2.5 times as fast: install it before this one in PATH"
-        return Check(name="mount", status="warn", found=served.sentence, advice=advice)
-    return Check(name="mount", status="ok", found=served.sentence)
+        return Check(name="mount", status="warn", found=found, advice=advice)
+    return Check(name="mount", status="ok", found=found)
 
 
 def _scanner(config: Config | None) -> Check:
@@ -219,6 +226,29 @@ def _repositories(config: Config) -> Check:
         advice = "sqshpipe ecr apply --dry-run lists all of them, sqshpipe ecr apply changes them"
         return Check(name="repositories", status="warn", found=said + more, advice=advice)
     return Check(name="repositories", status="ok", found="as images.yaml wants them")
+
+
+def _watched(config: Config) -> Check:
+    """Until when somebody looks for new vulnerabilities in what is published."""
+    from pipeline.scan import watch
+    from pipeline.store.store import Store
+
+    name = "watching"
+    try:
+        if config.store.configured is None:
+            return Check(name=name, status="ok", found="no store, so nothing is published")
+        found = watch.of_releases(watch.published(Store(config.store.root), config.images), strict=True)
+    except (SqshpipeError, OSError) as error:
+        advice = error.hint if isinstance(error, SqshpipeError) else ""
+        return Check(name=name, status="warn", found=f"not known: {error}", advice=advice)
+    if not found:
+        return Check(name=name, status="ok", found="there is no day on which it ends")
+    release, first = found[0]
+    today = datetime.now(timezone.utc).date()
+    said, advice = first.sentence(release.name, today).split(": ", 1)
+    said += f", and {len(found) - 1} more later" if len(found) > 1 else ""
+    soon = first.unwatched_from - today < _WATCHED
+    return Check(name=name, status="warn" if soon else "ok", found=said, advice=advice)
 
 
 def _store(config: Config) -> list[Check]:

@@ -1,4 +1,4 @@
-"""How stages tell what they do and how far they are, without knowing who listens."""
+"""How stages report what they do and how far they are, without knowing who listens."""
 
 from __future__ import annotations
 

@@ -1,18 +1,19 @@
-"""Calls to ECR with boto3's own chain of credentials. A refusal names the permission that is missing."""
+"""Calls to ECR and Inspector with boto3's own chain of credentials.
+
+A refusal names the permission that is missing.
+"""
 
 from __future__ import annotations
 
 import re
 import threading
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from pipeline.aws.errors import profile, trouble
 from pipeline.errors import RegistryError
 
-if TYPE_CHECKING:
-    from mypy_boto3_ecr.client import ECRClient
-
+Service = Literal["ecr", "inspector2"]
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
 _BAD_KEYS = frozenset(
     {
@@ -47,12 +48,12 @@ class Ecr:
         self.account = account
         self.region = region
         self._lock = threading.Lock()
-        self._client: ECRClient | None = None
+        self._clients: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"Ecr({self.account!r}, {self.region!r})"
 
-    def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+    def call(self, operation: str, *, service: Service = "ecr", **parameters: Any) -> dict[str, Any]:
         """Call ``operation`` (boto3's name, such as ``describe_images``) and give its answer.
 
         Throttling and 5xx are waited out by botocore. Raises AwsRefused, NoAwsCredentials, RegistryError, and
@@ -60,10 +61,10 @@ class Ecr:
         """
         from botocore import exceptions as aws
 
-        name = "".join(word.capitalize() for word in operation.split("_"))
+        name = f"{service}:" + "".join(word.capitalize() for word in operation.split("_"))
         try:
             # making the client reads the configuration, so it fails in the same ways as the call
-            answer: dict[str, Any] = getattr(self._connected(), operation)(**parameters)
+            answer: dict[str, Any] = getattr(self._connected(service), operation)(**parameters)
         except aws.ClientError as error:
             raise self._refused(name, error, parameters) from None
         except (aws.InvalidRegionError, aws.UnknownRegionError, aws.NoRegionError):
@@ -73,7 +74,7 @@ class Ecr:
         except (aws.ConnectionError, aws.HTTPClientError) as error:
             raise self._unreachable(name, error) from error
         except (aws.BotoCoreError, OSError, ValueError, LookupError) as error:
-            raise trouble(error, asked=f"ecr:{name}") from None
+            raise trouble(error, asked=name) from None
         return answer
 
     def _unreachable(self, name: str, error: Exception) -> RegistryError:
@@ -81,21 +82,21 @@ class Ecr:
 
         if isinstance(error, aws.SSLError):
             return RegistryError(
-                f"ECR in {self.region} shows a TLS certificate that is not trusted, asked for ecr:{name}",
+                f"ECR in {self.region} shows a TLS certificate that is not trusted, asked for {name}",
                 hint="AWS_CA_BUNDLE can name the authority of a proxy in between",
             )
         return RegistryError(
-            f"ECR in {self.region} cannot be reached, asked for ecr:{name}",
+            f"ECR in {self.region} cannot be reached, asked for {name}",
             hint="check the network and the region; a private subnet needs the ecr.api VPC endpoint",
         )
 
-    def _connected(self) -> ECRClient:
+    def _connected(self, service: Service) -> Any:
         with self._lock:
-            if self._client is None:
-                self._client = self._connect()
-            return self._client
+            if service not in self._clients:
+                self._clients[service] = self._connect(service)
+            return self._clients[service]
 
-    def _connect(self) -> ECRClient:
+    def _connect(self, service: Service) -> Any:
         import boto3
         from botocore.config import Config
 
@@ -105,24 +106,25 @@ class Ecr:
             read_timeout=60,
             user_agent_extra="sqshpipe",
         )
-        return boto3.Session(region_name=self.region).client("ecr", config=settings)
+        return boto3.Session(region_name=self.region).client(service, config=settings)
 
     def _refused(self, name: str, error: Any, parameters: dict[str, Any]) -> AwsRefused:
+        operation = name.partition(":")[2]
         code = str(error.response.get("Error", {}).get("Code", ""))
         said = str(error.response.get("Error", {}).get("Message", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         where = f" on {parameters['repositoryName']}" if "repositoryName" in parameters else ""
-        message, hint = f"AWS refused ecr:{name}{where} ({code}): {said}", ""
+        message, hint = f"AWS refused {name}{where} ({code}): {said}", ""
         if code in _DENIED:
             who = re.search(r"arn:[^\s]+", said)
-            message = f"AWS denies ecr:{name}{where}" + (f" to {who.group(0)}" if who else "")
-            hint = f"allow the action ecr:{name}{_MORE_PERMISSIONS.get(name, '')}; see sqshpipe ecr policy"
+            message = f"AWS denies {name}{where}" + (f" to {who.group(0)}" if who else "")
+            hint = f"allow the action {name}{_MORE_PERMISSIONS.get(operation, '')}; see sqshpipe ecr policy"
         elif code in _BAD_KEYS:
-            message = f"AWS does not know the access key, asked for ecr:{name}"
+            message = f"AWS does not know the access key, asked for {name}"
             hint = f"check the credentials: aws sts get-caller-identity ({profile()})"
             hint += f"; a region that the account has not enabled says the same, is {self.region} one?"
         elif code in _EXPIRED:
-            message = f"the AWS credentials have expired, asked for ecr:{name}"
+            message = f"the AWS credentials have expired, asked for {name}"
             hint = "sign in again (aws sso login), or renew the session's keys"
         elif code == "RepositoryNotFoundException":
             repository = parameters.get("repositoryName")
@@ -135,6 +137,6 @@ class Ecr:
         elif code in _THROTTLED or status == HTTPStatus.TOO_MANY_REQUESTS:
             hint = "AWS throttles this account: try again in a minute"
         elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            message = f"AWS answers ecr:{name}{where} with status {status} ({code}): {said}"
+            message = f"AWS answers {name}{where} with status {status} ({code}): {said}"
             hint = "AWS is in trouble: try again later"
-        return AwsRefused(message, hint=hint, code=code, operation=name)
+        return AwsRefused(message, hint=hint, code=code, operation=operation)

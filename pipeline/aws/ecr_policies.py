@@ -26,7 +26,7 @@ _KMS = ("kms:CreateGrant", "kms:DescribeKey", "kms:RetireGrant")
 # These cannot be bound to a repository.
 _TOKEN = ("ecr:GetAuthorizationToken",)
 _REGISTRY = ("ecr:GetRegistryScanningConfiguration",)
-_INSPECTOR = ("inspector2:ListCoverage", "inspector2:ListFindings")
+_INSPECTOR = ("inspector2:GetConfiguration", "inspector2:ListCoverage", "inspector2:ListFindings")
 
 
 def policy(
@@ -37,12 +37,14 @@ def policy(
     prefix: str = "",
     enhanced: bool = False,
     kms_key: str | None = None,
+    signing_profile: str | None = None,
 ) -> dict[str, Any]:
     """The policy document of ``role`` on the repositories under ``prefix``.
 
     builder: pulls, pushes, makes missing repositories, reads findings. node: pulls. scanner: reads findings
     and pulls for trivy. owner: what ``ecr apply`` changes beyond that. Who makes repositories that
-    ``kms_key`` encrypts has to be able to grant ECR its use.
+    ``kms_key`` encrypts has to be able to grant ECR its use; who pushes what ``signing_profile`` signs has
+    to be able to sign with it.
     """
     partition = partition_of(region).name
     repositories = f"{prefix}/*" if prefix else "*"
@@ -62,8 +64,11 @@ def policy(
     anywhere = on_all[role]
     if enhanced and role in ("builder", "scanner"):
         anywhere = (*anywhere, *_INSPECTOR)
+        on_repositories[role] = (*on_repositories[role], "ecr:DescribeImages")
     if enhanced and role == "owner":
         anywhere = (*anywhere, "ecr:PutRegistryScanningConfiguration", "inspector2:Enable")
+    if signing_profile is not None and role == "owner":
+        anywhere = (*anywhere, "ecr:GetSigningConfiguration", "ecr:PutSigningConfiguration")
     statements = [
         _statement("Repositories", on_repositories[role], arn),
         _statement("Anywhere", anywhere, "*"),
@@ -75,6 +80,8 @@ def policy(
         )
         every = f"arn:{partition}:kms:{region}:{account}:key/*"
         statements.append(_statement("Key", _KMS, every if "alias/" in kms_key else key))
+    if signing_profile is not None and role == "builder":
+        statements.append(_statement("Signing", ("signer:SignPayload",), signing_profile))
     return {"Version": "2012-10-17", "Statement": statements}
 
 

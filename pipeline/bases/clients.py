@@ -127,7 +127,7 @@ def relocked(lock: Lock, answers: Iterable[BaseAnswer]) -> Lock:
 
 
 def _now(spec: ImageSpec, held: LockedBase | None, client: RegistryClient, moment: datetime) -> LockedBase:
-    """A HEAD tells that nothing moved; only what moved has its manifests read."""
+    """The lock of a base now: a HEAD request shows whether it moved; manifests are read only then."""
     if held is not None:
         top = client.head(spec.base.repository, spec.base.identifier)
         if top is not None and top.digest == (held.index_digest or held.digest):

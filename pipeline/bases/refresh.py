@@ -36,7 +36,7 @@ class Change:
     """One thing that is new about a base.
 
     ``moved``: its tag stands for another digest. ``locked``: it was not locked before. ``newer``: a newer tag
-    is taken. ``announced``: there is a newer tag, and the policy is to tell.
+    is taken. ``announced``: there is a newer tag, and the policy is only to report it.
     """
 
     kind: Kind
@@ -174,10 +174,10 @@ def pull_request(found: Refreshed) -> tuple[str, str]:
         f"| {', '.join(change.images)} |"
         for change in taken
     ]
-    told = [change.reason for change in found.changes if change.kind == "announced"]
-    told += [f"not looked at: {problem.base}: {problem.error.headline}" for problem in found.problems]
-    if told:
-        lines += ["", "Also:", "", *(f"- {markdown(line)}" for line in told)]
+    also = [change.reason for change in found.changes if change.kind == "announced"]
+    also += [f"not looked at: {problem.base}: {problem.error.headline}" for problem in found.problems]
+    if also:
+        lines += ["", "Also:", "", *(f"- {markdown(line)}" for line in also)]
     return title, "\n".join(lines) + "\n"
 
 

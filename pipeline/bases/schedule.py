@@ -1,6 +1,7 @@
 """Timers for the regular work on a cluster that has no CI: systemd units or crontab lines, as text.
 
-Five jobs: refresh the bases, prune old releases, scrub the bytes, rescan what is published, write the report.
+Refresh the bases, prune old releases, scrub the bytes, rescan what is published, write the report, and where
+Prometheus collects files, facts about the store.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Schedule:
     `program` is the argv of sqshpipe itself, without a verb. `config` is images.yaml; the jobs run in its
     folder, and `page`, the HTML report, is relative to it. Where `store` and `registry` are not given,
     images.yaml names them. `environment` is a file of NAME=value lines, for example with the passwords of
-    registries; it may be missing. All paths but `page` are absolute.
+    registries; it may be missing. `metrics` is the file for Prometheus; None: there is no such job. All paths
+    but `page` are absolute.
     """
 
     program: Sequence[str | Path]
@@ -31,11 +33,16 @@ class Schedule:
     registry: str = ""
     page: Path = Path("report.html")
     environment: Path = Path("/etc/sqshpipe.env")
+    metrics: Path | None = None
 
     @property
     def folder(self) -> Path:
         """The folder in which every job runs."""
         return self.config.parent
+
+    @property
+    def jobs(self) -> Sequence[_Job]:
+        return [job for job in _JOBS if job.name != "metrics" or self.metrics is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +108,14 @@ _JOBS = (
         cron="29 6 * * *",
         limit="1h",
     ),
+    _Job(
+        name="metrics",
+        verb=("store", "metrics"),
+        purpose="Write facts about the store for Prometheus",
+        calendar="*-*-* *:04/15:00",
+        cron="4-59/15 * * * *",
+        limit="10min",
+    ),
 )
 
 # systemd.exec(5). The jobs use the network (registries, slurmctld, munge's socket) and their own scratch.
@@ -129,15 +144,15 @@ _CONFINEMENT = (
 
 def systemd(schedule: Schedule) -> str:
     """A service and a timer for each job. A comment before each unit names its file."""
-    units = "\n".join("\n".join(_service(job, schedule)) + "\n" for job in _JOBS)
-    timers = " ".join(f"sqshpipe-{job.name}.timer" for job in _JOBS)
+    units = "\n".join("\n".join(_service(job, schedule)) + "\n" for job in schedule.jobs)
+    timers = " ".join(f"sqshpipe-{job.name}.timer" for job in schedule.jobs)
     return f"{units}\n# systemctl daemon-reload && systemctl enable --now {timers}\n"
 
 
 def crontab(schedule: Schedule) -> str:
     """The content of /etc/cron.d/sqshpipe: a line for each job; what still runs is not started again."""
     head = [f"# {_CRON}: its lines name the user, so it is no crontab of a user.", "SHELL=/bin/sh"]
-    lines = [line for job in _JOBS for line in (f"# {job.purpose}", _cron_line(job, schedule))]
+    lines = [line for job in schedule.jobs for line in (f"# {job.purpose}", _cron_line(job, schedule))]
     return "\n".join([*head, *lines]) + "\n"
 
 
@@ -155,6 +170,8 @@ def _service(job: _Job, schedule: Schedule) -> Iterator[str]:
     yield from ("Nice=10", "IOSchedulingClass=idle", f"TimeoutStartSec={job.limit}", "UMask=0022")
     if job.confined:
         yield from (*_CONFINEMENT, f"ReadWritePaths={places}")
+        if job.name == "metrics" and schedule.metrics is not None:
+            yield f"ReadWritePaths={_systemd_quoted(str(schedule.metrics.parent))}"
     else:
         yield "# It builds images: Docker, enroot's set-user-ID helpers and namespaces must work."
         yield "ProtectSystem=full"
@@ -177,6 +194,8 @@ def _argv(job: _Job, schedule: Schedule) -> list[str]:
     words = [*(str(word) for word in schedule.program), *job.verb, "--config", str(schedule.config)]
     if job.name == "report":
         words += ["-o", str(schedule.page)]
+    if job.name == "metrics":
+        words += ["-o", str(schedule.metrics)]
     if schedule.store is not None:
         words += ["--store", str(schedule.store)]
     if job.registry and schedule.registry:

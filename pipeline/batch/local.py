@@ -47,11 +47,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one task ended. ``code`` is its exit code; ``told`` its own JSON; ``error`` its last words."""
+    """How one task ended. ``code`` is its exit code; ``answer`` its own JSON; ``error`` its last message."""
 
     task: Task
     code: int
-    told: Mapping[str, Any]
+    answer: Mapping[str, Any]
     error: str
     seconds: float
     attempts: int = 1
@@ -60,11 +60,11 @@ class Outcome:
     @property
     def path(self) -> str | None:
         """The published path, when it got that far."""
-        return self.told.get("path") if self.code == 0 else None
+        return self.answer.get("path") if self.code == 0 else None
 
 
 class Executor(Protocol):
-    """Runs tasks and tells each outcome as it comes, in the caller's thread or another."""
+    """Runs tasks and reports each outcome as it comes, in the caller's thread or another."""
 
     def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
         """Run all ``tasks``, each once those that it is ``after`` ended well; returns when each has ended.
@@ -92,7 +92,7 @@ def tasks_for(
 
 def _argv(config: Config, image: str, version: str) -> tuple[str, ...]:
     words = ["release", image, "--tag", version, "--json"]
-    words += ["--no-notify"]  # whoever follows the tasks tells people, also of those that were lost
+    words += ["--no-notify"]  # the caller notifies people, also about tasks that were lost
     words += ["--config", str(config.path.absolute()), "--store", str(config.store.root)]
     words += ["--registry", ("http://" if config.registry.plain_http else "") + config.registry.base]
     return tuple(self_command.verb(*words))
@@ -141,7 +141,7 @@ def left_out(failed: Outcome, waiting: Iterable[Task]) -> list[Outcome]:
         if base is not None:
             broken.add(task.image)
             error = f"not run: {base}, which it is based on, failed"
-            found.append(Outcome(task=task, code=failed.code, told={}, error=error, seconds=0.0))
+            found.append(Outcome(task=task, code=failed.code, answer={}, error=error, seconds=0.0))
     return found
 
 
@@ -204,13 +204,13 @@ def outcome(
 ) -> Outcome:
     """The outcome that a finished process of ``task`` stands for."""
     try:
-        told = json.loads(said) if said.strip() else {}
+        answer = json.loads(said) if said.strip() else {}
     except ValueError:
-        told = {}
+        answer = {}
     return Outcome(
         task=task,
         code=code if code >= 0 else 128 - code,
-        told=told if isinstance(told, dict) else {},
+        answer=answer if isinstance(answer, dict) else {},
         error="" if code == 0 else _last_words(errors) or f"ended with {code} without a word",
         seconds=seconds,
         attempts=attempts,
@@ -222,5 +222,5 @@ def _last_words(errors: str) -> str:
     """The sentence by which a run of ours ends, with its hint; else its last lines."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     ours = [number for number, line in enumerate(lines) if line.startswith(_OURS)]
-    told = lines[ours[-1] :] if ours else lines[-_LAST_LINES:]
-    return "\n".join(told).removeprefix(_OURS)
+    last = lines[ours[-1] :] if ours else lines[-_LAST_LINES:]
+    return "\n".join(last).removeprefix(_OURS)

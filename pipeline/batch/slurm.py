@@ -148,7 +148,7 @@ class SlurmExecutor:
                 self.sleep(self.poll)
 
     def _end(self, ended: Outcome, running: dict[int, _Running], done: Callable[[Outcome], None]) -> None:
-        """Tell ``ended``; what is based on a failure is cancelled and told with it."""
+        """Report ``ended``; tasks that are based on a failed one are cancelled and reported too."""
         numbers = {one.task.image: index for index, one in running.items()}
         del running[numbers[ended.task.image]]
         done(ended)

@@ -1,7 +1,7 @@
 """The command line: the only place that prints results and exits.
 
-Here is the tree of verbs. Modules of verbs import nothing heavy at their top, so that
-``sqshpipe resolve`` starts fast.
+Here is the tree of verbs. Modules of verbs import nothing heavy at their top, so that ``sqshpipe resolve``
+starts fast.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _not_ours(error: Exception) -> int:
     return SqshpipeError.exit_code
 
 
-_FULL = "df tells which is; TMPDIR, SQSHPIPE_SCRATCH and SQSHPIPE_CACHE can name folders on others"
+_FULL = "df shows which one is full; TMPDIR, SQSHPIPE_SCRATCH and SQSHPIPE_CACHE can name folders on others"
 _WHAT_TO_DO = {
     errno.EACCES: "the file system denies it: use an account that may, or another place",
     errno.EPERM: "the file system denies it: use an account that may, or another place",

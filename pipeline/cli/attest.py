@@ -66,7 +66,7 @@ def sign(
     key: KeyOption,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.HostPlatform = None,
+    platform: options.Platform = None,
 ) -> None:
     """Sign the record of a release; prints the path of the signature."""
     from pipeline.attest import signing
@@ -83,7 +83,7 @@ def verify(
     key: KeyOption,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.HostPlatform = None,
+    platform: options.Platform = None,
     record_only: Annotated[bool, typer.Option("--record-only", help="Do not read the bytes back.")] = False,
 ) -> None:
     """Check that this key signed the record and the bytes; exit with 7 if not."""

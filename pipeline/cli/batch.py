@@ -76,11 +76,11 @@ def executor_for(settings: Config, name: ExecutorName, jobs: int, shared: Path |
 
 
 def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple[Outcome, ...]:
-    """Run ``tasks``, say each outcome as it comes, and tell people of it."""
+    """Run ``tasks``; log each outcome as it comes, and send the notifications."""
     from pipeline.batch import local as batch
     from pipeline.notify.messages import Notifier, ended
 
-    with Notifier(settings.notify, settings.cache / "told") as notifier:
+    with Notifier(settings.notify, settings.cache / "sent") as notifier:
 
         def done(outcome: Outcome) -> None:
             if outcome.code == 0:
@@ -93,7 +93,7 @@ def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple
                 )
             task = outcome.task
             path = outcome.path or ""
-            notifier.tell(ended(task.image, task.version, outcome.code, outcome.error, path=path))
+            notifier.send(ended(task.image, task.version, outcome.code, outcome.error, path=path))
 
         return batch.run(settings, tasks, executor, done=done)
 

@@ -28,9 +28,9 @@ def list_packs(config: options.ConfigFile = options.DEFAULT_CONFIG, as_json: opt
     if as_json:
         output.data_json({"folder": str(packs.folder), "packs": [_as_json(pack) for pack in found]})
         return
-    for pack in found:
-        output.data(_line(pack))
-    output.data(f"{_size(found)}  {len(found)} packs in {packs.folder}")
+    for line in _table(found):
+        output.data(line)
+    output.data(f"{_size(found)} in {len(found)} packs in {packs.folder}")
 
 
 @cache.command()
@@ -64,10 +64,10 @@ def prune(
     if as_json:
         output.data_json({"folder": str(packs.folder), "removed": [_as_json(pack) for pack in removed]})
     else:
-        for pack in removed:
-            output.data(_line(pack))
+        for line in _table(removed):
+            output.data(line)
         done = "would be removed" if dry_run else "removed"
-        output.data(f"{_size(removed)}  {done}, {len(removed)} packs")
+        output.data(f"{_size(removed)} in {len(removed)} packs {done}")
     if dry_run and removed:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
@@ -79,14 +79,19 @@ def _packs(config: Path) -> PackCache:
     return pack_cache(cache_folder(config))
 
 
-def _line(pack: CachedPack) -> str:
-    state = "in use" if pack.in_use else "" if pack.complete else "left over"
-    used = pack.used.strftime("%Y-%m-%d %H:%M")
-    return f"{human_bytes(pack.size):>9}  {used}  {pack.path.name}  {state}".rstrip()
+def _table(packs: list[CachedPack]) -> list[str]:
+    from pipeline.cli.tables import plain
+
+    states = ["in use" if pack.in_use else "" if pack.complete else "left over" for pack in packs]
+    rows = [
+        (human_bytes(pack.size), pack.used.strftime("%Y-%m-%d %H:%M"), state or "-", pack.path.name)
+        for pack, state in zip(packs, states, strict=True)
+    ]
+    return plain(("SIZE", "LAST USED", "STATE", "PACK"), rows)
 
 
 def _size(packs: list[CachedPack]) -> str:
-    return f"{human_bytes(sum(pack.size for pack in packs)):>9}"
+    return human_bytes(sum(pack.size for pack in packs))
 
 
 def _as_json(pack: CachedPack) -> dict[str, Any]:

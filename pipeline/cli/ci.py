@@ -46,15 +46,15 @@ def plan(config: options.ConfigFile = options.DEFAULT_CONFIG) -> None:
     wanted = decide(_run_from_environment(config), list(settings.images), affected)
     for name in wanted.images:  # refused now, not after a build by the publishing that cannot take it
         check_version(wanted.version, channels=settings.image(name).channels)
-    told = {
+    decided = {
         "images": json.dumps(list(wanted.images)),
         "version": wanted.version,
         "publish": json.dumps(wanted.publish),
         "trusted": json.dumps(wanted.trusted),
     }
-    _outputs(told)
+    _outputs(decided)
     _summary(wanted_markdown(wanted, reasons))
-    output.data_json({**told, "images": list(wanted.images), "reason": wanted.reason})
+    output.data_json({**decided, "images": list(wanted.images), "reason": wanted.reason})
 
 
 @ci.command()
@@ -97,11 +97,11 @@ def check(
             if sarif is not None and verdict is not None:
                 _write_sarif(sarif, verdict, name, reference, opening.spec.dockerfile, config)
             findings = verdict.as_json() if verdict is not None else None
-            stages = opening.teller.as_json()
+            stages = opening.console.as_json()
             _summary(
                 checked_markdown(name, reference=reference, stages=stages, verdict=findings, error=error)
             )
-    opening.teller.summary()
+    opening.console.summary()
     _outputs({"reference": reference})
     output.data(reference)
 
@@ -137,9 +137,9 @@ def publish(
             error = str(failure)
             raise
         finally:
-            stages = opening.teller.as_json()
+            stages = opening.console.as_json()
             _summary(checked_markdown(name, reference=reference, stages=stages, verdict=None, error=error))
-    opening.teller.summary()
+    opening.console.summary()
     _outputs({"path": str(path)})
     output.data_path(path)
 

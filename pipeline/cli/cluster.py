@@ -33,7 +33,7 @@ def init(
     ] = Kind.parallelcluster,
     output_file: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = DEFAULT_VALUES,
 ) -> None:
-    """Write a first cluster.yaml with comments; it renders as it stands."""
+    """Write a first cluster.yaml with comments; it can be rendered without a change."""
     from pipeline.cluster import bootstrap as rendering
 
     if output_file.exists():

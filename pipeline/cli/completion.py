@@ -58,7 +58,7 @@ def channels(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _offered(found: Iterable[str], incomplete: str) -> list[str]:
-    """Those that go on from what is typed; a shell gets no other characters from a store than names have."""
+    """Names that begin with what is typed; the shell gets only characters that names can have."""
     return [name for name in found if name.startswith(incomplete) and _NAME.fullmatch(name)]
 
 

@@ -16,10 +16,10 @@ config = Verbs("images.yaml and cluster.yaml themselves.")
 def schema(
     cluster: Annotated[bool, typer.Option("--cluster", help="Of cluster.yaml instead.")] = False,
 ) -> None:
-    """Print the JSON schema of images.yaml, for editors."""
+    """Print the JSON schema of images.yaml or cluster.yaml, for editors."""
     if cluster:
         from pipeline.cluster.settings import json_schema
     else:
-        from pipeline.config.document import json_schema
+        from pipeline.config.schema import json_schema
 
     output.data_json(json_schema())

@@ -63,7 +63,7 @@ def convert(
     source: Source,
     file: Output,
     converter: Converter = ConverterChoice.auto,
-    platform: options.Platform = options.DEFAULT_PLATFORM,
+    platform: options.Platform = None,
     compressor: CompressorOption = CompressorChoice.zstd,
     zstd_level: ZstdLevel = 3,
     block_size: BlockSizeText = "128K",
@@ -79,7 +79,8 @@ def convert(
 
     Example: sqshpipe convert docker://nvcr.io/nvidia/pytorch:24.01-py3 -o pytorch.sqsh
     """
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
+    from pipeline.cli.stores import host_platform
     from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert import convert as stage
     from pipeline.convert.sources import opened_source
@@ -93,10 +94,12 @@ def convert(
         converter, compressor, zstd_level, block_size, keep_owners=keep_owners, keep_xattrs=keep_xattrs
     )
     limits = _limits(max_unpacked, max_ratio)
-    scratch, teller = scratch_folder(config), Teller()
+    scratch, console = scratch_folder(config), ConsoleProgress()
     with _unverified(file) as unverified:
-        with teller.stage("convert") as meter:
-            with opened_source(source, Platform.parse(platform), scratch=scratch, meter=meter) as image:
+        with console.stage("convert") as meter:
+            with opened_source(
+                source, Platform.parse(platform or host_platform()), scratch=scratch, meter=meter
+            ) as image:
                 made = stage.convert(
                     image,
                     chosen,
@@ -106,11 +109,11 @@ def convert(
                     limits=limits,
                     meter=meter,
                 )
-            teller.result(f"{made.converter.name}, sha256:{short(made.sha256)}")
-        with teller.stage("verify") as meter:
+            console.result(f"{made.converter.name}, sha256:{short(made.sha256)}")
+        with console.stage("verify") as meter:
             verified = verify_file(made, meter)
-            teller.result(f"{len(made.tree)} entries read back, as in the image")
-    teller.summary()
+            console.result(f"{len(made.tree)} entries read back, as in the image")
+    console.summary()
     if as_json:
         output.data_json(
             {
@@ -121,7 +124,7 @@ def convert(
                 "converter": dataclasses.asdict(made.converter),
                 "convert_key": made.convert_key,
                 "checks": list(verified.checks),
-                "stages": teller.as_json(),
+                "stages": console.as_json(),
             }
         )
     else:
@@ -147,7 +150,7 @@ def _unverified(file: Path) -> Iterator[Path]:
 def verify(
     file: File,
     source: Source,
-    platform: options.Platform = options.DEFAULT_PLATFORM,
+    platform: options.Platform = None,
     keep_owners: KeepOwners = False,
     keep_xattrs: KeepXattrs = False,
     enroot: Annotated[bool, typer.Option("--enroot", help="Made by enroot: allow its differences.")] = False,
@@ -160,7 +163,8 @@ def verify(
 
     Example: sqshpipe verify pytorch.sqsh docker://nvcr.io/nvidia/pytorch:24.01-py3
     """
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
+    from pipeline.cli.stores import host_platform
     from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert.sources import opened_source
     from pipeline.convert.unpack import Keep
@@ -171,10 +175,10 @@ def verify(
 
     if not file.exists():
         raise ConfigError(f"{file} does not exist", hint="give the path of a .sqsh")
-    limits, teller = _limits(max_unpacked, max_ratio), Teller()
-    with teller.stage("verify") as meter:
+    limits, console = _limits(max_unpacked, max_ratio), ConsoleProgress()
+    with console.stage("verify") as meter:
         with opened_source(
-            source, Platform.parse(platform), scratch=scratch_folder(config), meter=meter
+            source, Platform.parse(platform or host_platform()), scratch=scratch_folder(config), meter=meter
         ) as image:
             keep = Keep(owners=keep_owners, xattrs=keep_xattrs)
             expected = described(
@@ -187,7 +191,7 @@ def verify(
                 meter=meter,
             )
         verified = verify_file(expected, meter)
-        teller.result(f"{len(expected.tree)} entries read back, as in the image")
+        console.result(f"{len(expected.tree)} entries read back, as in the image")
     if as_json:
         output.data_json(
             {
@@ -227,7 +231,8 @@ def _options(
         size = TypeAdapter[int](BlockSize).validate_python(block_size)
     except ValidationError as error:
         raise ConfigError(
-            f"--block-size {block_size!r} is none", hint="write a power of two from 4K to 1M, such as 128K"
+            f"--block-size {block_size!r} is not a block size",
+            hint="write a power of two from 4K to 1M, such as 128K",
         ) from error
     return ConvertOptions(
         converter=converter.value,

@@ -26,6 +26,10 @@ def apply(
         bool,
         typer.Option("--registry-scanning", help="Also the account's scanning: it has its price."),
     ] = False,
+    registry_signing: Annotated[
+        bool,
+        typer.Option("--registry-signing", help="Also the account's rule that signs what is pushed."),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Create the ECR repositories of images.yaml, and correct those that differ."""
@@ -36,23 +40,25 @@ def apply(
     settings = load(config)
     wanted = _ecr_settings(settings)
     ecr = Ecr(wanted.account, wanted.region)
-    told: list[Difference] = []
+    changed: list[Difference] = []
     left: list[Difference] = []
     for spec in settings.select(names or ()):
         name = settings.registry.repository(spec.name).repository
         if not dry_run:
-            told += repository.apply(ecr, name, wanted, registry_scanning=registry_scanning)
-        left += repository.compare(repository.look(ecr, name), name, wanted)
+            changed += repository.apply(
+                ecr, name, wanted, registry_scanning=registry_scanning, registry_signing=registry_signing
+            )
+        left += repository.compare(repository.look(ecr, name, wanted), name, wanted)
     if as_json:
         output.data_json(
-            {"changed": [one.as_json() for one in told], "differs": [one.as_json() for one in left]}
+            {"changed": [one.as_json() for one in changed], "differs": [one.as_json() for one in left]}
         )
     else:
-        for one in told:
+        for one in changed:
             output.data(f"{one.repository}  {one.setting}: {one.found} -> {one.wanted}")
         for one in left:
             output.data(one.sentence)
-        if not told and not left:
+        if not changed and not left:
             output.data("every repository is as images.yaml wants it")
     if dry_run and left:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
@@ -80,6 +86,7 @@ def policy(
             prefix=wanted.prefix,
             enhanced=wanted.scanning == "enhanced",
             kms_key=wanted.kms_key,
+            signing_profile=wanted.signing_profile,
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.node.image_file import ImageFile
+    from pipeline.store.record import Release
 
 Image = Annotated[
     str,
@@ -22,9 +24,37 @@ Image = Annotated[
     ),
 ]
 
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", metavar="NAME[:VERSION]=/INSIDE", help="Data that is seen inside; repeatable."),
+]
 
-def wanted(name: str, store: Path | None, digest: str | None = None, *, read: bool = True) -> ImageFile:
-    """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names.
+
+_INSIDE = re.compile(r"/[A-Za-z0-9._/@%+-]+")  # what every shell, pyxis and mount take as it is
+
+
+def mounted_data(options: list[str] | None) -> list[tuple[str, str]]:
+    """(NAME[:VERSION], folder inside) of each --data. Raises ConfigError."""
+    found = []
+    for text in options or ():
+        name, _, inside = text.rpartition("=")
+        if not name or not _INSIDE.fullmatch(inside):
+            raise ConfigError(
+                f"--data {text!r} is not NAME[:VERSION]=/INSIDE", hint="for example wikitext2:v1=/data"
+            )
+        found.append((name, inside))
+    return found
+
+
+def image(name: str, store: Path | None, digest: str | None = None) -> ImageFile:
+    """As `wanted`, for a verb that starts or looks into an image. Raises ConfigError for data."""
+    return wanted(name, store, digest, data=False)
+
+
+def wanted(
+    name: str, store: Path | None, digest: str | None = None, *, read: bool = True, data: bool = True
+) -> ImageFile:
+    """The .sqsh that IMAGE[:VERSION|:CHANNEL] or a path names; with `data` it may be data of the store.
 
     Where signatures are required it is the file of a signed release, and unless `read` is false its bytes
     have been compared on this machine.
@@ -43,12 +73,25 @@ def wanted(name: str, store: Path | None, digest: str | None = None, *, read: bo
 
     opened = open_store(store)
     release = opened.resolve(name, host_platform())
+    if not data:
+        require_image(release)
     beside = opened.layout.attachments(release.image, release.version, release.platform)
     ranges = beside / RANGES if RANGES in release.attachments else None
     found = ImageFile(path=release.path, sha256=release.sha256, startup=beside, ranges=ranges)
     if read and trust.all_of(opened.required):
         signed.check_bytes(found)
     return found
+
+
+def require_image(release: Release) -> None:
+    """Raise ConfigError for a release of data, which cannot be started."""
+    from pipeline.store.record import DATA
+
+    if release.kind == DATA:
+        raise ConfigError(
+            f"{release.name} is data, not an image",
+            hint=f"show it to an image (--data {release.name}=/data), or mount it: sqshpipe node mount",
+        )
 
 
 def _refuse_reference(name: str) -> None:

@@ -67,7 +67,7 @@ def init(
     for place, template in places.items():
         path = folder / place
         if path.exists():
-            output.tell(f"{path} is there already and stays")
+            output.note(f"{path} exists already and is not changed")
             continue
         text = environment.get_template(f"{template}.j2").render(**values)
         try:
@@ -80,10 +80,10 @@ def init(
     new = _without_store(store)
     if not output.is_quiet():
         if new:
-            output.tell(new)
+            output.note(new)
         if not origin:
-            output.tell("put into the workflow where your sqshpipe comes from: `pip install` stands there")
-        output.tell(f"next: sqshpipe lock, sqshpipe plan, sqshpipe release {name} --tag v1.0")
+            output.note("put into the workflow where your sqshpipe comes from: `pip install` stands there")
+        output.note(f"next: sqshpipe lock, sqshpipe plan, sqshpipe release {name} --tag v1.0")
 
 
 def _without_store(root: Path | None) -> str:
@@ -119,12 +119,12 @@ def _origin() -> str:
     from urllib.parse import urlsplit
 
     try:
-        told = json.loads(distribution("sqshpipe").read_text("direct_url.json") or "{}")
+        found = json.loads(distribution("sqshpipe").read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError):
         return ""
-    address = urlsplit(told.get("url", ""))
+    address = urlsplit(found.get("url", ""))
     if address.scheme not in ("https", "ssh"):
         return ""
     plain = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
-    source = told.get("vcs_info", {})
+    source = found.get("vcs_info", {})
     return f"{source['vcs']}+{plain}@{source['commit_id']}" if "commit_id" in source else plain

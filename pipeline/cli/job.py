@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import completion, options, output
+from pipeline.cli import completion, files, options, output
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import ConfigError, ToolError
 from pipeline.system import untrusted
@@ -17,6 +17,7 @@ from pipeline.system import untrusted
 if TYPE_CHECKING:
     from pipeline.cluster.jobs import JobSpec
     from pipeline.cluster.jobs import Runtime as RuntimeName
+    from pipeline.store.record import Release
 
 job = Verbs("Job scripts whose ranks share one image.")
 
@@ -48,6 +49,7 @@ def script(
     command: Annotated[list[str], typer.Argument(help="After --: what each rank runs.")],
     store: options.Store = None,
     values: Values = None,
+    data: files.Data = None,
     launcher: Annotated[
         Launcher, typer.Option("--launcher", help="pytorch, torchrun, mpi (pmix), or mpirun (no Slurm).")
     ] = Launcher.pytorch,
@@ -72,11 +74,19 @@ def script(
     from pipeline.cli.stores import host_platform, open_store
     from pipeline.cluster import jobs, settings
 
-    release = open_store(store).resolve(image, host_platform())
+    opened = open_store(store)
+
+    def resolved(name: str) -> Release:
+        return opened.resolve(name, host_platform())
+
+    release = resolved(image)
+    files.require_image(release)
     spec = jobs.JobSpec(
         name=name or release.image,
-        image=jobs.Resolved(
-            image=release.image, version=release.version, sha256=release.sha256, path=release.path
+        image=jobs.Resolved.of(release),
+        data=tuple(
+            jobs.Data(release=jobs.Resolved.of(resolved(each)), inside=inside)
+            for each, inside in files.mounted_data(data)
         ),
         command=tuple(command),
         launcher=launcher.value,
@@ -110,7 +120,7 @@ def _runtime(values: Path | None, launcher: Launcher) -> RuntimeName:
         return "pyxis"
     found = software.way_to_start(version)
     if found != "pyxis":
-        output.tell(f"--runtime {found}: {software.pyxis_sentence(version)[1]}")
+        output.note(f"--runtime {found}: {software.pyxis_sentence(version)[1]}")
     return found
 
 

@@ -21,7 +21,7 @@ def create(
     name: options.ReleaseName,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.HostPlatform = None,
+    platform: options.Platform = None,
     hours: Annotated[float, typer.Option("--hours", help="For how long at most.")] = 24.0,
     as_json: options.Json = False,
 ) -> None:
@@ -44,14 +44,16 @@ def list_leases(
     as_json: options.Json = False,
 ) -> None:
     """List the leases of the store."""
+    from pipeline.cli.tables import plain
     from pipeline.store import leases
 
     present = leases.read_all(open_store(store, config).layout, warn=True)
     if as_json:
         output.data_json([dataclasses.asdict(one) for one in present])
         return
-    for one in present:
-        output.data(f"{one.name}  {one.image}:{one.version}  {short(one.sha256)}  {one.holder()}")
+    rows = [(one.name, f"{one.image}:{one.version}", short(one.sha256), one.holder()) for one in present]
+    for line in plain(("LEASE", "RELEASE", "SHA256", "HOLDER"), rows):
+        output.data(line)
 
 
 @lease.command()

@@ -16,7 +16,7 @@ class _StderrLogger:
     """What structlog writes to: whatever is drawn on stderr at the moment."""
 
     def msg(self, text: str) -> None:
-        output.tell(text)
+        output.note(text)
 
     log = debug = info = warn = warning = error = critical = exception = fatal = msg
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import options, output
+from pipeline.cli import files, options, output
 from pipeline.cli.cluster import write_out
 from pipeline.cli.files import Image, wanted
 from pipeline.cli.prewarm import prewarm, warm_here
@@ -134,13 +134,13 @@ def install(
         from pipeline.node import tool as tools
 
         command = tools.install((tool or prefix).absolute(), store=root)
-        output.tell(
+        output.note(
             f"sqshpipe is {command} here, and needs Python {sys.version_info[0]}.{sys.version_info[1]}"
             " on each machine that runs it"
         )
     program_of_ours = shim.install(prefix.absolute())
     if mounts == "kernel":
-        output.tell(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
+        output.note(f"kernel mounts for jobs: ln -s {program_of_ours} /usr/local/sbin/; sqshpipe node hooks")
     output.data(plugstack_line(program))
 
 
@@ -182,7 +182,7 @@ def check_node(
     """
     from pipeline.node import check as node_check
 
-    found = node_check.check(wanted(image, store).path, node_check.this_host(), efa=efa)
+    found = node_check.check(files.image(image, store).path, node_check.this_host(), efa=efa)
     found += node_check.software() + node_check.kernel_mounts(settings)
     if "/" not in image or leases:
         found.append(node_check.leases(leases or open_store(store).layout.leases))
@@ -206,23 +206,33 @@ def bench_node(
     scratch: Annotated[
         Path | None, typer.Option("--scratch", help="Where the image is unpacked; default: /tmp.")
     ] = None,
+    ranks: Annotated[
+        list[int] | None,
+        typer.Option("--ranks", help="How many at once; repeatable; default: 1 and 8.", min=1),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure seconds to the first rank: unpacked, squashfuse, kernel mount, prewarmed."""
+    """Measure seconds and bytes to the first rank and inside the ranks, cold and warm.
+
+    Unpacked, by squashfuse, by a kernel mount, and the mounts with a profile or the whole file read ahead.
+    """
+    import dataclasses
+
     from pipeline.node import bench
 
     rows = []
     if not as_json:
-        output.data(f"{'':<20} first rank  work")
-    for each in bench.bench(wanted(image, store), scratch or Path(tempfile.gettempdir()), command or ()):
-        rows.append(each)
+        output.data(f"{'':<25} ranks  first rank  of the store  work        of the store")
+    place = scratch or Path(tempfile.gettempdir())
+    for each in bench.bench(files.image(image, store), place, command or (), ranks=ranks or bench.RANKS):
+        rows.append(dataclasses.asdict(each))
         if not as_json:
-            times = f"{_seconds(each.first_rank)}    {_seconds(each.work)}"
-            output.data(f"{each.way:<20} {times}  {each.note}".rstrip())
+            way = f"{each.way}, warm" if each.warm else each.way
+            first = f"{_seconds(each.first_rank)}    {_bytes(each.first_bytes)}"
+            work = f"{_seconds(each.work)}    {_bytes(each.bytes)}"
+            output.data(f"{way:<25} {each.ranks:>5}  {first}  {work}  {each.note}".rstrip())
     if as_json:
-        output.data_json(
-            [{"way": e.way, "first_rank": e.first_rank, "work": e.work, "note": e.note} for e in rows]
-        )
+        output.data_json(rows)
 
 
 @node.command()
@@ -237,7 +247,7 @@ def unpack(image: Image, store: options.Store = None) -> None:
             if found.others
             else ""
         )
-        output.tell(
+        output.note(
             f"unpacked in {found.seconds:.1f} s, which pyxis 0.24 does not need: {found.folder}{beside}"
         )
     output.data(found.name)
@@ -341,3 +351,9 @@ def kind_of(text: str | None) -> Kind | None:
 
 def _seconds(value: float | None) -> str:
     return "     -  " if value is None else f"{value:6.2f} s"
+
+
+def _bytes(value: int | None) -> str:
+    from pipeline.text import human_bytes
+
+    return f"{'-' if value is None else human_bytes(value):>12}"

@@ -56,17 +56,13 @@ ReleaseName = Annotated[
         autocompletion=completion.releases,
     ),
 ]
-HostPlatform = Annotated[
-    str | None, typer.Option("--platform", help="os/architecture; default: this machine's.")
-]
-Platform = Annotated[str, typer.Option("--platform", help="os/architecture.")]
+Platform = Annotated[str | None, typer.Option("--platform", help="os/architecture; default: this machine's.")]
 AllowExternal = Annotated[
     bool, typer.Option("--allow-external", help="Let channels name a .sqsh that was made elsewhere.")
 ]
 OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="The file; default: stdout.")]
 
 DEFAULT_CONFIG = Path("images.yaml")
-DEFAULT_PLATFORM = "linux/amd64"
 
 
 def find_config(name: Path = DEFAULT_CONFIG) -> Path:

@@ -104,13 +104,13 @@ def be_verbose() -> None:
     _style.verbose = True
 
 
-def tell(text: str) -> None:
+def note(text: str) -> None:
     """One line of progress, escaped, through whatever is drawn on stderr at the moment."""
     _writers[-1](escaped(text))
 
 
 def log() -> Any:
-    """structlog's logger, loaded when something is said: verbs that say nothing start faster."""
+    """structlog's logger; it is imported at the first call, so that other verbs start faster."""
     import structlog
 
     return structlog.get_logger()
@@ -208,7 +208,7 @@ def data_json(value: object) -> None:
 
 
 def failure(error: SqshpipeError) -> None:
-    """Tell a foreseeable end: what happened and what to do."""
+    """Print a foreseeable error: what happened and what to do."""
     if _style.json_log:
         event = {"event": error.message, "level": "error", "hint": error.hint, "exit_code": error.exit_code}
         _to_stderr(json.dumps({**event, "kind": type(error).__name__}))
@@ -219,7 +219,7 @@ def failure(error: SqshpipeError) -> None:
 
 
 def unexpected(error: Exception) -> None:
-    """Tell an end that nobody foresaw; the traceback only for those who ask for it."""
+    """Print an error that nobody foresaw; with its traceback only with -v."""
     _to_stderr(f"sqshpipe: unexpected {type(error).__name__}: {error}")
     if _style.verbose:
         for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
@@ -229,5 +229,5 @@ def unexpected(error: Exception) -> None:
 
 
 def interrupted(word: str) -> None:
-    """Tell that a signal ended the run."""
+    """Print that a signal ended the run."""
     _to_stderr(f"sqshpipe: {word}; nothing half-done is visible, scratch is removed")

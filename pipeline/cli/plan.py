@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pipeline.config.types import Config, ImageSpec
     from pipeline.image.repository import Difference
     from pipeline.plan.changes import Plan
+    from pipeline.scan.watch import Watch
+    from pipeline.store.record import Release
 
 
 def plan(
@@ -31,13 +33,25 @@ def plan(
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Only the images' names, as JSON on one line. Exits with 0.")
     ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline", help="Ask nobody: only whether images.yaml, Dockerfiles and images.lock are sound."
+        ),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show what would run, and why; exit with 10 if anything would."""
+    """Show what would run, and why; exit with 10 if anything would.
+
+    With --offline: exit with 2 for what is not valid, with 10 if images.lock does not fit images.yaml.
+    """
     from pipeline.config.reading import load
 
     settings = load(config, store=store, registry=registry)
     specs = settings.select(names or ())
+    if offline:
+        _offline(settings, specs, as_json=as_json)
+        return
     if changed_since is not None:
         specs = _only_affected(settings, specs, changed_since)
     if matrix:
@@ -45,17 +59,40 @@ def plan(
         return
     made = _made(settings, specs, tag)
     drift = _repository_drift(settings, specs)
+    watches = _watches(settings, specs)
     if as_json:
         differs = None if drift is None else [one.as_json() for one in drift]
-        output.data_json({**made.as_json(), "repositories": differs})
+        unwatched = [watch.as_json(release) for release, watch in watches]
+        output.data_json({**made.as_json(), "repositories": differs, "unwatched": unwatched})
     else:
         for line in plan_lines(made):
             output.data(line)
         for one in drift or ():
             output.data(one.sentence)
+        for release, watch in watches:
+            output.data(watch.sentence(release.name))
     if made.unknown:
         raise typer.Exit(RegistryError.exit_code)
     if made.has_changes:
+        raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
+
+
+def _offline(settings: Config, specs: tuple[ImageSpec, ...], *, as_json: bool) -> None:
+    from pipeline.config.lock import read_lock
+    from pipeline.plan.offline import check
+
+    checked = check(settings, specs, read_lock(settings.lock_path))
+    if as_json:
+        output.data_json({"invalid": [each.message for each in checked.invalid], "stale": checked.stale})
+    else:
+        for sentence in checked.stale:
+            output.data(sentence)
+    for error in checked.invalid[1:]:
+        output.failure(error)
+    if checked.invalid:
+        raise checked.invalid[0]
+    if checked.stale:
+        output.note("sqshpipe lock brings images.lock up to date")
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
@@ -81,6 +118,17 @@ def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[Di
             hint=error.hint,
         )
         return None
+
+
+def _watches(settings: Config, specs: tuple[ImageSpec, ...]) -> list[tuple[Release, Watch]]:
+    """The newest release of each image that nobody watches any more after some day, where it lies in ECR."""
+    if settings.registry.ecr is None:
+        return []
+    from pipeline.scan import watch
+    from pipeline.store.store import Store
+
+    store = Store(settings.store.root)
+    return watch.of_releases(newest for spec in specs for newest in watch.published(store, [spec.name])[:1])
 
 
 def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str) -> tuple[ImageSpec, ...]:
@@ -167,7 +215,7 @@ def lock(
             if answer.problem is None:
                 output.data(_line(answer))
     for reference, made_by in waiting.items():
-        output.tell(
+        output.note(
             f"{reference} does not exist yet: {made_by} of this images.yaml makes it. "
             f"Release in this order: sqshpipe release {made_by}, then sqshpipe lock, then what is built on it"
         )

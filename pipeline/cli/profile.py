@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import options, output
-from pipeline.cli.files import Image, wanted
+from pipeline.cli import files, options, output
+from pipeline.cli.files import Image
 from pipeline.errors import ConfigError
 
 
@@ -39,10 +39,10 @@ def record(
 
     if file is None and ("/" in image or "#" in image):
         raise ConfigError(f"{image[:200]!r} is no release of the store", hint="give -o FILE")
-    found = wanted(image, store, digest)
+    found = files.image(image, store, digest)
     if "/" in image and not digest:
         found = replace(found, sha256=hash_file(found.path))
-    recorded = profiling.record(found, command, on_line=output.tell)
+    recorded = profiling.record(found, command, on_line=output.note)
     if recorded.done.returncode != 0:
         raise typer.Exit(recorded.done.returncode)
     made = recorded.profile
@@ -63,7 +63,7 @@ def attach(
     file: Annotated[Path, typer.Argument(help="What node profile -o wrote, for this version or another.")],
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: Annotated[str | None, typer.Option("--platform", help="os/architecture.")] = None,
+    platform: options.Platform = None,
     as_json: options.Json = False,
 ) -> None:
     """Put a start-up profile beside a release, so that nodes read ahead what a start needs.
@@ -89,5 +89,5 @@ def _print(path: Path, read: int, ranges: int, size: int, *, as_json: bool) -> N
     if as_json:
         output.data_json({"path": str(path), "bytes": read, "ranges": ranges, "size": size})
     else:
-        output.tell(f"{read / 1e6:.1f} of {size / 1e6:.1f} MB in {ranges} ranges")
+        output.note(f"{read / 1e6:.1f} of {size / 1e6:.1f} MB in {ranges} ranges")
         output.data_path(path)

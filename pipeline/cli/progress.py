@@ -1,4 +1,4 @@
-"""The story of one image on stderr: bars on a terminal, plain lines elsewhere, a closing summary."""
+"""Progress on stderr: bars on a terminal, plain lines elsewhere, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _CountingMeter:
 
 
 @dataclass(slots=True)
-class Teller:
+class ConsoleProgress:
     """A `Story` for people and CI logs; `stages` holds what happened, for the summary and ``--json``."""
 
     stages: list[StageTime] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Teller:
                 raise
             finally:
                 entry.seconds = time.monotonic() - started
-            _tell_done(entry)
+            _log_done(entry)
 
     def skip(self, name: str, why: str) -> None:
         self.stages.append(StageTime(name, outcome="skipped", text=why))
@@ -101,7 +101,7 @@ class Teller:
         ]
 
     def summary(self) -> None:
-        """Say at the end where the time went, unless there was none to speak of."""
+        """Log at the end how long each stage took, unless all were skipped."""
         spent = [stage for stage in self.stages if stage.outcome != "skipped"]
         if not spent or output.logs_json():
             return
@@ -131,7 +131,7 @@ def _meter(entry: StageTime) -> Iterator[Meter]:
             yield _CountingMeter(entry, bar=(progress, task))
 
 
-def _tell_done(entry: StageTime) -> None:
+def _log_done(entry: StageTime) -> None:
     if output.logs_json():
         log.info("done", seconds=round(entry.seconds, 3), bytes=entry.bytes_done, result=entry.text)
         return
@@ -143,4 +143,4 @@ def _tell_done(entry: StageTime) -> None:
     log.info(f"{entry.text or 'done'}  ({', '.join(parts)})")
 
 
-_: type[Story] = Teller
+_: type[Story] = ConsoleProgress

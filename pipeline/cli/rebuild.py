@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import options, output
-from pipeline.cli.stores import open_store
+from pipeline.cli.stores import host_platform, open_store
 from pipeline.errors import PublishError
 
 _WAYS_OUT = (
@@ -38,7 +38,7 @@ def rebuild(
             "--replace-event", metavar="IMAGE:NUMBER", help="Put an event without effect in its place."
         ),
     ] = None,
-    platform: options.Platform = options.DEFAULT_PLATFORM,
+    platform: options.Platform = None,
 ) -> None:
     """Write manifest.json, all indexes and symlinks again from records and events.
 
@@ -48,9 +48,9 @@ def rebuild(
 
     opened = open_store(store, config)
     for name in restore or ():
-        ways_out.restore(opened.layout, name, platform)
+        ways_out.restore(opened.layout, name, platform or host_platform())
     for name in tombstone or ():
-        ways_out.bury(opened.layout, name, platform)
+        ways_out.bury(opened.layout, name, platform or host_platform())
     for name in replace_event or ():
         ways_out.replace_event(opened.layout, name)
     broken = opened.rebuild()

@@ -81,12 +81,12 @@ def _tell(found: Refreshed) -> None:
 def _notify(settings: Config, found: Refreshed) -> None:
     from pipeline.notify.messages import Event, Notifier
 
-    with Notifier(settings.notify, settings.cache / "told") as notifier:
+    with Notifier(settings.notify, settings.cache / "sent") as notifier:
         for change in found.changes:
             if change.kind != "locked":
                 about = f"{change.base} {change.platform} {change.new}"
                 images = ", ".join(change.images)
-                notifier.tell(Event(kind="base-moved", image=images, text=change.reason, about=about))
+                notifier.send(Event(kind="base-moved", image=images, text=change.reason, about=about))
 
 
 def _pull_request(settings: Config, found: Refreshed, branch: str, onto: str) -> str:

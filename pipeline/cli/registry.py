@@ -26,7 +26,7 @@ def mirror(
     Without a name: every image of images.yaml that has no Dockerfile.
     """
     from pipeline.bases.clients import Clients
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.config.lock import read_lock
     from pipeline.config.reading import load
     from pipeline.image import mirror as stage
@@ -42,9 +42,9 @@ def mirror(
             repositories.prepare(settings.registry, repository)
             base = pin(spec.base, spec.platform, lock, clients)
             source, target = clients(spec.base.registry), clients(repository.registry)
-            teller = Teller()
-            with teller.stage("mirror") as meter:
+            console = ConsoleProgress()
+            with console.stage("mirror") as meter:
                 pushed = stage.mirror(base, repository, source, target, meter, all_platforms=all_platforms)
-                teller.result("was there already" if pushed.adopted else str(pushed.digest))
+                console.result("was there already" if pushed.adopted else str(pushed.digest))
             kept = base.index_digest if all_platforms and base.index_digest else pushed.digest
             output.data(str(repository.with_digest(kept)))

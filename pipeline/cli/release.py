@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, SqshpipeError
 from pipeline.release.run import Run, Stage
 
 if TYPE_CHECKING:
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.config.types import Config, ImageSpec
 
 MaybeName = Annotated[
@@ -50,8 +50,8 @@ def release(
     """Take an image through all stages and print the path of its .sqsh.
 
     A second run with nothing changed does nothing. With --until the path ends earlier: build prints the
-    engine's image id, the stages after it repository@digest. Example:
-    sqshpipe release megatron-training --tag v1.0
+    engine's image id, the stages after it repository@digest. Example: sqshpipe release megatron-training
+    --tag v1.0
     """
     if name is not None and ":" in name:
         _refuse_tag(name, tag)
@@ -111,10 +111,10 @@ def _published(
         if made is None:
             raise AssertionError("the whole path ends with a release")
         message.path = str(made.public_path)
-    opening.teller.summary()
+    opening.console.summary()
     if as_json:
         output.data_json(
-            {"path": str(made.public_path), **made.as_json(), "stages": opening.teller.as_json()}
+            {"path": str(made.public_path), **made.as_json(), "stages": opening.console.as_json()}
         )
     else:
         output.data_path(made.public_path)
@@ -127,7 +127,7 @@ def _until(name: str, tag: str, until: Stage, config: Path, registry: str | None
     with opened(name, config, registry=registry) as opening:
         version = check_version(tag, channels=opening.spec.channels)
         reached = run_path(opening.run, opening.spec, version, until=until)
-    opening.teller.summary()
+    opening.console.summary()
     if reached.built is not None:
         built = reached.built
         facts: dict[str, object] = {"image": built.image, "id": built.local_id, "key": built.key}
@@ -146,7 +146,7 @@ def _until(name: str, tag: str, until: Stage, config: Path, registry: str | None
         line = str(reached.pinned.base.pinned)
         facts = {"image": name, "base": line}
     if as_json:
-        output.data_json({**facts, "stages": opening.teller.as_json()})
+        output.data_json({**facts, "stages": opening.console.as_json()})
     else:
         output.data(line)
 
@@ -157,7 +157,7 @@ class Opened:
 
     run: Run
     spec: ImageSpec
-    teller: Teller
+    console: ConsoleProgress
 
     @property
     def config(self) -> Config:
@@ -173,7 +173,7 @@ def opened(
     import structlog
 
     from pipeline.bases.clients import Clients
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.config.lock import read_lock
     from pipeline.config.reading import load
 
@@ -181,15 +181,15 @@ def opened(
     spec = settings.image(name)
     run_id = secrets.token_hex(4)
     with structlog.contextvars.bound_contextvars(run=run_id, image=name), Clients(settings) as clients:
-        teller = Teller()
+        console = ConsoleProgress()
         run = Run(
             config=settings,
             lock=read_lock(settings.lock_path),
             clients=clients,
-            progress=teller,
+            progress=console,
             revision=revision_of(config),
         )
-        yield Opened(run=run, spec=spec, teller=teller)
+        yield Opened(run=run, spec=spec, console=console)
 
 
 @dataclass(slots=True)
@@ -218,11 +218,11 @@ def notifying(opening: Opened, version: str, *, notify: bool = True) -> Iterator
         code = 1
         raise
     finally:
-        stages = [(one.name, one.outcome, one.seconds, one.bytes_done) for one in opening.teller.stages]
+        stages = [(one.name, one.outcome, one.seconds, one.bytes_done) for one in opening.console.stages]
         metrics.report(metrics.facts_of(opening.spec.name, version, code, stages))
         if notify and (code == 0 or error):
-            with Notifier(opening.config.notify, opening.config.cache / "told") as notifier:
-                notifier.tell(ended(opening.spec.name, version, code, error, path=message.path))
+            with Notifier(opening.config.notify, opening.config.cache / "sent") as notifier:
+                notifier.send(ended(opening.spec.name, version, code, error, path=message.path))
 
 
 def revision_of(config: Path) -> str | None:

@@ -108,9 +108,9 @@ def _print_hidden(not_resolving: int, older: int) -> None:
     if output.is_quiet():
         return
     if not_resolving:
-        output.tell(f"{not_resolving} not shown, because they no longer resolve: --all shows them")
+        output.note(f"{not_resolving} not shown, because they no longer resolve: --all shows them")
     if older:
-        output.tell(f"{older} older not shown: --limit 0 shows them")
+        output.note(f"{older} older not shown: --limit 0 shows them")
 
 
 def _lines(store: Store, images: list[str]) -> tuple[list[Listed], list[PublishError]]:
@@ -133,7 +133,7 @@ def show(
     name: options.ReleaseName,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.HostPlatform = None,
+    platform: options.Platform = None,
     as_json: options.Json = False,
 ) -> None:
     """Show all that is known of a release, whatever its state."""
@@ -161,7 +161,7 @@ def resolve(
     name: options.ReleaseName,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.HostPlatform = None,
+    platform: options.Platform = None,
     as_json: options.Json = False,
 ) -> None:
     """Print the path of a release.

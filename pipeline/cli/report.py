@@ -24,29 +24,28 @@ def report(
     file: Annotated[Path, typer.Option("--output", "-o", help="Where the page goes.")] = Path("report.html"),
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    compared: Annotated[
-        int, typer.Option("--compare", min=0, help="How many releases an image are compared.")
-    ] = 10,
     packages: Packages = True,
     files: Files = False,
 ) -> None:
     """Write one HTML page about the store.
 
+    It has search, filters, sizes, what changed and the srun lines. It is one file of at most 2 MB that loads
+    nothing from elsewhere.
+
     Example: sqshpipe report --store /fsx/containers -o report.html
     """
     from datetime import datetime, timezone
 
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.cli.stores import look_up_store
     from pipeline.report.gather import gather
     from pipeline.report.page import page
 
     opened = look_up_store(store, config)
-    with Teller().stage("report") as meter:
+    with ConsoleProgress().stage("report") as meter:
         gathered = gather(
             opened,
             now=datetime.now(timezone.utc),
-            compared=compared,
             packages=packages,
             files=files,
             meter=meter,
@@ -56,7 +55,7 @@ def report(
 
 
 def _write(file: Path, content: str) -> None:
-    """Replace the page whole: who looks at it through a web server never sees half of one."""
+    """Replace the page as a whole, so that a web server never sends half of one."""
     try:
         untrusted.replace_file(file, content.encode())
     except OSError as error:
@@ -68,7 +67,7 @@ def diff(
     after: options.ReleaseName,
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.HostPlatform = None,
+    platform: options.Platform = None,
     packages: Packages = True,
     files: Files = False,
     as_json: options.Json = False,
@@ -80,7 +79,7 @@ def diff(
     Example: sqshpipe diff demo:v1.0 demo:latest
     """
     from pipeline.cli.stores import look_up_store
-    from pipeline.report.comparing import Comparer
+    from pipeline.report.compare import Comparer
 
     opened = look_up_store(store, config)
     one, other = (_release(opened, name, platform) for name in (before, after))
@@ -93,7 +92,7 @@ def diff(
 
 
 def _release(store: Store, name: str, platform: str | None) -> Release:
-    """A release by any of its names, whatever its state: what was yanked is compared too."""
+    """A release by any of its names, whatever its state: a yanked one can be compared too."""
     from pipeline.cli.stores import host_platform
     from pipeline.config.names import split_name
 
@@ -106,6 +105,8 @@ def _release(store: Store, name: str, platform: str | None) -> Release:
 def _lines(found: Comparison) -> list[str]:
     lines = [f"{found.before} → {found.after}"]
     lines += _table("", found.facts)
+    if found.dockerfile:
+        lines += ["", "Dockerfile", *(f"  {line}" for line in found.dockerfile)]
     lines += _table(found.shared_layers, found.layers)
     if found.packages is not None:
         count = f"{len(found.packages)} package{'' if len(found.packages) == 1 else 's'}"

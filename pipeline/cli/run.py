@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import options
-from pipeline.cli.files import Image, wanted
+from pipeline.cli import files, options
+from pipeline.cli.files import Image
 from pipeline.cli.node import With, kind_of
 
 
@@ -21,6 +21,7 @@ def run(
     bind: Annotated[
         list[str] | None, typer.Option("--mount", "-m", help="/host/folder[:/inside[:rw]]; repeatable.")
     ] = None,
+    data: files.Data = None,
     env: Annotated[
         list[str] | None,
         typer.Option("--env", "-e", help="NAME=VALUE, or NAME to keep the job's; repeatable."),
@@ -37,9 +38,10 @@ def run(
 
     named = [each if "=" in each else f"{each}={os.environ.get(each, '')}" for each in env or ()]
     code = run.run(
-        wanted(image, store),
+        files.image(image, store),
         command or (),
         binds=[Bind.parse(each) for each in bind or ()],
+        data=[(files.wanted(each, store), inside) for each, inside in files.mounted_data(data)],
         env=[(key, value) for key, _, value in (each.partition("=") for each in named)],
         entrypoint=entrypoint,
         gpu=gpu,

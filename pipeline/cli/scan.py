@@ -51,7 +51,7 @@ def scan(
 
     settings = load(config, registry=registry)
     rejected: list[ScanRejected] = []
-    told: dict[str, object] = {}
+    entries: dict[str, object] = {}
     runs: list[object] = []
     statements: list[dict[str, object]] = []
     with Clients(settings) as clients:
@@ -61,7 +61,7 @@ def scan(
             verdict = _verdict(settings, spec, pushed, clients, scanner, rejected)
             if verdict is None:
                 why = rejected[-1].message if len(rejected) > before else ""
-                told[spec.name] = {
+                entries[spec.name] = {
                     "reference": str(pushed.reference),
                     "status": "unknown" if why else "unscanned",
                     "passed": False if why else None,
@@ -70,14 +70,14 @@ def scan(
                 if not as_json:
                     output.data(f"{spec.name}: {'unknown' if why else 'unscanned'}{why and f' ({why})'}")
                 continue
-            told[spec.name] = {"reference": str(pushed.reference), **verdict.as_json()}
+            entries[spec.name] = {"reference": str(pushed.reference), **verdict.as_json()}
             runs += _sarif_runs(settings, spec, pushed, verdict)
             statements += _statements(verdict, pushed)
             if not as_json:
                 for line in table(spec.name, verdict):
                     output.data(line)
     if as_json:
-        output.data_json(told)
+        output.data_json(entries)
     if sarif is not None:
         _write_sarif(sarif, runs)
     if vex is not None:

@@ -1,18 +1,26 @@
-"""Timers for refresh, prune, scrub, rescan and report."""
+"""Timers for refresh, prune, scrub, rescan, report and metrics."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from pipeline.cli import options, output
 from pipeline.cli.verbs import Verbs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.bases.schedule import Schedule
 
-schedule = Verbs("Timers for refresh, prune, scrub, rescan and report.")
+schedule = Verbs("Timers for refresh, prune, scrub, rescan, report and metrics.")
+
+Metrics = Annotated[
+    Path | None,
+    typer.Option(
+        "--metrics", metavar="FILE", help="Also write facts for Prometheus there; node_exporter reads *.prom."
+    ),
+]
 
 
 @schedule.command()
@@ -20,6 +28,7 @@ def systemd(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     store: options.Store = None,
     registry: options.Registry = None,
+    metrics: Metrics = None,
 ) -> None:
     """Print systemd services and timers.
 
@@ -27,7 +36,7 @@ def systemd(
     """
     from pipeline.bases import schedule as rendering
 
-    output.document(rendering.systemd(_schedule(config, store, registry)))
+    output.document(rendering.systemd(_schedule(config, store, registry, metrics)))
 
 
 @schedule.command()
@@ -35,6 +44,7 @@ def cron(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     store: options.Store = None,
     registry: options.Registry = None,
+    metrics: Metrics = None,
 ) -> None:
     """Print lines for a crontab.
 
@@ -42,10 +52,10 @@ def cron(
     """
     from pipeline.bases import schedule as rendering
 
-    output.document(rendering.crontab(_schedule(config, store, registry)))
+    output.document(rendering.crontab(_schedule(config, store, registry, metrics)))
 
 
-def _schedule(config: Path, store: Path | None, registry: str | None) -> Schedule:
+def _schedule(config: Path, store: Path | None, registry: str | None, metrics: Path | None) -> Schedule:
     import getpass
 
     from pipeline.bases.schedule import Schedule
@@ -57,4 +67,5 @@ def _schedule(config: Path, store: Path | None, registry: str | None) -> Schedul
         user=getpass.getuser(),
         store=store.absolute() if store else None,
         registry=registry or "",
+        metrics=metrics.absolute() if metrics else None,
     )

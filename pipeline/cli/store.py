@@ -13,11 +13,12 @@ from pipeline.cli.lease import lease
 from pipeline.cli.profile import attach
 from pipeline.cli.prune import prune
 from pipeline.cli.rebuild import rebuild
-from pipeline.cli.stores import configured_store, open_store
+from pipeline.cli.stores import configured_store, host_platform, open_store
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import (
     EXIT_PLAN_HAS_CHANGES,
     ConfigError,
+    FormatError,
     PublishError,
     SqshpipeError,
     ToolError,
@@ -56,35 +57,42 @@ def create(
     """
     opened = configured_store(folder or root, config)
     if not opened.create():
-        output.tell(f"{opened.root} is a store already and stays as it is")
+        output.note(f"{opened.root} is a store already and stays as it is")
     output.data_path(opened.root)
 
 
 @store.command("import")
 def import_files(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="A .sqsh that was made elsewhere.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE…", help="A .sqsh that was made elsewhere; a folder or a tar of data."),
+    ],
     name: Annotated[
         str | None,
         typer.Option("--as", metavar="IMAGE:VERSION", help="Its name; default: what the file name says."),
     ] = None,
     root: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
-    platform: options.Platform = options.DEFAULT_PLATFORM,
+    platform: options.Platform = None,
     allow_external: options.AllowExternal = False,
     move: Annotated[
         bool, typer.Option("--move", help="Take the file itself, without a copy; same file system only.")
     ] = False,
+    data: Annotated[
+        bool, typer.Option("--data", help="It is data, also where it is a .sqsh or looks like an image.")
+    ] = False,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
-    """Publish .sqsh files that were made elsewhere, and print the path of each.
+    """Publish .sqsh files that were made elsewhere, or a folder or a tar of data; print the path of each.
 
-    Their records say external and unscanned. Example: sqshpipe store import old.sqsh --as demo:v1.0
+    Records of .sqsh files say external and unscanned. Data (a dataset, a model) becomes a .sqsh that is
+    mounted and never started. Example: sqshpipe store import wikitext2/ --as wikitext2:v1
     """
-    from pipeline.cli.progress import Teller
-    from pipeline.release.publish import publish_external
+    from pipeline.cli.progress import ConsoleProgress
+    from pipeline.release.publish import publish_file
 
-    opened = open_store(root, config)
+    opened, platform = open_store(root, config), platform or host_platform()
     named, refused = _named(files, name)
     made, changes = [], False
     for file, image, version in named:
@@ -94,13 +102,14 @@ def import_files(
             made.append({"file": str(file), "name": f"{image}:{version}", "present": there})
             continue
         try:
-            with Teller().stage("import") as meter:
-                release = publish_external(
+            with ConsoleProgress().stage("import") as meter:
+                release = publish_file(
                     file,
                     store=opened,
                     image=image,
                     version=version,
                     platform=platform,
+                    data=data,
                     allow_external=allow_external,
                     move=move,
                     meter=meter,
@@ -128,6 +137,7 @@ def import_files(
 def _named(files: list[Path], name: str | None) -> tuple[list[tuple[Path, str, str]], list[SqshpipeError]]:
     """(file, image, version) of each, and an error for each file that cannot be taken."""
     from pipeline.config.names import check_version, split_name
+    from pipeline.convert.data import is_data
     from pipeline.store.adopt import guess_name
 
     if name is not None:
@@ -145,9 +155,11 @@ def _named(files: list[Path], name: str | None) -> tuple[list[tuple[Path, str, s
     def look(file: Path) -> None:
         try:
             if not file.exists():
-                raise ConfigError(f"{file} does not exist", hint="give the path of a .sqsh")
+                raise ConfigError(f"{file} does not exist", hint="give the path of a .sqsh or of data")
+            if name is None and is_data(file):
+                raise ConfigError(f"the data {file} needs a name", hint="give --as NAME:VERSION")
             named.append((file, *((image, version) if name is not None else guess_name(file))))
-        except ConfigError as error:
+        except (ConfigError, FormatError) as error:
             refused.append(error)
 
     for file in files:
@@ -175,11 +187,11 @@ def scrub(
 
     A damaged release no longer resolves. Example: sqshpipe store scrub --store /fsx/containers --rate 100
     """
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.store.scrub import scrub as run
 
     opened = open_store(root, config)
-    with Teller().stage("scrub") as meter:
+    with ConsoleProgress().stage("scrub") as meter:
         report = run(
             opened.layout,
             names=names or (),
@@ -233,6 +245,7 @@ def rescan(
     from pipeline.bases.clients import Clients
     from pipeline.config.reading import load
     from pipeline.errors import ScanRejected
+    from pipeline.scan import watch
     from pipeline.scan.judge import Judge
     from pipeline.scan.rescan import rescan as run
 
@@ -245,14 +258,18 @@ def rescan(
             results = run(opened, settings, images=images, judge=judge)
     else:
         results = run(opened, None, images=images, judge=Judge())
+    watches = watch.of_releases(one.release for one in results)
     if as_json:
-        output.data_json([one.as_json() for one in results])
+        days = {id(release): found.unwatched_from.isoformat() for release, found in watches}
+        output.data_json([{**one.as_json(), "unwatched_from": days.get(id(one.release))} for one in results])
     else:
         for one in results:
             state = "yanked" if one.yanked else one.status
             output.data(
                 f"{one.release.name}  {one.release.platform}  {state}" + (f"  {one.why}" if one.why else "")
             )
+        for release, found in watches:
+            output.data(found.sentence(release.name))
     bad = [one.release.name for one in results if one.status == "unacceptable"]
     if bad:
         raise ScanRejected(
@@ -272,6 +289,7 @@ def usage(
     as_json: options.Json = False,
 ) -> None:
     """Show what each image and version costs on disk; totals count shared bytes once."""
+    from pipeline.cli.tables import plain
     from pipeline.store.usage import usage as count
 
     found = count(open_store(root, config).layout)
@@ -281,16 +299,15 @@ def usage(
     if as_json:
         output.data_json({**dataclasses.asdict(found), "costs": [dataclasses.asdict(cost) for cost in costs]})
         return
-    for cost in costs:
-        output.data(
-            f"{human_bytes(cost.size):>9}  {human_bytes(cost.own):>9} of its own  "
-            f"{cost.image}:{cost.version}  {cost.state}"
-        )
-    for name, total in found.images.items():
-        if image in (None, name):
-            output.data(f"{human_bytes(total):>9}  {name}")
-    if image is None:
-        output.data(f"{human_bytes(found.total):>9}  total")
+    rows = [
+        (f"{cost.image}:{cost.version}", human_bytes(cost.size), human_bytes(cost.own), cost.state)
+        for cost in costs
+    ]
+    names = (name for name in found.images if image in (None, name))
+    rows += [(name, human_bytes(found.images[name]), "-", "all versions") for name in names]
+    rows += [("total", human_bytes(found.total), "-", "all images")] if image is None else []
+    for line in plain(("RELEASE", "SIZE", "ONLY HERE", "STATE"), rows):
+        output.data(line)
 
 
 @store.command()
@@ -311,7 +328,7 @@ def sync(
     Example: sqshpipe store sync /fsx/containers s3://bucket/containers --only megatron-training
     """
     from pipeline.aws.s3 import S3Bucket
-    from pipeline.cli.progress import Teller
+    from pipeline.cli.progress import ConsoleProgress
     from pipeline.store.sync import compare, parse_place
     from pipeline.store.sync import sync as run
 
@@ -319,7 +336,7 @@ def sync(
     if dry_run:
         _print_missing(compare(places[0], places[1], names=only or ()), target, as_json=as_json)
         return
-    with Teller().stage("sync") as meter:
+    with ConsoleProgress().stage("sync") as meter:
         report = run(places[0], places[1], names=only or (), mirror_channels=channel or (), meter=meter)
     if as_json:
         output.data_json(dataclasses.asdict(report))

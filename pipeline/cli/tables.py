@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.report.text import cells, clock, folded, padded
-from pipeline.store.record import mapping, rows
+from pipeline.store.record import DATA, mapping, rows
 from pipeline.text import human_bytes, short, shown
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _WHOLE = 4096  # a path has to be copied as it is
 
 
 def listed(lines: Sequence[Listed]) -> list[str]:
-    """A line a release under a heading, all columns where nobody watches.
+    """One line for each release under a heading; all columns when stdout is not a terminal.
 
     On a terminal that is too narrow the digest goes first, then the platform if it is always the same, and
     then each release takes two lines.
@@ -35,20 +35,26 @@ def listed(lines: Sequence[Listed]) -> list[str]:
         table = [row[:column] + row[column + 1 :] for row in table]
     if width and _width(table) > width:
         return [text for row in table[1:] for text in (row[0], *_filled(row[1:], width))]
-    widths = _widths(table)
-    return [
-        "  ".join(padded(cell, wide) for cell, wide in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    ]
+    return _aligned(table)
 
 
 def past(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """A line an event, the oldest first."""
+    """One line for each event, the oldest first."""
     table = [("WHEN", "WHAT", "VERSION", "CHANNEL", "BY", "REASON")]
     for row in rows:
         when = clock(row["at"])
         rest = (row[key] or "-" for key in ("what", "version", "channel", "by"))
         table.append(tuple(shown(cell) for cell in (when, *rest, row["reason"])))  # type: ignore[arg-type]
+    return _aligned(table)
+
+
+def plain(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A heading and one line for each of `rows`; nothing when there are no rows."""
+    table = [tuple(shown(cell) for cell in row) for row in rows]
+    return _aligned([tuple(heading), *table]) if table else []
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     widths = _widths(table)
     return [
         "  ".join(padded(cell, wide) for cell, wide in zip(row, widths, strict=True)).rstrip()
@@ -114,7 +120,7 @@ def _facts(
     yield "path", release.public_path
     yield "size", f"{human_bytes(release.size)} ({release.size:,} bytes)"
     yield "sha256", release.sha256
-    yield "platform", release.platform
+    yield ("kind", DATA) if release.kind == DATA else ("platform", release.platform)
     yield "created", f"{clock(release.created)} UTC"
     source, base = mapping(release.source), mapping(release.base)
     yield "image", source.get("repository")
@@ -134,17 +140,18 @@ def _made(release: Release) -> Iterator[tuple[str, object]]:
     yield "converter", ", ".join(part for part in (str(converter.get("name") or ""), options) if part)
     yield "checks", ", ".join(release.checks)
     yield "revision", release.provenance.get("revision")
+    yield "by", release.provenance.get("by")
     program = release.provenance.get("sqshpipe")
     yield "made by", f"sqshpipe {program}" if program else ""
 
 
 def _scanned(release: Release) -> Iterator[tuple[str, object]]:
-    from pipeline.report.compare import scan_words
+    from pipeline.report.compare import scan_text
 
     scan = release.scan
     when = clock(scan["completed_at"]) if scan.get("completed_at") else ""
     scanner = scan.get("scanner") if scan.get("scanner") != "none" else ""
-    yield "scan", "; ".join(str(part) for part in (scan_words(release), scanner, when) if part)
+    yield "scan", "; ".join(str(part) for part in (scan_text(release), scanner, when) if part)
     for waiver in rows(scan.get("waived")):
         yield "waived", "{id} in {package} until {until}: {reason}".format_map(_Known(waiver))
     warnings = scan.get("warnings")

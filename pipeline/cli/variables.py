@@ -32,4 +32,4 @@ def warn_of_misspelt(environment: Mapping[str, str]) -> None:
         if close and not name.startswith(f"{close[0]}_"):
             text = f"the variable {name} is not read: did you mean {close[0]}?"
             event = json.dumps({"event": text, "level": "warning"})
-            output.tell(event if output.logs_json() else f"warning: {text}")
+            output.note(event if output.logs_json() else f"warning: {text}")

@@ -16,9 +16,11 @@ from typing import Literal
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import Jobs
 from pipeline.errors import ConfigError
+from pipeline.node.shared_mount import ROOT_NODE_FOLDER
 from pipeline.node.tool import COMMAND
 from pipeline.node.unpacked import container_name
 from pipeline.slurm.client import comment_for
+from pipeline.store.record import Release
 
 Launcher = Literal["pytorch", "torchrun", "mpi", "mpirun"]
 Runtime = Literal["pyxis", "path", "run", "unpack"]
@@ -33,6 +35,23 @@ class Resolved:
     sha256: str
     path: Path
 
+    @classmethod
+    def of(cls, release: Release) -> Resolved:
+        return cls(image=release.image, version=release.version, sha256=release.sha256, path=release.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """A release of data that the job's tasks see in the folder `inside`."""
+
+    release: Resolved
+    inside: str
+
+    @property
+    def folder(self) -> str:
+        """Where the node's Prolog has mounted it for the job's user, as text for a shell."""
+        return f"{ROOT_NODE_FOLDER}/{self.release.sha256}/users/$(id -u).$(id -g)/root"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
@@ -45,6 +64,7 @@ class JobSpec:
     name: str
     image: Resolved
     command: tuple[str, ...]
+    data: tuple[Data, ...] = ()
     launcher: Launcher = "pytorch"
     runtime: Runtime = "pyxis"
     nodes: int = 1
@@ -86,12 +106,12 @@ def script(spec: JobSpec) -> str:
         spec=spec,
         jobs=spec.jobs,
         image=spec.image,
-        comment=comment_for(spec.image.sha256),
+        comment=comment_for(spec.image.sha256, *(each.release.sha256 for each in spec.data)),
         tasks_per_node=per_node,
         cpus_per_task=cpus,
         time=_time(spec.jobs.time) if spec.jobs.time else "",
         gpus=spec.gpus,
-        pyxis=shlex.join(_pyxis(spec)) + " " if _pyxis(spec) else "",
+        pyxis=" ".join([shlex.join(_pyxis(spec)), *_data_mounts(spec), ""]) if _pyxis(spec) else "",
         run=shlex.join(_run(spec)) + " " if _run(spec) else "",
         tool_folder=COMMAND.parent if spec.runtime in ("run", "unpack") else "",
         command=shlex.join(_command(spec)),
@@ -114,7 +134,7 @@ def _pyxis(spec: JobSpec) -> list[str]:
     else:
         named = f"{image.image}:{image.version}" if spec.runtime == "pyxis" else str(image.path)
         options = [f"--container-image={named}"]
-    if jobs.mounts:
+    if jobs.mounts and not spec.data:
         options.append(f"--container-mounts={','.join(map(_mount, jobs.mounts))}")
     if jobs.container_writable and spec.runtime != "unpack":
         options.append("--container-writable")
@@ -123,13 +143,22 @@ def _pyxis(spec: JobSpec) -> list[str]:
     return options
 
 
+def _data_mounts(spec: JobSpec) -> list[str]:
+    """The option with all mounts where data is among them, for a shell: $data1 is set before."""
+    if not spec.data:
+        return []
+    mounts = [f"$data{number}:{each.inside}:ro" for number, each in enumerate(spec.data, 1)]
+    return [f'--container-mounts="{",".join([*mounts, *map(_mount, spec.jobs.mounts)])}"']
+
+
 def _run(spec: JobSpec) -> list[str]:
     """Our own start of the image, where there is no pyxis."""
     if spec.runtime != "run" and spec.launcher != "mpirun":
         return []
     binds = [f"--mount={_own_mount(each)}" for each in spec.jobs.mounts]
+    data = [f"--data={each.release.path}={each.inside}" for each in spec.data]
     env = [f"--env={name}" for name in sorted(spec.jobs.env)]
-    return ["sqshpipe", "run", *binds, *env, str(spec.image.path), "--"]
+    return ["sqshpipe", "run", *data, *binds, *env, str(spec.image.path), "--"]
 
 
 def _mount(text: str) -> str:

@@ -20,6 +20,7 @@ from pydantic import (
 from pipeline.config import yamlfile
 from pipeline.config.ecr_hosts import REGION_PATTERN, EcrHost, parse_host
 from pipeline.config.fields import SlurmTime
+from pipeline.config.schema import DIALECT
 from pipeline.errors import ConfigError
 
 # A word that a shell, YAML and slurm.conf all take as it is.
@@ -27,7 +28,7 @@ Plain = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:@%+=,\[\]-]+$")]
 Absolute = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/@+-]+$")]
 # What stands in quotes in a shell script.
 OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
-_INSIDE = r"/[^\s,;:'\"$`\\]*"
+_INSIDE = r"/[^\s,;:'\x22$`\\]*"
 Mount = Annotated[
     str,
     Field(
@@ -35,7 +36,7 @@ Mount = Annotated[
         examples=["/fsx/data:/data:ro"],
     ),
 ]
-Script = Annotated[str, Field(pattern=r"^(https://|s3://)[^\s'\"$`\\]+$")]
+Script = Annotated[str, Field(pattern=r"^(https://|s3://)[^\s'\x22$`\\]+$")]
 Policy = Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::[a-z0-9]+:policy/[\w+=,.@/-]+$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -52,7 +53,7 @@ class Pinned(_Part):
     """One thing that the node script installs: where from, which version, and the sha256 of the file."""
 
     version: Plain
-    url: Annotated[str, Field(pattern=r"^(https://|s3://|file:///)[^\s'\"$`\\]+$")]
+    url: Annotated[str, Field(pattern=r"^(https://|s3://|file:///)[^\s'\x22$`\\]+$")]
     sha256: Sha256
 
 
@@ -333,5 +334,18 @@ def parse(values: Any) -> ClusterSettings:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of cluster.yaml."""
-    return ClusterSettings.model_json_schema()
+    """The JSON schema of cluster.yaml, for editors: where a value is wanted, ${NAME} may stand."""
+    schema: dict[str, Any] = _or_variable(ClusterSettings.model_json_schema())
+    return {"$schema": DIALECT, **schema, "title": "sqshpipe cluster.yaml"}
+
+
+def _or_variable(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_or_variable(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") in ("string", "integer", "number", "boolean"):
+        kept = {key: schema[key] for key in ("title", "description", "default", "examples") if key in schema}
+        value = {key: each for key, each in schema.items() if key not in kept}
+        return {**kept, "anyOf": [value, {"type": "string", "pattern": r"\$\{"}]}
+    return {key: each if key == "default" else _or_variable(each) for key, each in schema.items()}

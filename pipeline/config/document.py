@@ -1,4 +1,4 @@
-"""images.yaml as pydantic models: the text from outside is checked here, and the JSON schema comes from here.
+"""images.yaml as pydantic models: the text from outside is checked here. `schema` makes the JSON schema.
 
 Each model has the file's keys and the built-in defaults. Settings that ``defaults`` and an image share live
 in `ImageSettings`; what an image leaves out is taken from ``defaults``, key by key, also inside ``convert``,
@@ -7,51 +7,30 @@ in `ImageSettings`; what an image leaves out is taken from ``defaults``, key by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.config import names
 from pipeline.config.ecr_hosts import REGION_PATTERN
-from pipeline.config.fields import BlockSize, Duration, Size, SlurmTime
+from pipeline.config.fields import (
+    ArgumentName,
+    BlockSize,
+    Channel,
+    Duration,
+    ImageName,
+    PlatformText,
+    ReferenceText,
+    Size,
+    SlurmTime,
+)
 from pipeline.config.secret_names import looks_secret
 from pipeline.config.tag_pattern import Pattern
-from pipeline.errors import SqshpipeError
-from pipeline.oci.platform import Platform
-from pipeline.oci.reference import Reference
-
-
-def _checked(check: Callable[[str], object]) -> AfterValidator:
-    """A validator that says what one of our own parsers says, and keeps the text."""
-
-    def validate(text: str) -> str:
-        try:
-            check(text)
-        except SqshpipeError as error:
-            raise ValueError(str(error)) from None
-        return text
-
-    return AfterValidator(validate)
-
-
-ReferenceText = Annotated[str, _checked(Reference.parse)]
-PlatformText = Annotated[str, _checked(Platform.parse)]
-ImageName = Annotated[str, _checked(names.check_image)]
-Channel = Annotated[str, _checked(names.check_channel)]
-ArgumentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Model(BaseModel):
-    """Strict: an unknown key is an error, and a number is no text (4.10 would become 4.1)."""
+    """Strict: an unknown key is an error, and so is a number in place of a text (4.10 would become 4.1)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -60,26 +39,35 @@ class EcrModel(Model):
     """An AWS account's registry."""
 
     account: str = Field(pattern=r"^[0-9]{12}$", description="AWS account, 12 digits in quotes.")
-    region: str = Field(pattern=REGION_PATTERN, examples=["us-east-1"])
+    region: str = Field(pattern=REGION_PATTERN, description="AWS region.", examples=["us-east-1"])
     prefix: str = Field(default="", description="Put before each repository.", examples=["team/training"])
-    immutable: bool = Field(default=True, description="Whether a tag, once put, stays on its image.")
+    immutable: bool = Field(default=True, description="Whether a tag stays on its image: it cannot be moved.")
     scanning: Literal["basic", "enhanced", "off"] = Field(
-        default="basic", description="Which scan ECR makes of what is pushed; enhanced is Amazon Inspector's."
+        default="basic", description="How ECR scans pushed images; `enhanced` uses Amazon Inspector."
     )
     kms_key: str | None = Field(
-        default=None, min_length=1, description="KMS key for new repositories; AES-256 of ECR if left out."
+        default=None, min_length=1, description="KMS key for new repositories. Without it: ECR's own AES-256."
     )
     untagged_days: int = Field(
-        default=14, ge=1, description="After how many days images without any tag are deleted."
+        default=14, ge=1, description="Images without a tag are deleted after this number of days."
+    )
+    signing_profile: str | None = Field(
+        default=None,
+        pattern=r"^arn:aws(-[a-z]+)*:signer:[a-z0-9-]+:[0-9]{12}:/signing-profiles/[a-zA-Z0-9_]{2,}$",
+        description="ARN of an AWS Signer profile with which ECR signs what is pushed.",
     )
 
 
 class RegistryModel(Model):
     """Where images are pushed: url or ecr."""
 
-    url: str | None = Field(default=None, description="host[:port][/path], or with http:// for plain HTTP.")
-    ecr: EcrModel | None = None
-    plain_http: bool = Field(default=False, description="Speak HTTP; loopback hosts need no such word.")
+    url: str | None = Field(
+        default=None, description="`host[:port][/path]`; with `http://` before it for plain HTTP."
+    )
+    ecr: EcrModel | None = Field(default=None, description="A registry in AWS.")
+    plain_http: bool = Field(
+        default=False, description="Use HTTP without TLS. Loopback hosts do not need this."
+    )
 
     @model_validator(mode="after")
     def _one(self) -> RegistryModel:
@@ -91,21 +79,25 @@ class RegistryModel(Model):
 class StripeModel(Model):
     """Lustre striping of the store's files."""
 
-    count: int = Field(ge=-1, description="On how many targets; -1: on all.")
-    size: str = Field(default="4M", pattern=r"^[1-9][0-9]*[KMG]$", description="Bytes of a piece.")
+    count: int = Field(ge=-1, description="Number of storage targets; -1 for all.")
+    size: str = Field(default="4M", pattern=r"^[1-9][0-9]*[KMG]$", description="Bytes of one stripe.")
 
 
 class StoreModel(Model):
     """The shared folder of releases."""
 
-    root: str = Field(min_length=1, examples=["/fsx/containers"])
-    group: str | None = Field(default=None, description="Group that the store's files get.")
-    stripe: StripeModel | None = Field(default=None, description="How Lustre spreads each file.")
+    root: str = Field(min_length=1, description="The folder.", examples=["/fsx/containers"])
+    group: str | None = Field(
+        default=None, description="Group of the store's files; its members may publish."
+    )
+    stripe: StripeModel | None = Field(default=None, description="How Lustre distributes each file.")
     grace: Duration = Field(
-        default=timedelta(days=30), description="How long a release stays after its last channel has left it."
+        default=timedelta(days=30),
+        description="How long a release stays after the last channel that named it moved on.",
     )
     delete_after: Duration = Field(
-        default=timedelta(days=14), description="How long bytes outlive hiding: longer than the longest job."
+        default=timedelta(days=14),
+        description="How long a hidden release keeps its bytes: longer than the longest job.",
     )
     require_signature: str | None = Field(
         default=None,
@@ -116,50 +108,54 @@ class StoreModel(Model):
 
 
 class LimitsModel(Model):
-    """What no image may exceed, whoever made it: beyond it a conversion ends with exit code 6."""
+    """Limits of every image: a conversion that exceeds one ends with exit code 6."""
 
-    unpacked: Size = Field(default=1 << 40, description="Bytes of an image's files, and of a layer unpacked.")
+    unpacked: Size = Field(
+        default=1 << 40, description="Bytes of all files of an image, and of one unpacked layer."
+    )
     ratio: int = Field(
         default=250,
         ge=1,
-        description="Bytes unpacked for one byte stored, looked at beyond 4G (holes of sparse files: 64G).",
+        description="Unpacked bytes for each stored byte; checked above 4G (64G for holes of sparse files).",
     )
-    entries: int = Field(default=8_000_000, ge=1, description="Members of all layers together.")
+    entries: int = Field(default=8_000_000, ge=1, description="Number of tar entries in all layers together.")
     devices: Literal["keep", "refuse"] = Field(
-        default="keep", description="What to do with device nodes outside /dev, which is left out anyway."
+        default="keep", description="Device nodes outside `/dev`. Those inside it are always left out."
     )
     setuid: Literal["keep", "refuse"] = Field(
-        default="keep", description="What to do with setuid and setgid files; no container heeds those bits."
+        default="keep", description="Files with setuid or setgid. Containers ignore these bits."
     )
 
 
 class ConvertModel(Model):
     """How the .sqsh is made."""
 
-    converter: Literal["auto", "enroot", "mksquashfs", "native"] = "auto"
+    converter: Literal["auto", "enroot", "mksquashfs", "native"] = Field(
+        default="auto", description="`auto` uses enroot where it is installed, else `native`."
+    )
     compressor: Literal["zstd", "gzip", "lz4"] = Field(
         default="zstd",
-        description="`gzip` for kernels without zstd, `lz4` for the quickest reads.",
+        description="`gzip` for kernels without zstd, `lz4` for the fastest reads.",
     )
-    zstd_level: int = Field(default=3, ge=1, le=22)
+    zstd_level: int = Field(default=3, ge=1, le=22, description="From 1 (fast) to 22 (small).")
     block_size: BlockSize = Field(default=131072, description="A power of two from 4K to 1M.")
     keep_owners: bool = Field(
         default=False, description="Keep uid and gid; otherwise all files belong to root."
     )
-    keep_xattrs: bool = False
+    keep_xattrs: bool = Field(default=False, description="Keep extended attributes.")
     early: bool = Field(
         default=True,
-        description="Let `native` pack layers beside build and scan; the file stays the same.",
+        description="`native` packs layers during build and scan. The result is the same.",
     )
 
 
 class VexModel(Model):
-    """OpenVEX statements that count beside waivers."""
+    """OpenVEX statements, which excuse findings as waivers do."""
 
-    files: list[str] = Field(default=[], description="OpenVEX files, from the folder of images.yaml.")
+    files: list[str] = Field(default=[], description="OpenVEX files, relative to the folder of images.yaml.")
     attached: bool = Field(
         default=False,
-        description="Also those that refer to the image in its registry; who can push can excuse findings.",
+        description="Also statements in the registry: whoever can push there can excuse findings.",
     )
     max_age: Duration = Field(default=timedelta(days=90), description="How long a statement counts.")
 
@@ -167,12 +163,14 @@ class VexModel(Model):
 class ScanModel(Model):
     """When a scan blocks a release."""
 
-    scanner: Literal["auto", "none", "ecr", "trivy"] = "auto"
+    scanner: Literal["auto", "none", "ecr", "trivy"] = Field(
+        default="auto", description="`auto` is ECR's scan in ECR, else trivy; `none` publishes as unscanned."
+    )
     fail_on: Literal["low", "medium", "high", "critical", "never"] = Field(
         default="high", description="The lowest severity that blocks."
     )
-    new_since_base: bool = Field(default=False, description="Count only what the base did not bring.")
-    fixable_only: bool = Field(default=False, description="Count only what an update would fix.")
+    new_since_base: bool = Field(default=False, description="Ignore findings that the base already has.")
+    fixable_only: bool = Field(default=False, description="Ignore findings for which there is no update.")
     waivers: str | None = Field(
         default=None, description="A file of waivers, from the folder of images.yaml."
     )
@@ -183,17 +181,25 @@ class ScanModel(Model):
         examples=[["linux-*"]],
     )
     published: Literal["report", "yank"] = Field(
-        default="report", description="What to do when a published image has become unacceptable."
+        default="report", description="When a rescan rejects a published image: report it, or also yank it."
     )
-    max_age: Duration = Field(default=timedelta(days=1), description="How old a verdict may be.")
-    timeout: Duration = Field(default=timedelta(minutes=30), description="How long to wait for a result.")
+    max_age: Duration = Field(
+        default=timedelta(days=1), description="A scan result that is older is not accepted."
+    )
+    timeout: Duration = Field(
+        default=timedelta(minutes=30), description="How long to wait for a scan result."
+    )
 
 
 class SecretModel(Model):
     """A BuildKit secret: from an environment variable or a file."""
 
-    env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    file: str | None = None
+    env: str | None = Field(
+        default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Environment variable with the secret."
+    )
+    file: str | None = Field(
+        default=None, description="File with the secret; relative to the folder of images.yaml."
+    )
 
     @model_validator(mode="after")
     def _one(self) -> SecretModel:
@@ -203,10 +209,12 @@ class SecretModel(Model):
 
 
 class TrackModel(Model):
-    """Which newer tags of the base count."""
+    """Which tags of the base are newer versions of it."""
 
-    pattern: str = Field(min_length=1, examples=["YY.MM-py3"])
-    policy: Literal["newest", "notify"] = "notify"
+    pattern: str = Field(min_length=1, description="The form of these tags.", examples=["YY.MM-py3"])
+    policy: Literal["newest", "notify"] = Field(
+        default="notify", description="`newest` changes to the newest tag, `notify` only reports it."
+    )
 
     @field_validator("pattern")
     @classmethod
@@ -216,34 +224,41 @@ class TrackModel(Model):
 
 
 class SlurmModel(Model):
-    """What one image's job asks for with ``--executor slurm``."""
+    """Resources of an image's job with ``--executor slurm``."""
 
-    partition: str | None = None
-    account: str | None = None
+    partition: str | None = Field(default=None, description="Slurm partition; else the default one.")
+    account: str | None = Field(default=None, description="Slurm account that is charged.")
     time: SlurmTime = Field(
-        default=timedelta(hours=2), description="The job's time limit: as here, or as Slurm writes it."
+        default=timedelta(hours=2), description="Time limit of the job; Slurm's own forms are also valid."
     )
-    cpus: int = Field(default=4, ge=1)
-    memory: str | None = Field(default=None, pattern=r"^[1-9][0-9]*[KMGT]?$", examples=["32G"])
-    constraint: str | None = None
+    cpus: int = Field(default=4, ge=1, description="CPUs of the job.")
+    memory: str | None = Field(
+        default=None, pattern=r"^[1-9][0-9]*[KMGT]?$", description="Memory of the job.", examples=["32G"]
+    )
+    constraint: str | None = Field(default=None, description="Features that the node must have.")
 
 
 class ImageSettings(Model):
-    """What ``defaults`` and an image share."""
+    """Keys of ``defaults``, which each image can also set for itself."""
 
-    platform: PlatformText = "linux/amd64"
+    platform: PlatformText = Field(
+        default="linux/amd64", description="Platform of the image.", examples=["linux/arm64"]
+    )
     convert: ConvertModel = ConvertModel()
     scan: ScanModel = ScanModel()
     slurm: SlurmModel = SlurmModel()
-    channels: list[Channel] = [names.DEFAULT_CHANNEL]
-    keep: int = Field(default=5, ge=1, description="How many releases prune leaves.")
+    channels: list[Channel] = Field(
+        default=[names.DEFAULT_CHANNEL],
+        description="Channels that name a new release at once. Others are moved by `promote`.",
+    )
+    keep: int = Field(default=5, ge=1, description="Number of releases that `store prune` always keeps.")
     max_age: Duration | None = Field(
-        default=None, description="Rebuild without a changed input after this time."
+        default=None, description="Rebuild after this time even if no input has changed."
     )
     track: TrackModel | None = None
     test_on: list[Annotated[str, Field(pattern=r"^-\S+$")]] | None = Field(
         default=None,
-        description="Options of srun for a node that runs `test`; left out: this host.",
+        description="Options of srun for the node that runs `test`. Without them: this host.",
         examples=[["--partition=gpu", "--gpus=1"]],
     )
 
@@ -251,14 +266,24 @@ class ImageSettings(Model):
 class ImageModel(ImageSettings):
     """One image; without a Dockerfile the base is mirrored unchanged."""
 
-    base: ReferenceText = Field(examples=["nvcr.io/nvidia/pytorch:24.01-py3"])
-    dockerfile: str | None = Field(default=None, description="From the folder of images.yaml.")
-    context: str | None = Field(
-        default=None, description="The build's folder; the Dockerfile's own if left out."
+    base: ReferenceText = Field(
+        description="The image to build on, or to mirror.", examples=["nvcr.io/nvidia/pytorch:24.01-py3"]
     )
-    build_args: dict[ArgumentName, str] = {}
-    secrets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")], SecretModel] = {}
-    target: str | None = Field(default=None, description="The stage of the Dockerfile that is the result.")
+    dockerfile: str | None = Field(
+        default=None, description="Path of the Dockerfile, relative to the folder of images.yaml."
+    )
+    context: str | None = Field(
+        default=None, description="Folder that is sent to the builder. Without it: the Dockerfile's folder."
+    )
+    build_args: dict[ArgumentName, str] = Field(
+        default={}, description="Values of the Dockerfile's `ARG` instructions, by name."
+    )
+    secrets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")], SecretModel] = Field(
+        default={}, description="Secrets of the build by id, for `RUN --mount=type=secret`."
+    )
+    target: str | None = Field(
+        default=None, description="Stage of the Dockerfile to build. Without it: the last one."
+    )
     test: list[str] = Field(
         default=[],
         description="Shell commands that must succeed in the finished .sqsh before it is published.",
@@ -286,17 +311,19 @@ class ImageModel(ImageSettings):
 
 
 class NotifyModel(Model):
-    """Whom to tell: exactly one of sns, webhook_env and command."""
+    """Where notifications go: exactly one of sns, webhook_env and command."""
 
     sns: str | None = Field(default=None, pattern=r"^arn:", description="ARN of an SNS topic.")
     webhook_env: str | None = Field(
-        default=None, description="Environment variable that holds the webhook's address."
+        default=None, description="Environment variable with the URL of a webhook."
     )
     command: list[str] | None = Field(
-        default=None, min_length=1, description="Gets the event as JSON on stdin."
+        default=None, min_length=1, description="Program with arguments; it reads the event as JSON on stdin."
     )
     on: list[Literal["published", "blocked", "failed", "base-moved"]] = Field(
-        default=["published", "blocked", "failed", "base-moved"], min_length=1
+        default=["published", "blocked", "failed", "base-moved"],
+        min_length=1,
+        description="Events to send.",
     )
 
     @model_validator(mode="after")
@@ -309,22 +336,14 @@ class NotifyModel(Model):
 class ImagesFile(Model):
     """images.yaml of sqshpipe."""
 
-    version: Literal[1]
+    version: Literal[1] = Field(description="Version of this format: 1.")
     registry: RegistryModel | None = None
     store: StoreModel | None = None
-    cache: str | None = Field(default=None, description="Packs and blobs kept between runs.")
-    scratch: str | None = Field(default=None, description="Local disk for one run's work.")
+    cache: str | None = Field(
+        default=None, description="Folder for layer packs and blobs that later runs reuse."
+    )
+    scratch: str | None = Field(default=None, description="Folder on a local disk for temporary files.")
     limits: LimitsModel = LimitsModel()
-    notify: list[NotifyModel] = []
+    notify: list[NotifyModel] = Field(default=[], description="Where notifications go.")
     defaults: ImageSettings = ImageSettings()
-    images: dict[ImageName, ImageModel] = Field(min_length=1)
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of images.yaml, for editors."""
-    schema = ImagesFile.model_json_schema()
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "sqshpipe images.yaml",
-    }
+    images: dict[ImageName, ImageModel] = Field(min_length=1, description="Images by name.")

@@ -1,4 +1,4 @@
-"""Fields of configuration files that are times and sizes: text as people write it, a value in the model."""
+"""Types of values in images.yaml and cluster.yaml, for pydantic: times, sizes, names, references."""
 
 from __future__ import annotations
 
@@ -7,12 +7,28 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Annotated, TypeVar
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from pipeline.config import names
 from pipeline.config.quantities import parse_duration, parse_size
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SqshpipeError
+from pipeline.oci.platform import Platform
+from pipeline.oci.reference import Reference
 
 T = TypeVar("T")
+
+
+def _checked(check: Callable[[str], object]) -> AfterValidator:
+    """A validator that reports the error of one of our own parsers, and keeps the text."""
+
+    def validate(text: str) -> str:
+        try:
+            check(text)
+        except SqshpipeError as error:
+            raise ValueError(str(error)) from None
+        return text
+
+    return AfterValidator(validate)
 
 
 def _duration(value: object) -> object:
@@ -54,7 +70,7 @@ def _size(value: object) -> object:
 
 
 def _quantity(parse: Callable[[str], T], value: object) -> T:
-    """What `parse` makes of a value that YAML gave: text, or a whole number."""
+    """`parse` applied to a value from YAML: text, or a whole number."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError("write it as text, such as 30d or 50G")
     try:
@@ -83,3 +99,8 @@ Size = Annotated[
     BeforeValidator(_size),
     WithJsonSchema({"type": ["string", "integer"], "examples": ["64G", "1T"]}),
 ]
+ReferenceText = Annotated[str, _checked(Reference.parse)]
+PlatformText = Annotated[str, _checked(Platform.parse)]
+ImageName = Annotated[str, _checked(names.check_image)]
+Channel = Annotated[str, _checked(names.check_channel)]
+ArgumentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]

@@ -24,7 +24,7 @@ from pipeline.text import utc
 
 BaseKey = tuple[str, str]
 _HEADER = "# Written by sqshpipe lock and sqshpipe refresh: which digest each base stands for. Commit it.\n"
-_REWRITE = "mend the line, or remove the file and run: sqshpipe lock"
+_REWRITE = "correct the line, or remove the file and run: sqshpipe lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,3 +33,16 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ConfigError(f"{text!r} is not a size", hint="write a size such as 50G or 512M")
     return int(match[1]) << 10 * _POWERS[match[2]]
+
+
+def duration_text(time: timedelta) -> str:
+    """`time` (whole seconds, above 0) in the largest exact unit up to days: ``90m``."""
+    seconds = int(time.total_seconds())
+    unit = next(unit for unit in "dhms" if seconds % _SECONDS[unit] == 0)
+    return f"{seconds // _SECONDS[unit]}{unit}"
+
+
+def size_text(amount: int) -> str:
+    """`amount` bytes in the largest exact unit: ``128K``."""
+    unit = next(unit for unit in ("T", "G", "M", "K", "") if amount % (1 << 10 * _POWERS[unit]) == 0)
+    return f"{amount >> 10 * _POWERS[unit]}{unit}"

@@ -93,13 +93,13 @@ def _validate(source: yamlfile.Document) -> document.ImagesFile:
         return document.ImagesFile.model_validate(source.value)
     except ValidationError as failure:
         errors = failure.errors(include_url=False)
-        told = list(dict.fromkeys(_tell(source, error) for error in errors))
-        if len(told) > _MAX_ERRORS:
-            told[_MAX_ERRORS:] = [f"and {len(told) - _MAX_ERRORS} more"]
-        raise ConfigError(told[0], details=told[1:]) from None
+        lines = list(dict.fromkeys(_line(source, error) for error in errors))
+        if len(lines) > _MAX_ERRORS:
+            lines[_MAX_ERRORS:] = [f"and {len(lines) - _MAX_ERRORS} more"]
+        raise ConfigError(lines[0], details=lines[1:]) from None
 
 
-def _tell(source: yamlfile.Document, error: ErrorDetails) -> str:
+def _line(source: yamlfile.Document, error: ErrorDetails) -> str:
     """One line for one of pydantic's errors: where, what, and the nearest known key."""
     # "[key]" is pydantic's word for an error in a mapping's key itself.
     key = tuple(part for part in error["loc"] if part != "[key]")

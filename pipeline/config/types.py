@@ -25,7 +25,7 @@ Severity = Literal["low", "medium", "high", "critical"]
 class EcrSettings:
     """An account's registry; ``prefix`` is put before each repository, without slashes at its ends.
 
-    The rest is what its repositories shall be: `stages.repository` compares and mends.
+    The rest are settings of its repositories: `image.repository` compares and applies them.
     """
 
     account: str
@@ -35,6 +35,7 @@ class EcrSettings:
     scanning: Literal["basic", "enhanced", "off"] = "basic"
     kms_key: str | None = None
     untagged_days: int = 14
+    signing_profile: str | None = None
     fips: bool = False  # as the host name in `url` says
     dual_stack: bool = False
 
@@ -166,7 +167,9 @@ class SecretSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
-    """Which newer tags of the base count: ``pattern`` such as ``YY.MM-py3``; take them or only tell."""
+    """Which tags are newer versions of the base (``pattern``, such as ``YY.MM-py3``): use or only report
+    them.
+    """
 
     pattern: str
     policy: Literal["newest", "notify"] = "notify"
@@ -174,7 +177,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmSettings:
-    """What one image's job asks for when Slurm runs it; ``memory`` in sbatch's form (32G)."""
+    """Resources of an image's job when Slurm runs it; ``memory`` in sbatch's form (32G)."""
 
     partition: str | None = None
     account: str | None = None
@@ -186,7 +189,7 @@ class SlurmSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notify:
-    """Whom to tell and of what: one of ``sns`` (topic ARN), ``webhook_env`` (a variable), ``command``."""
+    """Where events go: one of ``sns`` (topic ARN), ``webhook_env`` (variable with the URL), ``command``."""
 
     sns: str | None = None
     webhook_env: str | None = None

@@ -55,21 +55,26 @@ class ConverterRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SquashfsFile:
-    """A .sqsh that a converter has completed.
-
-    ``source`` is the digest of the image's manifest, ``layers`` what it lists, base first, ``tree`` what must
-    be in the file, ``size`` in bytes, ``ranges`` what of it is out of packs, ``read`` what was read back from
-    the disk (both native only).
-    """
+class WrittenFile:
+    """A .sqsh that is complete: ``size`` in bytes, ``tree`` is what must be in it."""
 
     path: Path
     sha256: str
     size: int
-    source: Digest
     converter: ConverterRecord
-    convert_key: str
     tree: Tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SquashfsFile(WrittenFile):
+    """A .sqsh that a converter has made of an image.
+
+    ``source`` is the digest of the image's manifest, ``layers`` what it lists, base first, ``ranges`` what of
+    the file is out of layer packs (native only).
+    """
+
+    source: Digest
+    convert_key: str
     config: ImageConfig
     layers: tuple[Descriptor, ...] = ()
     ranges: PackRanges | None = None
@@ -99,7 +104,7 @@ def convert_key(source: Digest, options: ConvertOptions, converter: str) -> str:
         "converter": converter,
         "version": CONVERTER_VERSIONS[converter],
         "format": FORMAT_VERSION,
-        "options": _recorded(options),
+        "options": recorded(options),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -152,7 +157,7 @@ def convert(
                 partial.unlink(missing_ok=True)
                 name = "native"
                 done = made(name, partial)
-            sha256, size = (done.sha256, done.size) if done.sha256 else _seal(partial)
+            sha256, size = (done.sha256, done.size) if done.sha256 else seal(partial)
             partial.replace(output)
     except FormatError as error:
         if source.name in error.message:
@@ -166,7 +171,7 @@ def convert(
         size=size,
         source=source.manifest().digest,
         converter=ConverterRecord(
-            name=name, options=_recorded(options), versions=dict(done.versions), format=FORMAT_VERSION
+            name=name, options=recorded(options), versions=dict(done.versions), format=FORMAT_VERSION
         ),
         convert_key=convert_key(source.manifest().digest, options, name),
         tree=done.tree,
@@ -212,7 +217,7 @@ def _unfinished(output: Path, *, staged: bool) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _recorded(options: ConvertOptions) -> dict[str, str | int | bool]:
+def recorded(options: ConvertOptions) -> dict[str, str | int | bool]:
     """The options that change the file: not which converter was asked for, nor when its work may begin."""
     return {key: value for key, value in asdict(options).items() if key not in ("converter", "early")}
 
@@ -249,7 +254,7 @@ def _require_writable(folder: Path) -> None:
         raise ToolError(f"cannot write to {folder}: permission denied", hint="choose another --output")
 
 
-def _seal(file: Path) -> tuple[str, int]:
+def seal(file: Path) -> tuple[str, int]:
     """sha256 and size of a complete file, which is on disk and readable by all afterwards."""
     try:
         with file.open("rb") as stream:

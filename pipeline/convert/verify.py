@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from pipeline.convert.blobs import CachedSource
-from pipeline.convert.convert import ConverterRecord, SquashfsFile
+from pipeline.convert.convert import ConverterRecord, SquashfsFile, WrittenFile
 from pipeline.convert.enroot_differences import Aspect, Difference, is_known
 from pipeline.convert.names import shown
 from pipeline.convert.tree import read_tree, require_sizes, worker_count
@@ -36,7 +36,8 @@ from pipeline.system.hashing import hashed
 
 log = structlog.get_logger()
 
-CHECKS = ("superblock", "length", "tree", "content", "start files")
+COMPARED = ("superblock", "length", "tree", "content")
+CHECKS = (*COMPARED, "start files")
 QUICK_CHECKS = ("superblock", "length", "tree", "content by packs", "start files")
 _PADDING = 4096
 _NAMED = 5  # differences that the message names
@@ -63,6 +64,16 @@ def verify(file: SquashfsFile, meter: Meter = SILENT, *, full: bool = False) -> 
     the first few differences; also for a file that is damaged.
     """
     read = None if full else file.read
+    found = compare(file, meter, read=read)
+    _check_start_files(found, file)
+    return VerifiedSquashfs(file=file, checks=CHECKS if read is None else QUICK_CHECKS)
+
+
+def compare(file: WrittenFile, meter: Meter = SILENT, *, read: ReadBack | None = None) -> dict[bytes, Inode]:
+    """As `verify`, for a file that need not be the root of a container. Gives each path that is in it.
+
+    Content that `read` proves is not expanded.
+    """
     try:
         with SquashfsImage.open(file.path) as image:
             if read is not None and not read.is_of(image.descriptor):
@@ -78,10 +89,9 @@ def verify(file: SquashfsFile, meter: Meter = SILENT, *, full: bool = False) -> 
         ) from error
     if comparison.differences:
         raise _failure(file, comparison.differences)
-    _check_start_files(comparison.found, file)
     if comparison.known:
         log.debug("known differences of the converter", paths=comparison.known)
-    return VerifiedSquashfs(file=file, checks=CHECKS if read is None else QUICK_CHECKS)
+    return comparison.found
 
 
 def described(
@@ -133,7 +143,7 @@ def described(
     )
 
 
-def _check_superblock(image: SquashfsImage, file: SquashfsFile) -> None:
+def _check_superblock(image: SquashfsImage, file: WrittenFile) -> None:
     """What was asked for, and a length without anything missing or added; magic and version: the reader."""
     superblock = image.superblock
     compressor, asked = superblock.compressor.name.lower(), file.converter.options.get("compressor", "zstd")
@@ -156,7 +166,7 @@ def _check_superblock(image: SquashfsImage, file: SquashfsFile) -> None:
 class _Comparison:
     """What is found in a file beside what should be there."""
 
-    file: SquashfsFile
+    file: WrittenFile
     read: ReadBack | None
     found: dict[bytes, Inode] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
@@ -218,7 +228,8 @@ class _Comparison:
         return self.read is None or not self.read.proves(inode, node)
 
     def _add(self, difference: Difference) -> None:
-        if self.file.converter.name == "enroot" and is_known(difference, self.file.config):
+        config = self.file.config if isinstance(self.file, SquashfsFile) else None
+        if config is not None and self.file.converter.name == "enroot" and is_known(difference, config):
             self.known += 1
         else:
             self.differences.append(difference)
@@ -254,7 +265,7 @@ def _checksum(node: Node) -> int:
     return node.entry.crc32 if node.content is None else zlib.crc32(node.content)
 
 
-def _check_start_files(found: dict[bytes, Inode], file: SquashfsFile) -> None:
+def _check_start_files(found: dict[bytes, Inode], file: WrittenFile) -> None:
     """What enroot needs to start a container, looked for as the kernel would inside of it."""
     for path in _START_FILES:
         inode = found.get(_followed(path, found))
@@ -293,14 +304,14 @@ def _followed(path: bytes, found: dict[bytes, Inode]) -> bytes:
     return b"/".join(at)
 
 
-def _failure(file: SquashfsFile, differences: list[Difference]) -> VerificationError:
+def _failure(file: WrittenFile, differences: list[Difference]) -> VerificationError:
     told = [f"  {shown(each.path)}: {_told(each)}" for each in differences[:_NAMED]]
     more = len(differences) - len(told)
     if more:
         told.append(f"  and {more} more" + (" at least" if len(differences) >= _MOST else ""))
     count = f"{len(differences)} places" if len(differences) > 1 else "one place"
     return VerificationError(
-        f"{file.path} differs from its image in {count}:",
+        f"{file.path} differs from what it was made of in {count}:",
         details=told,
         hint=(
             "use --converter native or mksquashfs"

@@ -24,7 +24,7 @@ class Checkout:
 
     @classmethod
     def around(cls, folder: Path) -> Checkout:
-        """The work tree that ``folder`` is in. ConfigError when there is none, ToolError without git."""
+        """The work tree that ``folder`` is in. Raises ConfigError outside of one, ToolError without git."""
         said = _git(folder, "rev-parse", "--show-toplevel", check=False)
         if said.returncode != 0:
             raise ConfigError(f"{folder} is not in a git work tree", hint="run it in a checkout")

@@ -1,8 +1,8 @@
 """Whom the AWS roles trust: workflows of one repository, in one environment, on named branches and tags.
 
 GitHub signs who runs (https://docs.github.com/actions/concepts/security/openid-connect); AWS compares the
-token's subject. By default the subject of a job with an environment says nothing of the branch, so the
-repository is told once to put both into it; without that these policies match nothing.
+token's subject. By default the subject of a job with an environment does not contain the branch. A setting of
+the repository adds it; without this setting these policies match nothing.
 """
 
 from __future__ import annotations

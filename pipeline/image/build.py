@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, ToolError
 from pipeline.image.context import members, size_of
 from pipeline.image.dockerfile import BASE_ARGUMENT, pin_base
 from pipeline.image.dockerignore import Ignore
-from pipeline.image.inputs import BuildInputs, gather, read_dockerfile
+from pipeline.image.inputs import BuildInputs, dockerfile_text, gather, read_dockerfile
 from pipeline.image.pin import BaseImage
 from pipeline.oci.digest import Digest
 from pipeline.progress import SILENT, Meter
@@ -43,7 +43,7 @@ _USER_IGNORE = ".dockerignore"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltImage:
-    """An image in the engine, not yet pushed. `config_digest` is None where the engine does not tell it."""
+    """An image in the engine, not yet pushed. `config_digest` is None where the engine does not report it."""
 
     image: str
     local_id: str
@@ -148,15 +148,13 @@ def _copied(
     copy = folder / f"context-{uuid.uuid4().hex}"
     inputs = gather(replace(spec, context=context), base.digest, copy_to=copy)
     raw = read_dockerfile(dockerfile)
+    text = dockerfile_text(raw, dockerfile)
     if not _is_key(key, inputs) or hashlib.sha256(raw).hexdigest() != inputs.dockerfile:
         raise ConfigError(
             f"{spec.name}: {dockerfile} or files in {context} changed after the build was planned",
             hint="run the same command again",
         )
-    try:
-        return _Copy(context=copy, dockerfile=raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{dockerfile} cannot be read: {error}") from error
+    return _Copy(context=copy, dockerfile=text)
 
 
 def _is_key(key: str, inputs: BuildInputs) -> bool:

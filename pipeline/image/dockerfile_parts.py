@@ -159,7 +159,9 @@ def _is_json(text: str) -> bool:
 
 
 def _end_of_heredoc(lines: list[str], number: int, word: tuple[str, bool]) -> int:
-    """The line behind a here-document that begins at line ``number``; without its end there is none."""
+    """The first line after a here-document that begins at line ``number``; ``number`` when its end is
+    missing.
+    """
     for later in range(number, len(lines)):
         line = lines[later].rstrip("\r\n")
         if (line.lstrip("\t") if word[1] else line) == word[0]:

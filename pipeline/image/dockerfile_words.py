@@ -28,7 +28,7 @@ def substituted(word: str, values: Mapping[str, str], *, escape: str = "\\") -> 
 
 
 def shell_words(line: str, *, raw: bool) -> list[str]:
-    """The words of a line, variables left as they are, with ``raw`` quotes and escapes too.
+    """A line split into words, variables left as they are, with ``raw`` quotes and escapes too.
 
     Raises BadWordError.
     """
@@ -119,7 +119,7 @@ class _Lexer:
         raise BadWordError("a double quote is not closed")
 
     def _less_than(self) -> str:
-        """Spaces between << and a word of a here-document belong to that word."""
+        """Spaces between << and the delimiter of a here-document belong to the delimiter."""
         start = self._at
         self._at += 1
         if self._peek() == "<":
@@ -256,7 +256,7 @@ def _trimmed(value: str, pattern: str, *, greedy: bool, at_end: bool) -> str:
 
 
 def argument_words(text: str, *, escape: str) -> list[str]:
-    """The words of ARG, split at bare spaces; quotes and escapes stay for `substituted`."""
+    """The arguments of ARG, split at unquoted spaces; quotes and escapes stay for `substituted`."""
     words, current, quote = [], "", ""
     at = 0
     while at < len(text):

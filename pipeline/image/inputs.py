@@ -27,6 +27,7 @@ from pipeline.text import short, shown
 KEY_VERSION = 1
 _RECORDED_FILES = 400
 _RECORDED_HEX = 16
+_RECORDED_DOCKERFILE = 64 << 10  # characters
 _LIMIT = 4 << 20  # bytes of a Dockerfile or a file of waivers
 _MAX_TOLD = 5
 
@@ -35,12 +36,12 @@ _MAX_TOLD = 5
 class BuildInputs:
     """Fingerprints of all that a build depends on.
 
-    ``dockerfile`` is a sha256 in hex. ``context`` maps each path that the builder is sent (relative,
-    with /) to its fingerprint: ``x:`` or ``-:`` and sha256 for a file, ``l:`` and target for a link,
-    ``d`` for a folder. The Dockerfile itself is in it only where ``dockerfile`` does not say all: ``!`` when
-    it is not sent, ``x`` when it is executable. ``period`` counts the spec's ``max_age`` since 1970, None
-    without one: a new period is another build of the same files, so that package updates arrive, and one on
-    all machines.
+    ``dockerfile`` is a sha256 in hex; ``dockerfile_text`` is what people compare, and no part of the key.
+    ``context`` maps each path that the builder is sent (relative, with /) to its fingerprint: ``x:`` or
+    ``-:`` and sha256 for a file, ``l:`` and target for a link, ``d`` for a folder. The Dockerfile itself is
+    in it only where ``dockerfile`` does not say all: ``!`` when it is not sent, ``x`` when it is executable.
+    ``period`` counts the spec's ``max_age`` since 1970, None without one: a new period is another build of
+    the same files, so that package updates arrive, and one on all machines.
     """
 
     base: Digest
@@ -50,6 +51,7 @@ class BuildInputs:
     target: str | None
     platform: str
     period: int | None = None
+    dockerfile_text: str = ""
 
     @property
     def key(self) -> str:
@@ -73,9 +75,11 @@ class BuildInputs:
     def record(self) -> dict[str, Any]:
         """A bounded JSON value for the release record; a large context is recorded folder by folder."""
         depth = _recorded_depth(self.context)
+        short_enough = 0 < len(self.dockerfile_text) <= _RECORDED_DOCKERFILE
         return {
             "version": KEY_VERSION,
             "dockerfile": self.dockerfile,
+            **({"dockerfile_text": self.dockerfile_text} if short_enough else {}),
             "context_depth": depth,
             "context": _folded(self.context, depth),
             "args": dict(sorted(self.args.items())),
@@ -96,7 +100,8 @@ def gather(
     """
     if spec.dockerfile is None or spec.context is None:
         raise ConfigError(f"{spec.name} has no dockerfile: there is nothing to build")
-    dockerfile = hashlib.sha256(read_dockerfile(spec.dockerfile)).hexdigest()
+    content = read_dockerfile(spec.dockerfile)
+    dockerfile = hashlib.sha256(content).hexdigest()
     context = fingerprints(spec.context, Ignore.of(spec.dockerfile, spec.context), copy_to=copy_to)
     own = _inside(spec.dockerfile, spec.context)
     if own is not None:
@@ -109,6 +114,7 @@ def gather(
         target=spec.target,
         platform=str(spec.platform),
         period=_period(spec.max_age, now or datetime.now(timezone.utc)),
+        dockerfile_text=content.decode(errors="backslashreplace"),
     )
 
 
@@ -120,6 +126,14 @@ def read_dockerfile(path: Path) -> bytes:
         raise ConfigError(f"there is no file {path}", hint="images.yaml names it") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def dockerfile_text(raw: bytes, path: Path) -> str:
+    """The text of a Dockerfile. Raises ConfigError for bytes that are not UTF-8."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def _take_out(context: dict[str, str], own: str, sha256: str, path: Path) -> None:
@@ -134,7 +148,8 @@ def _take_out(context: dict[str, str], own: str, sha256: str, path: Path) -> Non
 
 
 def scan_policy(policy: ScanPolicy) -> dict[str, Any]:
-    """What decides over an image's findings, for the release record: a later plan tells what is another.
+    """What decides over an image's findings, for the release record, so that a later plan can show what
+    changed.
 
     Of the waivers it is the file's fingerprint, None when there is no such file.
     """
@@ -164,26 +179,26 @@ def explain(recorded: Mapping[str, Any], base: Digest | None, now: BuildInputs) 
 
     Empty when nothing differs, or when the record does not say enough (an older or an outside release).
     """
-    told: list[str] = []
+    changes: list[str] = []
     if base is not None and base != now.base:
-        told.append(f"base {short(base)} -> {short(now.base)}")
+        changes.append(f"base {short(base)} -> {short(now.base)}")
     if recorded.get("version") != KEY_VERSION:
-        return tuple(told)
+        return tuple(changes)
     if recorded.get("dockerfile") != now.dockerfile:
-        told.append("Dockerfile changed")
-    told += _differences("argument", mapping(recorded.get("args")), now.args, values=True)
+        changes.append("Dockerfile changed")
+    changes += _differences("argument", mapping(recorded.get("args")), now.args, values=True)
     if recorded.get("target") != now.target:
-        told.append(f"target {recorded.get('target')} -> {now.target}")
+        changes.append(f"target {recorded.get('target')} -> {now.target}")
     if recorded.get("platform") != now.platform:
-        told.append(f"platform {recorded.get('platform')} -> {now.platform}")
+        changes.append(f"platform {recorded.get('platform')} -> {now.platform}")
     if recorded.get("period") != now.period:
-        told.append("older than max_age" if now.period is not None else "max_age is no longer set")
+        changes.append("older than max_age" if now.period is not None else "max_age is no longer set")
     depth = recorded.get("context_depth")
     folded = _folded(now.context, depth if isinstance(depth, int) else None)
     files = _differences("context", mapping(recorded.get("context")), folded, values=False)
     if len(files) > _MAX_TOLD:
         files[_MAX_TOLD:] = [f"{len(files) - _MAX_TOLD} more files of the context"]
-    return tuple(told + files)
+    return tuple(changes + files)
 
 
 def _period(max_age: timedelta | None, now: datetime) -> int | None:
@@ -191,18 +206,18 @@ def _period(max_age: timedelta | None, now: datetime) -> int | None:
 
 
 def _differences(word: str, old: Mapping[str, str], new: Mapping[str, str], *, values: bool) -> list[str]:
-    told = []
+    changes = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)
         if before == after:
             continue
         if before is None:
-            told.append(f"{word} {shown(name)} is new")
+            changes.append(f"{word} {shown(name)} is new")
         elif after is None:
-            told.append(f"{word} {shown(name)} is gone")
+            changes.append(f"{word} {shown(name)} is gone")
         else:
-            told.append(f"{word} {shown(name)} {shown(f'{before} -> {after}') if values else 'changed'}")
-    return told
+            changes.append(f"{word} {shown(name)} {shown(f'{before} -> {after}') if values else 'changed'}")
+    return changes
 
 
 def _recorded_depth(context: Mapping[str, str]) -> int | None:
@@ -221,7 +236,7 @@ def _folded(context: Mapping[str, str], depth: int | None) -> dict[str, str]:
     groups: dict[str, list[str]] = {}
     for path in sorted(context):
         name = path if depth is None else "/".join(path.split("/")[:depth])
-        # a record is UTF-8, a name need not be: its other bytes are told as \xNN
+        # a record is UTF-8, a name need not be: its other bytes are written as \xNN
         name = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
         groups.setdefault(name or ".", []).append(f"{path}\0{context[path]}")
     return {

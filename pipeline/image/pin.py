@@ -1,7 +1,7 @@
 """Pin: from a base's name to the digest of one platform's image.
 
 A tag is a name for people and may move. A locked digest is what counts; a tag that has moved since is
-told, not taken.
+reported, but not used.
 """
 
 from __future__ import annotations

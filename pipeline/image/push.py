@@ -1,7 +1,7 @@
 """Push: from the engine to the registry, under the build key; the version's tag follows with the release.
 
-The key's tag is what makes a build unnecessary: a run that died after its push goes on from there, also on
-another machine. A version's tag comes last, so that a version which the scan stopped is not burnt where
+The key's tag is what makes a build unnecessary: a run that died after its push is resumed from there, also on
+another machine. A version's tag comes last, so that a version which the scan stopped is not used up where
 tags are immutable.
 """
 
@@ -55,7 +55,7 @@ def key_tag(key: str) -> str:
 
 
 def adopt(repository: Reference, key: str, base: BaseImage, client: RegistryClient) -> PushedImage | None:
-    """The image that was pushed under `key` before; None when there is none.
+    """The image that was pushed under `key` before; None when nothing was.
 
     Raises RegistryError when the registry cannot be asked.
     """
@@ -131,7 +131,7 @@ def _send(target: Reference, engine: Engine, credentials: CredentialsProvider, m
         fresh = credentials.renew(place) if isinstance(credentials, RenewableProvider) else None
         if fresh is None or fresh == given:
             raise
-        log.warning("the registry no longer takes the password, going on with a fresh one", image=str(target))
+        log.warning("the registry no longer takes the password, retrying with a new one", image=str(target))
         return engine.push(target, fresh, meter)
 
 

@@ -1,4 +1,4 @@
-"""What an ECR repository shall be, what it is, and what it takes to mend the difference.
+"""The wanted settings of an ECR repository, its present ones, and how to change the differences.
 
 `wanted`, `compare` and `lifecycle_policy` are pure; `look` reads, `apply` changes. A repository is never made
 less strict than its owner made it by hand unless that is asked for, and nothing here deletes an image.
@@ -6,7 +6,6 @@ less strict than its owner made it by hand unless that is asked for, and nothing
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pipeline.aws.ecr import AwsRefused, Ecr
 from pipeline.config.names import check_version
 from pipeline.config.types import EcrSettings, RegistrySettings
 from pipeline.errors import ConfigError
+from pipeline.image import registry_rules
 from pipeline.oci.reference import Reference
 
 log = structlog.get_logger()
@@ -28,7 +28,7 @@ _WITH_EXCLUSION = "_WITH_EXCLUSION"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
-    """A repository's settings as ECR tells them; ``registry_scan`` is the registry's own frequency for it.
+    """A repository's settings as ECR reports them; ``registry_scan`` is the registry's own frequency for it.
 
     ``scan_type`` (BASIC or ENHANCED) is set for the whole registry.
     """
@@ -43,6 +43,8 @@ class Repository:
     lifecycle: Mapping[str, Any] | None
     scan_type: str
     registry_scan: str | None
+    signed_by: tuple[str, ...] = ()
+    """ARNs of the profiles with which ECR signs what is pushed here; empty where this was not asked."""
 
     @property
     def scanned(self) -> bool:
@@ -55,7 +57,8 @@ class Repository:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """One setting that is not as the config wants it; one that is not ``mendable`` needs a person, see
-    ``how``."""
+    ``how``.
+    """
 
     repository: str
     setting: str
@@ -112,6 +115,7 @@ def compare(found: Repository | None, name: str, settings: EcrSettings) -> tuple
         *_scanning(found, settings),
         *_encryption(found, settings),
         *_lifecycle(found, settings),
+        *_signing(found, settings),
     )
 
 
@@ -195,16 +199,30 @@ def _lifecycle(found: Repository, settings: EcrSettings) -> list[Difference]:
     wanted = lifecycle_policy(settings)
     if found.lifecycle == wanted:
         return []
-    told = "none" if found.lifecycle is None else _told_rules(found.lifecycle)
+    rules = "none" if found.lifecycle is None else _rules_text(found.lifecycle)
     untagged = f"untagged after {settings.untagged_days} days"
-    return [Difference(repository=found.name, setting="lifecycle", found=told, wanted=untagged)]
+    return [Difference(repository=found.name, setting="lifecycle", found=rules, wanted=untagged)]
 
 
-def _told_rules(policy: Mapping[str, Any]) -> str:
+def _rules_text(policy: Mapping[str, Any]) -> str:
     rules = [rule.get("selection", {}) for rule in policy.get("rules", [])]
     if any(rule.get("tagStatus") != "untagged" for rule in rules):
         return "a policy that can delete published images"
     return f"{len(rules)} other rule" + ("s" if len(rules) != 1 else "")
+
+
+def _signing(found: Repository, settings: EcrSettings) -> list[Difference]:
+    if settings.signing_profile is None or settings.signing_profile in found.signed_by:
+        return []
+    return [
+        Difference(
+            repository=found.name,
+            setting="registry signing",
+            found=", ".join(found.signed_by) or "off",
+            wanted=settings.signing_profile,
+            how="sqshpipe ecr apply --registry-signing, which adds a rule to those of the account",
+        )
+    ]
 
 
 def drift(ecr: Ecr, registry: RegistrySettings, images: Iterable[str]) -> list[Difference]:
@@ -212,11 +230,14 @@ def drift(ecr: Ecr, registry: RegistrySettings, images: Iterable[str]) -> list[D
     if registry.ecr is None:
         return []
     names = [registry.repository(image).repository for image in images]
-    return [one for name in names for one in compare(look(ecr, name), name, registry.ecr)]
+    return [one for name in names for one in compare(look(ecr, name, registry.ecr), name, registry.ecr)]
 
 
-def look(ecr: Ecr, name: str) -> Repository | None:
-    """The repository as it is; None without one. RegistryError names the permission that is missing."""
+def look(ecr: Ecr, name: str, settings: EcrSettings | None = None) -> Repository | None:
+    """The repository as it is; None without one. RegistryError names the permission that is missing.
+
+    ECR's signing is looked at only where `settings` want it.
+    """
     try:
         answer = ecr.call("describe_repositories", registryId=ecr.account, repositoryNames=[name])
     except AwsRefused as error:
@@ -225,7 +246,7 @@ def look(ecr: Ecr, name: str) -> Repository | None:
         raise
     one = answer["repositories"][0]
     encryption = one.get("encryptionConfiguration", {})
-    scan_type, frequency = _registry_scanning(ecr, name)
+    scan_type, frequency = registry_rules.scanning_of(ecr, name)
     return Repository(
         name=name,
         arn=str(one.get("repositoryArn", "")),
@@ -239,6 +260,7 @@ def look(ecr: Ecr, name: str) -> Repository | None:
         lifecycle=_read_lifecycle(ecr, name),
         scan_type=scan_type,
         registry_scan=frequency,
+        signed_by=registry_rules.profiles(ecr, name) if settings and settings.signing_profile else (),
     )
 
 
@@ -253,35 +275,34 @@ def _read_lifecycle(ecr: Ecr, name: str) -> Mapping[str, Any] | None:
     return policy if isinstance(policy, dict) else None
 
 
-def _registry_scanning(ecr: Ecr, name: str) -> tuple[str, str | None]:
-    configuration = ecr.call("get_registry_scanning_configuration").get("scanningConfiguration", {})
-    best: str | None = None
-    for rule in configuration.get("rules", []):
-        if any(_filter_matches(entry, name) for entry in rule.get("repositoryFilters", [])):
-            frequency = str(rule.get("scanFrequency", ""))
-            best = frequency if best is None or frequency == "CONTINUOUS_SCAN" else best
-    return str(configuration.get("scanType", "BASIC")), best
-
-
-def _filter_matches(entry: Mapping[str, Any], name: str) -> bool:
-    """ECR's wildcard filter: ``*`` stands for any characters, and without one the text may be anywhere."""
-    text = str(entry.get("filter", ""))
-    return fnmatch.fnmatchcase(name, text) if "*" in text else text in name
-
-
 def apply(
-    ecr: Ecr, name: str, settings: EcrSettings, *, registry_scanning: bool = False
+    ecr: Ecr,
+    name: str,
+    settings: EcrSettings,
+    *,
+    registry_scanning: bool = False,
+    registry_signing: bool = False,
 ) -> tuple[Difference, ...]:
-    """Make or mend the repository; gives what was changed. Nothing changes when it is as wanted.
+    """Create or change the repository; returns what was changed. Nothing changes when it is as wanted.
 
-    The registry's scanning is the whole account's and is only touched with ``registry_scanning``.
+    The registry's scanning and signing are the whole account's, and are only touched when asked for.
     """
     changed: list[Difference] = []
-    for difference in compare(look(ecr, name), name, settings):
+    for difference in compare(look(ecr, name, settings), name, settings):
         if difference.setting == "repository":
             changed.append(difference)
             create(ecr, name, settings)
-            changed += apply(ecr, name, settings, registry_scanning=registry_scanning)
+            changed += apply(
+                ecr,
+                name,
+                settings,
+                registry_scanning=registry_scanning,
+                registry_signing=registry_signing,
+            )
+        elif difference.setting == "registry signing":
+            if registry_signing:
+                registry_rules.add_signing(ecr, settings)
+                changed.append(difference)
         elif difference.mendable and _mend(ecr, difference, settings, registry_scanning=registry_scanning):
             changed.append(difference)
     return tuple(changed)
@@ -345,7 +366,7 @@ def _mend(ecr: Ecr, difference: Difference, settings: EcrSettings, *, registry_s
         _put_lifecycle(ecr, name, settings)
         return True
     if difference.setting == "registry scanning" and registry_scanning:
-        _put_registry_rule(ecr, settings)
+        registry_rules.add_scanning(ecr, settings)
         return True
     return False
 
@@ -357,20 +378,6 @@ def _put_lifecycle(ecr: Ecr, name: str, settings: EcrSettings) -> None:
         repositoryName=name,
         lifecyclePolicyText=json.dumps(lifecycle_policy(settings)),
     )
-
-
-def _put_registry_rule(ecr: Ecr, settings: EcrSettings) -> None:
-    """Add our rule to those that the account has; theirs stay, since the call replaces all of them."""
-    if not settings.prefix:
-        raise ConfigError(
-            "the registry's scanning rule needs registry.ecr.prefix",
-            hint="without a prefix it would cover, and cost for, every repository of the account",
-        )
-    there = ecr.call("get_registry_scanning_configuration").get("scanningConfiguration", {})
-    ours = {"filter": f"{settings.prefix}/*", "filterType": "WILDCARD"}
-    kept = [rule for rule in there.get("rules", []) if ours not in rule.get("repositoryFilters", [])]
-    rule = {"scanFrequency": "CONTINUOUS_SCAN", "repositoryFilters": [ours]}
-    ecr.call("put_registry_scanning_configuration", scanType="ENHANCED", rules=[*kept, rule])
 
 
 def prepare(registry: RegistrySettings, repository: Reference) -> None:

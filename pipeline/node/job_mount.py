@@ -12,7 +12,7 @@ import os
 import pwd
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -23,6 +23,8 @@ from pipeline.node.pyxis_importer import Refused, Settings
 from pipeline.node.user_mount import User
 from pipeline.slurm import client
 from pipeline.squashfs.reader import SquashfsImage
+from pipeline.store import trust
+from pipeline.store.layout import Layout
 
 log = structlog.get_logger()
 
@@ -72,22 +74,26 @@ def acquire(settings: Settings, sha256: str, job: str, user: User) -> Path:
     Raises ToolError or FormatError, with the reason, when it is not mounted: the job then reads it through
     squashfuse.
     """
-    file = Path(f"{settings.store}/blobs/sha256/{sha256}.sqsh").resolve()
+    published = Path(f"{settings.store}/blobs/sha256/{sha256}.sqsh").resolve()
     try:
-        _check_file(settings, file, sha256, user)
+        found = _release_of(settings, sha256)
+        local = pyxis_importer.local_copy(settings, found)
+        names = [str(published), *([str(Path(local).resolve())] if local else [])]
+        _check_file(settings, Path(names[-1]), found)
+        if not _may_read(published, user):
+            raise Refused(f"user {user.uid} may not read it")
         holder = shared_mount.job_holder(job, user)
-        mounted = shared_mount.acquire(
-            file, sha256, holder, kind="kernel", most=max(settings.kernel_mounts, 0)
-        )
+        most = max(settings.kernel_mounts, 0)
+        mounted = shared_mount.acquire(Path(names[-1]), sha256, holder, kind="kernel", most=most)
         try:
-            if shared_mount.mounted_file(mounted.folder) != str(file):
+            if shared_mount.mounted_file(mounted.folder) not in names:
                 raise ToolError(f"{sha256} is the name of another mount of this node")
-            return shared_mount.show_to(mounted, user)
+            return shared_mount.show_to(mounted, user, names)
         except SqshpipeError:
             shared_mount.release(sha256, holder)
             raise
     except (Refused, OSError) as error:
-        raise ToolError(f"{file} is not mounted: {error}", hint=_HINT) from error
+        raise ToolError(f"{published} is not mounted: {error}", hint=_HINT) from error
 
 
 def expire() -> None:
@@ -150,50 +156,76 @@ def _path_of_slurmd() -> str:
     return ":".join(shim.FOLDERS)
 
 
-def _check_file(settings: Settings, file: Path, sha256: str, user: User) -> None:
-    """Raise Refused, FormatError or OSError unless this file may be mounted for this user."""
-    found = _release_of(settings, sha256)
+def _check_file(settings: Settings, file: Path, found: pyxis_importer.Found) -> None:
+    """Raise Refused, FormatError or OSError unless the kernel may read this file of a release."""
     descriptor = pyxis_importer.open_file(str(file))
     try:
         owners = (*settings.trusted_uids, 0, Path(settings.store).stat().st_uid)
-        status = os.fstat(descriptor)
-        if not pyxis_importer.is_safe(status, owners):
+        if not pyxis_importer.is_safe(os.fstat(descriptor), owners):
             raise Refused("others than the owner of the store can write it")
         pyxis_importer.check(descriptor, str(file), found)
-        if settings.verify:
+        if settings.verify or trust.of_node() is not None:
             pyxis_importer.compare(descriptor, str(file), found, settings)
     finally:
         os.close(descriptor)
     with SquashfsImage.open(file) as image:
         if set(image.owners) != {0}:
             raise Refused("its files belong to several users, and a kernel mount cannot show them as one's")
-    if not _may_read(file, status, user):
-        raise Refused(f"user {user.uid} may not read it")
 
 
 def _release_of(settings: Settings, sha256: str) -> pyxis_importer.Found:
     """The release of the store that has these bytes and was compared with its image. Raises Refused."""
     if not pyxis_importer.is_digest(sha256):
         raise Refused(f"{sha256!r} is no digest")
-    why = "no release of the store has this digest"
+    why = Refused("no release of the store has this digest")
+    for found, record in _releases(settings, sha256):
+        try:
+            _demand_trust(settings, found, record)
+        except Refused as error:  # noqa: PERF203 - another release of these bytes may be in order
+            why = error
+        else:
+            return found
+    raise why
+
+
+def _releases(settings: Settings, sha256: str) -> Iterator[tuple[pyxis_importer.Found, dict[str, object]]]:
+    """The releases of any image that have these bytes, with their records."""
     for name in filter(pyxis_importer.is_name, pyxis_importer.list_folder(settings.store)):
         with contextlib.suppress(Refused):
             image = pyxis_importer.Image(f"{settings.store}/{name}", name)
             for _, _, version in image.versions_of(sha256):
                 record = image.record(version)
-                if record.get("sha256") != sha256 or image.state(version) in _GONE:
-                    continue
-                checks = record.get("checks")
-                if pyxis_importer.table(record, "scan").get("status") == "external":
-                    why = f"{name}:{version} was made elsewhere (external)"
-                elif not isinstance(checks, list) or _CHECKED not in checks:
-                    why = f"the files of {name}:{version} were never compared with its image"
-                else:
-                    return pyxis_importer.Found(name, version, record)
-    raise Refused(why)
+                if record.get("sha256") == sha256 and image.state(version) not in _GONE:
+                    yield pyxis_importer.Found(name, version, record), record
 
 
-def _may_read(file: Path, status: os.stat_result, user: User) -> bool:
+def _demand_trust(settings: Settings, found: pyxis_importer.Found, record: dict[str, object]) -> None:
+    """Raise Refused for a release made elsewhere, not compared, or not signed where that is required."""
+    checks = record.get("checks")
+    if pyxis_importer.table(record, "scan").get("status") == "external":
+        raise Refused(f"{found.image}:{found.version} was made elsewhere (external)")
+    if not isinstance(checks, list) or _CHECKED not in checks:
+        raise Refused(f"the files of {found.image}:{found.version} were never compared with its image")
+    _demand_signature(settings, found)
+
+
+def _demand_signature(settings: Settings, found: pyxis_importer.Found) -> None:
+    """Raise Refused for a release that lacks a signature which this node requires.
+
+    Otherwise the mark is left that the importer demands. The record is read again: it may have changed.
+    """
+    if trust.of_node() is None:
+        return
+    layout = Layout(Path(settings.store))
+    try:
+        record = trust.demand_of(layout, found.image, found.version, pyxis_importer.platform(), None)
+    except SqshpipeError as error:
+        raise Refused(error.headline) from error
+    if record.sha256 != found.sha256:
+        raise Refused(f"the record of {found.image}:{found.version} has changed")
+
+
+def _may_read(file: Path, user: User) -> bool:
     """Whether this user can open the file, asked as that user: modes, ACLs and folders all count."""
     try:
         groups = os.getgrouplist(pwd.getpwuid(user.uid).pw_name, user.gid)
@@ -206,8 +238,8 @@ def _may_read(file: Path, status: os.stat_result, user: User) -> bool:
             os.setgroups(groups)
             os.setresgid(user.gid, user.gid, user.gid)
             os.setresuid(user.uid, user.uid, user.uid)
-            descriptor = os.open(file, pyxis_importer.READ | os.O_NOFOLLOW)
-            code = 0 if os.path.samestat(os.fstat(descriptor), status) else 1
+            os.close(os.open(file, pyxis_importer.READ | os.O_NOFOLLOW))
+            code = 0
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.errors import ToolError
 from pipeline.node import run as running
@@ -31,6 +32,7 @@ from pipeline.system import process
 HINT = "a profile is recorded with strace and squashfuse (apt install strace squashfuse) and /dev/fuse"
 _PREAD = re.compile(r"pread64(?:\(| resumed).*, (\d+), (\d+)\)\s+= (\d+)$")
 _MOUNTED_WITHIN = 30.0
+T = TypeVar("T")
 _ENDS_WITHIN = 30.0
 
 
@@ -54,14 +56,21 @@ def record(
     Its exit code is the caller's to judge. Raises ToolError when strace or squashfuse is missing or refused,
     FormatError when the image is damaged.
     """
+    profile, done = of(
+        image, lambda root: running.capture_in(root, command, timeout=timeout, on_line=on_line)
+    )
+    return Recorded(profile=profile, done=done)
+
+
+def of(image: ImageFile, work: Callable[[Path], T]) -> tuple[Profile, T]:
+    """The profile of what `work` reads of a mount of its own, and what it gives. Raises as `record`."""
     with SquashfsImage.open(image.path) as opened, _folder() as folder:
         trace = folder / "trace"
         with _traced_mount(image.path.resolve(), folder / "root", trace):
-            done = running.capture_in(folder / "root", command, timeout=timeout, on_line=on_line)
+            done = work(folder / "root")
         with trace.open(encoding="utf-8", errors="replace") as lines:
             reads = parse(lines)
-        profile = startup.describe(opened, image.sha256, reads)
-    return Recorded(profile=profile, done=done)
+        return startup.describe(opened, image.sha256, reads), done
 
 
 def parse(lines: Iterable[str]) -> list[Range]:

@@ -518,6 +518,8 @@ def find(settings: Settings, wanted: Wanted) -> Found:
     if not is_name(version):
         raise not_published(settings.store, wanted, image)
     entry = image.entry(version)
+    if entry.get("kind") == "data":
+        raise is_data(wanted, version)
     from_elsewhere = wanted.host and not wanted.digest and not is_ours(settings, wanted)
     if not entry or (from_elsewhere and not made_from(image.record(version), wanted)):
         raise not_published(settings.store, wanted, image)
@@ -592,7 +594,14 @@ def made_from(record: dict[str, object], wanted: Wanted) -> bool:
     return mirrored and wanted.is_repository(name) and tag == (wanted.name or LATEST)
 
 
-def not_published(root: str, wanted: Wanted, image: Image) -> NotPublished:
+def is_data(wanted: Wanted, version: str) -> Refused:
+    name = f"{wanted.image}:{version}"
+    return Refused(
+        f"{name} is data, not an image: start an image, with {name} mounted in it (job script --data)"
+    )
+
+
+def not_published(root: str, wanted: Wanted, image: Image) -> Refused:
     from difflib import get_close_matches
 
     if not is_store(root):
@@ -602,6 +611,8 @@ def not_published(root: str, wanted: Wanted, image: Image) -> NotPublished:
         )
     version = image.channels.get(wanted.name or LATEST, wanted.name)
     platforms = table(image.index, "releases", version, "platforms")
+    if any(table(platforms, each).get("kind") == "data" for each in platforms):
+        return is_data(wanted, version)
     if platforms and platform() not in platforms:
         there = ", ".join(sorted(platforms))
         return NotPublished(f"{wanted.text} is not published for {platform()}, only for {there}")

@@ -39,6 +39,7 @@ def run(
     command: Sequence[str],
     *,
     binds: Sequence[enter.Bind] = (),
+    data: Sequence[tuple[ImageFile, str]] = (),
     env: Sequence[tuple[str, str]] = (),
     entrypoint: bool = False,
     gpu: bool = True,
@@ -46,14 +47,23 @@ def run(
 ) -> int:
     """Run a command in the image with our stdin, stdout and stderr, pass signals on, and give its exit code.
 
+    Each file of `data` is mounted once on this node too, and seen in the folder that is named beside it.
+
     A command that a signal ended gives 128 and the signal's number, as shells do.
     """
-    with held(image, kind=kind) as mounted, prefetch.running(image), _scratch() as scratch:
+    with contextlib.ExitStack() as mounts:
+        mounted = mounts.enter_context(held(image, kind=kind))
+        shown = [
+            enter.Bind(source=str(mounts.enter_context(held(file, kind=kind)).root), target=inside)
+            for file, inside in data
+        ]
+        mounts.enter_context(prefetch.running(image))
+        scratch = mounts.enter_context(_scratch())
         entering = enter.Entering(
             image=str(mounted.root),
             scratch=str(scratch),
             command=tuple(command),
-            binds=tuple(binds),
+            binds=(*shown, *binds),
             env=tuple(env),
             entrypoint=entrypoint,
             gpu=gpu,

@@ -1,6 +1,7 @@
 """One mount of a .sqsh for all callers on a node, counted by who is still alive.
 
     NODE/<sha256>[-<job>.<step>]/path           the file, and what it was when it was mounted
+    NODE/<sha256>…/names                        paths for which the mounts of `users` stand
     NODE/<sha256>…/own/root                     where it is mounted; only this user enters `own`
     NODE/<sha256>…/holders/<pid>-<start>…       one empty file a caller; or job-<id>[-<uid>.<gid>]
     NODE/<sha256>…/users/<uid>.<gid>/root       the same mount as the files of that user, who alone gets there
@@ -18,7 +19,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from pipeline.system.alive import has_ended, start_time
 log = structlog.get_logger()
 
 ROOT_NODE_FOLDER = Path("/run/sqshpipe")
+_LONGEST = 1 << 14  # bytes of the names of a file
 _NAME = re.compile(r"[0-9a-f]{64}(-[\w.]+)?")
 
 
@@ -125,11 +127,15 @@ def acquire(
                 return _acquire(folder, file, holder, kind)
 
 
-def show_to(mounted: SharedMount, user: User) -> Path:
-    """The folder in which this user sees a kernel mount as files of their own. Raises ToolError."""
+def show_to(mounted: SharedMount, user: User, names: Sequence[str]) -> Path:
+    """The folder in which this user sees a kernel mount as files of their own. Raises ToolError.
+
+    It stands for the file under each of these paths, which have no symlink in them.
+    """
+    text = "".join(f"{each}\n" for each in names)
     with _locked(mounted.folder):
         mounted.folder.chmod(0o711)
-        (mounted.folder / "path").chmod(0o644)
+        untrusted.replace_file(mounted.folder / "names", text.encode(), mode=0o644)
         return user_mount.show(mounted.root, mounted.folder / "users", user)
 
 
@@ -291,7 +297,8 @@ def _made_for_us(file: Path, sha256: str) -> SharedMount | None:
     if os.geteuid() == 0:
         return None
     with contextlib.suppress(OSError):
-        if mounted_file(folder) == str(file.resolve()) and root.is_mount():
+        names = untrusted.read_regular(folder / "names", limit=_LONGEST).decode().splitlines()
+        if str(file.resolve()) in names and root.is_mount():
             return _mounted(folder, root)
     return None
 
@@ -316,7 +323,7 @@ def _unmount_if_unused(folder: Path) -> None:
     for each in (root, root.parent, folder / "holders", folder / "users"):
         with contextlib.suppress(FileNotFoundError):
             each.rmdir()
-    for name in ("kind", "path", "lock"):
+    for name in ("kind", "path", "names", "lock"):
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
 

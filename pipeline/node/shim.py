@@ -46,8 +46,8 @@ if [ $# != 5 ] || [ "$1 $2" != "-f -o" ]; then squashfuse "$@"; fi
 name=${{4##*/}}
 digest=${{name%.sqsh}}
 case $digest in *[!0-9a-f]*) squashfuse "$@" ;; esac
-if [ ${{#digest}} != 64 ] || [ ! -f {node}/"$digest/path" ]; then squashfuse "$@"; fi
-read -r path < {node}/"$digest/path"
+if [ ${{#digest}} != 64 ] || [ ! -f {node}/"$digest/names" ]; then squashfuse "$@"; fi
+while read -r path && [ "$path" != "$4" ]; do :; done < {node}/"$digest/names"
 read -r uid_inside uid uids < /proc/self/uid_map
 read -r gid_inside gid gids < /proc/self/gid_map
 root={node}/$digest/users/$uid.$gid/root

@@ -1,7 +1,8 @@
-"""Telling people: published, blocked, failed, base moved. Each once, with a retry, and never in the way.
+"""Notifications: published, blocked, failed, base moved. Each is sent once, with a retry, and blocks nothing.
 
 Messages go out on threads of their own. Whoever waits for them waits a few seconds at most, and a message
-that could not be sent is a warning. A marker file a message keeps a repeated run from telling it again.
+that could not be sent is a warning. One marker file for each message keeps a repeated run from sending it
+again.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def ended(image: str, version: str, code: int, error: str, *, path: str = "") ->
 class Notifier:
     """Sends events to all who want them. A context manager; leaving it waits a few seconds for what is open.
 
-    ``markers`` is a folder that remembers what was told.
+    ``markers`` is a folder with one file for each event that was sent.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Notifier:
         if late:
             log.warning("not waiting longer for messages", open=late)
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         """Start to send ``event``; returns at once and never raises."""
         for target in self._targets:
             if event.kind in target.on:
@@ -129,7 +130,7 @@ class Notifier:
             ):
                 with attempt:
                     self._send(target, event)
-        except Exception as error:  # noqa: BLE001 - whatever a message fails of, the release goes on
+        except Exception as error:  # noqa: BLE001 - an error of a message must not stop the release
             with contextlib.suppress(OSError):
                 marker.unlink()
             log.warning("a message could not be sent", to=_name(target), kind=event.kind, why=_safe(error))
@@ -165,24 +166,28 @@ def _to_webhook(address: str, variable: str, event: Event) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text in which Slack finds no link and nobody to call: a registry's words may be in it."""
+    """Text in which Slack finds no link and nobody to call: text of a registry may be in it."""
     return shown(text, longest=_LONGEST).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _claim(marker: Path) -> bool:
-    """True for the first who wants to tell this; without a place for markers everyone is."""
+    """True for the first process that sends this event; without a folder for markers always."""
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
         _forget_old(marker.parent)
     except OSError as error:
-        log.warning("cannot remember what was told", folder=str(marker.parent), reason=error.strerror)
+        log.warning(
+            "cannot remember which notifications were sent", folder=str(marker.parent), reason=error.strerror
+        )
         return True
     try:
         marker.touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError as error:
-        log.warning("cannot remember what was told", folder=str(marker.parent), reason=error.strerror)
+        log.warning(
+            "cannot remember which notifications were sent", folder=str(marker.parent), reason=error.strerror
+        )
     return True
 
 

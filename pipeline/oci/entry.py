@@ -26,7 +26,7 @@ class Entry:
     mode    permission bits with setuid, setgid and sticky: 0o7777 at most
     mtime   seconds since 1970, never negative
     size    bytes of a file's content (holes of a sparse file included); 0 for all other kinds
-    target  a symlink's target as it stands there, or a hard link's target in the form of `path`
+    target  a symlink's target, unchanged, or a hard link's target in the form of `path`
     xattrs  (name, value) pairs sorted by name; names with their prefix, as b"user.note"
     crc32   of a file's content (zlib's polynomial); 0 until the reader has passed the content
     """

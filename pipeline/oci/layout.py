@@ -171,7 +171,7 @@ class LayoutSource:
 
 
 def spellings(name: str) -> set[str]:
-    """`name` as it stands, and with registry and folder spelled out if it is an image's name."""
+    """`name` itself and, if it is the name of an image, its form with registry and folder."""
     with contextlib.suppress(ConfigError):
         return {name, str(Reference.parse(name))}
     return {name}

@@ -70,7 +70,7 @@ class TarReader:
         self._limits = limits
         self._files = self.holes = 0
         self._metadata = 0
-        self._folder = (b"", b"")  # of the member before: as it stands there, and as it is in an entry
+        self._folder = (b"", b"")  # of the previous member: its raw name, and its name in an entry
         self.ended_with_marker = False
 
     def __iter__(self) -> Iterator[tuple[Entry, Content]]:

@@ -31,7 +31,7 @@ _WRONG = "this is not a tar, or a header in it is damaged: its checksum is wrong
 
 
 class Header(NamedTuple):
-    """The raw fields of a header block, numbers as they stand; `name` has its prefix.
+    """The raw fields of a header block, numbers not yet parsed; `name` has its prefix.
 
     access  mode, uid and gid, 8 bytes each (see `access`)
     device  major and minor number, 8 bytes each; zero bytes in formats that have none

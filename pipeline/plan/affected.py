@@ -136,12 +136,12 @@ def _files(spec: ImageSpec, changed: frozenset[Path]) -> Iterator[str]:
     dockerfile, context = spec.dockerfile.resolve(), spec.context.resolve()
     ignore = Ignore.of(dockerfile, context)
     own = {name for path in (spec.dockerfile, *Ignore.files(dockerfile, context)) for name in _either(path)}
-    told = [path.name for path in sorted(own & changed)]
+    changed_names = [path.name for path in sorted(own & changed)]
     inside = (path.relative_to(context) for path in sorted(changed - own) if path.is_relative_to(context))
-    told += [path.as_posix() for path in inside if not ignore.matches(path.as_posix())]
-    yield from (f"{shown(name)} changed" for name in told[:_MAX_FILES])
-    if len(told) > _MAX_FILES:
-        yield f"{len(told) - _MAX_FILES} more files changed"
+    changed_names += [path.as_posix() for path in inside if not ignore.matches(path.as_posix())]
+    yield from (f"{shown(name)} changed" for name in changed_names[:_MAX_FILES])
+    if len(changed_names) > _MAX_FILES:
+        yield f"{len(changed_names) - _MAX_FILES} more files changed"
 
 
 def _itself(path: Path) -> Path:

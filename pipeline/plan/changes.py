@@ -28,9 +28,9 @@ class Observation:
     did not answer (then ``base_problem`` says why). ``moved_to`` is what the tag stands for now, if that is
     something else. ``newest`` is the last release, ``taken`` the one that has the wanted version already.
     ``pushed`` is what the registry has under the build key (for a mirrored image: whether it has the base);
-    ``registry_problem`` says why that is not known.
-    ``target`` is where the release would appear; ``base_size`` the base's compressed bytes, if known;
-    ``scan_policy`` is what `inputs.scan_policy` says now.
+    ``registry_problem`` says why that is not known. ``target`` is where the release would appear;
+    ``base_size`` the base's compressed bytes, if known; ``scan_policy`` is what `inputs.scan_policy` says
+    now.
     """
 
     spec: ImageSpec
@@ -115,17 +115,17 @@ def plan(observations: tuple[Observation, ...]) -> Plan:
 
 
 def policy_changes(release: ReleaseFacts, seen: Observation) -> tuple[str, ...]:
-    """What of the scan policy is another than when ``release`` passed it; empty when no record says."""
+    """Differences of the scan policy from the one that ``release`` passed; empty when no record has it."""
     if not release.scan_policy:
         return ()
-    told = []
+    differences = []
     for name, after in seen.scan_policy.items():
         before = release.scan_policy.get(name)
         if before != after:
-            told.append(
+            differences.append(
                 f"{name} changed" if name in ("waivers", "vex") else f"scan policy {name} {before} -> {after}"
             )
-    return tuple(told)
+    return tuple(differences)
 
 
 def _plan_image(seen: Observation) -> ImagePlan:

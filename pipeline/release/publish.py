@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.names import DEFAULT_CHANNEL, DEFAULT_PLATFORM
+from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import SquashfsFile
-from pipeline.convert.verify import VerifiedSquashfs
+from pipeline.convert.data import convert_data, is_data
+from pipeline.convert.tree import content_size
+from pipeline.convert.verify import COMPARED, VerifiedSquashfs, compare
+from pipeline.errors import ConfigError
 from pipeline.image.pin import BaseImage
 from pipeline.image.push import PushedImage
 from pipeline.progress import SILENT, Meter
 from pipeline.squashfs.reader import SquashfsImage
+from pipeline.store.events import whoami
 from pipeline.store.layout import RANGES
 from pipeline.store.publishing import copy_in, hash_file, link_in
-from pipeline.store.record import EXTERNAL, Record, Release
+from pipeline.store.record import DATA, EXTERNAL, IMAGE, Record, Release
 from pipeline.store.sharing import ranges_of
 from pipeline.store.store import Store
 from pipeline.system import atomic
@@ -64,7 +70,7 @@ def publish(
         keys=keys,
         converter=dataclasses.asdict(file.converter),
         scan=dict(scan),
-        provenance={**(provenance or {}), **_layers(file)},
+        provenance={**(provenance or {}), **_layers(file), "by": _publisher()},
         checks=tuple(verified.checks),
         packs=() if file.ranges is None else file.ranges.keys,
         attachments=_named(ranges),
@@ -108,7 +114,7 @@ def publish_again(
         keys={"convert": same.keys["convert"]} | ({"build": source.build_key} if source.build_key else {}),
         converter=same.converter,
         scan=dict(scan),
-        provenance={**provenance, **_known_layers(same), "same_file_as": same.name},
+        provenance={**provenance, **_known_layers(same), "same_file_as": same.name, "by": _publisher()},
         checks=same.checks,
         packs=same.packs,
         attachments=_named(ranges),
@@ -119,6 +125,40 @@ def publish_again(
     return made
 
 
+def publish_file(
+    file: Path,
+    *,
+    store: Store,
+    image: str,
+    version: str,
+    platform: str = DEFAULT_PLATFORM,
+    data: bool = False,
+    allow_external: bool = False,
+    move: bool = False,
+    meter: Meter = SILENT,
+) -> Release:
+    """Make a release of what lies at `file`: a .sqsh, or data in a folder or a tar.
+
+    `data`: a .sqsh, or what looks like a container image, is data too. Raises ConfigError for data that is to
+    be moved, and what the two functions below raise.
+    """
+    if not is_data(file):
+        return publish_external(
+            file,
+            store=store,
+            image=image,
+            version=version,
+            platform=DEFAULT_PLATFORM if data else platform,
+            kind=DATA if data else IMAGE,
+            allow_external=allow_external,
+            move=move,
+            meter=meter,
+        )
+    if move:
+        raise ConfigError(f"{file} is no .sqsh and cannot be moved into the store", hint="leave out --move")
+    return publish_data(file, store=store, image=image, version=version, images=data, meter=meter)
+
+
 def publish_external(
     file: Path,
     *,
@@ -126,11 +166,14 @@ def publish_external(
     image: str,
     version: str,
     platform: str = DEFAULT_PLATFORM,
+    kind: str = IMAGE,
     allow_external: bool = False,
     move: bool = False,
     meter: Meter = SILENT,
 ) -> Release:
     """Make a release of a .sqsh that was made elsewhere; its record says external, unscanned.
+
+    `kind` is what is in it: an image or data, which needs no permission to be named by a channel.
 
     With `move` the file itself becomes the release, and its old name goes when the record is written. Raises
     FormatError when it is not a sound squashfs file, PublishError when the version has other content,
@@ -152,8 +195,9 @@ def publish_external(
             platform=platform,
             sha256=sha256,
             size=staged.stat().st_size,
+            kind=kind,
             scan=dict(EXTERNAL),
-            provenance={"file": file.name, "compressor": compressor},
+            provenance={"file": file.name, "compressor": compressor, "by": _publisher()},
             checks=("superblock and tables",),
             created=utc(),
         )
@@ -161,6 +205,50 @@ def publish_external(
     if move:
         file.unlink()
     return release
+
+
+def _publisher() -> str:
+    """Who publishes, for people: user@host, or in GitHub Actions the person who started the workflow."""
+    actor = os.environ.get("GITHUB_ACTOR") if "GITHUB_ACTIONS" in os.environ else None
+    return f"{actor} (GitHub Actions)" if actor else whoami()
+
+
+def publish_data(
+    source: Path,
+    *,
+    store: Store,
+    image: str,
+    version: str,
+    images: bool = False,
+    meter: Meter = SILENT,
+) -> Release:
+    """Make a release of the data in a folder or a tar: read back and compared, never scanned.
+
+    `images`: also of one that is itself a container image. Raises PublishError when the version has other
+    content, and what `convert_data` raises.
+    """
+    with store.staging() as staged:
+        file = convert_data(source, ConvertOptions(), output=staged, images=images, meter=meter)
+        compare(file, meter)
+        record = Record(
+            image=image,
+            version=version,
+            platform=DEFAULT_PLATFORM,
+            sha256=file.sha256,
+            size=file.size,
+            kind=DATA,
+            converter=dataclasses.asdict(file.converter),
+            scan={"status": "unscanned", "scanner": "none"},
+            provenance={
+                "file": source.absolute().name,
+                "names": len(file.tree),
+                "bytes": content_size(file.tree),
+                "by": _publisher(),
+            },
+            checks=COMPARED,
+            created=utc(),
+        )
+        return store.publish(record, staged, sha256=file.sha256)
 
 
 def _named(ranges: bytes | None) -> dict[str, str]:

@@ -1,25 +1,28 @@
-"""What changed between two releases: in their records, and in what is installed in them, as their SBOMs or
-the files themselves tell.
-"""
+"""What changed between two releases: in their records, and in the packages that their SBOMs or files list."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.contents import Contents, Package
-from pipeline.report.sbom import Sbom
+from pipeline.errors import FormatError, SqshpipeError
+from pipeline.report.contents import Contents, Package, read_contents
+from pipeline.report.sbom import Sbom, comparable
 from pipeline.report.text import growth
-from pipeline.store.record import Record, mapping, rows
+from pipeline.store.layout import Layout
+from pipeline.store.record import Record, Release, mapping, rows
 from pipeline.text import human_bytes, short, shown
 
 _NONE = "none"
+_DOCKERFILE_LINES, _DIFF_LINES, _DIFF_COLUMNS = 2000, 300, 200
+_CACHED = 4  # two platforms in turn, each with the release before it: a walk of one is some 100 MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One thing that differs, in words; `what` names it, "none" stands for nothing."""
+    """One difference as text: `what` is its name; `before` and `after` are "none" where there is no value."""
 
     what: str
     before: str
@@ -28,7 +31,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileChanges:
-    """How many files came, went and changed (by size or time), and the folders that grew or shrank most."""
+    """How many files are new, gone or different (size or time), and the folders whose size changed most."""
 
     added: int
     removed: int
@@ -38,8 +41,10 @@ class FileChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """`before` against `after`, both "image:version"; `packages` is None where they were not read, and
-    `packages_from` says in a word what lists them: "SBOM" or "image".
+    """The differences from `before` to `after`, both "image:version".
+
+    `packages` is None where they were not read; `packages_from` says what lists them: "SBOM" or "image".
+    `dockerfile` holds the lines of a unified diff; it is empty where a record does not have the text.
     """
 
     before: str
@@ -49,14 +54,15 @@ class Comparison:
     files: FileChanges | None
     packages_from: str = ""
     layers: tuple[Change, ...] = ()
+    dockerfile: tuple[str, ...] = ()
     shared_layers: str = ""
-    """How many layers, from the base up, are the same, and their bytes; empty where it is not known."""
+    """How many layers, from the base up, are the same, and their bytes; empty where that is unknown."""
     note: str = ""
 
     @property
     def nothing(self) -> bool:
         """True when neither records nor contents differ."""
-        return not (self.facts or self.packages or self.files or self.layers)
+        return not (self.facts or self.packages or self.files or self.layers or self.dockerfile)
 
     def as_json(self) -> dict[str, Any]:
         def listed(changes: tuple[Change, ...]) -> list[dict[str, str]]:
@@ -67,6 +73,7 @@ class Comparison:
             "before": self.before,
             "after": self.after,
             "changes": listed(self.facts),
+            "dockerfile": list(self.dockerfile),
             "layers": listed(self.layers),
             "packages": None if self.packages is None else listed(self.packages),
             "packages_from": self.packages_from or None,
@@ -82,6 +89,57 @@ class Comparison:
         }
 
 
+class Comparer:
+    """Compares releases; call it newest first, so that each .sqsh is read once.
+
+    With `packages` it lists those that differ, from both SBOMs, or from the .sqsh where an SBOM is missing.
+    With `files` it walks the .sqsh too. The comparison's note says what could not be read.
+    """
+
+    def __init__(self, layout: Layout, *, packages: bool, files: bool) -> None:
+        self._layout = layout
+        self._packages = packages
+        self._files = files
+        self._cache: dict[str, Contents | str] = {}
+
+    def __call__(self, before: Release, after: Release) -> Comparison:
+        notes: list[str] = []
+        sboms = self._sboms(before, after, notes) if self._packages else None
+        old = new = None
+        if self._files or (self._packages and sboms is None):
+            old, new = (self._contents(release, notes) for release in (before, after))
+        note = "; ".join(notes)
+        return compare(before, after, old, new, sboms=sboms, packages=self._packages, note=note)
+
+    def _sboms(self, before: Release, after: Release, notes: list[str]) -> tuple[Sbom, Sbom] | None:
+        try:
+            return comparable(self._layout, before, after)
+        except FormatError as error:
+            notes.append(error.message)
+            return None
+
+    def _contents(self, release: Release, notes: list[str]) -> Contents | None:
+        if release.sha256 not in self._cache:
+            if len(self._cache) == _CACHED:
+                del self._cache[next(iter(self._cache))]
+            self._cache[release.sha256] = self._read(release)
+        found = self._cache[release.sha256]
+        if isinstance(found, str):
+            notes.append(f"{release.name} was not read: {found}")
+            return None
+        return found
+
+    def _read(self, release: Release) -> Contents | str:
+        if release.state == "pruned":
+            return "it is pruned"
+        try:
+            return read_contents(release.path, walk=self._files)
+        except SqshpipeError as error:
+            return error.message
+        except OSError as error:
+            return f"{release.path}: {error.strerror}"
+
+
 def compare(
     before: Record,
     after: Record,
@@ -92,12 +150,13 @@ def compare(
     packages: bool = True,
     note: str = "",
 ) -> Comparison:
-    """Compare two records, and contents `old` and `new` where they could be read; `note` says why not.
+    """Compare two records, and the contents `old` and `new` where they could be read; `note` says why not.
 
     Packages are those of `sboms` where they are given: an SBOM also lists what no package manager of the
     image knows, such as Go modules and jars.
     """
     layers, shared = _layers(before, after)
+    same_bytes = before.sha256 == after.sha256
     changed, source = None, ""
     if packages and sboms is not None:
         changed, source = tuple(_packages(sboms[0].packages, sboms[1].packages)), "SBOM"
@@ -111,13 +170,14 @@ def compare(
         packages_from=source,
         files=_files(old, new) if old and new else None,
         layers=layers,
+        dockerfile=() if same_bytes else tuple(_dockerfile(before, after)),
         shared_layers=shared,
         note=note,
     )
 
 
 def _layers(before: Record, after: Record) -> tuple[tuple[Change, ...], str]:
-    """The layers above the common ones, side by side from below, and the common ones in words."""
+    """The layers above the common ones, side by side from the base up, and a sentence about the rest."""
     old, new = (rows(record.provenance.get("layers")) for record in (before, after))
     if not old or not new:
         return (), ""
@@ -155,17 +215,34 @@ def _facts(before: Record, after: Record) -> Iterator[Change]:
         yield from _inputs(before, after)
     yield from _one("platform", before.platform, after.platform)
     yield from _one("converter", _converter(before), _converter(after))
-    yield from _one("scan", scan_words(before), scan_words(after))
+    yield from _one("scan", scan_text(before), scan_text(after))
     for key in ("revision", "sqshpipe"):
         yield from _one(key, before.provenance.get(key), after.provenance.get(key))
 
 
 def _inputs(before: Record, after: Record) -> Iterator[Change]:
     old, new = mapping(before.provenance.get("inputs")), mapping(after.provenance.get("inputs"))
-    for key in ("dockerfile", "target", "period"):
+    recorded = all(map(_dockerfile_text, (before, after)))
+    for key in ("target", "period") if recorded else ("dockerfile", "target", "period"):
         yield from _one(key, *(short(side.get(key) or _NONE) for side in (old, new)))
     for key, word in (("args", "build argument"), ("context", "file")):
         yield from _keyed(word, mapping(old.get(key)), mapping(new.get(key)))
+
+
+def _dockerfile(before: Record, after: Record) -> Iterator[str]:
+    """A unified diff, each line escaped and cut; nothing where a record does not have the text."""
+    old, new = (_dockerfile_text(record).splitlines()[:_DOCKERFILE_LINES] for record in (before, after))
+    if not old or not new:
+        return
+    lines = list(difflib.unified_diff(old, new, n=2, lineterm=""))[2:]
+    yield from (shown(line, longest=_DIFF_COLUMNS) for line in lines[:_DIFF_LINES])
+    if len(lines) > _DIFF_LINES:
+        yield f"… {len(lines) - _DIFF_LINES} more lines"
+
+
+def _dockerfile_text(record: Record) -> str:
+    text = mapping(record.provenance.get("inputs")).get("dockerfile_text")
+    return text if isinstance(text, str) else ""
 
 
 def _keyed(word: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
@@ -188,11 +265,11 @@ def _converter(record: Record) -> str:
     return shown(f"{made.get('name', _NONE)}" + (f" ({options})" if options else ""))
 
 
-def scan_words(record: Record) -> str:
-    """What the record says of the scan: its status, and findings by severity."""
+def scan_text(record: Record) -> str:
+    """What the record says about the scan: its status, and findings by severity."""
     counts = mapping(record.scan.get("findings"))
-    told = ", ".join(f"{number} {severity}" for severity, number in counts.items())
-    return shown(str(record.scan.get("status", "unknown")) + (f": {told}" if told else ""))
+    findings = ", ".join(f"{number} {severity}" for severity, number in counts.items())
+    return shown(str(record.scan.get("status", "unknown")) + (f": {findings}" if findings else ""))
 
 
 def _packages(old: Mapping[Package, str], new: Mapping[Package, str]) -> Iterator[Change]:

@@ -30,7 +30,7 @@ def when(moment: datetime) -> str:
 
 
 def clock(value: object) -> str:
-    """A time in ISO 8601 as `when` shows it; anything else as it stands."""
+    """A time in ISO 8601 as `when` shows it; anything else unchanged."""
     match = _ISO.match(str(value))
     return f"{match[1]} {match[2]}" if match else shown(value)
 

@@ -39,7 +39,7 @@ def ask(ecr: Ecr, repository: str, digest: Digest) -> ScanResult | Pending | End
     """What ECR says of the digest now. RegistryError when it refuses or the image is not there."""
     image = {"imageDigest": str(digest)}
     pages: list[Mapping[str, Any]] = []
-    more: dict[str, str] = {}
+    more: dict[str, Any] = {}
     try:
         while len(pages) < _MAX_PAGES:
             page = ecr.call(
@@ -60,12 +60,12 @@ def ask(ecr: Ecr, repository: str, digest: Digest) -> ScanResult | Pending | End
         if error.code == "ScanNotFoundException":
             return read([])
         if error.code in _THROTTLED:
-            return Pending(state="THROTTLED", why="AWS throttles our questions")
+            return Pending(state="THROTTLED", why="AWS throttles our requests")
         raise
 
 
 def begin(ecr: Ecr, repository: str, digest: Digest, *, oldest: datetime) -> None:
-    """Ask for a scan where there is none, or a basic one from before ``oldest``; nothing is waited for."""
+    """Start a scan when there is no scan, or a basic one older than ``oldest``; do not wait."""
     outcome = ask(ecr, repository, digest)
     missing = isinstance(outcome, Pending) and outcome.state == ""
     if missing or (isinstance(outcome, ScanResult) and _stale(outcome, oldest)):

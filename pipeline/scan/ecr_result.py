@@ -1,8 +1,7 @@
 """What ECR says about a scan, read as one of three: a complete result, wait, or nothing will come.
 
-Source: the ECR API reference, DescribeImageScanFindings and ImageScanStatus. The kind of scanning is told
-by the keys
-that are there, since enhanced scanning also says COMPLETE, and says ACTIVE before there is anything.
+Source: the ECR API reference, DescribeImageScanFindings and ImageScanStatus. The keys of a result show the
+kind of scan, since enhanced scanning also says COMPLETE, and says ACTIVE before there is anything.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ _ENDED = {
     "FAILED": ("ECR could not scan it", "start it again (aws ecr start-image-scan), or " + _TRIVY),
     "UNSUPPORTED_IMAGE": ("ECR does not know its operating system or media type", _TRIVY),
     "SCAN_ELIGIBILITY_EXPIRED": (
-        "ECR has stopped to look at it, since nobody pulled it for long",
-        "a longer re-scan duration in Amazon Inspector, or " + _TRIVY,
+        "Amazon Inspector has stopped to look at it: its push is long ago, and a .sqsh is no use of it",
+        "set Inspector's rescanDuration to LIFETIME (aws inspector2 update-configuration), or " + _TRIVY,
     ),
     "FINDINGS_UNAVAILABLE": ("ECR has no findings for it", "check that Amazon Inspector is on, or " + _TRIVY),
     "LIMIT_EXCEEDED": ("the account has no scans left today", "try again tomorrow, or " + _TRIVY),
@@ -62,8 +61,8 @@ def read(pages: Sequence[Mapping[str, Any]]) -> ScanResult | Pending | Ended:
     """Read all pages of DescribeImageScanFindings for one digest; none stands for ScanNotFoundException.
 
     Only a result that says when it was completed, counts its findings, and lists as many as it counts, is
-    one. A state
-    that is not known is waited for and never passes. Raises FormatError for what cannot be read at all.
+    one. A state that is not known is waited for and never passes. Raises FormatError for what cannot be read
+    at all.
     """
     if not pages:
         return Pending(state="", why=_WAITING[""])

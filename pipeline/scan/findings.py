@@ -11,7 +11,7 @@ from pipeline.oci.digest import Digest
 
 
 class Severity(IntEnum):
-    """From what nobody has judged yet to what has to be mended today."""
+    """Severities in ascending order; UNKNOWN has not been assessed by anybody yet."""
 
     UNKNOWN = 0
     INFORMATIONAL = 1
@@ -33,7 +33,7 @@ _OTHER_NAMES = {
 
 
 def parse_severity(text: str) -> Severity:
-    """A scanner's word for a severity; one that is not known is UNKNOWN, never less."""
+    """The severity that a scanner's `text` means; UNKNOWN for any other text."""
     word = text.strip().upper()
     return Severity.__members__.get(_OTHER_NAMES.get(word, word), Severity.UNKNOWN)
 
@@ -43,7 +43,7 @@ class Finding:
     """One vulnerability in one package.
 
     ``fix`` says whether an update fixes it, ``fixed_in`` which one. ``layer`` is the blob digest or the
-    diff_id of the layer that the package lies in, ``purl`` the package's URL, where the scanner says so.
+    diff_id of the layer with the package, ``purl`` the package's URL, where the scanner reports them.
     """
 
     id: str
@@ -78,7 +78,7 @@ class Base:
     findings: frozenset[tuple[str, str]] | None = None
 
     def brought(self, finding: Finding) -> bool | None:
-        """Whether the finding comes with the base; None when that cannot be told."""
+        """Whether the finding comes with the base; None when that is unknown."""
         if finding.layer is not None and self.layers is not None:
             return finding.layer in self.layers
         if self.findings is not None:

@@ -180,7 +180,7 @@ class Judge:
         return found
 
     def begin(self, subject: Subject, policy: ScanPolicy) -> None:
-        """Ask ECR for a scan where there is none or an old one, without waiting; other scanners need none."""
+        """Start ECR's scan when there is no recent one, without waiting. Other scanners need no start."""
         if chosen(policy, subject.image) == "ecr":
             oldest = self.now - policy.max_age
             ecr = self.ecr_for(subject.image)

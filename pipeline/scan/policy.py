@@ -1,6 +1,6 @@
 """From findings to a verdict. Pure: the day comes in as a value.
 
-A finding blocks unless the policy gives one reason why it does not; the first that holds is told.
+A finding blocks unless the policy gives one reason why it does not; the first that applies is reported.
 """
 
 from __future__ import annotations
@@ -135,28 +135,28 @@ def _severe(severity: Severity, policy: ScanPolicy) -> bool:
 
 
 def _warnings(judged: Sequence[Judged], today: date) -> list[str]:
-    told: list[str] = []
+    warnings: list[str] = []
     for one in judged:
         if one.waiver is None or one.decision not in ("waived", "blocks"):
             continue
         about = f"the {one.waiver.source} of {one.waiver.id} in {one.waiver.package}"
         left = (one.waiver.until - today).days
         if left < 0:
-            told.append(f"{about} ended on {one.waiver.until}")
+            warnings.append(f"{about} ended on {one.waiver.until}")
         elif one.waiver.until - today <= _WARN_BEFORE:
-            told.append(f"{about} ends on {one.waiver.until}, in {left} days")
+            warnings.append(f"{about} ends on {one.waiver.until}, in {left} days")
     unknown = sum(one.finding.severity is Severity.UNKNOWN for one in judged)
     if unknown:
-        told.append(f"{unknown} findings have no severity yet")
+        warnings.append(f"{unknown} findings have no severity yet")
     unknown = sum(one.maybe_base for one in judged)
     if unknown:
-        told.append(f"{unknown} blocking findings may come from the base or not: they count as new")
-    return list(dict.fromkeys(told))
+        warnings.append(f"{unknown} blocking findings may come from the base or not: they count as new")
+    return list(dict.fromkeys(warnings))
 
 
 def _finding_json(one: Judged) -> dict[str, Any]:
     finding = one.finding
-    told: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "id": finding.id,
         "severity": str(finding.severity),
         "package": finding.package,
@@ -168,5 +168,5 @@ def _finding_json(one: Judged) -> dict[str, Any]:
         "decision": one.decision,
     }
     if one.waiver is not None:
-        told["waiver"] = {"reason": one.waiver.reason, "until": one.waiver.until.isoformat()}
-    return told
+        entry["waiver"] = {"reason": one.waiver.reason, "until": one.waiver.until.isoformat()}
+    return entry

@@ -25,7 +25,7 @@ from pipeline.scan.policy import Verdict
 from pipeline.scan.trivy import Trivy
 from pipeline.store import attachments
 from pipeline.store.layout import SBOM
-from pipeline.store.record import Release
+from pipeline.store.record import IMAGE, Release
 from pipeline.store.store import Store
 
 log = structlog.get_logger()
@@ -75,7 +75,7 @@ def rescan(
         for image in images or tuple(store.images())
         for spec in (config.images.get(image) if config is not None else None,)
         for release in store.releases(image)
-        if release.state == "published"
+        if release.state == "published" and release.kind == IMAGE
     ]
     subjects = [_subject(release, config) for release, _ in offered]
     longest = max((policy.timeout for _, policy in offered), default=timedelta())

@@ -1,8 +1,7 @@
 """A verdict as SARIF 2.1.0, for GitHub code scanning.
 
-Every finding that is not below the policy's severity is a result; those that do not block are suppressed
-with their
-reason, so that the security tab shows what was decided and not only what was found.
+Every finding that is not below the policy's severity is a result; those that do not block are suppressed with
+their reason, so that the security tab shows what was decided and not only what was found.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _SCORE = {
 }
 _WHY = {
     "base": "brought by the base image",
-    "unfixable": "no update mends it yet",
+    "unfixable": "no update fixes it yet",
     "ignored": "its package is in scan.ignore_packages",
 }
 

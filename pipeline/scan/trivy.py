@@ -1,8 +1,7 @@
 """trivy, where it is installed: scans of images that ECR does not scan, and SBOMs.
 
 Its own TRIVY_* variables (cache, database, proxies) are left as the user set them. The password travels in
-the
-environment of the process, since an argument list is for everybody to read.
+the environment of the process, since an argument list is for everybody to read.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Trivy:
 
     @classmethod
     def find(cls) -> Trivy:
-        """The trivy in PATH. ToolError when there is none."""
+        """The trivy in PATH. Raises ToolError when trivy is missing."""
         program = process.which("trivy", hint=_HINT)
         said = process.run([program, "--version"], timeout=60).stdout
         match = re.search(r"Version:\s*(\S+)", said)
@@ -89,7 +88,7 @@ class Trivy:
 
 
 def _access(reference: Reference, credentials: Credentials | None) -> dict[str, str]:
-    # trivy speaks plain HTTP only where it is told that the registry is insecure
+    # trivy uses plain HTTP only for a registry that is marked as insecure
     environment = {"TRIVY_INSECURE": "true"} if plain_http_allowed(reference.registry) else {}
     if credentials is not None and not credentials.identity_token:
         environment |= {"TRIVY_USERNAME": credentials.username, "TRIVY_PASSWORD": credentials.password}

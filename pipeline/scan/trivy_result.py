@@ -15,9 +15,8 @@ from pipeline.scan.findings import Finding, ScanResult, parse_severity
 def read(report: str, *, scanner: str, completed_at: datetime) -> ScanResult:
     """Read what ``trivy --format json`` wrote.
 
-    Raises FormatError when it is not such a report, ScanRejected when trivy recognised nothing in the
-    image: it
-    reports no findings then, which is not the same as clean.
+    Raises FormatError when it is not such a report, ScanRejected when trivy recognised nothing in the image:
+    it reports no findings then, which is not the same as clean.
     """
     try:
         value = json.loads(report)

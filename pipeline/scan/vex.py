@@ -87,7 +87,7 @@ class Purl:
 
     @classmethod
     def parse(cls, text: str) -> Purl | None:
-        """A `pkg:` URL; None when it is none."""
+        """A `pkg:` URL; None for any other text."""
         body = text.removeprefix("pkg:").lstrip("/").partition("#")[0]
         path, _, query = body.partition("?")
         kind, _, rest = path.partition("/")

@@ -1,6 +1,6 @@
-"""The edge to Slurm: its own commands, asked in forms that programs can read.
+"""The interface to Slurm: its own commands, with output that programs can read.
 
-Who uses a .sqsh is told by the comment of its job (``sqshpipe:<sha256>``): squeue shows neither a job's
+The comment of a job says which .sqsh it uses (``sqshpipe:<sha256>``): squeue shows neither a job's
 command line nor its environment. When Slurm does not answer, every function here raises ToolError, and a
 caller that wants to delete something keeps it.
 """
@@ -57,9 +57,9 @@ def installed() -> bool:
     return True
 
 
-def comment_for(sha256: str) -> str:
-    """The comment that makes a job count as a user of the .sqsh with this digest (hex)."""
-    return f"sqshpipe:{sha256}"
+def comment_for(*digests: str) -> str:
+    """The comment that makes a job count as a user of the .sqsh files with these digests (hex)."""
+    return ",".join(f"sqshpipe:{digest}" for digest in digests)
 
 
 def jobs() -> tuple[Job, ...]:
@@ -115,7 +115,9 @@ def job_exists(job: str) -> bool:
 
 
 def config() -> Mapping[str, str]:
-    """What ``scontrol show config`` tells, as key and value. Raises ToolError when Slurm does not answer."""
+    """The settings that ``scontrol show config`` prints, as key and value. Raises ToolError when Slurm does
+    not answer.
+    """
     found: dict[str, str] = {}
     for line in _ask(["scontrol", "show", "config"]).splitlines():
         key, equals, value = line.partition("=")
@@ -130,17 +132,21 @@ def cluster_name() -> str:
 
 
 def hostnames(expression: str) -> tuple[str, ...]:
-    """The hosts of a host list (``gpu[1-4],cpu7``), in its order. Raises ToolError on a list that is none."""
+    """The hosts of a host list (``gpu[1-4],cpu7``), in its order. Raises ToolError when it is not a host
+    list.
+    """
     return tuple(_ask(["scontrol", "show", "hostnames", expression]).split())
 
 
 def partition_nodes(partition: str) -> tuple[str, ...]:
     """The hosts of a partition that can take work now, sorted. Raises ToolError for an unknown partition."""
-    told = _ask(
+    answer = _ask(
         ["sinfo", "--noheader", "--Node", "--responding", f"--partition={partition}", "--format=%N %T"]
     )
     up = {
-        line.split()[0] for line in told.splitlines() if not re.search(r"down|drain|fail|maint", line.lower())
+        line.split()[0]
+        for line in answer.splitlines()
+        if not re.search(r"down|drain|fail|maint", line.lower())
     }
     if not up:
         raise ToolError(
@@ -150,9 +156,9 @@ def partition_nodes(partition: str) -> tuple[str, ...]:
 
 
 def submit(script: Path, options: Sequence[str] = ()) -> str:
-    """Hand a job script to sbatch and give the job's number. Raises ToolError with sbatch's own words."""
-    told = _ask(["sbatch", "--parsable", *options, str(script)])
-    return told.strip().splitlines()[-1].partition(";")[0]
+    """Hand a job script to sbatch and give the job's number. Raises ToolError with sbatch's own message."""
+    answer = _ask(["sbatch", "--parsable", *options, str(script)])
+    return answer.strip().splitlines()[-1].partition(";")[0]
 
 
 def check_script(script: Path, options: Sequence[str] = ()) -> None:
@@ -188,7 +194,7 @@ def _clean() -> dict[str, str]:
 
 
 def _privileged(settings: Mapping[str, str]) -> set[int]:
-    """Root and SlurmUser, told as ``slurm(64030)``."""
+    """The uids of root and of SlurmUser, which Slurm writes as ``slurm(64030)``."""
     named = re.search(r"\((\d+)\)", settings.get("SlurmUser", ""))
     return {0, int(named.group(1))} if named else {0}
 

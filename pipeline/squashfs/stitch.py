@@ -74,7 +74,7 @@ def stitch(
     PackDamaged when a pack is not what was written, FormatError for what squashfs cannot hold, OSError when
     the file cannot be written.
     """
-    job = _Stitch(nodes, packs, target, options)
+    job = ImageWriter(nodes, packs, target, options)
     with (
         _Copier(packs, job.layout, target, on_bytes) as copier,
         Compressors(options.codec, workers=1) as compressors,
@@ -110,7 +110,7 @@ class _Extra:
     crc32: int = 0
 
 
-class _Stitch:
+class ImageWriter:
     """The decisions and the tables of one image."""
 
     def __init__(
@@ -125,11 +125,26 @@ class _Stitch:
         self._options = options
         self._compress = options.codec.make_compress()
         self._literals: dict[bytes, bytes] = {}
-        self._head_size = -(-(SIZE + len(_options_block(options.codec))) // ALIGNMENT) * ALIGNMENT
-        self.layout = lay_out(packs, self._contents(), start=self._head_size, block_size=options.block_size)
+        self.head_size = -(-(SIZE + len(options_block(options.codec))) // ALIGNMENT) * ALIGNMENT
+        self.layout = lay_out(packs, self._contents(), start=self.head_size, block_size=options.block_size)
+        self._indexes = [pack.index for pack in packs]
         self._extra = PackIndex(header={})
         self._extra_numbers: dict[bytes, int] = {}
         self.inode_count = 0
+
+    def take(self, nodes: Mapping[bytes, NodeLike], files: PackIndex) -> None:
+        """Make `nodes` the tree: of one layer, whose packed content lies in the target from the head on."""
+        start, layout = self.head_size, self.layout
+        places = files.places[:]
+        for number, size in enumerate(files.sizes):
+            if size >= self._options.block_size:
+                places[number] += start
+        layout.places, layout.offsets = [places], [files.details]
+        layout.fragments = [
+            (start + at, word)
+            for at, word in zip(files.fragment_positions, files.fragment_words, strict=True)
+        ]
+        self._nodes, self._indexes = nodes, [files]
 
     def _contents(self) -> Iterator[int]:
         sizes, file = [pack.index.sizes for pack in self._packs], Kind.FILE
@@ -178,7 +193,7 @@ class _Stitch:
 
     def _locator(self) -> Locate:
         block_size, places, offsets = self._options.block_size, self.layout.places, self.layout.offsets
-        indexes = [pack.index for pack in self._packs]
+        indexes = self._indexes
 
         def locate(path: bytes, node: NodeLike) -> Place:
             size, layer, number = node.entry.size, node.layer, node.index
@@ -221,7 +236,7 @@ class _Stitch:
         parts.append(xattrs)
         end += len(xattrs)
         fragment_table, export_table, id_table = indexes
-        options_block = _options_block(options.codec)
+        codec_options = options_block(options.codec)
         superblock = Superblock(
             inode_count=tree.inode_count,
             mkfs_time=options.mkfs_time,
@@ -230,7 +245,7 @@ class _Stitch:
             compressor=options.codec.compressor,
             flags=Flags.DUPLICATES
             | Flags.EXPORTABLE
-            | (Flags.COMPRESSOR_OPTIONS if options_block else Flags(0)),
+            | (Flags.COMPRESSOR_OPTIONS if codec_options else Flags(0)),
             id_count=len(tree.ids),
             root_inode=root,
             bytes_used=end,
@@ -242,7 +257,7 @@ class _Stitch:
             export_table=export_table,
         )
         parts.append(bytes(-end % PAD))
-        head = (superblock.to_bytes() + options_block).ljust(self._head_size, b"\0")
+        head = (superblock.to_bytes() + codec_options).ljust(self.head_size, b"\0")
         return head, b"".join(parts)
 
 
@@ -315,7 +330,7 @@ class _Copier:
         self._thread.join()
 
 
-def _options_block(codec: Codec) -> bytes:
+def options_block(codec: Codec) -> bytes:
     """The compressor options as an uncompressed metadata block; empty where the format leaves them out."""
     options = codec.options()
     return struct.pack("<H", len(options) | 0x8000) + options if options else b""

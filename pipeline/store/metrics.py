@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
 
 from pipeline.errors import PublishError
 from pipeline.store import leases, scrub
@@ -26,6 +27,8 @@ def prometheus(store: Store) -> str:
         except PublishError:  # noqa: PERF203 - the other images count all the same
             unreadable += 1
     states = Counter((line.image, line.state) for line in lines)
+    now = time.time()
+    held = leases.read_all(store.layout)
     named = {(line.image, channel): line for line in lines for channel in line.channels}
     cost = usage(store.layout)
     text = [
@@ -44,11 +47,24 @@ def prometheus(store: Store) -> str:
             "channel_created_timestamp_seconds",
             "When the release was made that a channel names.",
             {
-                f'image="{image}",channel="{channel}"': _seconds(line.created)
+                f'image="{image}",channel="{channel}"': moment(line.created).timestamp()
                 for (image, channel), line in named.items()
             },
         ),
-        *_gauge("leases", "Leases that exist.", {"": len(leases.read_all(store.layout))}),
+        *_gauge(
+            "channel_scanned_timestamp_seconds",
+            "When the image was scanned of which the release was made that a channel names.",
+            _scanned(store, named),
+        ),
+        *_gauge(
+            "damaged_releases",
+            "Releases whose bytes a scrub found damaged.",
+            {"": sum(count for (_, state), count in states.items() if state == "damaged")},
+        ),
+        *_gauge("leases", "Leases that exist.", {"": len(held)}),
+        *_gauge(
+            "leases_expired", "Leases that no longer count.", {"": sum(one.expires < now for one in held)}
+        ),
         *_gauge("unreadable_images", "Images with records or events that cannot be read.", {"": unreadable}),
     ]
     finished = scrub.last_finding(store.layout)
@@ -57,16 +73,21 @@ def prometheus(store: Store) -> str:
     return "\n".join(text) + "\n"
 
 
+def _scanned(store: Store, named: Mapping[tuple[str, str], Listed]) -> Mapping[str, float]:
+    """When each channel's release was scanned, in seconds; those that never were, or data, are left out."""
+    found = {}
+    for (image, channel), line in named.items():
+        with contextlib.suppress(PublishError):
+            release = store.release(image, line.version, line.platform)
+            when = "" if release is None else str(release.scan.get("completed_at", ""))
+            if seconds := moment(when).timestamp():
+                found[f'image="{image}",channel="{channel}"'] = seconds
+    return found
+
+
 def _gauge(name: str, what: str, values: Mapping[str, float]) -> Iterable[str]:
     full = f"sqshpipe_store_{name}"
     yield f"# HELP {full} {what}"
     yield f"# TYPE {full} gauge"
     for labels, value in sorted(values.items()):
         yield f"{full}{{{labels}}} {value:.15g}" if labels else f"{full} {value:.15g}"
-
-
-def _seconds(created: str) -> float:
-    try:
-        return moment(created).timestamp()
-    except ValueError:
-        return datetime.fromtimestamp(0, timezone.utc).timestamp()

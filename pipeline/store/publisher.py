@@ -12,8 +12,8 @@ from pipeline.progress import SILENT, Meter
 from pipeline.store import caches, channels, folders, preflight, publishing
 from pipeline.store.events import Change
 from pipeline.store.layout import Layout
-from pipeline.store.reading import add_versions, exists, fold_events, read_record, refuse_newer
-from pipeline.store.record import Record
+from pipeline.store.reading import add_versions, exists, fold_events, load, read_record, refuse_newer
+from pipeline.store.record import DATA, Record
 from pipeline.store.state import ImageState, Standing
 from pipeline.system import atomic
 from pipeline.system.temporary import is_temporary, temporary_name
@@ -36,6 +36,7 @@ def publish(
         named = record.version in state.releases
         add_versions(layout, state, [record.version])
         _refuse_channel_name(layout, record)
+        _refuse_other_kind(layout, record)
         there = read_record(layout, record.image, record.version, record.platform)
         if there is not None:
             publishing.refuse_other_content(record, there)
@@ -67,6 +68,17 @@ def _refuse_channel_name(layout: Layout, record: Record) -> None:
         raise PublishError(
             f"{record.version!r} is a channel of {record.image} and cannot be a version",
             hint="choose another version",
+        )
+
+
+def _refuse_other_kind(layout: Layout, record: Record) -> None:
+    """One name, one kind: what a channel names is then always an image, or always data."""
+    others = load(layout, record.image).state.kinds() - {record.kind}
+    if others:
+        raise PublishError(
+            f"{record.image} is the name of {'data' if DATA in others else 'an image'}, and "
+            f"{record.image}:{record.version} is {'data' if record.kind == DATA else 'an image'}",
+            hint="choose another name",
         )
 
 

@@ -16,12 +16,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.config.names import is_of, may_be_of
+from pipeline.config.names import DEFAULT_PLATFORM, is_of, may_be_of
 from pipeline.store import index, sealed
 from pipeline.store.events import checksum_of, read_events
 from pipeline.store.index import Head, head_of
 from pipeline.store.layout import INDEX, LINK_SUFFIX, RECORD_SUFFIX, Layout
-from pipeline.store.record import Record, parse_own
+from pipeline.store.record import DATA, Record, parse_own
 from pipeline.store.state import ImageState
 from pipeline.text import escaped
 
@@ -48,6 +48,12 @@ class Loaded:
 def read_record(layout: Layout, image: str, version: str, platform: str) -> Record | None:
     """The record of that release; None when there is none. Raises UnreadableError when it is damaged."""
     return _read_record(layout.record(image, version, platform))
+
+
+def read_data(layout: Layout, image: str, version: str) -> Record | None:
+    """The record of that release when it is data, which every platform takes; None otherwise."""
+    record = read_record(layout, image, version, DEFAULT_PLATFORM)
+    return record if record is not None and record.kind == DATA else None
 
 
 def _read_record(path: str | Path) -> Record | None:

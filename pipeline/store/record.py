@@ -19,6 +19,8 @@ from pipeline.store import sealed
 
 SCHEMA = 1
 _HEX = re.compile(r"[0-9a-f]{64}")
+IMAGE, DATA = "image", "data"
+"""Kinds of releases: what is started as a container, and what is mounted for its files alone."""
 EXTERNAL: Mapping[str, Any] = {"status": "external", "scanner": "none"}
 """The scan entry of a .sqsh that was made elsewhere."""
 
@@ -30,8 +32,10 @@ class Record:
     image: str
     version: str
     platform: str
+    """Of data it says nothing: every node takes it."""
     sha256: str
     size: int
+    kind: str = IMAGE
     source: Mapping[str, str] | None = None
     base: Mapping[str, str] | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -52,8 +56,8 @@ class Record:
 
     @property
     def external(self) -> bool:
-        """Whether the file was made elsewhere, so that nothing is known about what is in it."""
-        return self.scan.get("status") == "external"
+        """Whether what would be run was made elsewhere, so that nothing is known about what is in it."""
+        return self.scan.get("status") == "external" and self.kind != DATA
 
     def as_json(self) -> dict[str, Any]:
         """The record as it is written, keys in the order in which people read them."""
@@ -65,6 +69,7 @@ class Record:
             "file": self.file,
             "sha256": self.sha256,
             "size": self.size,
+            **({"kind": self.kind} if self.kind != IMAGE else {}),
             "source": None if self.source is None else dict(self.source),
             "base": None if self.base is None else dict(self.base),
             "keys": dict(self.keys),
@@ -155,6 +160,7 @@ def _record(data: dict[str, Any], path: str | Path) -> Record:
             platform=_text(data, "platform", DEFAULT_PLATFORM),
             sha256=_text(data, "sha256"),
             size=_count(data, "size"),
+            kind=_text(data, "kind", IMAGE),
             source=_object(data, "source"),
             base=_object(data, "base"),
             keys=_object(data, "keys") or {},
@@ -172,6 +178,8 @@ def _record(data: dict[str, Any], path: str | Path) -> Record:
             raise ValueError(f"file {data['file']!r}")
         if not is_version(record.version) or not is_platform(record.platform):
             raise ValueError(f"version {record.version!r} for {record.platform!r}")
+        if record.kind not in (IMAGE, DATA):
+            raise ValueError(f"kind {record.kind!r}")
         if not isinstance((record.source or {}).get("digest", ""), str):
             raise ValueError("the digest of its source is not text")
         named = (*record.packs, *record.attachments.values())

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pipeline.config.names import is_channel, is_platform, is_version, stem
 from pipeline.store.events import Event
-from pipeline.store.record import Record, is_sha256
+from pipeline.store.record import IMAGE, Record, is_sha256
 
 HISTORY = 50
 """How many versions back a channel can be rolled."""
@@ -26,6 +26,7 @@ class Bytes:
     size: int
     source: str = ""
     external: bool = False
+    kind: str = IMAGE
 
     @property
     def file(self) -> str:
@@ -38,6 +39,8 @@ class Bytes:
             data["source"] = self.source
         if self.external:
             data["external"] = True
+        if self.kind != IMAGE:
+            data["kind"] = self.kind
         return data
 
 
@@ -118,10 +121,15 @@ class ImageState:
             size=record.size,
             source=(record.source or {}).get("digest", ""),
             external=record.external,
+            kind=record.kind,
         )
 
     def newest_first(self) -> list[tuple[str, Standing]]:
         return sorted(self.releases.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
+
+    def kinds(self) -> set[str]:
+        """The kinds of all releases whose bytes are known."""
+        return {held.kind for one in self.releases.values() for held in one.platforms.values()}
 
     def stems(self) -> Iterator[tuple[str, str, str, Bytes]]:
         """(stem of the record's file name, version, platform, bytes) of every record."""
@@ -230,7 +238,11 @@ def _bytes(held: Mapping[str, Any]) -> Bytes:
     if not is_sha256(sha256) or not isinstance(size, int):
         raise ValueError(sha256)
     return Bytes(
-        sha256=sha256, size=size, source=_text(held, "source"), external=held.get("external") is True
+        sha256=sha256,
+        size=size,
+        source=_text(held, "source"),
+        external=held.get("external") is True,
+        kind=_text(held, "kind") or IMAGE,
     )
 
 

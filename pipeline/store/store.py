@@ -29,7 +29,7 @@ from pipeline.progress import SILENT, Meter
 from pipeline.store import creation, trust
 from pipeline.store.index import Head
 from pipeline.store.layout import SIGNATURE, Layout
-from pipeline.store.reading import current_head, exists, load, read_record
+from pipeline.store.reading import current_head, exists, load, read_data, read_record
 from pipeline.store.record import Record, Release, release_of
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import ImageState
@@ -144,7 +144,7 @@ class Store:
     def _resolve(self, image: str, wanted: str, platform: str) -> Release:
         head = self._head(image)
         version = head.channels.get(wanted, wanted)
-        record = self._record(image, version, platform)
+        record = self._record(image, version, platform) or read_data(self.layout, image, version)
         if record is None:
             raise self._unknown(image, wanted, platform)
         release = self._release(record, head)

@@ -130,11 +130,13 @@ def is_signed(layout: Layout, record: Record, required: Required | None) -> bool
     return True
 
 
-def demand_of(layout: Layout, image: str, version: str, platform: str, required: Required | None) -> None:
-    """As `demand`, for a version by its name; one that has no record is left to others."""
+def demand_of(layout: Layout, image: str, version: str, platform: str, required: Required | None) -> Record:
+    """As `demand`, for a version by its name; gives the record that was signed."""
     record = read_record(layout, image, version, platform)
-    if record is not None:
-        demand(layout, record, required)
+    if record is None:
+        raise VerificationError(f"{image}:{version} has no record, so nothing of it is signed")
+    demand(layout, record, required)
+    return record
 
 
 def signed_version(layout: Layout, image: str, wanted: str, required: Required | None) -> str:

@@ -1,4 +1,4 @@
-"""A disk that does not take what is written to it, told in one sentence."""
+"""Errors of a disk that does not take what is written to it, as one sentence."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Give a finished file its name without ever replacing another: link(2), and what stands in where that is
+"""Give a finished file its name without ever replacing another: link(2), or another way where link is
 refused.
 
 - link(2) is atomic everywhere. Over NFS it may answer EEXIST after having succeeded (a lost reply, sent
-  again): the inode tells.
+  again): comparing inodes shows which.
 - Where links are refused, publishers take turns by a claim, which is broken when its maker is dead, and
   inside it use renameat2(2) with RENAME_NOREPLACE. The claim alone would do between publishers; the flag
   alone would not, since some FUSE file systems ignore it.

@@ -12,7 +12,7 @@ from typing import Literal
 import structlog
 
 from pipeline.errors import ToolError
-from pipeline.system import process
+from pipeline.system import mount_api, process
 
 log = structlog.get_logger()
 
@@ -72,12 +72,10 @@ def unmount(folder: Path, kind: Kind) -> None:
 
 def _kernel_mount(file: Path, folder: Path) -> None:
     # nosuid and nodev as enroot mounts it: neither means anything inside a job
-    options = "ro,loop,nosuid,nodev"
-    process.run(
-        [process.which("mount", hint=HINT), "-t", "squashfs", "-o", options, file, folder],
-        hint=HINT,
-        timeout=60,
-    )
+    try:
+        mount_api.mount_squashfs(file, folder)
+    except OSError as error:
+        raise ToolError(f"the kernel does not mount {file}: {error.strerror}", hint=HINT) from error
 
 
 def _fuse_mount(file: Path, folder: Path) -> None:

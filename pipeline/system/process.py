@@ -1,9 +1,9 @@
-"""The one door to subprocesses.
+"""The one place that runs subprocesses.
 
 A list argv and never a shell, stdin from /dev/null unless bytes are given, a process group of its own that
-ends with us (SIGTERM, then SIGKILL) whatever goes wrong here, and a failure told with the command line that
-can be pasted and the last lines of output. Secrets travel in the environment or on stdin, never in argv: argv
-is printed.
+ends with us (SIGTERM, then SIGKILL) whatever goes wrong here. The error of a failure has the command line, in
+a form that can be pasted, and the last lines of output. Secrets travel in the environment or on stdin, never
+in argv: argv is printed.
 """
 
 from __future__ import annotations
@@ -72,12 +72,13 @@ def run(
     ``env`` replaces the environment, ``extra_env`` adds to it. ``on_line`` gets every non-empty line of
     stdout and stderr as it comes, in the caller's thread; carriage returns end a line too. ``timeout`` is in
     seconds. On any exception in here, KeyboardInterrupt and one raised by ``on_line`` included, the whole
-    process group of the program is ended before the exception goes on. ``umask`` is the program's, -1 ours.
-    ``stop`` is for threads, which no signal reaches: once set, the program is ended as well.
+    process group of the program is ended before the exception leaves this function. ``umask`` is the
+    program's, -1 ours. ``stop`` is for threads, which no signal reaches: once set, the program is ended as
+    well.
 
     Raises ToolError when the program is missing, when it runs past ``timeout`` or is stopped, when it prints
-    more than MOST_OUTPUT bytes that nobody takes line by line, and, with
-    ``check``, when it does not exit with 0; ``hint`` becomes the error's hint.
+    more than MOST_OUTPUT bytes that nobody takes line by line, and, with ``check``, when it does not exit
+    with 0; ``hint`` becomes the error's hint.
     """
     words = tuple(str(word) for word in argv)
     environment = {**(os.environ if env is None else env), **(extra_env or {})}
@@ -233,7 +234,7 @@ class _Conversation:
             return
         self._keep(pipe, piece)
         *lines, self._partial[pipe] = _LINE_END.split(self._partial[pipe] + piece)
-        if len(self._partial[pipe]) > _READ_SIZE:  # no line at all: data, told in pieces
+        if len(self._partial[pipe]) > _READ_SIZE:  # data without line ends: passed on in pieces
             lines.append(self._partial[pipe])
             self._partial[pipe] = b""
         for line in lines:

@@ -175,7 +175,8 @@ def remove_tree(folder: Path) -> None:
     """Remove a folder of ours, however deep it is and whatever modes it has; never follows a link.
 
     Folders inside are moved up before they are entered, so that neither a path nor a recursion grows with the
-    depth that an image has chosen. What cannot be removed is told, not raised: this runs on the way out.
+    depth that an image has chosen. What cannot be removed is logged, not raised, since this runs during
+    cleanup.
     """
     try:
         upper = folder / _UPPER

@@ -1,4 +1,5 @@
-"""Who writes a temporary file, told by its name, so that nobody clears away the work of a living process.
+"""Names of temporary files that say which process writes them, so that nobody removes the files of a running
+one.
 
     .tmp.<boot id>.<pid namespace>.<pid>.<start time>.<random>[.<rest>]
 

@@ -164,7 +164,7 @@ def open_folder_to_write(path: str | Path, *, make: int | None = None) -> int:
 def others_may_write(path: Path) -> bool:
     """Whether anybody may put names into this folder, or another folder in its place.
 
-    False when there is none. Raises OSError.
+    False when the folder does not exist. Raises OSError.
     """
     try:
         name, here, above = path.lstat(), path.stat(), path.parent.stat()

@@ -1,7 +1,7 @@
 """README and tutorial: every command block is run as it stands, but for addresses and folders.
 
-`make test` is only shown by make, since this is a part of it. $EDITOR is a program that writes what the
-README's comment says, and srun one that looks whether the container image is a published file.
+`make test` is only shown by make, since this is a part of it, and srun is a program that checks whether the
+container image is a published file.
 """
 
 from __future__ import annotations
@@ -23,13 +23,6 @@ from pipeline.oci.reference import Reference
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
-EDITOR = """#!/bin/sh
-case $1 in
-*Dockerfile) echo 'FROM {base}' ;;
-*) printf 'version: 1\\nstore: {{root: /nowhere}}\\nimages:\\n  my-training:\\n    base: {base}\\n'
-   printf '    dockerfile: dockerfiles/my-training/Dockerfile\\n    scan: {{scanner: none}}\\n' ;;
-esac > "$1"
-"""
 SRUN = """#!/bin/sh
 image=${1#--container-image=}
 [ "$(head -c 4 "$image")" = hsqs ] || { echo "srun: $1 is no image" >&2; exit 1; }
@@ -46,7 +39,7 @@ def _blocks(page: Path) -> str:
     )
 
 
-def _checkout(folder: Path, base: Reference) -> Path:
+def _checkout(folder: Path) -> Path:
     """A copy of what git knows and would know, whose .venv is this one, and programs that stand in."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -60,7 +53,6 @@ def _checkout(folder: Path, base: Reference) -> Path:
     texts = {
         "python": f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n',
         "sqshpipe": f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} -m pipeline "$@"\n',
-        "editor": EDITOR.format(base=base),
         "srun": SRUN,
         "make": MAKE,
     }
@@ -78,7 +70,7 @@ def _checkout(folder: Path, base: Reference) -> Path:
 def test_every_block_runs(
     name: str, engine: PrivateEngine, registry: PrivateRegistry, base: Reference, tmp_path: Path
 ) -> None:
-    checkout = _checkout(tmp_path / "checkout", base)
+    checkout = _checkout(tmp_path / "checkout")
     script = _blocks(ROOT / name)
     assert script.count("\n") > 5
     prefix = f"{registry.address}/{tmp_path.name.lower()}"
@@ -102,7 +94,6 @@ def test_every_block_runs(
             "DEMO_BASE": str(base),  # the shell that would set it ends at once
             "DOCKER_HOST": engine.host,
             "PATH": f"{checkout}/.venv/bin:{os.environ['PATH']}",
-            "EDITOR": "editor",
             "SQSHPIPE_CACHE": str(tmp_path / "cache"),
             "SQSHPIPE_SCRATCH": str(tmp_path / "scratch"),
         },
@@ -174,3 +165,20 @@ def test_the_commands_and_options_that_documents_name_are_there() -> None:
             assert set(re.findall(r"(?<!\S)--?[a-z][\w-]*", call)) <= known[name], where
             seen += 1
     assert seen > 100
+
+
+def test_a_document_says_who_needs_each_option() -> None:
+    """An option that no page needs is dropped, or gets its sentence in docs/explanation/options.md."""
+    pages = [page for page in PAGES if "reference" not in page.parts]
+    templates = [*(ROOT / ".github/workflows").glob("*.yml"), *(ROOT / "pipeline").rglob("*.j2")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (*pages, *templates))
+    part = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(--?[^`]+)` \|", part, re.MULTILINE)
+    assert len(rows) > 150
+    options = {row: [name for name in row.split(", ") if name.startswith("--")] for row in rows}
+    missing = [
+        row
+        for row, names in options.items()
+        if not any(re.search(rf"{re.escape(name)}(?![\w-])", text) for name in names)
+    ]
+    assert missing == []

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config.document import json_schema
+from pipeline.cluster import bootstrap, settings
+from pipeline.config.schema import json_schema
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "docs" / "schema" / "images.schema.json"
+CLUSTER_SCHEMA = SCHEMA.with_name("cluster.schema.json")
 TOOLS = Path(sys.executable).parent
 
 
@@ -61,6 +63,35 @@ def test_the_schema_of_images_yaml_is_the_generated_one_and_takes_ours() -> None
     _check("--schemafile", SCHEMA, ROOT / "images.yaml")
 
 
+@pytest.mark.parametrize("kind", ["parallelcluster", "pcs", "hyperpod"])
+def test_the_schema_of_cluster_yaml_is_the_generated_one_and_takes_the_starters(
+    kind: bootstrap.Kind, tmp_path: Path
+) -> None:
+    assert json.loads(CLUSTER_SCHEMA.read_text(encoding="utf-8")) == settings.json_schema()
+    file = tmp_path / "cluster.yaml"
+    file.write_text(bootstrap.starter(kind))
+    _check("--schemafile", CLUSTER_SCHEMA, file)
+    file.write_text(file.read_text().replace("store:", "stoer:"))
+    with pytest.raises(AssertionError, match="stoer"):
+        _check("--schemafile", CLUSTER_SCHEMA, file)
+
+
+def test_the_schemas_are_schemas() -> None:
+    _check("--check-metaschema", SCHEMA, CLUSTER_SCHEMA)
+
+
+def test_what_init_writes_fits_the_schema_that_its_first_line_names(tmp_path: Path) -> None:
+    for words in (["init", "demo"], ["cluster", "init", "-o", "cluster.yaml"]):
+        run = [sys.executable, "-m", "pipeline", *words]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=60)
+    for name, schema in (("images", SCHEMA), ("cluster", CLUSTER_SCHEMA)):
+        file = tmp_path / f"{name}.yaml"
+        first = file.read_text().splitlines()[0]
+        assert first.startswith(f"# yaml-language-server: $schema={name}.schema.json ")
+        _check("--schemafile", schema, file)
+
+
 def test_the_schema_finds_a_misspelt_key(tmp_path: Path) -> None:
     wrong = tmp_path / "images.yaml"
     wrong.write_text((ROOT / "images.yaml").read_text().replace("defaults:", "default:"))
@@ -84,6 +115,24 @@ def test_pre_commit_runs_programs_that_are_there() -> None:
         program = hook["entry"].split()[0]
         assert not program.startswith(".venv/bin/") or (TOOLS / Path(program).name).exists(), program
         assert "files" in hook or "types" in hook or "types_or" in hook
+
+
+def test_the_hook_for_other_repositories_runs_on_the_files_that_it_reads() -> None:
+    [hook] = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    program, *words = hook["entry"].split()
+    assert (TOOLS / program).exists()
+    assert words == ["plan", "--offline"]
+    chosen = re.compile(hook["files"])
+    for name in (
+        "images.yaml",
+        "images.lock",
+        "dockerfiles/demo/Dockerfile",
+        "a/Dockerfile.gpu",
+        "a/.dockerignore",
+    ):
+        assert chosen.search(name), name
+    for name in ("README.md", "my-images.yaml", "docs/images.yaml.md"):
+        assert not chosen.search(name), name
 
 
 @pytest.mark.needs("bash", "od")

@@ -39,7 +39,7 @@ def test_no_line_is_an_order_to_githubs_runner(
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     output.failure(ToolError(f"enroot failed with exit code 1\n{order}", hint=order, details=[order]))
     output.document(f"#!/bin/sh\n{order}\n")
-    output.tell(order)
+    output.note(order)
     output.data(order)
     output.data_json({"text": order})
     printed = capsys.readouterr()

@@ -152,7 +152,7 @@ def _cells() -> tuple[Cell, ...]:
 def _elsewhere() -> list[tuple[str, str, str, str]]:
     """Cells that are tests of one part: nodes, copies, signatures, AWS."""
     importer, mounts = f"{_U}/node/test_pyxis_importer.py", f"{_I}/cluster/test_shared_mount.py"
-    names = f"{_I}/cluster/test_hostile_names.py"
+    names, kernel = f"{_I}/cluster/test_hostile_names.py", f"{_I}/cluster/test_kernel_mounts.py"
     warming, attest = f"{_I}/cluster/test_warming.py", f"{_I}/stages/test_attest_and_rescan.py"
     sync, s3, aws = f"{_U}/store/test_sync.py", f"{_I}/test_s3.py", f"{_U}/aws/test_ecr_trouble.py"
     handed = "tests/regression/test_enroot_unpacked_before_the_check.py"
@@ -184,6 +184,11 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
         ("get", "file damaged or gone", CLEAR, f"{importer}::test_a_damaged_file_is_refused_and_leaves_no_lease"),
         ("get", "index damaged", ON, f"{importer}::test_a_broken_index_is_not_believed"),
         ("get", "lease cannot be left", ON, f"{importer}::test_a_lease_that_cannot_be_left_does_not_stop_the_job"),
+        ("kernel mount", "64 prologs at once", ON, f"{kernel}::test_64_prologs_at_once_make_one_mount"),
+        ("kernel mount", "a file changes below it", f"{CLEAR}; {OVER}", f"{kernel}::test_a_file_that_was_changed_below_its_mount_is_named_and_mounted_anew"),
+        ("kernel mount", "a job without epilog", OVER, f"{kernel}::test_what_a_job_holds_that_had_no_epilog_is_released"),
+        ("kernel mount", "none for the step, or not seen there", ON, f"{kernel}::test_the_shim_becomes_squashfuse"),
+        ("kernel mount", "store hangs", ON, f"{kernel}::test_a_store_that_hangs_keeps_neither_steps_nor_epilogs_nor_other_images"),
         ("mount", "SIGKILL of a caller", ON, f"{mounts}::test_a_killed_caller_does_not_hold_the_mount"),
         ("mount", "squashfuse killed", ON, f"{mounts}::test_a_squashfuse_that_was_killed_is_mounted_again"),
         ("mount", "SIGTERM", CLEAR, f"{mounts}::test_a_signal_reaches_the_command_and_the_mount_goes"),

@@ -56,6 +56,20 @@ def test_a_mirror_needs_neither_docker_nor_tools(tmp_path: Path) -> None:
     assert all(check.advice for check in checks.values() if check.status != "ok")
 
 
+@pytest.mark.parametrize(("version", "status"), [("0.1.105", "warn"), ("0.6.2", "ok")])
+def test_root_hears_what_ranks_under_pyxis_get(
+    tmp_path: Path, bare_machine: Path, monkeypatch: pytest.MonkeyPatch, version: str, status: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    put_tool(bare_machine, "squashfuse", f"squashfuse {version}")
+    found = look(tmp_path, MIRROR)["mount"]
+    assert (found.status, found.found) == ("ok", "kernel mount")
+    put_tool(bare_machine, "enroot", "3.5.0")
+    found = look(tmp_path, MIRROR)["mount"]
+    assert found.status == status
+    assert f"ranks under pyxis get squashfuse {version}, single-threaded: 8 ranks" in found.found
+
+
 def test_a_build_needs_docker(tmp_path: Path) -> None:
     checks = look(tmp_path, "version: 1\nimages: {demo: {base: 'debian:12', dockerfile: Dockerfile}}\n")
     assert checks["docker"].status == "fail"

@@ -130,7 +130,8 @@ def test_each_thing_that_is_missing_has_a_row_and_a_way_out(node: Node) -> None:
     rows = table(said)
     assert rows[0] == ("STATE", "WHAT", "WHAT TO DO")
     assert len(rows) == len([line for line in said.splitlines() if line.strip()]) - 1, "rows and one sentence"
-    assert {state for state, *_ in rows[1:]} == {"ok", "not yet"}
+    assert {state for state, *_ in rows[1:]} == {"ok", "note", "not yet"}
+    assert all(hint for state, _, hint in rows if state == "note"), "each note says what would be better"
     for case, ((take, give), what, hint) in CASES.items():
         assert node.run(take)[0] == 0, case
         code, said = node.run("bash /given/bootstrap.sh --check")

@@ -296,7 +296,8 @@ def test_a_benchmark_reads_no_trap(host: Host, tmp_path: Path) -> None:
 
     os.mkfifo(host.folder / "pipe")
     made = small_root.image(tmp_path, change, "work/zero.so c 666 0 0 1 5")
-    command = [sys.executable, "-m", "pipeline", "node", "bench", str(made), "--scratch", str(tmp_path)]
+    words = ["node", "bench", str(made), "--scratch", str(tmp_path), "--ranks", "1"]
+    command = [sys.executable, "-m", "pipeline", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     ways = [line.split("  ")[0] for line in done.stdout.splitlines() if "0." in line]

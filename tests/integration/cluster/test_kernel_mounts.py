@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import time
@@ -27,6 +29,7 @@ from pipeline.system import mount_api
 from tests.support.faults import people
 from tests.support.images import job_image, small_root
 from tests.support.images.job_image import USER, JobNode
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs("root", "mksquashfs", "squashfuse")
 ENROOT = os.environ.get("SQSHPIPE_TEST_ENROOT") or shutil.which("enroot") or ""
@@ -383,7 +386,7 @@ def shim_run(node: JobNode, image: Path, options: str) -> subprocess.CompletedPr
     """Call squashfuse as enroot does."""
     script = 'mkdir "$HOME/lower"; exec squashfuse -f -o "$2" "$1" "$HOME/lower"'
     inside = ["--user", "--mount", "--keep-caps", f"--map-user={USER.uid}", f"--map-group={USER.gid}"]
-    return node.as_user("timeout", "5", "unshare", *inside, "sh", "-c", script, "sh", image, options)
+    return node.as_user("timeout", "2", "unshare", *inside, "sh", "-c", script, "sh", image, options)
 
 
 def test_the_shim_decides_without_the_store_and_within_50_ms(node: JobNode, release: Release) -> None:
@@ -425,3 +428,72 @@ def test_a_users_run_shows_the_prologs_mount_as_the_users_own_files(
     assert people.as_user(USER.uid, start, group=USER.gid) == ""
     assert (out / "said").read_text().splitlines() == ["secret", "inside", f"{USER.uid}:{USER.gid}"]
     assert not list((own / "node").glob("*-*")), "no squashfuse of the user's own"
+
+
+def test_a_local_copy_is_mounted_and_stands_for_both_paths(node: JobNode, release: Release) -> None:
+    """The importer gives the copy's path; a job script may name the file in the store."""
+    local = node.folder / "local" / f"{release.sha256}.sqsh"
+    local.parent.mkdir()
+    shutil.copy(release.path, local)
+    local.chmod(0o444)
+    settings = Settings({"store": str(node.store.root), "local": str(local.parent)})
+    job_mount.acquire(settings, release.sha256, "7", USER)
+    assert shared_mount.mounted_file(node.node / release.sha256) == str(local)
+    node.take_squashfuse_away()
+    for image in (local, release.path):
+        done = shim_run(node, image, f"uid={USER.uid},gid={USER.gid}")
+        assert (done.returncode, done.stderr) == (124, ""), "it was still there after two seconds"
+    shared_mount.release_job("7")
+    local.chmod(0o666)
+    job_mount.acquire(settings, release.sha256, "8", USER)
+    assert shared_mount.mounted_file(node.node / release.sha256) == str(release.path)
+
+
+@contextlib.contextmanager
+def store_that_hangs(node: JobNode) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """The node's store behind a FUSE server, and how to stop it, so that nothing there is answered."""
+    file, place = node.folder / "store.sqsh", node.folder / "network"
+    argv = ["mksquashfs", str(node.store.root), str(file), "-quiet", "-no-progress", "-noappend", "-all-root"]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    place.mkdir()
+    server = subprocess.Popen(["squashfuse", "-f", "-o", "allow_other", str(file), str(place)])
+    try:
+        assert until(place.is_mount)
+        yield place, lambda: server.send_signal(signal.SIGSTOP)
+    finally:
+        server.send_signal(signal.SIGCONT)
+        subprocess.run(["umount", "-l", place], check=True, timeout=30)
+        server.wait(timeout=30)
+
+
+def test_a_store_that_hangs_keeps_neither_steps_nor_epilogs_nor_other_images(
+    node: JobNode, content: bytes, tmp_path: Path
+) -> None:
+    release = node.publish("v1.0", content)
+    other = node.publish("v1.1", content + b"\0" * 4096)
+    children = []
+
+    def start(action: Callable[[], object]) -> None:
+        if (pid := os.fork()) == 0:
+            try:
+                action()
+            finally:
+                os._exit(0)
+        children.append(pid)
+
+    with store_that_hangs(node) as (place, stop):
+        settings = Settings({"store": str(place), "state": str(node.folder / "state")})
+        job_mount.acquire(settings, release.sha256, "7", USER)
+        stop()
+        start(lambda: job_mount.acquire(settings, other.sha256, "8", USER))
+        image = place / "blobs" / "sha256" / release.path.name
+        node.take_squashfuse_away()
+        done = shim_run(node, image, f"uid={USER.uid},gid={USER.gid}")
+        assert (done.returncode, done.stderr) == (124, ""), "the step has its mount"
+        job_mount.acquire(node.settings, other.sha256, "9", USER)
+        start(lambda: shared_mount.release_job("7"))
+        assert until(lambda: release.sha256 not in " ".join(node.mounts()), 20)
+        shared_mount.release_job("9")
+        assert node.mounts() == []
+    for pid in children:
+        os.waitpid(pid, 0)

@@ -115,6 +115,28 @@ def test_a_rendered_job_has_one_mount_a_node(
     assert not list((published.root / "leases").glob("job-*"))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a Prolog is root's")
+def test_data_is_mounted_by_the_prolog_and_seen_by_every_rank(published: Store, tmp_path: Path) -> None:
+    out, folder, hook = tmp_path / "out", tmp_path / "wikitext2", tmp_path / "hook"
+    folder.mkdir()
+    (folder / "text").write_text("data\n")
+    variables = f"PYTHONPATH={os.environ['PYTHONPATH']}"
+    hook.write_text(f'#!/bin/sh\nexec env {variables} {sys.executable} -m pipeline "$@"\n')
+    hook.chmod(0o755)
+    ask = "import os, time; time.sleep(1); print(open('/data/text').read().strip(), os.stat('/data').st_dev)"
+    with cluster_of(published, hook) as cluster:
+        sqshpipe("store", "import", folder, "--as", "wikitext2:v1", cluster=cluster)
+        words = ["job", "script", "demo", "--data", "wikitext2=/data", "-N", str(NODES)]
+        words += [f"--sbatch=--output={out}", "--submit", "--", "python3", "-c", ask]
+        job = sqshpipe(*words, cluster=cluster).split()[0]
+        assert cluster.wait_job(job, timeout=120) == "COMPLETED", out.read_text()
+        seen = [line for line in out.read_text().splitlines() if line.startswith("data ")]
+        assert len(seen) == NODES * TASKS
+        assert len(set(seen)) == 1, "both nodes are this host, which has the file mounted once"
+        digest = published.resolve("wikitext2").sha256
+        assert until(lambda: digest not in Path("/proc/self/mounts").read_text())
+
+
 def test_prune_spares_the_file_while_a_step_runs_and_takes_it_afterwards(
     pyxis: Slurm, published: Store, image: Path, tmp_path: Path
 ) -> None:

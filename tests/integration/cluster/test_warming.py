@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -215,23 +216,35 @@ def test_the_bench_tells_each_way(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(tmp_path / "node"))
-    words = ["node", "bench", image, "--scratch", tmp_path, "--json"]
-    rows = json.loads(sqshpipe(*words, *command))
-    assert [row["way"] for row in rows] == [
-        "unpacked",
-        "squashfuse",
-        "kernel mount",
-        "squashfuse, warm",
-        "kernel mount, warm",
+    counts = (1,) if command else (1, 2)
+    words = [
+        "node",
+        "bench",
+        image,
+        "--scratch",
+        tmp_path,
+        *(f"--ranks={count}" for count in counts),
+        "--json",
     ]
+    rows = json.loads(sqshpipe(*words, *command))
+    cold_and_warm = ("unpacked", "squashfuse", "kernel mount")
+    ahead = [f"{way}, {what}" for way in cold_and_warm[1:] for what in ("profile", "whole file")]
+    expected = [(way, ranks, warm) for ranks in counts for way in cold_and_warm for warm in (False, True)]
+    expected += [(way, ranks, False) for ranks in counts for way in ahead]
+    assert sorted((row["way"], row["ranks"], row["warm"]) for row in rows) == sorted(expected)
     measured = [row for row in rows if row["first_rank"] is not None]
     ways = {row["way"] for row in measured}
     assert {"unpacked"} <= ways
     if os.geteuid() == 0:
-        assert "kernel mount" in ways
+        assert {"kernel mount", "kernel mount, whole file"} <= ways
     if os.access("/dev/fuse", os.R_OK | os.W_OK):
         assert "squashfuse" in ways
+        assert shutil.which("strace") is None or "squashfuse, profile" in ways
     assert all(row["first_rank"] > 0 and row["work"] > 0 for row in measured)
+    assert all(0 <= row["first_bytes"] <= row["bytes"] <= image.stat().st_size for row in measured)
+    assert all(row["bytes"] == 0 for row in measured if row["warm"]), "all of it was there"
+    whole = [row for row in measured if row["way"].endswith("whole file") or row["way"] == "unpacked"]
+    assert all(row["first_bytes"] > image.stat().st_size * 0.9 for row in whole if not row["warm"])
     assert all(row["note"] for row in rows if row not in measured)
     assert not list(tmp_path.glob("sqshpipe-bench-*"))
 

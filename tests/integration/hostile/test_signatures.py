@@ -18,10 +18,11 @@ from typer.testing import CliRunner, Result
 
 from pipeline.attest import signing
 from pipeline.cli.app import app
-from pipeline.errors import ConfigError, PublishError, SqshpipeError, VerificationError
+from pipeline.errors import ConfigError, PublishError, SqshpipeError, ToolError, VerificationError
+from pipeline.node import job_mount, signed
 from pipeline.node import pyxis_importer as importer
-from pipeline.node import signed
 from pipeline.node.image_file import ImageFile
+from pipeline.node.user_mount import User
 from pipeline.store import attest, caches, sealed, trust
 from pipeline.store.record import Record
 from pipeline.store.store import Store
@@ -145,6 +146,7 @@ def test_the_mark_is_called_alike_on_both_sides(site: Site) -> None:
         ["node", "mount", UNSIGNED, "--holder-pid", os.getpid()],
         ["node", "mount", UNSIGNED, "--job", 7],
         ["node", "check", UNSIGNED],
+        ["node", "unpack", UNSIGNED],
         ["node", "profile", UNSIGNED, "--", "true"],
         ["run", UNSIGNED, "--", "true"],
         ["job", "script", UNSIGNED, "--", "true"],
@@ -490,6 +492,34 @@ def test_paths_instead_of_names(site: Site) -> None:
     assert found.sha256 == good.sha256
     _rewritten(good.path)
     assert "does not have the sha256" in refused("run", store / "demo/v1.0.sqsh", "--", "true")
+
+
+def test_a_mount_that_a_prolog_makes(site: Site) -> None:
+    """By digest, for a job: the signature of a release with these bytes is verified, and a mark is left."""
+    values = {"store": str(site.store.root), "state": str(site.folder / "state")}
+    settings = importer.Settings({"schema": 1, **values})
+    sha256 = site.store.find(UNSIGNED, HOST).sha256
+    site.record("v1.1", checks=("tree",))
+    user = User(uid=os.getuid(), gid=os.getgid())
+    with pytest.raises(ToolError, match=r"demo:v1\.1 is not signed by the key"):
+        job_mount.acquire(settings, sha256, "7", user)
+    site.sign(UNSIGNED)
+    assert job_mount._release_of(settings, sha256).version == "v1.1"
+    assert site.get(UNSIGNED), "the importer of the same job finds the mark"
+    _rewritten(site.store.find(UNSIGNED, HOST).path)
+    with pytest.raises(ToolError, match="has changed its bytes"):
+        job_mount.acquire(settings, sha256, "7", user)
+    signed_sha256 = trust.demand_of(site.store.layout, "demo", "v1.0", HOST, None).sha256
+
+    def found(digest: str) -> importer.Found:
+        return importer.Found("demo", "v1.0", {"sha256": digest, "file": f"blobs/sha256/{digest}.sqsh"})
+
+    job_mount._demand_signature(settings, found(signed_sha256))
+    with pytest.raises(importer.Refused, match="has changed"):  # exchanged meanwhile
+        job_mount._demand_signature(settings, found(sha256))
+    site.store.layout.record("demo", "v1.0", HOST).unlink()
+    with pytest.raises(importer.Refused, match="has no record"):
+        job_mount._demand_signature(settings, found(signed_sha256))
 
 
 def test_a_yanked_release_by_its_path(site: Site) -> None:

@@ -15,7 +15,7 @@ from pipeline.config.reading import load
 from pipeline.config.types import EcrSettings, RegistrySettings
 from pipeline.doctor import _repositories
 from pipeline.errors import ConfigError
-from pipeline.image import repository
+from pipeline.image import registry_rules, repository
 from tests.support.servers import aws
 
 
@@ -104,7 +104,7 @@ def test_the_registrys_rules_count_and_are_only_changed_when_asked(ecr: Ecr) -> 
     assert theirs in rules
     assert len(rules) == 2
     with pytest.raises(ConfigError, match="prefix"):
-        repository._put_registry_rule(ecr, EcrSettings(account=aws.ACCOUNT, region=aws.REGION))
+        registry_rules.add_scanning(ecr, EcrSettings(account=aws.ACCOUNT, region=aws.REGION))
 
 
 def test_a_push_makes_what_it_needs_and_touches_nothing_that_is_there(ecr: Ecr) -> None:

@@ -8,6 +8,7 @@ Every mount is a client of its own of the same server (BACKING). Faults:
     late         what another client made is seen 0.3 s after it was made
     stale        the first open of a file that was renamed over another is ESTALE
     no-locks     flock, fallocate and extended attributes are not supported
+    slow         each read of up to 128 KiB takes 2 ms; pages stay cached, and reads are served side by side
     root-squash  root is nobody (65534), as an NFS or Lustre server has it by default
 """
 
@@ -28,12 +29,13 @@ from typing import Any
 import mfusepy
 
 LATE_SECONDS = 0.3
+SLOW_SECONDS = 0.002
 NOBODY = 65534
 _STAT = ("st_atime", "st_ctime", "st_gid", "st_mode", "st_mtime", "st_nlink", "st_size", "st_uid", "st_ino")
 
 
 class BadFileSystem(mfusepy.Operations):  # type: ignore[misc]
-    """Passes everything on to BACKING, apart from its faults. One thread."""
+    """Passes everything on to BACKING, apart from its faults. One thread, but for `slow`."""
 
     use_ns = True
 
@@ -115,6 +117,8 @@ class BadFileSystem(mfusepy.Operations):  # type: ignore[misc]
         return handle
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        if "slow" in self.faults:
+            time.sleep(SLOW_SECONDS)
         return os.pread(fh, size, offset)
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
@@ -209,12 +213,13 @@ def main() -> None:
         BadFileSystem(str(Path(backing).absolute()), faults),
         mountpoint,
         foreground=True,
-        nothreads=True,
+        nothreads="slow" not in faults,
         use_ino=True,
-        attr_timeout=0,
+        attr_timeout=3600 if "slow" in faults else 0,
         entry_timeout=0,
         negative_timeout=0,
         ac_attr_timeout=0,
+        **({"kernel_cache": True} if "slow" in faults else {}),
         **({"allow_other": True, "default_permissions": True} if "root-squash" in faults else {}),
     )
 

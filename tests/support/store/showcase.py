@@ -90,11 +90,18 @@ def showcase(root: Path, work: Path) -> Store:
     return store
 
 
+_DOCKERFILE = """\
+ARG BASE
+FROM $BASE
+RUN pip install transformers==4.36.0
+COPY train.py /app/
+"""
 _UNSCANNED = {"status": "unscanned", "scanner": "none"}
 
 
 def _facts(month: str) -> dict[str, Any]:
     base = hashlib.sha256(month.encode()).hexdigest()
+    dockerfile = _DOCKERFILE + ("RUN pip install wandb==0.16.2\n" if month >= "24.01" else "")
     return {
         "source": {
             "repository": "123456789012.dkr.ecr.us-east-1.amazonaws.com/megatron-training",
@@ -125,7 +132,12 @@ def _facts(month: str) -> dict[str, Any]:
         "provenance": {
             "sqshpipe": "0.1.0",
             "revision": base[:12],
-            "inputs": {"args": {"TRANSFORMERS": "4.36.0"}},
+            "by": "mina@build-01",
+            "inputs": {
+                "args": {"TRANSFORMERS": "4.36.0"},
+                "dockerfile": hashlib.sha256(dockerfile.encode()).hexdigest(),
+                "dockerfile_text": dockerfile,
+            },
             "layers": _layers(month),
         },
         "checks": ("superblock", "length", "tree", "content"),
@@ -205,11 +217,36 @@ def hostile(root: Path, work: Path) -> Store:
             provenance={
                 "revision": HOSTILE,
                 "sqshpipe": [HOSTILE],
-                "inputs": {"args": {HOSTILE: number}},
+                "by": HOSTILE,
+                "inputs": {
+                    "args": {HOSTILE: number},
+                    "dockerfile_text": f"FROM {HOSTILE}\nRUN {number}{HOSTILE}",
+                },
                 "layers": [{"digest": f"{HOSTILE}{number}", "size": HOSTILE}, HOSTILE, {"size": -1}],
             },
             checks=(HOSTILE,),
         )
     store.mark("demo:v1.0", "yank", reason=HOSTILE)
     lease(store, "demo", "v1.1", job=HOSTILE, host=HOSTILE)
+    return store
+
+
+def crowd(root: Path, *, images: int, releases: int) -> Store:
+    """A store of a large team: records with all their facts, written as they lie there, without any bytes."""
+    store = new_store(root)
+    for number in range(images):
+        name = f"team-{number % 17:02}-training-{number:03}"
+        store.layout.image(name).mkdir()
+        for step in range(releases):
+            month = _MONTHS[(number + step) % len(_MONTHS)]
+            record = Record(
+                image=name,
+                version=f"v1.{step}",
+                platform="linux/amd64",
+                sha256=hashlib.sha256(f"{number} {step}".encode()).hexdigest(),
+                size=9_000_000_000 + 37_000_000 * (number * step % 90),
+                created=f"2026-{step % 10 + 1:02}-{number % 27 + 1:02}T09:{number % 60:02}:00Z",
+                **_facts(month),
+            )
+            store.layout.record(name, record.version, record.platform).write_bytes(record.as_bytes())
     return store

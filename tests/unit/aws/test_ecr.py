@@ -36,7 +36,7 @@ class FakeClient:
 
 def ecr(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> Ecr:
     made = Ecr("123456789012", "us-east-1")
-    monkeypatch.setattr(made, "_client", FakeClient(outcome))
+    monkeypatch.setattr(made, "_clients", {"ecr": FakeClient(outcome)})
     return made
 
 

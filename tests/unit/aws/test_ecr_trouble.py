@@ -71,7 +71,7 @@ class Aws:
         with monkeypatch.context() as patch:
             shared = session()
             patch.setattr("boto3.Session", lambda **_: shared)
-            self.ecr._connected().meta.events.register("before-send.ecr", self._send)
+            self.ecr._connected("ecr").meta.events.register("before-send.ecr", self._send)
 
     def sleep(self, seconds: float) -> None:
         """Stands in for time.sleep."""

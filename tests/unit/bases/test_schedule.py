@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.bases.schedule import Schedule, crontab, systemd
 
-JOBS = ("refresh", "prune", "scrub", "rescan", "report")
+JOBS = ("refresh", "prune", "scrub", "rescan", "report", "metrics")
 
 
 def _schedule(**changed: object) -> Schedule:
@@ -21,6 +21,7 @@ def _schedule(**changed: object) -> Schedule:
         "user": "root",
         "store": Path("/fsx/containers"),
         "registry": "registry.example.com/team",
+        "metrics": Path("/var/lib/prometheus/node-exporter/sqshpipe-store.prom"),
     }
     return Schedule(**{**values, **changed})  # type: ignore[arg-type]
 
@@ -119,3 +120,13 @@ def test_what_only_reads_and_writes_the_store_is_confined(tmp_path: Path) -> Non
         ]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr
+
+
+def test_facts_are_written_only_where_somebody_collects_them() -> None:
+    without = _schedule(metrics=None)
+    assert "sqshpipe-metrics.service" not in _units(systemd(without))
+    assert "store metrics" not in crontab(without)
+    unit = _units(systemd(_schedule()))["sqshpipe-metrics.service"]
+    assert "store metrics" in unit
+    assert "-o /var/lib/prometheus/node-exporter/sqshpipe-store.prom" in unit
+    assert "ReadWritePaths=/var/lib/prometheus/node-exporter\n" in unit

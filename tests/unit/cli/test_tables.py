@@ -89,3 +89,15 @@ def test_show_prints_nothing_that_moves_the_cursor(tmp_path: Path) -> None:
         assert "\x1b" not in said
         assert "\u202e" not in said
         assert "한국어" in said
+
+
+def test_each_table_has_a_heading_and_fits_80_columns(tmp_path: Path) -> None:
+    store = showcase(tmp_path / "store", tmp_path / "work")
+    for words, heading in (
+        (("store", "usage"), ["RELEASE", "SIZE", "ONLY", "HERE", "STATE"]),
+        (("store", "lease", "list"), ["LEASE", "RELEASE", "SHA256", "HOLDER"]),
+        (("history", "pytorch"), ["WHEN", "WHAT", "VERSION", "CHANNEL", "BY", "REASON"]),
+    ):
+        said = _run(*words, "--store", str(store.root)).splitlines()
+        assert said[0].split() == heading
+        assert max(map(cells, said)) <= 80, words

@@ -65,7 +65,7 @@ def test_a_verb_explains_itself_and_its_options_mean_what_they_mean_elsewhere(na
     assert options.get("--dry-run", "dry_run") == "dry_run"
     assert "--check" not in options or name in ("node prewarm", "node warm-here")
     platforms = [one.default for one in verb.params if one.name == "platform"]
-    assert all(default in (None, "linux/amd64") for default in platforms)
+    assert platforms in ([], [None]), "everywhere the default is this machine's"
 
 
 def test_the_page_fits_one_screen() -> None:

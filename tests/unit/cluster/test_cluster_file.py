@@ -28,6 +28,8 @@ ENVIRONMENT = {
     "FSX_OPENZFS_VOLUME_ID": "fsvol-0123456789abcdef0",
     "FSX_LUSTRE_ID": "fs-0123456789abcdef0",
     "CAPACITY_RESERVATION_ID": "cr-0123456789abcdef0",
+    "ACCOUNT_ID": "123456789012",
+    "KEY_NAME": "my-key",
 }
 # What a guide for ParallelCluster with p4d or p5 says, written for us.
 GUIDE = """
@@ -67,6 +69,9 @@ extra:
 """
 OURS = "s3://training-bucket/cluster/bootstrap.sh"
 BOTH = [{"Script": "s3://training-bucket/docker.sh"}, {"Script": OURS}]
+# Only the scripts, only to read; only to pull. Guides give roles full access to S3 and ECR: not ours.
+SCRIPTS = [{"BucketName": "training-bucket", "KeyName": "cluster/*", "EnableWriteAccess": False}]
+PULL = "arn:aws:iam::aws:policy/AmazonEC2ContainerRegistryPullOnly"
 SAID: dict[str, Any] = {
     "Region": "us-west-2",
     "DevSettings.Timeouts.HeadNodeBootstrapTimeout": 43200,
@@ -80,6 +85,8 @@ SAID: dict[str, Any] = {
     "HeadNode.LocalStorage.RootVolume.Size": 500,
     "HeadNode.LocalStorage.RootVolume.DeleteOnTermination": True,
     "HeadNode.CustomActions.OnNodeConfigured.Sequence": BOTH,
+    "HeadNode.Iam.S3Access": SCRIPTS,
+    "HeadNode.Iam.AdditionalIamPolicies.0.Policy": PULL,
     "HeadNode.Iam.AdditionalIamPolicies.1.Policy": "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore",
     "Scheduling.SlurmSettings.ScaledownIdletime": -1,
     "Scheduling.SlurmSettings.QueueUpdateStrategy": "DRAIN",
@@ -102,11 +109,15 @@ SAID: dict[str, Any] = {
     f"{QUEUE}.ComputeResources.0.MinCount": 4,
     f"{QUEUE}.ComputeResources.0.MaxCount": 4,
     f"{QUEUE}.ComputeResources.0.Efa": {"Enabled": True, "GdrSupport": True},
+    f"{QUEUE}.Iam.S3Access": SCRIPTS,
+    f"{QUEUE}.Iam.AdditionalIamPolicies.0.Policy": PULL,
     f"{QUEUE}.Iam.AdditionalIamPolicies.1.Policy": "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore",
     f"{QUEUE}.Iam.AdditionalIamPolicies.2.Policy": "arn:aws:iam::123456789012:policy/jobs-read-data",
     f"{QUEUE}.CustomActions.OnNodeConfigured.Sequence": BOTH,
+    "SharedStorage.0.StorageType": "FsxLustre",
     "SharedStorage.0.MountDir": "/lustre",
     "SharedStorage.0.FsxLustreSettings.FileSystemId": "fs-0123456789abcdef0",
+    "SharedStorage.1.StorageType": "FsxOpenZfs",
     "SharedStorage.1.MountDir": "/fsx",
     "SharedStorage.1.FsxOpenZfsSettings.VolumeId": "fsvol-0123456789abcdef0",
     "Monitoring.DetailedMonitoring": True,
@@ -167,8 +178,10 @@ def test_a_starter_renders_as_it_stands(kind: bootstrap.Kind, tmp_path: Path) ->
         assert made.head is None
 
 
-def test_the_example_in_the_documents_renders(tmp_path: Path) -> None:
-    examples = re.findall(r"```yaml\n(.*?)```", (DOCS / "explanation" / "cluster.md").read_text(), re.DOTALL)
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("page", ["explanation/cluster.md", "how-to/parallelcluster.md"])
+def test_the_example_in_the_documents_renders(tmp_path: Path, page: str) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert examples
     for text in examples:
         made = load(tmp_path, text)

@@ -41,6 +41,8 @@ def load(tmp_path: Path, text: str) -> settings.ClusterSettings:
         ("store: relative", "store"),
         ("store: /fsx/$(rm -rf /)", "store"),
         ("os: centos7", "os"),
+        ("os: alinux2", "os"),  # ParallelCluster takes these two no more
+        ("os: ubuntu2004", "os"),
         ("registries: ['https://x/y']", "without https"),
         ("lustre: {gib: 3000}", "multiple of 2400"),
         ('jobs: {env: {NCCL_DEBUG: "a\\nb"}}', "NCCL_DEBUG"),
@@ -78,6 +80,7 @@ def test_the_cluster_file_has_what_the_nodes_need(tmp_path: Path) -> None:
     ]
     storage = {each["StorageType"]: each for each in rendered["SharedStorage"]}
     assert storage["FsxLustre"]["FsxLustreSettings"]["PerUnitStorageThroughput"] == 250
+    assert storage["FsxLustre"]["FsxLustreSettings"]["DeletionPolicy"] == "Retain"
     assert storage["FsxOpenZfs"]["FsxOpenZfsSettings"] == {"VolumeId": "fsvol-0123456789abcdef0"}
     for access in (rendered["HeadNode"]["Iam"]["S3Access"], queue["Iam"]["S3Access"]):
         assert access == [{"BucketName": "my-bucket", "KeyName": "cluster/*", "EnableWriteAccess": False}]

@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from pipeline.config.document import json_schema
 from pipeline.config.lock import read_lock, render_lock
 from pipeline.config.reading import load
+from pipeline.config.schema import json_schema
 
 ROOT = Path(__file__).parents[3]
 

@@ -78,7 +78,7 @@ def test_each_difference_is_named(
 ) -> None:
     with pytest.raises(VerificationError) as caught:
         verify(with_entry(file, path, **changes))
-    assert f"{file.path} differs from its image in one place" in caught.value.message
+    assert f"{file.path} differs from what it was made of in one place" in caught.value.message
     assert f"/{path.decode()}: {told}" in caught.value.message
 
 

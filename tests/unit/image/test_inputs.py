@@ -300,3 +300,13 @@ def test_names_that_are_no_utf8_count(context: Path) -> None:
     assert isinstance(inputs, BuildInputs)
     assert len(inputs.key) == 64
     json.dumps(inputs.record())
+
+
+def test_the_dockerfile_is_recorded_as_text_unless_it_is_long(context: Path) -> None:
+    (context / "Dockerfile").write_bytes(b"FROM base\nRUN echo \xff\n")
+    inputs = gather(spec(context), BASE)
+    assert inputs.record()["dockerfile_text"] == "FROM base\nRUN echo \\xff\n"
+    (context / "Dockerfile").write_text("FROM base\n" + "#" * 70_000)
+    long = gather(spec(context), BASE)
+    assert "dockerfile_text" not in long.record()
+    assert dataclasses.replace(long, dockerfile_text="").key == long.key

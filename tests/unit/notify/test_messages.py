@@ -40,7 +40,7 @@ class Recorder:
 def tell(folder: Path, send: Recorder, *events: Event, target: Notify = COMMAND) -> None:
     with Notifier((target,), folder / "told", send=send, pause=0.01) as notifier:
         for event in events:
-            notifier.tell(event)
+            notifier.send(event)
 
 
 def test_each_event_is_told_once_also_by_a_later_run(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_message_that_hangs_holds_nothing_up(tmp_path: Path) -> None:
     with Notifier(
         (COMMAND,), tmp_path, send=lambda _target, _event: never.wait(30) and None, patience=0.2
     ) as notifier:
-        notifier.tell(PUBLISHED)
+        notifier.send(PUBLISHED)
     assert time.monotonic() - started < 5
     never.set()
 
@@ -107,7 +107,7 @@ def test_webhook_gets_slack_text_and_its_address_stays_unsaid(
     with serving(Hook) as address, capture_logs() as logs:
         monkeypatch.setenv("HOOK", f"http://{address}/services/T0/secret-part")
         with Notifier((target,), tmp_path, pause=0.01) as notifier:
-            notifier.tell(PUBLISHED)
+            notifier.send(PUBLISHED)
         status[0] = 200
         deliver(target, PUBLISHED)
     assert len(got) == 4

@@ -38,6 +38,13 @@ def test_states_after_which_nothing_comes(name: str) -> None:
     assert isinstance(read([complete([basic_finding("CVE-1", "a")], status=name)]), Ended)
 
 
+def test_inspectors_own_setting_is_named_where_it_has_stopped_to_look() -> None:
+    found = read([state("SCAN_ELIGIBILITY_EXPIRED")])
+    assert isinstance(found, Ended)
+    assert "rescanDuration to LIFETIME" in found.hint
+    assert ".sqsh" in found.why
+
+
 def test_no_scan_yet() -> None:
     found = read([])
     assert isinstance(found, Pending)
