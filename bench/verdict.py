@@ -146,22 +146,22 @@ def build_with_packing(image: Path, cache: Path) -> float:
 
 
 def measure(
-    image: Path, work: Path, rounds: int, scan: float, told: Callable[[dict[str, Any]], None]
+    image: Path, work: Path, rounds: int, scan: float, keep: Callable[[dict[str, Any]], None]
 ) -> None:
     found: dict[str, Any] = {"scan_s": scan, "processors": len(os.sched_getaffinity(0))}
     found["verdict"] = release(image, work / "cache", work / "store", scan)
-    told(found)
+    keep(found)
     warm, copies = [], []
     for _ in range(rounds):
         warm.append(release(image, work / "cache", work / "store"))
         copies.append(copy_and_read_back(Path(warm[-1]["path"]), work / "copy"))
         found |= {"warm": warm, "copy_and_read_back_s": copies}
-    told(found)
+    keep(found)
     beside, alone = [], []
     for _ in range(BUILDS):
         alone.append(build())
         beside.append(build_with_packing(image, work / "other"))
-    told(found | {"build_s": alone, "build_with_packing_s": beside})
+    keep(found | {"build_s": alone, "build_with_packing_s": beside})
 
 
 def ratios(found: dict[str, Any]) -> list[tuple[str, float, str]]:
@@ -190,14 +190,14 @@ def main() -> None:
     given = parser.parse_args()
     kept: dict[str, Any] = {}
 
-    def told(found: dict[str, Any]) -> None:
+    def keep(found: dict[str, Any]) -> None:
         kept.update(found)
         if given.output:
             rows = [[what, round(figure, 3), goal] for what, figure, goal in ratios(kept)]
             given.output.write_text(json.dumps({**kept, "ratios": rows}, indent=2) + "\n")
 
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="sqshpipe-bench-") as name:
-        measure(given.image, Path(name), given.rounds, given.scan, told)
+        measure(given.image, Path(name), given.rounds, given.scan, keep)
     for what, figure, goal in ratios(kept):
         print(f"{what:<50} {figure:8.2f}   goal {goal}")
 

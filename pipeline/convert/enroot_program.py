@@ -59,6 +59,7 @@ KNOWN_FAILURES: Mapping[str, str] = {
     # its layers were read to their end before it was run
     "tar: (Malformed|Unexpected EOF)": f"its tar cannot read a layer that is sound; {OTHER_CONVERTER}",
     "Cannot stat dir/file": f"enroot cannot take a whiteout that hides nothing; {OTHER_CONVERTER}",
+    "unsupported aufs whiteout": f"enroot cannot take what AUFS left in a layer; {OTHER_CONVERTER}",
     "create mount namespace": f"enroot lacks privileges in this container (#260); {OTHER_CONVERTER}",
     "mount overlay|create .*whiteout": f"{_NO_OVERLAY}, or {OTHER_CONVERTER}",
     "Command not found: [^ ]": f"enroot misses one of its own tools: install it, or {OTHER_CONVERTER}",
