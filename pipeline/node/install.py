@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -131,9 +132,19 @@ def importer_source() -> bytes:
     return Path(pyxis_importer.__file__).read_bytes()
 
 
-def plugstack_line(program: Path, spank: str = "spank_pyxis.so", options: Sequence[str] = ()) -> str:
-    """The line of plugstack.conf that makes pyxis use the importer and start straight from the file."""
-    return " ".join(["optional", spank, "use_squashfuse=1", f"importer={program}", *options])
+def plugstack_line(
+    program: Path,
+    spank: str = "spank_pyxis.so",
+    options: Sequence[str] = (),
+    *,
+    word: Literal["optional", "required"] = "optional",
+) -> str:
+    """The line of plugstack.conf that makes pyxis use the importer and start straight from the file.
+
+    After `required` a step whose image is refused fails, and slurmd does not start when pyxis does not load.
+    After `optional` slurmd starts, and such a step runs without a container.
+    """
+    return " ".join([word, spank, "use_squashfuse=1", f"importer={program}", *options])
 
 
 def _own_mode(path: Path, mode: int) -> None:
