@@ -39,13 +39,13 @@ import json, resource, sys, time
 from pathlib import Path
 from pipeline.config.types import ConvertOptions
 from pipeline.oci.platform import Platform
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from pipeline.convert.native import convert_native
 from pipeline.convert.sources import opened_source
 output, cache = map(Path, sys.argv[2:])
 platform = Platform(os="linux", architecture="amd64")
 started, cpu = time.monotonic(), time.process_time()
-with opened_source(sys.argv[1], platform, scratch=cache, meter=SILENT) as source:
+with opened_source(sys.argv[1], platform, scratch=cache, task=NO_TASK) as source:
     done = convert_native(source, ConvertOptions(), output=output, cache=cache)
 print(json.dumps({
     "wall_s": time.monotonic() - started, "cpu_s": time.process_time() - cpu, "inodes": len(done.tree),

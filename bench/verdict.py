@@ -45,19 +45,19 @@ from pipeline.convert.sources import opened_source
 from pipeline.convert.verify import verify
 from pipeline.oci.entry import DEFAULT_LIMITS
 from pipeline.oci.platform import Platform
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from pipeline.release.publish import publish
 from pipeline.store.store import Store
 image, cache, root, seconds = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
 options, store = ConvertOptions(converter="native"), Store(root)
 store.create()
-with opened_source(image, Platform(os="linux", architecture="amd64"), scratch=cache, meter=SILENT) as source:
+with opened_source(image, Platform(os="linux", architecture="amd64"), scratch=cache, task=NO_TASK) as source:
     with early_packing(options, cache=cache, limits=DEFAULT_LIMITS) as early:
         if seconds:
             early.begin(lambda: source)
             time.sleep(seconds)
         verdict = time.monotonic()
-        early.finish(SILENT)
+        early.finish(NO_TASK)
         with store.staging() as staged:
             file = convert(source, options, output=staged, scratch=cache, cache=cache, staged=True)
             converted = time.monotonic()
@@ -78,9 +78,9 @@ from pipeline.convert.early import early_packing
 from pipeline.convert.sources import opened_source
 from pipeline.oci.entry import DEFAULT_LIMITS
 from pipeline.oci.platform import Platform
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 image, cache = sys.argv[1], Path(sys.argv[2])
-with opened_source(image, Platform(os="linux", architecture="amd64"), scratch=cache, meter=SILENT) as source:
+with opened_source(image, Platform(os="linux", architecture="amd64"), scratch=cache, task=NO_TASK) as source:
     with early_packing(ConvertOptions(converter="native"), cache=cache, limits=DEFAULT_LIMITS) as early:
         early.begin(lambda: source, behind=True)
         print("begun", flush=True)

@@ -10,7 +10,7 @@
     ├── VerificationError    7  a .sqsh is not what it should be
     └── PublishError         8  the store refused, or a version is taken
 
-`ForAnotherConverter` is no branch: it marks those that another converter would not have met.
+`UnsupportedByConverter` is no branch: it marks those that another converter would not have met.
 
 ``message`` says what happened with which file or reference; ``details`` are the lines below it, such as what
 a tool printed last; ``hint`` says what to do about it. None may hold a secret: all are printed.
@@ -95,7 +95,7 @@ class PublishError(SqshpipeError):
     exit_code = 8
 
 
-class ForAnotherConverter(Exception):
+class UnsupportedByConverter(Exception):
     """Marks the end of one converter that another would not have met with the same image."""
 
     headline: str

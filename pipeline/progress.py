@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
-class Meter(Protocol):
+class Task(Protocol):
     """Receives the progress of one stage. Safe to call from several threads."""
 
     def total(self, amount: int) -> None:
@@ -20,10 +20,10 @@ class Meter(Protocol):
         """Pass on one line of a tool's own output (build steps and the like), without its newline."""
 
 
-class Story(Protocol):
+class Progress(Protocol):
     """Follows one image through its stages."""
 
-    def stage(self, name: str) -> AbstractContextManager[Meter]:
+    def stage(self, name: str) -> AbstractContextManager[Task]:
         """Open a stage; leaving it normally means that it is done, with an exception that it failed."""
 
     def skip(self, name: str, why: str) -> None:
@@ -33,7 +33,7 @@ class Story(Protocol):
         """Say in a few words what the open stage came to (a digest, a verdict)."""
 
 
-class _Silent:
+class _NoTask:
     def total(self, amount: int) -> None:
         pass
 
@@ -44,10 +44,10 @@ class _Silent:
         pass
 
 
-class _Untold:
+class _NoProgress:
     @contextmanager
-    def stage(self, name: str) -> Iterator[Meter]:  # noqa: ARG002 - nobody listens
-        yield SILENT
+    def stage(self, name: str) -> Iterator[Task]:  # noqa: ARG002 - nobody listens
+        yield NO_TASK
 
     def skip(self, name: str, why: str) -> None:
         pass
@@ -56,5 +56,5 @@ class _Untold:
         pass
 
 
-SILENT: Meter = _Silent()
-UNTOLD: Story = _Untold()
+NO_TASK: Task = _NoTask()
+NO_PROGRESS: Progress = _NoProgress()

@@ -77,14 +77,14 @@ def attest(
                 files[SBOM] = made[1]
         except SqshpipeError as error:
             missing.append(f"no SBOM: {error.headline}")
-    with atomic.told(f"writing what belongs to {release.name}"):
+    with atomic.translate_errors(f"writing what belongs to {release.name}"):
         folders.make(folder)
         for name, content in files.items():
             attachments.add(store.layout, release, name, content)
             files[name] = attachments.read(store.layout, release, name) or content
     attached = _attach(image, files, client_for, missing)
     signature = _signed(image, client_for, credentials, sign=sign)
-    with atomic.told(f"writing what belongs to {release.name}"):
+    with atomic.translate_errors(f"writing what belongs to {release.name}"):
         atomic.replace(folder / SIGNATURE, (json.dumps(signature.as_json()) + "\n").encode())
     for one in missing:
         log.info(one, release=release.name)

@@ -18,7 +18,7 @@ from pipeline.aws import errors
 from pipeline.aws.parts import plan
 from pipeline.aws.upload import Upload, WrongCopyError
 from pipeline.errors import ConfigError, ToolError, VerificationError
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.ranges import Piece
 from pipeline.store.sync_source import Sent
 
@@ -112,7 +112,7 @@ class S3Bucket:
         path: Path,
         *,
         sha256: str,
-        meter: Meter = SILENT,
+        task: Task = NO_TASK,
         pieces: Sequence[Piece] = (),
         keys: Sequence[str] = (),
     ) -> Sent:
@@ -126,10 +126,10 @@ class S3Bucket:
         with self._told(f"uploading {key}"):
             target = {"Bucket": self._bucket, "Key": self._prefix + key}
             for shared in (pieces, ()) if pieces else ((),):
-                meter.total(path.stat().st_size)
+                task.total(path.stat().st_size)
                 parts = plan(path.stat().st_size, shared, keys, self._part_bytes)
                 try:
-                    return Upload(self._client, target, self._prefix, parts).run(path, sha256, meter)
+                    return Upload(self._client, target, self._prefix, parts).run(path, sha256, task)
                 except WrongCopyError as error:
                     log.warning("what was copied inside the bucket is not right, all is sent", why=str(error))
         raise AssertionError("what is sent alone is not copied")

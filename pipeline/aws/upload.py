@@ -14,7 +14,7 @@ from isal import isal_zlib
 
 from pipeline.aws.parts import Part
 from pipeline.errors import VerificationError
-from pipeline.progress import Meter
+from pipeline.progress import Task
 from pipeline.store.sync_source import Sent
 
 _PIECE = 4 << 20
@@ -50,7 +50,7 @@ class Upload:
         self._sha256 = hashlib.sha256()
         self._whole = False  # whether the service takes a checksum of the whole object
 
-    def run(self, path: Path, sha256: str, meter: Meter) -> Sent:
+    def run(self, path: Path, sha256: str, task: Task) -> Sent:
         """Send and copy what is missing and complete the object.
 
         Raises VerificationError when the file has another sha256, WrongCopyError when the object has.
@@ -69,7 +69,7 @@ class Upload:
                     sent += len(piece or b"")
                 reused += part.length if part.key is not None else 0
                 done.append({"PartNumber": number, "ETag": etag})
-                meter.advance(part.length)
+                task.advance(part.length)
         if self._sha256.hexdigest() != sha256:
             self._client.abort_multipart_upload(**named)
             raise VerificationError(

@@ -109,10 +109,10 @@ def convert(
     limits = _limits(max_unpacked, max_ratio)
     scratch, console = scratch_folder(config), ConsoleProgress()
     with _unverified(file) as unverified:
-        with console.stage("convert") as meter:
+        with console.stage("convert") as task:
             wanted = Platform.parse(platform or host_platform())
             with (
-                opened_source(source, wanted, scratch=scratch, meter=meter) as image,
+                opened_source(source, wanted, scratch=scratch, task=task) as image,
                 contextlib.nullcontext() if store is None else StoredLayers(Store(store)) as stored,
             ):
                 made = stage.convert(
@@ -122,12 +122,12 @@ def convert(
                     scratch=scratch,
                     cache=cache_folder(config),
                     limits=limits,
-                    meter=meter,
+                    task=task,
                     stored=stored,
                 )
             console.result(f"{made.converter.name}, sha256:{short(made.sha256)}")
-        with console.stage("verify") as meter:
-            verified = verify_file(made, meter)
+        with console.stage("verify") as task:
+            verified = verify_file(made, task)
             console.result(f"{len(made.tree)} entries read back, as in the image")
     console.summary()
     if as_json:
@@ -185,7 +185,7 @@ def verify(
     from pipeline.cli.stores import host_platform
     from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert.sources import opened_source
-    from pipeline.convert.unpack import Keep
+    from pipeline.convert.unpack import Preserve
     from pipeline.convert.verify import described
     from pipeline.convert.verify import verify as verify_file
     from pipeline.errors import ConfigError
@@ -194,11 +194,11 @@ def verify(
     if not file.exists():
         raise ConfigError(f"{file} does not exist", hint="give the path of a .sqsh")
     limits, console = _limits(max_unpacked, max_ratio), ConsoleProgress()
-    with console.stage("verify") as meter:
+    with console.stage("verify") as task:
         with opened_source(
-            source, Platform.parse(platform or host_platform()), scratch=scratch_folder(config), meter=meter
+            source, Platform.parse(platform or host_platform()), scratch=scratch_folder(config), task=task
         ) as image:
-            keep = Keep(owners=keep_owners, xattrs=keep_xattrs)
+            keep = Preserve(owners=keep_owners, xattrs=keep_xattrs)
             expected = described(
                 file,
                 image,
@@ -206,9 +206,9 @@ def verify(
                 by_enroot=enroot,
                 cache=cache_folder(config),
                 limits=limits,
-                meter=meter,
+                task=task,
             )
-        verified = verify_file(expected, meter)
+        verified = verify_file(expected, task)
         console.result(f"{len(expected.tree)} entries read back, as in the image")
     if as_json:
         output.data_json(

@@ -59,7 +59,7 @@ def prewarm(
         raise ConfigError(
             f"{image} has no start-up profile", hint=f"record one: sqshpipe node profile {image} -- CMD"
         )
-    order = prewarming.Order(
+    order = prewarming.PrewarmRequest(
         file=found.path,
         sha256=found.sha256,
         nodes=hosts,

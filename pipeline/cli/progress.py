@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from pipeline.cli import output
-from pipeline.progress import Meter, Story
+from pipeline.progress import Progress, Task
 from pipeline.text import human_bytes, human_seconds, said
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
 log = structlog.get_logger()
 
@@ -33,11 +34,11 @@ class StageTime:
 
 
 @dataclass(slots=True)
-class _CountingMeter:
+class _CountingTask:
     """Counts for the summary; passes on to a bar where there is one."""
 
     stage: StageTime
-    bar: tuple[Progress, TaskID] | None = None
+    bar: tuple[Bars, TaskID] | None = None
     announced: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -59,19 +60,19 @@ class _CountingMeter:
 
 @dataclass(slots=True)
 class ConsoleProgress:
-    """A `Story` for people and CI logs; `stages` holds what happened, for the summary and ``--json``."""
+    """A `Progress` for people and CI logs; `stages` holds what happened, for the summary and ``--json``."""
 
     stages: list[StageTime] = field(default_factory=list)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Meter]:
+    def stage(self, name: str) -> Iterator[Task]:
         entry = StageTime(name)
         self.stages.append(entry)
         started = time.monotonic()
         with structlog.contextvars.bound_contextvars(stage=name):
             try:
-                with _meter(entry) as meter:
-                    yield meter
+                with _meter(entry) as task:
+                    yield task
             except BaseException:
                 entry.outcome = "failed"
                 raise
@@ -113,9 +114,9 @@ class ConsoleProgress:
 
 
 @contextmanager
-def _meter(entry: StageTime) -> Iterator[Meter]:
+def _meter(entry: StageTime) -> Iterator[Task]:
     if not output.draws_bars():
-        yield _CountingMeter(entry)
+        yield _CountingTask(entry)
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
@@ -128,7 +129,7 @@ def _meter(entry: StageTime) -> Iterator[Meter]:
     with Progress(*drawn, console=console, transient=True, refresh_per_second=8) as progress:
         task = progress.add_task(entry.name, total=None)
         with output.diverted(lambda text: console.print(Text(output.fitted(text)), soft_wrap=True)):
-            yield _CountingMeter(entry, bar=(progress, task))
+            yield _CountingTask(entry, bar=(progress, task))
 
 
 def _log_done(entry: StageTime) -> None:
@@ -143,4 +144,4 @@ def _log_done(entry: StageTime) -> None:
     log.info(f"{entry.text or 'done'}  ({', '.join(parts)})")
 
 
-_: type[Story] = ConsoleProgress
+_: type[Progress] = ConsoleProgress

@@ -43,8 +43,8 @@ def mirror(
             base = pin(spec.base, spec.platform, lock, clients)
             source, target = clients(spec.base.registry), clients(repository.registry)
             console = ConsoleProgress()
-            with console.stage("mirror") as meter:
-                pushed = stage.mirror(base, repository, source, target, meter, all_platforms=all_platforms)
+            with console.stage("mirror") as task:
+                pushed = stage.mirror(base, repository, source, target, task, all_platforms=all_platforms)
                 console.result("was there already" if pushed.adopted else str(pushed.digest))
             kept = base.index_digest if all_platforms and base.index_digest else pushed.digest
             output.data(str(repository.with_digest(kept)))

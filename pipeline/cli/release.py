@@ -152,7 +152,7 @@ def _until(name: str, tag: str, until: Stage, config: Path, registry: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
+class OpenRelease:
     """What one call of a verb works with."""
 
     run: Run
@@ -167,7 +167,7 @@ class Opened:
 @contextmanager
 def opened(
     name: str, config: Path, *, store: Path | None = None, registry: str | None = None
-) -> Iterator[Opened]:
+) -> Iterator[OpenRelease]:
     import secrets
 
     import structlog
@@ -189,7 +189,7 @@ def opened(
             progress=console,
             revision=revision_of(config),
         )
-        yield Opened(run=run, spec=spec, console=console)
+        yield OpenRelease(run=run, spec=spec, console=console)
 
 
 @dataclass(slots=True)
@@ -200,7 +200,7 @@ class Message:
 
 
 @contextmanager
-def notifying(opening: Opened, version: str, *, notify: bool = True) -> Iterator[Message]:
+def notifying(opening: OpenRelease, version: str, *, notify: bool = True) -> Iterator[Message]:
     """Around a release: those whom images.yaml names are notified how it ended; metrics are written."""
     from pipeline.notify import metrics
     from pipeline.notify.messages import Notifier, ended

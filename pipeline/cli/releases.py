@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pipeline.store.record import Release
     from pipeline.store.state import ImageState
-    from pipeline.store.store import Listed, Store
+    from pipeline.store.store import ReleaseRow, Store
 
 Reason = Annotated[str, typer.Option("--reason", help="Reason, for the history.")]
 Image = Annotated[str, typer.Argument(metavar="IMAGE", autocompletion=completion.images)]
@@ -81,14 +81,14 @@ def _pattern(text: str, images: Sequence[str], store: Store) -> tuple[str, str]:
     """(image, version) as patterns. Raises ConfigError where no image of the store matches."""
     image, _, version = text.partition(":")
     if not any(fnmatchcase(one, image) for one in images):
-        from pipeline.config.names import check_image, nearest
+        from pipeline.config.names import check_image, suggest
 
         named = image if set(image) & set("*?[") else check_image(image)
-        raise ConfigError(f"no release of {named!r} in {store.root}", hint=nearest(image, images))
+        raise ConfigError(f"no release of {named!r} in {store.root}", hint=suggest(image, images))
     return image, version or "*"
 
 
-def _matches(line: Listed, wanted: Sequence[tuple[str, str]], channel: str | None) -> bool:
+def _matches(line: ReleaseRow, wanted: Sequence[tuple[str, str]], channel: str | None) -> bool:
     if channel is not None and channel not in line.channels:
         return False
     return any(
@@ -98,7 +98,7 @@ def _matches(line: Listed, wanted: Sequence[tuple[str, str]], channel: str | Non
     )
 
 
-def _newest(lines: Sequence[Listed], limit: int) -> list[Listed]:
+def _newest(lines: Sequence[ReleaseRow], limit: int) -> list[ReleaseRow]:
     count: dict[str, int] = {}
     kept = []
     for line in lines:
@@ -117,9 +117,9 @@ def _print_hidden(not_resolving: int, older: int) -> None:
         output.note(f"{older} older not shown: --limit 0 shows them")
 
 
-def _lines(store: Store, images: list[str]) -> tuple[list[Listed], list[PublishError]]:
+def _lines(store: Store, images: list[str]) -> tuple[list[ReleaseRow], list[PublishError]]:
     """The releases of those images, and an error for each image that cannot be read."""
-    lines: list[Listed] = []
+    lines: list[ReleaseRow] = []
     unreadable = []
 
     def read(image: str) -> None:

@@ -42,13 +42,13 @@ def report(
     from pipeline.report.page import page
 
     opened = look_up_store(store, config)
-    with ConsoleProgress().stage("report") as meter:
+    with ConsoleProgress().stage("report") as task:
         gathered = gather(
             opened,
             now=datetime.now(timezone.utc),
             packages=packages,
             files=files,
-            meter=meter,
+            task=task,
         )
         _write(file, page(gathered))
     output.data(str(file))

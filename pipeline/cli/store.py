@@ -102,7 +102,7 @@ def import_files(
             made.append({"file": str(file), "name": f"{image}:{version}", "present": there})
             continue
         try:
-            with ConsoleProgress().stage("import") as meter:
+            with ConsoleProgress().stage("import") as task:
                 release = publish_file(
                     file,
                     store=opened,
@@ -112,7 +112,7 @@ def import_files(
                     data=data,
                     allow_external=allow_external,
                     move=move,
-                    meter=meter,
+                    task=task,
                 )
         except SqshpipeError as error:
             if len(files) == 1:
@@ -191,13 +191,13 @@ def scrub(
     from pipeline.store.scrub import scrub as run
 
     opened = open_store(root, config)
-    with ConsoleProgress().stage("scrub") as meter:
+    with ConsoleProgress().stage("scrub") as task:
         report = run(
             opened.layout,
             names=names or (),
             bytes_per_second=rate * 1e6,
             required=opened.required,
-            meter=meter,
+            task=task,
         )
     if as_json:
         output.data_json(dataclasses.asdict(report))
@@ -336,8 +336,8 @@ def sync(
     if dry_run:
         _print_missing(compare(places[0], places[1], names=only or ()), target, as_json=as_json)
         return
-    with ConsoleProgress().stage("sync") as meter:
-        report = run(places[0], places[1], names=only or (), mirror_channels=channel or (), meter=meter)
+    with ConsoleProgress().stage("sync") as task:
+        report = run(places[0], places[1], names=only or (), mirror_channels=channel or (), task=task)
     if as_json:
         output.data_json(dataclasses.asdict(report))
     else:

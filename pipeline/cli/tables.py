@@ -13,15 +13,15 @@ from pipeline.text import human_bytes, short, shown
 
 if TYPE_CHECKING:
     from pipeline.store.record import Release
-    from pipeline.store.state import Standing
-    from pipeline.store.store import Listed
+    from pipeline.store.state import VersionState
+    from pipeline.store.store import ReleaseRow
 
 _HEADING = ("RELEASE", "PLATFORM", "SIZE", "CREATED", "SHA256", "CHANNELS", "STATE")
 _LABEL = 12
 _WHOLE = 4096  # a path has to be copied as it is
 
 
-def listed(lines: Sequence[Listed]) -> list[str]:
+def listed(lines: Sequence[ReleaseRow]) -> list[str]:
     """One line for each release under a heading; all columns when stdout is not a terminal.
 
     On a terminal that is too narrow the digest goes first, then the platform if it is always the same, and
@@ -67,7 +67,7 @@ def _terminal() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
 
-def _row(line: Listed) -> tuple[str, ...]:
+def _row(line: ReleaseRow) -> tuple[str, ...]:
     row = (
         f"{line.image}:{line.version}",
         line.platform,
@@ -100,7 +100,7 @@ def _filled(words: Sequence[str], width: int) -> Iterator[str]:
     yield line
 
 
-def facts(release: Release, standing: Standing | None, channels: Sequence[str]) -> Iterator[str]:
+def facts(release: Release, standing: VersionState | None, channels: Sequence[str]) -> Iterator[str]:
     """What is known of a release, a fact a line, broken on a terminal."""
     width = _terminal()
     for name, value in _facts(release, standing, channels):
@@ -110,7 +110,7 @@ def facts(release: Release, standing: Standing | None, channels: Sequence[str]) 
 
 
 def _facts(
-    release: Release, standing: Standing | None, channels: Sequence[str]
+    release: Release, standing: VersionState | None, channels: Sequence[str]
 ) -> Iterator[tuple[str, object]]:
     reason = f": {standing.reason}" if standing and standing.reason else ""
     kept = " (kept)" if standing and standing.kept else ""

@@ -132,7 +132,7 @@ def stem(name: str, platform: str) -> str:
     return name if platform == DEFAULT_PLATFORM else f"{name}.{platform.replace('/', '-')}"
 
 
-def nearest(wanted: str, known: Iterable[str]) -> str:
+def suggest(wanted: str, known: Iterable[str]) -> str:
     """A hint that names what exists and is spelled like `wanted`, or what exists at all."""
     names = sorted(known)
     close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)

@@ -26,7 +26,7 @@ from pipeline.config.types import (
     SecretSource,
     SlurmSettings,
     StoreSettings,
-    Track,
+    TagPattern,
     VexPolicy,
 )
 from pipeline.errors import ConfigError
@@ -266,7 +266,7 @@ class _Reader:
             max_age=settings.max_age,
             test=tuple(model.test),
             test_on=None if settings.test_on is None else tuple(settings.test_on),
-            track=Track(**settings.track.model_dump()) if settings.track else None,
+            track=TagPattern(**settings.track.model_dump()) if settings.track else None,
         )
 
     def build_files(self, key: yamlfile.Key, model: document.ImageModel) -> tuple[Path | None, Path | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config.ecr_hosts import EcrHost
-from pipeline.config.names import DEFAULT_CHANNEL, nearest
+from pipeline.config.names import DEFAULT_CHANNEL, suggest
 from pipeline.errors import ConfigError
 from pipeline.oci.entry import DEFAULT_LIMITS, Limits
 from pipeline.oci.platform import Platform
@@ -168,7 +168,7 @@ class SecretSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Track:
+class TagPattern:
     """Which tags are newer versions of the base (``pattern``, such as ``YY.MM-py3``): use or only report
     them.
     """
@@ -219,7 +219,7 @@ class ImageSpec:
     max_age: timedelta | None = None
     test: tuple[str, ...] = ()
     test_on: tuple[str, ...] | None = None  # options of srun; None: here
-    track: Track | None = None
+    track: TagPattern | None = None
 
     @property
     def mirrored(self) -> bool:
@@ -251,7 +251,7 @@ class Config:
         """The entry called ``name``; ConfigError with the nearest name otherwise."""
         spec = self.images.get(name)
         if spec is None:
-            raise ConfigError(f"{self.path} has no image {name!r}", hint=nearest(name, self.images))
+            raise ConfigError(f"{self.path} has no image {name!r}", hint=suggest(name, self.images))
         return spec
 
     def select(self, names: Iterable[str]) -> tuple[ImageSpec, ...]:

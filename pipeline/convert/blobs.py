@@ -16,7 +16,7 @@ import structlog
 from pipeline.errors import ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.manifest import Descriptor, Manifest
-from pipeline.progress import Meter
+from pipeline.progress import Task
 from pipeline.registry.source import RegistrySource
 from pipeline.system import untrusted
 
@@ -47,7 +47,7 @@ class CachedSource:
         layers = {layer.digest: layer for layer in self.manifest().layers}
         return tuple(layer for layer in layers.values() if not self._path(layer).exists())
 
-    def fetch(self, meter: Meter) -> None:
+    def fetch(self, task: Task) -> None:
         """Bring all layers into the cache, several at once; those that are there are checked again.
 
         Raises RegistryError, or ToolError when the disk is full.
@@ -68,7 +68,7 @@ class CachedSource:
                 hint="set SQSHPIPE_CACHE to a folder of yours, or take it from others: chmod o-w, chown",
             )
         layers = self.manifest().layers
-        self._source.client.fetch_blobs(self._source.repository, layers, self.folder, meter)
+        self._source.client.fetch_blobs(self._source.repository, layers, self.folder, task)
         for layer in layers:
             with contextlib.suppress(OSError):
                 os.utime(self._path(layer))  # used now: trimmed last

@@ -24,7 +24,7 @@ from pipeline.config.types import ConvertOptions
 from pipeline.convert import measured
 from pipeline.convert.interface import Converted, Converter
 from pipeline.convert.tree import require_sizes
-from pipeline.errors import ConfigError, ForAnotherConverter, FormatError, ToolError
+from pipeline.errors import ConfigError, FormatError, ToolError, UnsupportedByConverter
 from pipeline.oci import environment
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
@@ -33,7 +33,7 @@ from pipeline.oci.manifest import Descriptor
 from pipeline.oci.rootfs import FORMAT_VERSION
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.cache import Compared, Pair
 from pipeline.squashfs.proof import ReadBack
 from pipeline.squashfs.ranges import PackRanges
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 # Counted up when a converter gives other bytes for the same input: releases are then made anew.
-CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 1}
+CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ def convert(
     cache: Path,
     limits: Limits = DEFAULT_LIMITS,
     staged: bool = False,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
     stored: StoredLayers | None = None,
 ) -> SquashfsFile:
     """Make ``output`` from ``source``; what is at ``output`` is replaced once the new file is complete.
@@ -156,7 +156,7 @@ def convert(
             converter = functools.partial(cast("Any", converter), stored=stored)
         with scratch_folder(scratch) as folder:
             done = converter(
-                source, options, output=partial, scratch=folder, cache=cache, limits=limits, meter=meter
+                source, options, output=partial, scratch=folder, cache=cache, limits=limits, task=task
             )
         _note_measure(done, source, cache, seconds=time.monotonic() - began)
         return done
@@ -165,7 +165,7 @@ def convert(
         with _unfinished(output, staged=staged) as partial:
             try:
                 done = made(name, partial)
-            except ForAnotherConverter as error:
+            except UnsupportedByConverter as error:
                 if options.converter != "auto":
                     raise
                 log.warning("enroot cannot convert this image, native is used", why=error.headline)

@@ -29,7 +29,7 @@ from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind
 from pipeline.oci.layer import Readable, decompressed, detect, read_layer
 from pipeline.oci.merge import merge
 from pipeline.oci.tree import Tree
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.compressors import Compressors
 from pipeline.squashfs.direct import DirectWriter
 from pipeline.squashfs.pack import FORMAT_VERSION
@@ -68,7 +68,7 @@ def is_data(path: Path) -> bool:
 
 
 def convert_data(
-    source: Path, options: ConvertOptions, *, output: Path, images: bool = False, meter: Meter = SILENT
+    source: Path, options: ConvertOptions, *, output: Path, images: bool = False, task: Task = NO_TASK
 ) -> WrittenFile:
     """Write the new file `output` from the folder or tar `source`; on an exception it is gone.
 
@@ -85,7 +85,7 @@ def convert_data(
     try:
         with Compressors(codec) as compressors:
             writer = DirectWriter(target, made, compressors)
-            tree = _copied(source, writer, images=images, meter=meter)
+            tree = _copied(source, writer, images=images, task=task)
             writer.finish(tree)
     except BaseException as error:
         output.unlink(missing_ok=True)
@@ -112,7 +112,7 @@ def convert_data(
     )
 
 
-def _copied(source: Path, writer: DirectWriter, *, images: bool, meter: Meter) -> Tree:
+def _copied(source: Path, writer: DirectWriter, *, images: bool, task: Task) -> Tree:
     """Hand all of `source` to `writer`; the tree that it makes."""
     entries = []
     with contextlib.closing(_of_folder(source) if source.is_dir() else _of_tar(source)) as members:
@@ -123,7 +123,7 @@ def _copied(source: Path, writer: DirectWriter, *, images: bool, meter: Meter) -
                     hint="data cannot have names that begin with .wh.: rename it",
                 )
             writer.add(entry, read)
-            meter.advance(entry.size)
+            task.advance(entry.size)
             entries.append(entry)
             if len(entries) % 10_000 == 0:
                 require_memory(len(entries) * NODE)

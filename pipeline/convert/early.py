@@ -23,11 +23,11 @@ from pipeline.convert.tree import require_sizes
 from pipeline.errors import SqshpipeError
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.pack import PackDamaged
 from pipeline.squashfs.stitch import StitchOptions, require_all
 from pipeline.squashfs.stored import StoredPack
-from pipeline.system.parallel import Halt, StoppedError
+from pipeline.system.parallel import CancelToken, StoppedError
 from pipeline.system.polite import PoliteHalt, lowest_priority
 
 log = structlog.get_logger()
@@ -49,7 +49,7 @@ class EarlyPacking:
         self._options = options
         self._cache = pack_cache(cache)
         self._limits = limits
-        self._halt = Halt()
+        self._halt = CancelToken()
         self._behind = PoliteHalt(self._halt)
         self._meter = _LaterMeter()
         self._threads: list[threading.Thread] = []
@@ -63,15 +63,15 @@ class EarlyPacking:
         self._behind.set()
         if behind:
             self._behind = PoliteHalt(self._halt)
-        halt = self._behind if behind else self._halt
-        arguments = (open_source, halt, tuple(self._threads))
+        cancel = self._behind if behind else self._halt
+        arguments = (open_source, cancel, tuple(self._threads))
         thread = threading.Thread(target=self._run, args=arguments, name="early-packing", daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def finish(self, meter: Meter) -> None:
-        """Wait until all packs are made, and report what is left of the work to `meter`."""
-        self._meter.report_to(meter)
+    def finish(self, task: Task) -> None:
+        """Wait until all packs are made, and report what is left of the work to `task`."""
+        self._meter.report_to(task)
         for thread in self._threads:
             while thread.is_alive():
                 thread.join(_WAIT)
@@ -84,15 +84,18 @@ class EarlyPacking:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _run(
-        self, open_source: Callable[[], ImageSource], halt: Halt, before: tuple[threading.Thread, ...]
+        self,
+        open_source: Callable[[], ImageSource],
+        cancel: CancelToken,
+        before: tuple[threading.Thread, ...],
     ) -> None:
         for thread in before:  # they may be at the same layers
             thread.join()
-        if isinstance(halt, PoliteHalt):
+        if isinstance(cancel, PoliteHalt):
             lowest_priority()
         try:
-            halt.check()
-            self._pack(open_source(), halt, whole=not isinstance(halt, PoliteHalt))
+            cancel.check()
+            self._pack(open_source(), cancel, whole=not isinstance(cancel, PoliteHalt))
         except StoppedError:
             log.debug("packing before the verdict was ended")
         except PackDamaged as error:
@@ -102,7 +105,7 @@ class EarlyPacking:
         except Exception:  # the conversion meets it again, where it is reported
             log.debug("packing before the verdict failed", exc_info=True)
 
-    def _pack(self, source: ImageSource, halt: Halt, *, whole: bool) -> None:
+    def _pack(self, source: ImageSource, cancel: CancelToken, *, whole: bool) -> None:
         require_sizes(source, self._limits)
         self._cache.refuse_others()
         self._cache.remove_leftovers()
@@ -113,8 +116,8 @@ class EarlyPacking:
                 codec=codec_of(self._options),
                 cache=self._cache,
                 limits=self._limits,
-                meter=self._meter if whole else SILENT,  # it may be ended before its end
-                halt=halt,
+                task=self._meter if whole else NO_TASK,  # it may be ended before its end
+                cancel=cancel,
                 stored=stored,
             )
             until_sound(packing, functools.partial(_prepare, packing, whole=whole))
@@ -165,13 +168,13 @@ class _LaterMeter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left = 0
-        self._meter: Meter | None = None
+        self._meter: Task | None = None
 
-    def report_to(self, meter: Meter) -> None:
+    def report_to(self, task: Task) -> None:
         with self._lock:
-            self._meter = meter
+            self._meter = task
             if self._left > 0:
-                meter.total(self._left)
+                task.total(self._left)
 
     def total(self, amount: int) -> None:
         with self._lock:

@@ -42,11 +42,11 @@ from pipeline.oci.reference import Reference
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tar_header import BLOCK
 from pipeline.oci.tree import Tree
-from pipeline.progress import Meter
+from pipeline.progress import Task
 from pipeline.registry.errors import Refused
 from pipeline.registry.images import image_manifest
 from pipeline.registry.source import RegistrySource
-from pipeline.system.scratch import THE_RESULT, Need, held_folder, require_space
+from pipeline.system.scratch import THE_RESULT, SpaceRequirement, held_folder, require_space
 from pipeline.text import said
 
 log = structlog.get_logger()
@@ -62,13 +62,13 @@ def convert_enroot(
     scratch: Path,
     cache: Path,
     limits: Limits,
-    meter: Meter,
+    task: Task,
 ) -> Converted:
     """Write ``output``; ``scratch`` is an empty folder of ours, ``cache`` holds layers for the next time.
 
     Raises ToolError when enroot fails, RegistryError when a tag moves meanwhile (before enroot 4, which reads
     tags only), FormatError for what no converter takes. What another converter would do has an error that is
-    `ForAnotherConverter` too, but for ConfigError where it was asked for in vain.
+    `UnsupportedByConverter` too, but for ConfigError where it was asked for in vain.
     """
     if not isinstance(source, RegistrySource):
         raise ConfigError(
@@ -86,8 +86,8 @@ def convert_enroot(
     places = Places.below(scratch / "enroot", cache=layers)
     _lend_credentials(source, places)
     handed = _Handed(source, layers)
-    tree = _checked(handed, limits, meter)
-    meter.total(manifest.size)  # its pace is not known: told as done at the end
+    tree = _checked(handed, limits, task)
+    task.total(manifest.size)  # its pace is not known: told as done at the end
     tool.import_image(
         import_uri(source.client.host, source.repository, reference),
         output,
@@ -100,7 +100,7 @@ def convert_enroot(
         on_line=lambda line: log.debug(said(line), tool="enroot"),
     )
     places.credentials.unlink(missing_ok=True)
-    meter.advance(manifest.size)
+    task.advance(manifest.size)
     if not tool.takes_digests and not _stands_for(source, reference, manifest.digest):
         raise RegistryError(
             f"{source.client.host}/{source.repository}:{reference} was moved while enroot read it",
@@ -118,16 +118,16 @@ def _packer() -> Mksquashfs:
         raise CannotImport(error.headline, hint=error.hint, details=error.details) from error
 
 
-def _checked(handed: _Handed, limits: Limits, meter: Meter) -> Tree:
+def _checked(handed: _Handed, limits: Limits, task: Task) -> Tree:
     """The tree that must come out; afterwards all that enroot reads of the image but its manifest is in its
     cache. A layer that went bad there is fetched again.
     """
     try:
-        return read_tree(handed, limits=limits, meter=meter, copies=handed.copy)
+        return read_tree(handed, limits=limits, task=task, copies=handed.copy)
     except FormatError:
         if not handed.forget():
             raise
-    return read_tree(handed, limits=limits, meter=meter, copies=handed.copy)
+    return read_tree(handed, limits=limits, task=task, copies=handed.copy)
 
 
 class _Handed:
@@ -213,9 +213,9 @@ def _require_space(manifest: Manifest, scratch: Path, layers: Path, output: Path
     missing = sum(layer.size for layer in manifest.layers if not (layers / layer.digest.hex).exists())
     require_space(
         [
-            Need(folder=layers, size=missing, purpose="layers"),
-            Need(folder=scratch, size=_UNPACKED * manifest.size, purpose="unpacking"),
-            Need(folder=output.parent, size=manifest.size // 2, purpose=THE_RESULT),
+            SpaceRequirement(folder=layers, size=missing, purpose="layers"),
+            SpaceRequirement(folder=scratch, size=_UNPACKED * manifest.size, purpose="unpacking"),
+            SpaceRequirement(folder=output.parent, size=manifest.size // 2, purpose=THE_RESULT),
         ]
     )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.convert import mksquashfs_program
-from pipeline.errors import ForAnotherConverter, FormatError, ToolError
+from pipeline.errors import FormatError, ToolError, UnsupportedByConverter
 from pipeline.oci import environment
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.manifest import ACCEPT
@@ -68,11 +68,11 @@ KNOWN_FAILURES: Mapping[str, str] = {
 }
 
 
-class CannotImport(ForAnotherConverter, ToolError):
+class CannotImport(UnsupportedByConverter, ToolError):
     """enroot cannot do it: its version, its privileges, an image of a shape that it fails on."""
 
 
-class WouldMisread(ForAnotherConverter, FormatError):
+class WouldMisread(UnsupportedByConverter, FormatError):
     """A sound image that enroot would run, split or write elsewhere."""
 
 

@@ -11,7 +11,7 @@ from pipeline.config.types import ConvertOptions
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
-from pipeline.progress import Meter
+from pipeline.progress import Task
 from pipeline.squashfs.cache import Compared, Pair
 from pipeline.squashfs.proof import ReadBack
 from pipeline.squashfs.ranges import PackRanges
@@ -51,5 +51,5 @@ class Converter(Protocol):
         scratch: Path,
         cache: Path,
         limits: Limits,
-        meter: Meter,
+        task: Task,
     ) -> Converted: ...

@@ -15,15 +15,15 @@ from pipeline.convert.interface import Converted
 from pipeline.convert.mksquashfs_program import TIMED_PSEUDO, Mksquashfs, pseudo_definition, pseudo_link
 from pipeline.convert.names import shown
 from pipeline.convert.tree import content_size, open_entries, read_tree, worker_count
-from pipeline.convert.unpack import Keep, clamped, unpack
+from pipeline.convert.unpack import Preserve, clamped, unpack
 from pipeline.errors import FormatError, ToolError
 from pipeline.oci.entry import DEFAULT_LIMITS, EntryKind, Limits
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
-from pipeline.progress import Meter
+from pipeline.progress import Task
 from pipeline.registry.source import RegistrySource
 from pipeline.squashfs.xattr import kind_of
-from pipeline.system.scratch import THE_RESULT, Need, require_space
+from pipeline.system.scratch import THE_RESULT, SpaceRequirement, require_space
 
 _BLOCK = 4096  # what most file systems round a file up to
 _INODE = 512  # what they use for a file besides
@@ -38,7 +38,7 @@ def convert_mksquashfs(
     scratch: Path,
     cache: Path,
     limits: Limits,
-    meter: Meter,
+    task: Task,
 ) -> Converted:
     """Write ``output``; ``scratch`` is an empty folder of ours, ``cache`` holds layers for the next time.
 
@@ -47,9 +47,9 @@ def convert_mksquashfs(
     tool = Mksquashfs.find()
     _refuse_what_needs_root(options)
     if isinstance(source, RegistrySource):
-        source = _fetched(source, cache, scratch, output, meter)
+        source = _fetched(source, cache, scratch, output, task)
     tree = read_tree(
-        source, keep_owners=options.keep_owners, keep_xattrs=options.keep_xattrs, limits=limits, meter=meter
+        source, keep_owners=options.keep_owners, keep_xattrs=options.keep_xattrs, limits=limits, task=task
     )
     require_space([_unpacked_need(tree, scratch), _output_need(source, output)])
     root = scratch / "root"
@@ -59,13 +59,13 @@ def convert_mksquashfs(
     devices = _write_devices(tree, scratch / "devices", tool)
     root.mkdir(mode=0o700)
     size = content_size(tree)
-    meter.total(2 * size)
+    task.total(2 * size)
     unpack(
         tree,
-        lambda layer, halt: open_entries(source, layer, halt=halt, limits=limits),
+        lambda layer, cancel: open_entries(source, layer, cancel=cancel, limits=limits),
         root,
-        keep=Keep(owners=options.keep_owners, xattrs=options.keep_xattrs),
-        meter=meter,
+        keep=Preserve(owners=options.keep_owners, xattrs=options.keep_xattrs),
+        task=task,
         workers=worker_count(),
     )
     tool.pack(
@@ -77,42 +77,44 @@ def convert_mksquashfs(
         keep_owners=options.keep_owners,
         keep_xattrs=options.keep_xattrs,
         pseudo_file=devices,
-        on_progress=_Share(meter, size),
+        on_progress=_Share(task, size),
     )
     if isinstance(source, CachedSource):
         trim(source.folder)
     return Converted(tree=tree, versions={"mksquashfs": tool.version_text})
 
 
-def _fetched(source: RegistrySource, cache: Path, scratch: Path, output: Path, meter: Meter) -> CachedSource:
+def _fetched(source: RegistrySource, cache: Path, scratch: Path, output: Path, task: Task) -> CachedSource:
     """Layers into the cache, after a look at the space for what is known before they are there."""
     cached = CachedSource(source, cache)
     missing = sum(layer.size for layer in cached.missing())
     require_space(
         [
-            Need(folder=cache, size=missing, purpose="layers"),
-            Need(folder=scratch, size=source.manifest().size, purpose="unpacking"),  # at least: exact later
+            SpaceRequirement(folder=cache, size=missing, purpose="layers"),
+            SpaceRequirement(
+                folder=scratch, size=source.manifest().size, purpose="unpacking"
+            ),  # at least: exact later
             _output_need(source, output),
         ]
     )
-    cached.fetch(meter)
+    cached.fetch(task)
     return cached
 
 
-def _output_need(source: ImageSource, output: Path) -> Need:
+def _output_need(source: ImageSource, output: Path) -> SpaceRequirement:
     """What the .sqsh takes at least: nobody knows before, but a disk with less than this is too small."""
     layers = source.manifest().layers
     size = sum(layer.size // (_PLAIN_SHRINKS if layer.compression == "none" else 2) for layer in layers)
-    return Need(folder=output.parent, size=size, purpose=THE_RESULT)
+    return SpaceRequirement(folder=output.parent, size=size, purpose=THE_RESULT)
 
 
-def _unpacked_need(tree: Tree, scratch: Path) -> Need:
+def _unpacked_need(tree: Tree, scratch: Path) -> SpaceRequirement:
     size = sum(
         -(-node.entry.size // _BLOCK) * _BLOCK + _INODE
         for node in tree.values()
         if node.link_to is None and node.entry.kind is EntryKind.FILE
     )
-    return Need(folder=scratch, size=size, purpose="unpacking", files=len(tree))
+    return SpaceRequirement(folder=scratch, size=size, purpose="unpacking", files=len(tree))
 
 
 def _refuse_what_is_too_deep(tree: Tree, root: Path) -> None:
@@ -173,8 +175,8 @@ def _write_devices(tree: Tree, file: Path, tool: Mksquashfs) -> Path | None:
 class _Share:
     """Turns the share done, 0 to 1, into bytes for a meter."""
 
-    def __init__(self, meter: Meter, size: int) -> None:
-        self._meter = meter
+    def __init__(self, task: Task, size: int) -> None:
+        self._meter = task
         self._size = size
         self._told = 0
 

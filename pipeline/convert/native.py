@@ -32,7 +32,7 @@ from pipeline.oci.merge import WithheldError, merge
 from pipeline.oci.rootfs import created_seconds, enroot_rootfs
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.layers import LayerIndex, encode_layers, layer_index
 from pipeline.squashfs.pack import FORMAT_VERSION, Pack, PackDamaged
 from pipeline.squashfs.packindex import PackIndex
@@ -57,7 +57,7 @@ def convert_native(
     cache: Path,
     scratch: Path | None = None,  # noqa: ARG001 - a converter is given one; nothing is unpacked here
     limits: Limits = DEFAULT_LIMITS,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
     stored: StoredLayers | None = None,
 ) -> Converted:
     """Write the file ``output``, on disk when this returns; on an exception it is gone.
@@ -74,7 +74,7 @@ def convert_native(
         codec=codec_of(options),
         cache=pack_cache(cache),
         limits=limits,
-        meter=meter,
+        task=task,
         stored=stored,
     )
     try:
@@ -102,10 +102,10 @@ def _run(packing: Packing, output: Path) -> Converted:
     config, options = packing.source.config(), packing.options
     with contextlib.ExitStack() as opened, _no_cycle_collection():
         packs, tree = assembled(packing, opened, output)
-        packing.meter.total(sum(pack.data_size for pack in packs))
+        packing.task.total(sum(pack.data_size for pack in packs))
         stitched = _write(packing, tree, packs, output, created_seconds(config.created))
-        packing.meter.total(stitched.size)
-        read = _read_back(output, packs, stitched, packing.meter)
+        packing.task.total(stitched.size)
+        read = _read_back(output, packs, stitched, packing.task)
         taken = _taken(packing, packs, stitched)
         layers = _layers(packing, tree, packs, stitched, xattrs=options.keep_xattrs)
     log.info("bytes by source", **taken)
@@ -157,7 +157,7 @@ def _write(packing: Packing, tree: Tree, packs: Sequence[Pack], output: Path, mk
     options = StitchOptions(codec=packing.codec, block_size=packing.options.block_size, mkfs_time=mkfs_time)
     try:
         with _created(output) as target:
-            return stitch(tree, packs, target, options, on_bytes=packing.meter.advance)
+            return stitch(tree, packs, target, options, on_bytes=packing.task.advance)
     except OSError as error:
         raise cannot_write(error, output, hint="free space there or choose another --output") from error
 
@@ -212,9 +212,9 @@ def _show_links(index: PackIndex, tree: Tree, packs: Sequence[Pack], shown: byte
             shown[number] = 1
 
 
-def _read_back(output: Path, packs: Sequence[Pack], stitched: Stitched, meter: Meter) -> ReadBack:
+def _read_back(output: Path, packs: Sequence[Pack], stitched: Stitched, task: Task) -> ReadBack:
     try:
-        return read_back(output, packs, stitched.ranges, on_bytes=meter.advance)
+        return read_back(output, packs, stitched.ranges, on_bytes=task.advance)
     except (FormatError, OSError) as error:
         if isinstance(error, (PackDamaged, SourceFailed, NotHeld)):
             raise

@@ -17,13 +17,13 @@ import structlog
 
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.from_store import StoredLayers
-from pipeline.convert.tree import Seen, Tally, open_entries, require_layer, worker_count
+from pipeline.convert.tree import RatioGuard, Seen, open_entries, require_layer, worker_count
 from pipeline.errors import FormatError, LimitError
 from pipeline.oci.entry import HOLES, Entry, Limits
 from pipeline.oci.layer import Content
 from pipeline.oci.manifest import Descriptor
 from pipeline.oci.source import ImageSource
-from pipeline.progress import Meter
+from pipeline.progress import Task
 from pipeline.squashfs.cache import Compared, PackCache, Pair, pack_key
 from pipeline.squashfs.codecs import DEFAULT_GZIP_LEVEL, Codec
 from pipeline.squashfs.compressors import JOB_SIZE, Compressors
@@ -31,8 +31,8 @@ from pipeline.squashfs.pack import Pack, PackDamaged
 from pipeline.squashfs.packwriter import PackWriter
 from pipeline.squashfs.stored import NotHeld, SourceFailed
 from pipeline.squashfs.superblock import Compressor
-from pipeline.system.parallel import Halt, work
-from pipeline.system.scratch import THE_RESULT, Need, require_space
+from pipeline.system.parallel import CancelToken, run_all
+from pipeline.system.scratch import THE_RESULT, SpaceRequirement, require_space
 
 log = structlog.get_logger()
 
@@ -91,15 +91,15 @@ def _report(error: PackDamaged) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """The packs of one image. `halt` can be set from outside, which ends the work with StoppedError."""
+    """The packs of one image. `cancel` can be set from outside, which ends the work with StoppedError."""
 
     source: ImageSource
     options: ConvertOptions
     codec: Codec
     cache: PackCache
     limits: Limits
-    meter: Meter
-    halt: Halt = field(default_factory=Halt)
+    task: Task
+    cancel: CancelToken = field(default_factory=CancelToken)
     stored: StoredLayers | None = None  # releases that have packs
     of_releases: set[str] = field(default_factory=set)  # keys of which a release was a source
     every: set[str] = field(default_factory=set)  # keys of which one release has not all that is needed
@@ -133,17 +133,17 @@ class Packing:
         pairs = [self._pair(index) for index in range(len(self.source.manifest().layers))]
         return [(pair, found) for pair in pairs if (found := self._known(pair)) is not None]
 
-    def tally(self) -> Tally:
+    def tally(self) -> RatioGuard:
         """What all layers come to, with those that were compared before: they are not read again."""
         pairs = self._pairs()
-        tally = Tally(sum(pair.size for pair in pairs), self.limits)
+        tally = RatioGuard(sum(pair.size for pair in pairs), self.limits)
         for pair in pairs:
             if found := self._known(pair):
                 require_layer(found.unpacked, pair.size, self.limits)
                 tally.add(found.unpacked + found.holes // HOLES)
         return tally
 
-    def compare_the_rest(self, tally: Tally) -> None:
+    def compare_the_rest(self, tally: RatioGuard) -> None:
         """Read the blobs that were never compared with their diff_ids; nothing is packed."""
         missing = [index for pair, index in self._pairs().items() if self._known(pair) is None]
         if not missing:
@@ -151,17 +151,21 @@ class Packing:
         stored = self.source.manifest().layers
         missing.sort(key=lambda index: -stored[index].size)
         log.info("comparing layers that have packs with their diff_ids", layers=len(missing))
-        self.meter.total(sum(stored[index].size for index in missing))
+        self.task.total(sum(stored[index].size for index in missing))
         ahead = len(missing) < worker_count()
 
-        def compare(index: int, halt: Halt) -> None:
-            with self._members(index, halt, tally, background=ahead) as members:
+        def compare(index: int, cancel: CancelToken) -> None:
+            with self._members(index, cancel, tally, background=ahead) as members:
                 for _ in members:
                     pass
 
-        work([functools.partial(compare, index) for index in missing], workers=worker_count(), halt=self.halt)
+        run_all(
+            [functools.partial(compare, index) for index in missing],
+            workers=worker_count(),
+            cancel=self.cancel,
+        )
 
-    def packs(self, opened: contextlib.ExitStack, tally: Tally, output: Path | None) -> list[Pack]:
+    def packs(self, opened: contextlib.ExitStack, tally: RatioGuard, output: Path | None) -> list[Pack]:
         """One open pack for each layer; those that are missing are made first.
 
         `output` is where the image will be written: there must be room for it too. None: it is not known yet.
@@ -184,7 +188,7 @@ class Packing:
                 log.info("packing layers", missing=len(wanted), there=len(found))
                 self._say_other_codec([str(diff_ids[index]) for index in wanted.values()])
                 self._require_space([layers[index] for _, index in by_size], found.values(), output)
-                self.meter.total(sum(layers[index].size for _, index in by_size))
+                self.task.total(sum(layers[index].size for _, index in by_size))
                 self._pack_layers(by_size, tally)
         return [found[key] for key in keys]
 
@@ -209,12 +213,12 @@ class Packing:
         """Look before the work: a pack is about as large as its layer is when that is compressed."""
         packs = sum(layer.size // (2 if layer.compression == "none" else 1) for layer in missing)
         known = sum(pack.data_size for pack in found)
-        needs = [Need(folder=self.cache.folder, size=packs, purpose="layer packs")]
+        needs = [SpaceRequirement(folder=self.cache.folder, size=packs, purpose="layer packs")]
         if output is not None:
-            needs.append(Need(folder=output.parent, size=packs + known, purpose=THE_RESULT))
+            needs.append(SpaceRequirement(folder=output.parent, size=packs + known, purpose=THE_RESULT))
         require_space(needs)
 
-    def _pack_layers(self, layers: Sequence[tuple[str, int]], tally: Tally) -> None:
+    def _pack_layers(self, layers: Sequence[tuple[str, int]], tally: RatioGuard) -> None:
         """Pack these layers by key and number, several at once, the longest first; compress on all cores."""
         at_once = min(worker_count(), len(layers))
         in_flight = max(4, _IN_FLIGHT // at_once // max(self.options.block_size, JOB_SIZE))
@@ -223,10 +227,16 @@ class Packing:
                 functools.partial(self._pack_layer, index, key, compressors, in_flight, tally)
                 for key, index in layers
             ]
-            work(tasks, workers=at_once, halt=self.halt)
+            run_all(tasks, workers=at_once, cancel=self.cancel)
 
     def _pack_layer(
-        self, index: int, key: str, compressors: Compressors, in_flight: int, tally: Tally, halt: Halt
+        self,
+        index: int,
+        key: str,
+        compressors: Compressors,
+        in_flight: int,
+        tally: RatioGuard,
+        cancel: CancelToken,
     ) -> None:
         """Read one layer to its end and write its pack."""
         block_size = self.options.block_size
@@ -235,17 +245,17 @@ class Packing:
             writer = PackWriter(
                 handle.write, compressors, block_size=block_size, header=header, in_flight=in_flight
             )
-            with self._members(index, halt, tally, background=True) as members:
+            with self._members(index, cancel, tally, background=True) as members:
                 for entry, content in members:
                     writer.add(entry, content.view)
             made = writer.finish()
-            handle.check(made, self.codec.compressor, workers=worker_count(), halt=halt)
+            handle.check(made, self.codec.compressor, workers=worker_count(), cancel=cancel)
             handle.complete(made)
         self.packed.append(self.source.manifest().layers[index].size)
 
     @contextlib.contextmanager
     def _members(
-        self, index: int, halt: Halt, tally: Tally, *, background: bool
+        self, index: int, cancel: CancelToken, tally: RatioGuard, *, background: bool
     ) -> Iterator[Iterator[tuple[Entry, Content]]]:
         """What is in a layer, to be read to its end: then it is noted that its blob has its diff_id."""
         pair, seen = self._pair(index), Seen()
@@ -253,8 +263,8 @@ class Packing:
         with open_entries(
             self.source,
             index,
-            halt=halt,
-            meter=self.meter,
+            cancel=cancel,
+            task=self.task,
             background=background,
             limits=self.limits,
             tally=None if counted else tally,

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference, plain_name
 from pipeline.oci.source import ImageSource
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.images import image_manifest
 from pipeline.registry.source import RegistrySource
@@ -33,7 +33,7 @@ def opened_source(
     *,
     scratch: Path,
     client_for: Callable[[str], RegistryClient] = RegistryClient,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> Iterator[ImageSource]:
     """The image that ``text`` names, for ``platform``, until the end of the with statement.
 
@@ -55,7 +55,7 @@ def opened_source(
         file, name = _file_and_name(rest)
         yield _checked(open_archive(file, name, platform=platform), platform)
     elif kind == "docker-daemon" and rest and not rest.startswith("//"):
-        with _saved(rest, platform, scratch, meter) as archive:
+        with _saved(rest, platform, scratch, task) as archive:
             yield _checked(archive, platform)
     else:
         raise ConfigError(f"{text[:200]!r} is not a source of an image", hint=what_to_write(text))
@@ -114,7 +114,7 @@ def _file_and_name(text: str) -> tuple[Path, str | None]:
 
 
 @contextlib.contextmanager
-def _saved(name: str, platform: Platform, scratch: Path, meter: Meter) -> Iterator[ImageSource]:
+def _saved(name: str, platform: Platform, scratch: Path, task: Task) -> Iterator[ImageSource]:
     """An image of the Docker Engine, saved into scratch for as long as it is read."""
     from pipeline.docker.engine import Engine
     from pipeline.oci.archive import open_archive
@@ -122,7 +122,7 @@ def _saved(name: str, platform: Platform, scratch: Path, meter: Meter) -> Iterat
     with scratch_folder(scratch) as folder:
         file = folder / "image.tar"
         with Engine.connect() as engine:
-            engine.save(name, file, meter)
+            engine.save(name, file, task)
         yield open_archive(file, platform=platform)
 
 

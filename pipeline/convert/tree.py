@@ -20,9 +20,9 @@ from pipeline.oci.merge import merge
 from pipeline.oci.rootfs import enroot_rootfs
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Tree
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.system.memory import require_memory
-from pipeline.system.parallel import Halt, work
+from pipeline.system.parallel import CancelToken, run_all
 
 MAX_WORKERS = 8
 NODE = 400  # bytes that merging takes for a member, beside the entry itself
@@ -35,7 +35,7 @@ def read_tree(
     keep_owners: bool = False,
     keep_xattrs: bool = False,
     limits: Limits = DEFAULT_LIMITS,
-    meter: Meter,
+    task: Task,
     copies: Callable[[int], AbstractContextManager[Copy | None]] = lambda _: nullcontext(),
 ) -> Tree:
     """Read every layer of ``source`` to its end, in parallel, and merge them.
@@ -52,21 +52,21 @@ def read_tree(
     # and a size that lies is noticed before anything is measured by it.
     once = sorted(first.values(), key=lambda index: -layers[index].size)
     times = Counter(names)
-    meter.total(sum(layers[index].size for index in once))
+    task.total(sum(layers[index].size for index in once))
     workers = worker_count()
     ahead = len(once) < workers  # processors to spare: decompress in threads of their own
 
     count = _Count(limits)
-    tally = Tally(sum(layers[index].size for index in once), limits)
+    tally = RatioGuard(sum(layers[index].size for index in once), limits)
 
-    def entries_of(index: int, halt: Halt) -> list[Entry]:
+    def entries_of(index: int, cancel: CancelToken) -> list[Entry]:
         with (
             copies(index) as copy,
             open_entries(
                 source,
                 index,
-                halt=halt,
-                meter=meter,
+                cancel=cancel,
+                task=task,
                 background=ahead,
                 limits=limits,
                 copy=copy,
@@ -77,7 +77,7 @@ def read_tree(
         count.add(found, times[names[index]])
         return found
 
-    read = work([functools.partial(entries_of, index) for index in once], workers=workers)
+    read = run_all([functools.partial(entries_of, index) for index in once], workers=workers)
     by_index = dict(zip(once, read, strict=True))
     require_memory(sum(map(len, read)) * NODE)
     try:
@@ -140,7 +140,7 @@ def require_sizes(source: ImageSource, limits: Limits) -> None:
         )
 
 
-class Tally:
+class RatioGuard:
     """Bytes that the layers of an image come to, all together, counted by the threads that read them.
 
     What one layer may come to, whatever it is stored in, would be too much a thousand times. ``stored`` is
@@ -205,15 +205,15 @@ def open_entries(
     source: ImageSource,
     index: int,
     *,
-    halt: Halt,
-    meter: Meter = SILENT,
+    cancel: CancelToken,
+    task: Task = NO_TASK,
     background: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     copy: Copy | None = None,
-    tally: Tally | None = None,
+    tally: RatioGuard | None = None,
     seen: Seen | None = None,
 ) -> Iterator[Iterator[tuple[Entry, Content]]]:
-    """The entries of layer ``index`` with their content; ``meter`` counts the bytes as they are stored, and
+    """The entries of layer ``index`` with their content; ``task`` counts the bytes as they are stored, and
     ``copy`` gets them unpacked; ``tally`` counts how many they and the holes of sparse files were, ``seen``
     has both afterwards.
 
@@ -225,7 +225,7 @@ def open_entries(
     try:
         with source.open_layer(index) as blob:
             try:
-                stored = cast("BinaryIO", _Counted(blob, meter, halt))
+                stored = cast("BinaryIO", _Counted(blob, task, cancel))
                 plain = decompressed(stored, descriptor.compression, limits=limits)
                 diff_id = source.config().diff_ids[index]
                 tar = plain if copy is None else _Copied(plain, copy)
@@ -238,7 +238,7 @@ def open_entries(
             except LimitError:
                 raise  # as much as the limits allow was read, and no more shall be
             except FormatError:
-                _pass(blob, halt)  # bytes that were damaged on their way are no fault of the image's
+                _pass(blob, cancel)  # bytes that were damaged on their way are no fault of the image's
                 raise
     except FormatError as error:
         if error.message.startswith("layer "):
@@ -249,10 +249,10 @@ def open_entries(
         ) from error
 
 
-def _pass(blob: BinaryIO, halt: Halt) -> None:
+def _pass(blob: BinaryIO, cancel: CancelToken) -> None:
     """Read the rest of a blob, which raises when all of it has not the digest that it should have."""
     while blob.read(PIECE):
-        halt.check()
+        cancel.check()
 
 
 def content_size(tree: Tree) -> int:
@@ -283,10 +283,10 @@ class _Copied:
 class _Counted:
     """A binary stream whose bytes are counted as they pass, and that ends when the others failed."""
 
-    def __init__(self, stream: BinaryIO, meter: Meter, halt: Halt) -> None:
+    def __init__(self, stream: BinaryIO, task: Task, cancel: CancelToken) -> None:
         self._stream = stream
-        self._meter = meter
-        self._halt = halt
+        self._meter = task
+        self._halt = cancel
 
     def read(self, size: int = -1) -> bytes:
         self._halt.check()

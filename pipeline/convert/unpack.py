@@ -21,9 +21,9 @@ from pipeline.convert.names import shown
 from pipeline.errors import FormatError, ToolError
 from pipeline.oci.entry import Entry, EntryKind
 from pipeline.oci.tree import Node, Tree
-from pipeline.progress import Meter
+from pipeline.progress import Task
 from pipeline.system.disk import is_full
-from pipeline.system.parallel import Halt, work
+from pipeline.system.parallel import CancelToken, run_all
 
 LAST_TIME = 0xFFFF_FFFF  # squashfs keeps unsigned 32-bit seconds
 _SYSTEM_32_BIT = 0x7FFF_FFFF  # beyond it some file systems clamp
@@ -43,18 +43,20 @@ class Content(Protocol):
 
 
 # (layer, halt) -> its entries in order, each with its content
-OpenLayer = Callable[[int, Halt], AbstractContextManager[Iterator[tuple[Entry, Content]]]]
+OpenLayer = Callable[[int, CancelToken], AbstractContextManager[Iterator[tuple[Entry, Content]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Keep:
+class Preserve:
     """What of the image is set on the files in scratch; owners need root."""
 
     owners: bool = False
     xattrs: bool = False
 
 
-def unpack(tree: Tree, open_layer: OpenLayer, root: Path, *, keep: Keep, meter: Meter, workers: int) -> None:
+def unpack(
+    tree: Tree, open_layer: OpenLayer, root: Path, *, keep: Preserve, task: Task, workers: int
+) -> None:
     """Make all of ``tree`` below the empty folder ``root`` but for device nodes, layers in parallel.
 
     ``open_layer(n, halt)`` gives the entries of layer ``n`` in their order with their content. Raises
@@ -65,10 +67,10 @@ def unpack(tree: Tree, open_layer: OpenLayer, root: Path, *, keep: Keep, meter: 
         unpacker.make_folders_and_links()
         wanted = _wanted(tree)
 
-        def fill(layer: int, halt: Halt) -> None:
-            unpacker.fill(open_layer(layer, halt), wanted[layer], meter, halt)
+        def fill(layer: int, cancel: CancelToken) -> None:
+            unpacker.fill(open_layer(layer, cancel), wanted[layer], task, cancel)
 
-        work([functools.partial(fill, layer) for layer in wanted], workers=workers)
+        run_all([functools.partial(fill, layer) for layer in wanted], workers=workers)
         unpacker.finish()
 
 
@@ -122,7 +124,7 @@ class _Folders:
 
 
 class _Unpacker:
-    def __init__(self, root: Path, tree: Tree, keep: Keep) -> None:
+    def __init__(self, root: Path, tree: Tree, keep: Preserve) -> None:
         self._path = root
         self._tree = tree
         self._keep = keep
@@ -167,8 +169,8 @@ class _Unpacker:
         self,
         layer: AbstractContextManager[Iterator[tuple[Entry, Content]]],
         files: Mapping[int, bytes],
-        meter: Meter,
-        halt: Halt,
+        task: Task,
+        cancel: CancelToken,
     ) -> None:
         """Write the files of one layer; runs in a thread of its own."""
         left = len(files)
@@ -180,7 +182,7 @@ class _Unpacker:
                     if path is None:
                         continue
                     with _told(self._path, path):
-                        self._fill_one(folders, path, entry, content, meter, halt)
+                        self._fill_one(folders, path, entry, content, task, cancel)
                     left -= 1
                     if left == 0:
                         return  # what follows is hidden or no file; the tree was read from the whole layer
@@ -189,7 +191,7 @@ class _Unpacker:
         raise FormatError(f"a layer has changed while it was read: {left} of its files are no longer there")
 
     def _fill_one(
-        self, folders: _Folders, path: bytes, entry: Entry, content: Content, meter: Meter, halt: Halt
+        self, folders: _Folders, path: bytes, entry: Entry, content: Content, task: Task, cancel: CancelToken
     ) -> None:
         expected = self._tree[path].entry
         folder, name = self._place(folders, path)
@@ -197,10 +199,10 @@ class _Unpacker:
         try:
             size = 0
             for piece in content.pieces():
-                halt.check()
+                cancel.check()
                 _write_sparse(descriptor, piece)
                 size += len(piece)
-                meter.advance(len(piece))
+                task.advance(len(piece))
             os.ftruncate(descriptor, size)
             if size != expected.size or entry.crc32 != expected.crc32:
                 raise FormatError(f"the file {shown(path)} has changed while its layer was read")

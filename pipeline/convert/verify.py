@@ -20,13 +20,13 @@ from pipeline.convert.convert import ConverterRecord, SquashfsFile, WrittenFile
 from pipeline.convert.enroot_differences import Aspect, Difference, is_known
 from pipeline.convert.names import shown
 from pipeline.convert.tree import read_tree, require_sizes, worker_count
-from pipeline.convert.unpack import Keep
+from pipeline.convert.unpack import Preserve
 from pipeline.errors import FormatError, VerificationError
 from pipeline.oci.entry import DEFAULT_LIMITS, EntryKind, Limits
 from pipeline.oci.rootfs import FORMAT_VERSION
 from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Node
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.registry.source import RegistrySource
 from pipeline.squashfs.inode import Inode
 from pipeline.squashfs.proof import ReadBack
@@ -56,7 +56,7 @@ class VerifiedSquashfs:
     checks: tuple[str, ...]
 
 
-def verify(file: SquashfsFile, meter: Meter = SILENT, *, full: bool = False) -> VerifiedSquashfs:
+def verify(file: SquashfsFile, task: Task = NO_TASK, *, full: bool = False) -> VerifiedSquashfs:
     """Compare ``file`` with its tree: all that it says of its entries, and every byte of their content.
 
     After a native conversion content is expanded only where it is not proven to be that of a layer pack;
@@ -64,12 +64,12 @@ def verify(file: SquashfsFile, meter: Meter = SILENT, *, full: bool = False) -> 
     the first few differences; also for a file that is damaged.
     """
     read = None if full else file.read
-    found = compare(file, meter, read=read)
+    found = compare(file, task, read=read)
     _check_start_files(found, file)
     return VerifiedSquashfs(file=file, checks=CHECKS if read is None else QUICK_CHECKS)
 
 
-def compare(file: WrittenFile, meter: Meter = SILENT, *, read: ReadBack | None = None) -> dict[bytes, Inode]:
+def compare(file: WrittenFile, task: Task = NO_TASK, *, read: ReadBack | None = None) -> dict[bytes, Inode]:
     """As `verify`, for a file that need not be the root of a container. Gives each path that is in it.
 
     Content that `read` proves is not expanded.
@@ -81,7 +81,7 @@ def compare(file: WrittenFile, meter: Meter = SILENT, *, read: ReadBack | None =
             _check_superblock(image, file)
             comparison = _Comparison(file, read)
             comparison.names(image)
-            comparison.content(image, meter)
+            comparison.content(image, task)
     except FormatError as error:
         raise VerificationError(
             f"{file.path} cannot be read back: {error.message}",
@@ -98,11 +98,11 @@ def described(
     path: Path,
     source: ImageSource,
     *,
-    keep: Keep,
+    keep: Preserve,
     by_enroot: bool,
     cache: Path,
     limits: Limits = DEFAULT_LIMITS,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> SquashfsFile:
     """A .sqsh that is there already, as if it had just been made from ``source``, to be verified.
 
@@ -117,8 +117,8 @@ def described(
     require_sizes(source, limits)
     if isinstance(source, RegistrySource):
         source = CachedSource(source, cache)
-        source.fetch(meter)
-    tree = read_tree(source, keep_owners=keep.owners, keep_xattrs=keep.xattrs, limits=limits, meter=meter)
+        source.fetch(task)
+    tree = read_tree(source, keep_owners=keep.owners, keep_xattrs=keep.xattrs, limits=limits, task=task)
     try:
         with path.open("rb") as stream:
             sha256, size = hashed(stream).hexdigest(), stream.tell()
@@ -201,7 +201,7 @@ class _Comparison:
             if path not in self.found:
                 self._add(Difference(path=path, aspect=Aspect.MISSING, node=tree[path]))
 
-    def content(self, image: SquashfsImage, meter: Meter) -> None:
+    def content(self, image: SquashfsImage, task: Task) -> None:
         """Every file's bytes, read once an inode, but for what is proven."""
         by_number = {
             inode.number: path
@@ -209,12 +209,12 @@ class _Comparison:
             if inode.kind == EntryKind.FILE.value and self._is_to_be_read(path, inode)
         }
         inodes = [self.found[path] for path in by_number.values()]
-        meter.total(sum(inode.size for inode in inodes))
+        task.total(sum(inode.size for inode in inodes))
 
         def compare(number: int, crc32: int) -> None:
             path = by_number[number]
             node = self.file.tree.get(path)
-            meter.advance(self.found[path].size)
+            task.advance(self.found[path].size)
             if node is not None and node.entry.kind is EntryKind.FILE and crc32 != _checksum(node):
                 self._add(Difference(path=path, aspect=Aspect.CONTENT, node=node))
 

@@ -27,7 +27,7 @@ from pipeline.docker.errors import lost
 from pipeline.docker.events import build_failure
 from pipeline.errors import ConfigError, ToolError
 from pipeline.oci.digest import Digest
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.system import process
 from pipeline.system.disk import write_text
 
@@ -72,7 +72,7 @@ def build(
     *,
     docker_config: Path,
     folder: Path,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> Digest | None:
     """Build and leave the image in the engine under its tag; gives its config's digest if buildx reports it.
 
@@ -91,7 +91,7 @@ def build(
     def listen(line: str) -> None:
         printed.append(line)
         if _worth_telling(line, internal):
-            meter.line(line)
+            task.line(line)
 
     environment = _environment(engine.host, docker_config)
     with _watched(engine) as gone:

@@ -40,7 +40,7 @@ from pipeline.errors import RegistryError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.registry.credentials import Credentials
 from pipeline.system.disk import cannot_write
 
@@ -219,7 +219,7 @@ class Engine:
         with contextlib.suppress(NotThere), translate_errors(f"removing the tag {reference}"):
             self._client.remove_image(str(reference), noprune=False)
 
-    def save(self, name: str, dest: Path, meter: Meter = SILENT) -> None:
+    def save(self, name: str, dest: Path, task: Task = NO_TASK) -> None:
         """Write a local image to `dest` as a docker-archive; about 160 MB/s.
 
         Raises ToolError when the engine has no such image; `dest` may then hold a part.
@@ -227,12 +227,12 @@ class Engine:
         try:
             with translate_errors(f"saving the local image {name}"), dest.open("wb") as file:
                 size = self._client.inspect_image(name).get("Size")  # type: ignore[no-untyped-call]
-                meter.total(int(size or 0))
+                task.total(int(size or 0))
                 pieces = self._client.get_image(name, chunk_size=_SAVE_PIECE)
                 with contextlib.closing(pieces):
                     for piece in pieces:
                         file.write(piece)
-                        meter.advance(len(piece))
+                        task.advance(len(piece))
         except OSError as error:
             raise cannot_write(error, dest) from error
 
@@ -245,7 +245,7 @@ class Engine:
         order: BuildRequest,
         *,
         docker_config: Path | None = None,
-        meter: Meter = SILENT,
+        task: Task = NO_TASK,
     ) -> None:
         """Build with the engine's classic builder, which leaves the image under its tag.
 
@@ -280,11 +280,11 @@ class Engine:
                     if STEP.match(line):
                         step.clear()
                     step.append(line)
-                    meter.line(line)
+                    task.line(line)
         if failure:
             raise build_failure(order.path, str(failure), step, root=self.root)
 
-    def push(self, reference: Reference, credentials: Credentials | None, meter: Meter = SILENT) -> Digest:
+    def push(self, reference: Reference, credentials: Credentials | None, task: Task = NO_TASK) -> Digest:
         """Push a local image under its own name and return the manifest's digest, as the engine reports it.
 
         Tried again, up to 5 times, on what passes by itself: rate limits, 5xx, cut connections, timeouts.
@@ -297,10 +297,10 @@ class Engine:
             before_sleep=lambda state: log.warning("push failed, trying again", attempt=state.attempt_number),
             reraise=True,
         )
-        return retrying(self._push_once, reference, credentials, meter)
+        return retrying(self._push_once, reference, credentials, task)
 
-    def _push_once(self, reference: Reference, credentials: Credentials | None, meter: Meter) -> Digest:
-        transfer = Transfer(meter)
+    def _push_once(self, reference: Reference, credentials: Credentials | None, task: Task) -> Digest:
+        transfer = Transfer(task)
         failure: str | None = None
         digest: str | None = None
         with translate_errors(f"pushing {reference}"):

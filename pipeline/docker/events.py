@@ -12,7 +12,7 @@ from pipeline.aws.ecr_actions import hint as ecr_hint
 from pipeline.docker.errors import full_hint
 from pipeline.errors import RegistryError, SqshpipeError, ToolError
 from pipeline.oci.reference import Reference
-from pipeline.progress import Meter
+from pipeline.progress import Task
 from pipeline.system.disk import says_full
 from pipeline.text import said
 
@@ -82,8 +82,8 @@ def pushed_digest(event: Mapping[str, Any]) -> str | None:
 class Transfer:
     """Sums the per-layer progress of a push up for a meter. The engine counts uncompressed bytes."""
 
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+    def __init__(self, task: Task) -> None:
+        self._meter = task
         self._known: dict[str, int] = {}
         self._done: dict[str, int] = {}
 

@@ -28,10 +28,10 @@ from pipeline.image.dockerignore import Ignore
 from pipeline.image.inputs import BuildInputs, dockerfile_text, gather, read_dockerfile
 from pipeline.image.pin import BaseImage
 from pipeline.oci.digest import Digest
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.registry.credentials import CredentialsProvider, credentials_for
 from pipeline.system.disk import cannot_write
-from pipeline.system.scratch import Need, require_space, scratch_folder
+from pipeline.system.scratch import SpaceRequirement, require_space, scratch_folder
 from pipeline.text import utc
 
 log = structlog.get_logger()
@@ -72,7 +72,7 @@ def build(
     fresh: bool = False,
     credentials: CredentialsProvider = credentials_for,
     scratch: Path | None = None,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> BuiltImage:
     """Build `spec` on `base` with BuildKit where a command line has it, else with the classic builder.
 
@@ -98,12 +98,12 @@ def build(
                 work = folder / "build"
                 work.mkdir()
                 config_digest = buildkit.build(
-                    frontend, order, engine, docker_config=config, folder=work, meter=meter
+                    frontend, order, engine, docker_config=config, folder=work, task=task
                 )
             else:
                 log.debug("building with the engine's classic builder")
                 with _classic_context(order, folder) as tar:
-                    engine.build(tar, _CLASSIC_DOCKERFILE, order, docker_config=config, meter=meter)
+                    engine.build(tar, _CLASSIC_DOCKERFILE, order, docker_config=config, task=task)
     found = engine.image(order.tag)
     if found is None:
         raise ToolError(f"{spec.name} was built, but the Docker Engine does not have {order.tag}")
@@ -141,7 +141,11 @@ def _copied(
     size, names = size_of(context, Ignore.of(dockerfile, context))
     copies = 2 if classic else 1  # the classic builder takes a tar of it
     require_space(
-        [Need(folder=folder, size=size * copies, files=names, purpose="a copy of the build's context")]
+        [
+            SpaceRequirement(
+                folder=folder, size=size * copies, files=names, purpose="a copy of the build's context"
+            )
+        ]
     )
     # BuildKit compares a context with the last one from a folder of this name, and believes that a file of
     # the same size and time has the same content. A new name leaves it nothing to compare with.

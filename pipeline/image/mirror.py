@@ -9,7 +9,7 @@ from __future__ import annotations
 from pipeline.image.pin import BaseImage
 from pipeline.image.push import PushedImage, key_tag
 from pipeline.oci.reference import Reference
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.images import image_manifest
 from pipeline.registry.transfer import copy
@@ -20,7 +20,7 @@ def mirror(
     repository: Reference,
     source_client: RegistryClient,
     target_client: RegistryClient,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
     *,
     all_platforms: bool = False,
 ) -> PushedImage:
@@ -41,7 +41,7 @@ def mirror(
             target_client,
             repository.repository,
             tags={wanted: key_tag(wanted.hex), base.digest: key_tag(base.digest.hex)},
-            meter=meter,
+            task=task,
         )
     manifest = image_manifest(target_client, repository.with_digest(base.digest), None)
     return PushedImage(

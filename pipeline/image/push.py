@@ -20,7 +20,7 @@ from pipeline.image.pin import BaseImage
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.oci.reference import Reference
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import CredentialsProvider, RenewableProvider, credentials_for
 from pipeline.registry.images import image_manifest
@@ -73,7 +73,7 @@ def push(
     client: RegistryClient,
     *,
     credentials: CredentialsProvider = credentials_for,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> PushedImage:
     """Push `built` as ``repository:key-<key>``, or adopt what another run has pushed there meanwhile.
 
@@ -85,7 +85,7 @@ def push(
     target = repository.with_tag(key_tag(built.key))
     engine.tag(built.local_id, target)
     try:
-        digest = _send(target, engine, credentials, meter)
+        digest = _send(target, engine, credentials, task)
     except RegistryError:
         winner = _winner(built, repository, client)
         if winner is None:
@@ -118,7 +118,7 @@ def _winner(built: BuiltImage, repository: Reference, client: RegistryClient) ->
     return found
 
 
-def _send(target: Reference, engine: Engine, credentials: CredentialsProvider, meter: Meter) -> Digest:
+def _send(target: Reference, engine: Engine, credentials: CredentialsProvider, task: Task) -> Digest:
     """The engine's push, repeated once when the password has ended on the way: ECR's last 12 hours.
 
     The engine gets a password when it begins, and does not say whether a refusal means its end.
@@ -126,13 +126,13 @@ def _send(target: Reference, engine: Engine, credentials: CredentialsProvider, m
     place = place_of(credentials, target.name)
     given = credentials(place)
     try:
-        return engine.push(target, given, meter)
+        return engine.push(target, given, task)
     except Denied:
         fresh = credentials.renew(place) if isinstance(credentials, RenewableProvider) else None
         if fresh is None or fresh == given:
             raise
         log.warning("the registry no longer takes the password, retrying with a new one", image=str(target))
-        return engine.push(target, fresh, meter)
+        return engine.push(target, fresh, task)
 
 
 def tag_version(pushed: PushedImage, version: str, client: RegistryClient) -> None:

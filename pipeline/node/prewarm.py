@@ -37,7 +37,7 @@ srun --ntasks-per-node=1 --label --kill-on-bad-exit=0 "$@"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class PrewarmRequest:
     """What to warm, where. `local` is the node's own folder for a copy; None means the page cache.
 
     `ranges` is where the store keeps what the file has in common with other releases.
@@ -85,7 +85,7 @@ class Outcome:
     error: str = ""
 
 
-def prewarm(order: Order) -> list[Outcome]:
+def prewarm(order: PrewarmRequest) -> list[Outcome]:
     """Warm all nodes in groups of `at_once`; a node that fails does not stop the others.
 
     Raises ToolError when Slurm itself takes no step.
@@ -98,7 +98,7 @@ def prewarm(order: Order) -> list[Outcome]:
     return outcomes
 
 
-def _group(order: Order, nodes: Sequence[str]) -> list[Outcome]:
+def _group(order: PrewarmRequest, nodes: Sequence[str]) -> list[Outcome]:
     places = [f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", *order.options]
     # --overlap and no exclusive use: a prewarm must not wait for the node's cores
     step = ["--ntasks-per-node=1", "--label", "--overlap", "--kill-on-bad-exit=0"]

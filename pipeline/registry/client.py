@@ -16,7 +16,7 @@ from pipeline.errors import FormatError, RegistryError
 from pipeline.oci.config import ImageConfig, parse_config
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import ACCEPT, Descriptor, Index, Manifest, parse_manifest
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.registry import download, upload
 from pipeline.registry.auth import Scope
 from pipeline.registry.credentials import Credentials, credentials_for
@@ -238,16 +238,16 @@ class RegistryClient:
         """Stream a blob; resume with Range after a cut; check the digest at the end."""
         return download.open_blob(self._session, repository, blob)
 
-    def fetch_blob(self, repository: str, blob: Descriptor, destination: Path, meter: Meter = SILENT) -> Path:
+    def fetch_blob(self, repository: str, blob: Descriptor, destination: Path, task: Task = NO_TASK) -> Path:
         """Download and verify a blob; resume a ``.partial`` file."""
-        meter.total(blob.size)
-        return download.fetch_blob(self._session, repository, blob, destination, meter)
+        task.total(blob.size)
+        return download.fetch_blob(self._session, repository, blob, destination, task)
 
     def fetch_blobs(
-        self, repository: str, blobs: Sequence[Descriptor], folder: Path, meter: Meter = SILENT
+        self, repository: str, blobs: Sequence[Descriptor], folder: Path, task: Task = NO_TASK
     ) -> dict[Digest, Path]:
         """Several blobs at once into ``folder``, each named by its digest's hex."""
-        return download.fetch_blobs(self._session, repository, blobs, folder, meter, workers=self.workers)
+        return download.fetch_blobs(self._session, repository, blobs, folder, task, workers=self.workers)
 
     def has_blob(self, repository: str, digest: Digest) -> bool:
         return upload.has_blob(self._session, repository, digest)
@@ -257,10 +257,10 @@ class RegistryClient:
         return upload.mount_blob(self._session, repository, digest, from_repository)
 
     def push_blob(
-        self, repository: str, blob: Descriptor, source: BinaryIO | upload.Opener, meter: Meter = SILENT
+        self, repository: str, blob: Descriptor, source: BinaryIO | upload.Opener, task: Task = NO_TASK
     ) -> bool:
         """Send a blob unless it is there (then False). ``source``: a file, or offset to bytes from there."""
-        return upload.push_blob(self._session, repository, blob, source, meter)
+        return upload.push_blob(self._session, repository, blob, source, task)
 
 
 def next_page(answer: Answer) -> str | None:

@@ -19,7 +19,7 @@ from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor
 from pipeline.oci.stream import ReadOnly
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.registry.auth import Scope
 from pipeline.registry.errors import Refused
 from pipeline.registry.pace import steadily
@@ -205,7 +205,7 @@ def fetch_blob(
     repository: str,
     blob: Descriptor,
     destination: Path,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
     *,
     stop: threading.Event | None = None,
 ) -> Path:
@@ -217,21 +217,21 @@ def fetch_blob(
     partial = destination.with_name(destination.name + ".partial")
     try:
         if _has(destination, blob):
-            meter.advance(blob.size)
+            task.advance(blob.size)
             return destination
         opened = untrusted.open_regular(partial, flags=os.O_RDWR | os.O_CREAT | os.O_APPEND)
         with os.fdopen(opened, "a+b") as file:
             with contextlib.suppress(OSError):  # some file systems have no locks; they only save work
                 fcntl.flock(file, fcntl.LOCK_EX)
             if _has(destination, blob):
-                meter.advance(blob.size)
+                task.advance(blob.size)
                 return destination
             try:
-                _fill(session, repository, blob, file, meter, stop)
+                _fill(session, repository, blob, file, task, stop)
             except _BadPartial:
                 log.warning("a partial download was not right, starting anew", blob=str(blob.digest))
                 file.truncate(0)
-                _fill(session, repository, blob, file, meter, stop)
+                _fill(session, repository, blob, file, task, stop)
             partial.replace(destination)
     except OSError as error:
         raise cannot_write(error, destination) from error
@@ -259,7 +259,7 @@ def _fill(
     repository: str,
     blob: Descriptor,
     file: BinaryIO,
-    meter: Meter,
+    task: Task,
     stop: threading.Event | None,
 ) -> None:
     file.seek(0)
@@ -267,12 +267,12 @@ def _fill(
     offset = file.tell()
     if offset > blob.size:
         raise _BadPartial
-    meter.advance(offset)
+    task.advance(offset)
     resumed = offset > 0
     for piece in chunks(session, repository, blob, offset=offset, stop=stop):
         seen.update(piece)
         file.write(piece)
-        meter.advance(len(piece))
+        task.advance(len(piece))
     file.flush()
     if seen.hexdigest() != blob.digest.hex:
         if resumed:
@@ -286,17 +286,17 @@ def fetch_blobs(
     repository: str,
     blobs: Sequence[Descriptor],
     folder: Path,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
     *,
     workers: int = 4,
 ) -> dict[Digest, Path]:
     """Several blobs at once into ``folder``, each named by its digest's hex. One failure stops all."""
     wanted = {blob.digest: blob for blob in blobs}
-    meter.total(sum(blob.size for blob in wanted.values()))
+    task.total(sum(blob.size for blob in wanted.values()))
     stop = threading.Event()
 
     def one(blob: Descriptor) -> Path:
-        return fetch_blob(session, repository, blob, folder / blob.digest.hex, meter, stop=stop)
+        return fetch_blob(session, repository, blob, folder / blob.digest.hex, task, stop=stop)
 
     with Crew(workers, name="blob") as crew:
         futures = {digest: crew.submit(one, blob) for digest, blob in wanted.items()}

@@ -16,7 +16,7 @@ import structlog
 from pipeline.errors import FormatError, RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor, Index, Manifest
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.download import checked, chunks, first_failure
 from pipeline.system.parallel import Crew
@@ -34,15 +34,15 @@ def copy(
     target_repository: str,
     *,
     tags: dict[Digest, str],
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> None:
     """Copy a manifest or a whole index by digest, and put each of ``tags`` on the manifest that it is for."""
     manifests = list(_collect(source, source_repository, digest))
     blobs = _blobs(manifests)
-    meter.total(sum(blob.size for blob in blobs))
+    task.total(sum(blob.size for blob in blobs))
     stop = threading.Event()
     move = functools.partial(
-        _move, source, source_repository, target, target_repository, meter=meter, stop=stop
+        _move, source, source_repository, target, target_repository, task=task, stop=stop
     )
     with Crew(target.workers, name="mirror") as crew:
         # the largest first: a small one at the end keeps no worker waiting
@@ -92,15 +92,15 @@ def _move(
     target_repository: str,
     blob: Descriptor,
     *,
-    meter: Meter,
+    task: Task,
     stop: threading.Event,
 ) -> None:
     """One blob from registry to registry: found there, mounted, or streamed through."""
     if source.host == target.host and target.has_blob(target_repository, blob.digest):
-        meter.advance(blob.size)
+        task.advance(blob.size)
         return
     if source.host == target.host and target.mount_blob(target_repository, blob.digest, source_repository):
-        meter.advance(blob.size)
+        task.advance(blob.size)
         return
 
     def pieces(offset: int) -> Iterator[bytes]:
@@ -110,7 +110,7 @@ def _move(
         return chunks(source.session, source_repository, blob, offset=offset, stop=stop)
 
     try:
-        target.push_blob(target_repository, blob, pieces, meter)
+        target.push_blob(target_repository, blob, pieces, task)
     except RegistryError:
         if _stays_where_it_is(blob) and not source.has_blob(source_repository, blob.digest):
             log.info("a foreign layer stays where it is", blob=str(blob.digest))

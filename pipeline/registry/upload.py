@@ -19,7 +19,7 @@ import structlog
 from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.registry.auth import Scope
 from pipeline.registry.errors import Refused
 from pipeline.registry.session import Session, TryAgain
@@ -84,7 +84,7 @@ def push_blob(
     repository: str,
     blob: Descriptor,
     source: BinaryIO | Opener,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> bool:
     """Send the blob unless the repository has it. False: it was there.
 
@@ -92,9 +92,9 @@ def push_blob(
     DIGEST_INVALID from the registry means that ``source`` is not what the descriptor says.
     """
     if has_blob(session, repository, blob.digest):
-        meter.advance(blob.size)
+        task.advance(blob.size)
         return False
-    _Push(session, repository, blob, _opener(source, blob) if not callable(source) else source, meter).run()
+    _Push(session, repository, blob, _opener(source, blob) if not callable(source) else source, task).run()
     return True
 
 
@@ -114,13 +114,13 @@ class _Push:
     """One blob on its way, across as many uploads as it takes."""
 
     def __init__(
-        self, session: Session, repository: str, blob: Descriptor, opener: Opener, meter: Meter
+        self, session: Session, repository: str, blob: Descriptor, opener: Opener, task: Task
     ) -> None:
         self._session = session
         self._repository = repository
         self._blob = blob
         self._opener = opener
-        self._meter = meter
+        self._meter = task
         self._counted = 0
         self._scopes = (Scope(repository, "pull,push"),)
         self._what = f"blob {blob.digest} to {session.host}/{repository}"

@@ -21,7 +21,7 @@ from pipeline.convert.verify import COMPARED, VerifiedSquashfs, compare
 from pipeline.errors import ConfigError
 from pipeline.image.pin import BaseImage
 from pipeline.image.push import PushedImage
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.store.events import whoami
 from pipeline.store.layout import LAYERS, RANGES
@@ -46,7 +46,7 @@ def publish(
     provenance: Mapping[str, Any] | None = None,
     platform: str = DEFAULT_PLATFORM,
     channels: Iterable[str] = (DEFAULT_CHANNEL,),
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> Release:
     """Make `verified` the release image:version for `platform`, and let `channels` name it.
 
@@ -76,7 +76,7 @@ def publish(
         attachments=_named(attached),
         created=utc(),
     )
-    made = store.publish(record, file.path, channels=channels, sha256=file.sha256, meter=meter)
+    made = store.publish(record, file.path, channels=channels, sha256=file.sha256, task=task)
     _attach(store, made, attached)
     return made
 
@@ -91,7 +91,7 @@ def publish_again(
     scan: Mapping[str, Any],
     provenance: Mapping[str, Any],
     channels: Iterable[str] = (DEFAULT_CHANNEL,),
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> Release:
     """Publish the file of `same`, which was made from the same image with the same options, as image:version.
 
@@ -125,7 +125,7 @@ def publish_again(
         attachments=_named(attached),
         created=utc(),
     )
-    made = store.publish(record, same.path, channels=channels, sha256=same.sha256, meter=meter)
+    made = store.publish(record, same.path, channels=channels, sha256=same.sha256, task=task)
     _attach(store, made, attached)
     return made
 
@@ -140,7 +140,7 @@ def publish_file(
     data: bool = False,
     allow_external: bool = False,
     move: bool = False,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> Release:
     """Make a release of what lies at `file`: a .sqsh, or data in a folder or a tar.
 
@@ -157,11 +157,11 @@ def publish_file(
             kind=DATA if data else IMAGE,
             allow_external=allow_external,
             move=move,
-            meter=meter,
+            task=task,
         )
     if move:
         raise ConfigError(f"{file} is no .sqsh and cannot be moved into the store", hint="leave out --move")
-    return publish_data(file, store=store, image=image, version=version, images=data, meter=meter)
+    return publish_data(file, store=store, image=image, version=version, images=data, task=task)
 
 
 def publish_external(
@@ -174,7 +174,7 @@ def publish_external(
     kind: str = IMAGE,
     allow_external: bool = False,
     move: bool = False,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> Release:
     """Make a release of a .sqsh that was made elsewhere; its record says external, unscanned.
 
@@ -188,12 +188,12 @@ def publish_external(
         compressor = str(opened.superblock.compressor)
     store.make_room(0 if move else file.stat().st_size)
     with store.staging() as staged:
-        with atomic.told(f"taking {file} into {store.root}"):
+        with atomic.translate_errors(f"taking {file} into {store.root}"):
             if move:
                 link_in(file, staged)
-                sha256 = hash_file(staged, meter=meter)
+                sha256 = hash_file(staged, task=task)
             else:
-                sha256 = copy_in(file, staged, meter=meter)
+                sha256 = copy_in(file, staged, task=task)
         record = Record(
             image=image,
             version=version,
@@ -225,7 +225,7 @@ def publish_data(
     image: str,
     version: str,
     images: bool = False,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> Release:
     """Make a release of the data in a folder or a tar: read back and compared, never scanned.
 
@@ -233,8 +233,8 @@ def publish_data(
     content, and what `convert_data` raises.
     """
     with store.staging() as staged:
-        file = convert_data(source, ConvertOptions(), output=staged, images=images, meter=meter)
-        compare(file, meter)
+        file = convert_data(source, ConvertOptions(), output=staged, images=images, task=task)
+        compare(file, task)
         record = Record(
             image=image,
             version=version,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pipeline.bases.clients import Clients
     from pipeline.config.lock import Lock
     from pipeline.config.types import Config
-    from pipeline.progress import Story
+    from pipeline.progress import Progress
     from pipeline.store.store import Store
 
 
@@ -39,7 +39,7 @@ class Run:
     config: Config
     lock: Lock
     clients: Clients
-    progress: Story
+    progress: Progress
     revision: str | None = None
 
     def store(self) -> Store:

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from pipeline.errors import VerificationError
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.release import start_profile
 from pipeline.slurm import client
 from pipeline.system import process, self_command
@@ -23,7 +23,7 @@ _LAST_LINES = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
+class SmokeTestResult:
     """A command that did what it should, and how long it took."""
 
     command: str
@@ -38,16 +38,16 @@ class Record:
     sha256: str
 
 
-def try_image(
+def smoke_test(
     path: Path,
     commands: Sequence[str],
     *,
     name: str = "",
     slurm_options: Sequence[str] | None = None,
     timeout: float = SECONDS,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
     record: Record | None = None,
-) -> tuple[Tried, ...]:
+) -> tuple[SmokeTestResult, ...]:
     """Run each command by ``/bin/sh -c`` inside the image, in the image's environment and working folder.
 
     With `slurm_options` (``["--partition=gpu", "--gpus=1"]``) each is a step that Slurm places, so that CUDA
@@ -59,14 +59,14 @@ def try_image(
     tried = []
     for command in commands:
         began = time.monotonic()
-        meter.line(f"test: {command}")
+        task.line(f"test: {command}")
         if slurm_options is None:
             done = _here(path, command, timeout, record)
         else:
             done = _on_a_node(path, command, slurm_options, timeout)
         if done.returncode != 0:
             raise _failed(name or path.name, command, done)
-        tried.append(Tried(command=command, seconds=time.monotonic() - began))
+        tried.append(SmokeTestResult(command=command, seconds=time.monotonic() - began))
         log.debug("test passed", command=command)
     return tuple(tried)
 

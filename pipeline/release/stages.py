@@ -29,7 +29,7 @@ from pipeline.release import start_profile
 from pipeline.release.pinned import Pinned
 from pipeline.release.publish import publish, publish_again
 from pipeline.release.run import Run, Stage
-from pipeline.release.smoke_test import Record, try_image
+from pipeline.release.smoke_test import Record, smoke_test
 from pipeline.scan.gate import ScanReport, scan
 from pipeline.scan.judge import Judge, chosen
 from pipeline.store.record import Release
@@ -65,8 +65,8 @@ def in_registry(
     client = run.clients(repository.registry)
     prepare(run.config.registry, repository)
     if pinned.inputs is None:
-        with run.progress.stage("mirror") as meter:
-            mirrored = mirror(pinned.base, repository, run.clients(spec.base.registry), client, meter=meter)
+        with run.progress.stage("mirror") as task:
+            mirrored = mirror(pinned.base, repository, run.clients(spec.base.registry), client, task=task)
             run.progress.result(f"{mirrored.reference}")
         return mirrored
     key = pinned.inputs.key
@@ -79,9 +79,9 @@ def in_registry(
             base = pinned.base
             early.begin(lambda: _source(run, base.reference, base.digest), behind=True)
         built = _built(run, spec, version, pinned, engine)
-        with run.progress.stage("push") as meter:
+        with run.progress.stage("push") as task:
             credentials = run.clients.credentials
-            pushed = push(built, repository, engine, client, credentials=credentials, meter=meter)
+            pushed = push(built, repository, engine, client, credentials=credentials, task=task)
             run.progress.result(str(pushed.reference))
     return pushed
 
@@ -101,7 +101,7 @@ def _built(run: Run, spec: ImageSpec, version: Version, pinned: Pinned, engine: 
     if pinned.inputs is None:
         raise ConfigError(f"{spec.name} has no dockerfile: its base is mirrored, there is nothing to build")
     key = pinned.inputs.key
-    with run.progress.stage("build") as meter:
+    with run.progress.stage("build") as task:
         built = build(
             spec,
             pinned.base,
@@ -113,7 +113,7 @@ def _built(run: Run, spec: ImageSpec, version: Version, pinned: Pinned, engine: 
             fresh=pinned.inputs.period is not None,
             credentials=run.clients.credentials,
             scratch=run.config.scratch,
-            meter=meter,
+            task=task,
         )
         run.progress.result(f"key-{short(key)}")
     return built
@@ -235,7 +235,7 @@ def _tested_and_published(
     """Test `file`, publish it by `make`, and put the profile of its start beside the release."""
     with scratch_folder(run.config.scratch) as recorded:
         tested(run, spec, file, f"{spec.name}:{version}", Record(folder=recorded, sha256=sha256))
-        with run.progress.stage("publish") as meter:
+        with run.progress.stage("publish") as task:
             _tag_version(run, version, report)
             made = make(
                 store=store,
@@ -245,7 +245,7 @@ def _tested_and_published(
                 scan=report.record(),
                 provenance=provenance(run, spec, pinned),
                 channels=spec.channels,
-                meter=meter,
+                task=task,
             )
             run.progress.result(f"{made.name}, {made.public_path}")
         _profiled(run, made, store, recorded)
@@ -267,9 +267,9 @@ def _converted(
     early: EarlyPacking | None,
     store: Store | None = None,
 ) -> SquashfsFile:
-    with run.progress.stage("convert") as meter, _stored(run, store) as stored:
+    with run.progress.stage("convert") as task, _stored(run, store) as stored:
         if early is not None:
-            early.finish(meter)
+            early.finish(task)
         file = convert(
             _source(run, report.image.repository, report.image.digest),
             spec.convert,
@@ -278,7 +278,7 @@ def _converted(
             cache=run.config.cache,
             limits=run.config.limits,
             staged=store is not None,
-            meter=meter,
+            task=task,
             stored=stored,
         )
         run.progress.result(f"{file.converter.name}, sha256:{short(file.sha256)}")
@@ -295,8 +295,8 @@ def _stored(run: Run, store: Store | None) -> AbstractContextManager[StoredLayer
 
 
 def _verified(run: Run, file: SquashfsFile) -> VerifiedSquashfs:
-    with run.progress.stage("verify") as meter:
-        verified = verify(file, meter=meter)
+    with run.progress.stage("verify") as task:
+        verified = verify(file, task=task)
         run.progress.result(f"{len(file.tree)} entries read back, as in the image")
     return verified
 
@@ -312,9 +312,9 @@ def _profiled(run: Run, made: Release, store: Store, recorded: Path) -> None:
 def tested(run: Run, spec: ImageSpec, file: Path, name: str, record: Record | None) -> None:
     """Run the image's own tests, if it has any, inside a .sqsh. Raises VerificationError when one fails."""
     if spec.test:
-        with run.progress.stage("test") as meter:
-            passed = try_image(
-                file, spec.test, name=name, slurm_options=spec.test_on, meter=meter, record=record
+        with run.progress.stage("test") as task:
+            passed = smoke_test(
+                file, spec.test, name=name, slurm_options=spec.test_on, task=task, record=record
             )
             run.progress.result(f"{len(passed)} of {len(spec.test)} commands passed")
 

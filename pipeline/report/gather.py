@@ -11,13 +11,13 @@ from typing import Any
 
 from pipeline.config.names import DEFAULT_PLATFORM
 from pipeline.errors import PublishError
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.report.compare import Comparer, Comparison
 from pipeline.store import leases
 from pipeline.store.events import Event, moment, read_events
 from pipeline.store.leases import Lease
 from pipeline.store.record import DATA, Release, mapping, rows
-from pipeline.store.store import Listed, Store
+from pipeline.store.store import ReleaseRow, Store
 from pipeline.text import shown
 
 _SEVERITIES = ("critical", "high", "medium", "low")
@@ -38,7 +38,7 @@ class Chip:
 class ReportedRelease:
     """One release with all that the page shows; `release` is None when its record cannot be read."""
 
-    line: Listed
+    line: ReleaseRow
     release: Release | None
     created: datetime
     waivers: tuple[Mapping[str, str], ...]
@@ -173,7 +173,7 @@ def gather(
     compared: int = 10,
     packages: bool = True,
     files: bool = False,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> Report:
     """Read the whole store for a page made at `now` (UTC).
 
@@ -194,7 +194,7 @@ def gather(
     records = Comparer(store.layout, packages=False, files=False)
     images = []
     for name, found in lines.items():
-        meter.line(f"reading {name}")
+        task.line(f"reading {name}")
         if isinstance(found, str):
             images.append(ReportedImage(name=name, channels={}, broken=found))
             continue
@@ -213,7 +213,7 @@ def gather(
     )
 
 
-def _lines(store: Store, name: str) -> list[Listed] | str:
+def _lines(store: Store, name: str) -> list[ReleaseRow] | str:
     """The releases of an image; what is wrong with it, as a sentence, when it cannot be read."""
     try:
         return store.listed(name)
@@ -221,7 +221,7 @@ def _lines(store: Store, name: str) -> list[Listed] | str:
         return error.headline
 
 
-def _owners(lists: Iterable[Sequence[Listed]]) -> dict[str, tuple[int, set[str]]]:
+def _owners(lists: Iterable[Sequence[ReleaseRow]]) -> dict[str, tuple[int, set[str]]]:
     """(bytes, images that have the file) by digest, of all that is on disk."""
     owners: dict[str, tuple[int, set[str]]] = {}
     for line in (line for lines in lists for line in lines if line.state != "pruned"):
@@ -240,7 +240,7 @@ def _limit(counts: Sequence[int], most: int) -> int:
 def _image(
     store: Store,
     name: str,
-    lines: Sequence[Listed],
+    lines: Sequence[ReleaseRow],
     in_use: Mapping[str, int],
     owners: Mapping[str, tuple[int, set[str]]],
     comparers: Sequence[Comparer],
@@ -267,14 +267,14 @@ def _image(
     )
 
 
-def _record(store: Store, line: Listed) -> Release | None:
+def _record(store: Store, line: ReleaseRow) -> Release | None:
     try:
         return store.release(line.image, line.version, line.platform)
     except PublishError:
         return None
 
 
-def _before(releases: list[tuple[Listed, Release | None]], number: int) -> Release | None:
+def _before(releases: list[tuple[ReleaseRow, Release | None]], number: int) -> Release | None:
     """The next older release for the same platform."""
     platform = releases[number][0].platform
     older = (release for line, release in releases[number + 1 :] if line.platform == platform)
@@ -282,7 +282,7 @@ def _before(releases: list[tuple[Listed, Release | None]], number: int) -> Relea
 
 
 def _release(
-    line: Listed, release: Release | None, before: Release | None, in_use: int, comparer: Comparer
+    line: ReleaseRow, release: Release | None, before: Release | None, in_use: int, comparer: Comparer
 ) -> ReportedRelease:
     scan = {} if release is None else mapping(release.scan)
     waivers = tuple(
@@ -307,7 +307,7 @@ def _srun(image: str) -> str:
     return shlex.join(["srun", f"--container-image={image}", "python", "train.py"])
 
 
-def _growth(lists: Iterable[Sequence[Listed]]) -> tuple[tuple[datetime, int], ...]:
+def _growth(lists: Iterable[Sequence[ReleaseRow]]) -> tuple[tuple[datetime, int], ...]:
     came: dict[str, tuple[datetime, int]] = {}
     for line in (line for lines in lists for line in lines if line.state != "pruned"):
         created = moment(line.created)

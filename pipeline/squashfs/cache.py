@@ -24,7 +24,7 @@ from pipeline.squashfs.superblock import Compressor
 from pipeline.squashfs.writing import write_at
 from pipeline.system import untrusted
 from pipeline.system.disk import is_full
-from pipeline.system.parallel import Halt
+from pipeline.system.parallel import CancelToken
 
 _SUFFIX = ".pack"
 _PARTIAL = ".partial-"
@@ -93,11 +93,11 @@ class PackWriteHandle:
         except OSError as error:
             raise self._cache.unwritable(error) from error
 
-    def check(self, index: PackIndex, compressor: Compressor, *, workers: int, halt: Halt) -> None:
+    def check(self, index: PackIndex, compressor: Compressor, *, workers: int, cancel: CancelToken) -> None:
         """Compare what is on the disk with the layer, and let `index` say so. Raises VerificationError."""
         name = f"a new layer pack in {self._cache.folder}"
         try:
-            check_data(self._descriptor, index, compressor, name=name, workers=workers, halt=halt)
+            check_data(self._descriptor, index, compressor, name=name, workers=workers, cancel=cancel)
         except FormatError as error:
             raise VerificationError(
                 error.message, hint="check the disk and the memory of this machine, then convert again"

@@ -13,23 +13,23 @@ from pipeline.squashfs.readback import Blocks, Job, Tails, expand_all
 from pipeline.squashfs.reread import reread
 from pipeline.squashfs.superblock import Compressor
 from pipeline.system.disk import drop_cache
-from pipeline.system.parallel import Halt
+from pipeline.system.parallel import CancelToken
 
 
 def check_data(
-    descriptor: int, index: PackIndex, compressor: Compressor, *, name: str, workers: int, halt: Halt
+    descriptor: int, index: PackIndex, compressor: Compressor, *, name: str, workers: int, cancel: CancelToken
 ) -> None:
     """Read the data of a pack from the disk, expand all of it and compare each file with its crc32.
 
     The checksums in `index` are those of the layer, taken when it was read. FormatError where anything
-    differs; StoppedError when `halt` is set. Raises OSError.
+    differs; StoppedError when `cancel` is set. Raises OSError.
     """
     drop_cache(descriptor)
-    if reread(descriptor, index.data_size, index.pieces(), on_bytes=lambda _: halt.check()):
+    if reread(descriptor, index.data_size, index.pieces(), on_bytes=lambda _: cancel.check()):
         raise FormatError(f"{name} has other bytes than were written")
     found: dict[int, int] = {}
     jobs = _jobs(index)
-    expand_all(descriptor, name, compressor, jobs, found.__setitem__, workers=workers, halt=halt)
+    expand_all(descriptor, name, compressor, jobs, found.__setitem__, workers=workers, cancel=cancel)
     if any(index.checksums[number] != found.get(number) for number, size in enumerate(index.sizes) if size):
         raise FormatError(f"{name} has other content than its layer")
 

@@ -16,7 +16,7 @@ from pipeline.squashfs.codecs import Expand, make_expand
 from pipeline.squashfs.inode import NO_FRAGMENT, Inode, Kind
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.squashfs.superblock import Compressor
-from pipeline.system.parallel import Crew, Halt
+from pipeline.system.parallel import CancelToken, Crew
 
 OnFile = Callable[[int, int], None]  # number, crc32 of the whole content
 
@@ -91,13 +91,13 @@ def expand_all(
     on_file: OnFile,
     *,
     workers: int = 0,
-    halt: Halt | None = None,
+    cancel: CancelToken | None = None,
 ) -> None:
     """Do all `jobs` in the open file `descriptor`, in the order of their positions; see `read_all`.
 
-    `name` is what messages call the file. StoppedError when `halt` is set.
+    `name` is what messages call the file. StoppedError when `cancel` is set.
     """
-    reader = _Reader(descriptor, name, on_file, halt or Halt())
+    reader = _Reader(descriptor, name, on_file, cancel or CancelToken())
     count = workers or os.cpu_count() or 1
     source: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in sorted(jobs, key=lambda job: job[0]):
@@ -112,11 +112,11 @@ def expand_all(
 
 
 class _Reader:
-    def __init__(self, descriptor: int, name: str, on_file: OnFile, halt: Halt) -> None:
+    def __init__(self, descriptor: int, name: str, on_file: OnFile, cancel: CancelToken) -> None:
         self._descriptor = descriptor
         self._name = name
         self._on_file = on_file
-        self._halt = halt
+        self._halt = cancel
         self._lock = threading.Lock()
         self._failed = False
 

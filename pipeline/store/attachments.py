@@ -50,7 +50,7 @@ def read(layout: Layout, record: Record, name: str, *, limit: int = LIMIT) -> by
     when it cannot be read.
     """
     path = _folder(layout, record) / name
-    with atomic.told(f"reading {path}"), _opened(layout, record) as folder:
+    with atomic.translate_errors(f"reading {path}"), _opened(layout, record) as folder:
         file = None if folder is None else _open(path, folder)
         if file is None:
             return None

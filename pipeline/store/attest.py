@@ -66,7 +66,7 @@ def sign(layout: Layout, release: Release, signer: Signer) -> Path:
     envelope.sign(signer)  # type: ignore[arg-type]
     content = json.dumps(bundle(envelope, signer.public_key), sort_keys=True).encode() + b"\n"
     attachments.check(layout, release)
-    with atomic.told(f"signing {release.name}"):
+    with atomic.translate_errors(f"signing {release.name}"):
         folders.make(path.parent)
         made = atomic.create(path, content)
     if not made and not _signed_by(layout, path.name, release, signer.public_key):
@@ -128,7 +128,7 @@ def read_back(release: Release) -> None:
     """Hash the bytes of a release. Raises VerificationError when they are not what its record names."""
     from pipeline.store.publishing import hash_file
 
-    with atomic.told(f"reading {release.path}"):
+    with atomic.translate_errors(f"reading {release.path}"):
         digest = hash_file(release.path)
     if digest != release.sha256:
         raise VerificationError(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from pipeline.config.names import CHANNELS, DEFAULT_PLATFORM, check_channel, nearest
+from pipeline.config.names import CHANNELS, DEFAULT_PLATFORM, check_channel, suggest
 from pipeline.errors import ConfigError, PublishError
 from pipeline.store import folders
 from pipeline.store.events import Change, Event, append
 from pipeline.store.layout import Layout
 from pipeline.store.reading import add_versions, exists, fold_events, load, read_record, refuse_newer
 from pipeline.store.record import claim
-from pipeline.store.state import ImageState, Standing
+from pipeline.store.state import ImageState, VersionState
 from pipeline.system import atomic
 
 Decision = Callable[[ImageState], Change | None]
@@ -42,7 +42,7 @@ def decide(
             folders.make_of_image(layout, image)
         return present.events, change
 
-    with atomic.told(f"recording a change of {image}"):
+    with atomic.translate_errors(f"recording a change of {image}"):
         refuse_newer(layout, image)
         event = append(layout, image, look)
     if event is not None:
@@ -123,7 +123,7 @@ def rollback(layout: Layout, image: str, channel: str, *, reason: str = "") -> E
     def decision(state: ImageState) -> Change:
         names = state.channels.get(channel, [])
         if not names:
-            raise ConfigError(f"{image} has no channel {channel!r}", hint=nearest(channel, state.channels))
+            raise ConfigError(f"{image} has no channel {channel!r}", hint=suggest(channel, state.channels))
         for earlier in reversed(names[:-1]):
             if earlier != names[-1] and state.releases[earlier].resolvable():
                 return Change(
@@ -155,17 +155,17 @@ def mark(layout: Layout, image: str, version: str, kind: str, *, reason: str = "
     return decide(layout, image, decision, wanted=lambda _: [version])
 
 
-def known(layout: Layout, state: ImageState, version: str) -> Standing:
+def known(layout: Layout, state: ImageState, version: str) -> VersionState:
     """The standing of a version that has a record. Raises ConfigError naming what there is."""
     standing = state.releases.get(version)
     if standing is None or not standing.platforms:
         there = load(layout, state.image).state
         names = [name for name, one in there.newest_first()[::-1] if one.platforms]
-        raise ConfigError(f"there is no release {state.image}:{version}", hint=nearest(version, names))
+        raise ConfigError(f"there is no release {state.image}:{version}", hint=suggest(version, names))
     return standing
 
 
-def published(layout: Layout, state: ImageState, version: str) -> Standing:
+def published(layout: Layout, state: ImageState, version: str) -> VersionState:
     """Like `known`, but it must resolve. Raises PublishError when it does not."""
     standing = known(layout, state, version)
     if not standing.resolvable():
@@ -183,7 +183,7 @@ def _claim_channel(layout: Layout, image: str, channel: str) -> None:
     if channel in CHANNELS:
         return
     path = layout.record(image, channel, DEFAULT_PLATFORM)
-    with atomic.told(f"naming the channel {channel} of {image}"):
+    with atomic.translate_errors(f"naming the channel {channel} of {image}"):
         if exists(layout.image(image)) and not exists(path):
             atomic.create(path, claim(image, channel))
         release = is_release(layout, image, channel)

@@ -61,7 +61,7 @@ def _writing(layout: Layout) -> Iterator[Finding]:
     folder = layout.blobs if layout.blobs.is_dir() else layout.root
     probe = folder / temporary_name()
     try:
-        with atomic.told("trying to write"):
+        with atomic.translate_errors("trying to write"):
             probing = untrusted.create_exclusive(probe, mode=0o666)
             try:
                 os.write(probing, b"probe")

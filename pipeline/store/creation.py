@@ -65,7 +65,7 @@ def _names(folder: Path) -> list[str]:
 
 def require(layout: Layout) -> None:
     """Raise PublishError unless a store is at the root of `layout`."""
-    with atomic.told(f"looking for the store {layout.root}"):
+    with atomic.translate_errors(f"looking for the store {layout.root}"):
         if is_store(layout):
             return
         why = _what_is_there(layout.root)
@@ -79,7 +79,7 @@ def create(layout: Layout, *, group: str | None, stripe: tuple[int, int] | None)
     """Make the store at the root of `layout`; False when it is one already. Raises as `Store.create`."""
     from pipeline.store import folders, leases, preflight
 
-    with atomic.told(f"creating the store {layout.root}"):
+    with atomic.translate_errors(f"creating the store {layout.root}"):
         if is_store(layout):
             return False
         if point := not_mounted(layout.root):
@@ -87,7 +87,7 @@ def create(layout: Layout, *, group: str | None, stripe: tuple[int, int] | None)
                 f"no store is created at {layout.root}: {point} is in /etc/fstab and is not mounted",
                 hint=f"mount {point}",
             )
-        folders.found(layout.root, group=group)
+        folders.create_root(layout.root, group=group)
         preflight.check_group(layout, group)
         folders.make(layout.blobs)
         if stripe is not None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from pipeline.progress import Meter
+from pipeline.progress import Task
 from pipeline.squashfs.copying import copy_range
 from pipeline.squashfs.layout import Range
 from pipeline.squashfs.ranges import Piece, pieces
@@ -32,7 +32,7 @@ def fetch(
     layout: Layout,
     holders: Sequence[Holder],
     report: Report,
-    meter: Meter,
+    task: Task,
 ) -> tuple[str, int]:
     """Complete the file open as `staged` from where it ends; gives the sha256 of the whole and bytes reused.
 
@@ -44,8 +44,8 @@ def fetch(
     if have > record.size:
         os.ftruncate(staged, 0)
         digest, have = hashlib.sha256(), 0
-    meter.total(record.size)
-    meter.advance(have)
+    task.total(record.size)
+    task.advance(have)
     reused = 0
     with contextlib.ExitStack() as opened:
         files = [_open(layout, holder, opened) for holder in holders]
@@ -60,7 +60,7 @@ def fetch(
             else:
                 _read(staged, record, source, begin, end, digest)
                 report.bytes_copied += end - begin
-            meter.advance(end - begin)
+            task.advance(end - begin)
     report.bytes_reused += reused
     return digest.hexdigest(), reused
 

@@ -72,11 +72,11 @@ def _has_default_acl(folder: Path) -> bool:
         return False  # none, or a file system without
 
 
-def found(root: Path, *, group: str | None = None) -> None:
+def create_root(root: Path, *, group: str | None = None) -> None:
     """Make the root of a store. With `group` its members may all publish. Raises ConfigError for no such
     group.
     """
-    with atomic.told(f"making the store {root}"):
+    with atomic.translate_errors(f"making the store {root}"):
         if root.is_dir():
             return
         root.parent.mkdir(parents=True, exist_ok=True)

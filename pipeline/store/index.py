@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.config.names import is_channel, is_version, stem
 from pipeline.store import sealed
-from pipeline.store.state import ImageState, Standing, parse_channels, parse_standing
+from pipeline.store.state import ImageState, VersionState, parse_channels, parse_version_state
 
 SCHEMA = 1
 _ENTRY = re.compile(
@@ -40,7 +40,7 @@ def write_index(state: ImageState) -> bytes:
     channels = {channel: names[-1] for channel, names in sorted(state.channels.items()) if names}
     history = {channel: names for channel, names in sorted(state.channels.items()) if len(names) != 1}
     ordered = sorted(state.releases.items(), key=lambda item: (item[1].created, item[0]))
-    lines = [f'"{version}": {json.dumps(_standing_json(one))}' for version, one in ordered]
+    lines = [f'"{version}": {json.dumps(_version_state_json(one))}' for version, one in ordered]
     return sealed.seal(
         json.dumps(_first_line(state))[:-1]
         + f',\n"channels": {json.dumps(channels)},\n"history": {json.dumps(history)},\n"releases": {{'
@@ -58,7 +58,7 @@ def _first_line(state: ImageState) -> dict[str, Any]:
     }
 
 
-def _standing_json(standing: Standing) -> dict[str, Any]:
+def _version_state_json(standing: VersionState) -> dict[str, Any]:
     good = {p: held.as_json() for p, held in standing.platforms.items() if p not in standing.damaged}
     data: dict[str, Any] = {"state": standing.state(), "created": standing.created, "platforms": good}
     if standing.damaged:
@@ -87,7 +87,9 @@ def read_index(raw: bytes, image: str) -> ImageState | None:
             image=image,
             events=_count(data["events"]),
             newest_event=str(data["newest_event"]),
-            releases={version: parse_standing(version, one) for version, one in data["releases"].items()},
+            releases={
+                version: parse_version_state(version, one) for version, one in data["releases"].items()
+            },
             channels=parse_channels(data["channels"], data["history"]),
         )
     except _DAMAGED:

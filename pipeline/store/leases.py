@@ -95,7 +95,7 @@ def take(layout: Layout, release: Record, *, seconds: float, job: str = "", clus
     }
     path = layout.leases / f"person-{whoami().replace('/', '_')}-{secrets.token_hex(4)}.json"
     refused = f"let the store's owner make the folder: mkdir -m 1777 {layout.leases}"
-    with atomic.told("leaving a lease", refused=refused):
+    with atomic.translate_errors("leaving a lease", refused=refused):
         prepare(layout)
         atomic.create(path, json.dumps(data).encode() + b"\n", mode=0o644)
     return path
@@ -103,7 +103,7 @@ def take(layout: Layout, release: Record, *, seconds: float, job: str = "", clus
 
 def drop(path: Path) -> None:
     """Give a lease back; one that is gone already is fine."""
-    with atomic.told("dropping a lease"):
+    with atomic.translate_errors("dropping a lease"):
         path.unlink(missing_ok=True)
 
 
@@ -132,7 +132,7 @@ def read_all(layout: Layout, *, warn: bool = False) -> list[Lease]:
     prune. With `warn` one line of the log names them. Raises PublishError when the folder cannot be read, or
     the file system fails in a way that no user can cause: then it is not known what is in use.
     """
-    with atomic.told("listing the leases"):
+    with atomic.translate_errors("listing the leases"):
         try:
             names = sorted(entry.name for entry in layout.leases.iterdir() if not entry.name.startswith("."))
         except FileNotFoundError:
@@ -211,7 +211,7 @@ def remove_remains(layout: Layout, counting: Container[str], now: float) -> None
     """Remove what has held nothing for longer than a lease can last, where we may: nonsense, links, what
     killed jobs left half-written. ``counting`` are names that stay, however old.
     """
-    with atomic.told("listing the leases"):
+    with atomic.translate_errors("listing the leases"):
         try:
             entries = list(os.scandir(layout.leases))
         except FileNotFoundError:

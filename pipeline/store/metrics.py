@@ -11,7 +11,7 @@ from types import MappingProxyType
 from pipeline.errors import PublishError
 from pipeline.store import leases, scrub
 from pipeline.store.events import moment
-from pipeline.store.store import Listed, Store
+from pipeline.store.store import ReleaseRow, Store
 from pipeline.store.usage import usage
 
 
@@ -21,7 +21,7 @@ def prometheus(store: Store, *, unwatched: Mapping[str, float] = MappingProxyTyp
     `unwatched`: from when on nobody watches a release's image for new findings, by the release's name.
     Times are seconds since 1970, sizes are bytes. Names need no escaping: the store takes no others.
     """
-    lines: list[Listed] = []
+    lines: list[ReleaseRow] = []
     unreadable = 0
     for image in store.images():
         try:
@@ -84,7 +84,7 @@ def prometheus(store: Store, *, unwatched: Mapping[str, float] = MappingProxyTyp
     return "\n".join(text) + "\n"
 
 
-def _scanned(store: Store, named: Mapping[tuple[str, str], Listed]) -> Mapping[str, float]:
+def _scanned(store: Store, named: Mapping[tuple[str, str], ReleaseRow]) -> Mapping[str, float]:
     """When each channel's release was scanned, in seconds; those that never were, or data, are left out."""
     found = {}
     for (image, channel), line in named.items():

@@ -77,7 +77,7 @@ def prune(layout: Layout, policy: Policy, ask_jobs: AskJobs, *, dry_run: bool = 
         jobs = ask_jobs()
     except ToolError as error:
         report.unreachable = error.headline
-    with atomic.told(f"pruning {layout.root}"):
+    with atomic.translate_errors(f"pruning {layout.root}"):
         used = retention.in_use(leases.read_all(layout, warn=True), jobs, now)
         found = _read(layout, report)
         named = inventory.named_by_caches(layout, found)
@@ -249,7 +249,7 @@ def _delete(away: Path, digest: str, report: Report) -> None:
 
 def _give_back(layout: Layout, digest: str, away: Path) -> None:
     """Let bytes that were moved away have their name again."""
-    exclusive.place(away, layout.blob(digest))
+    exclusive.link_noreplace(away, layout.blob(digest))
     away.unlink(missing_ok=True)
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from pipeline.config.names import DEFAULT_PLATFORM
 from pipeline.errors import PublishError
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.store import caches, channels, folders, preflight, publishing
 from pipeline.store.events import Change
 from pipeline.store.layout import Layout
 from pipeline.store.reading import add_versions, exists, fold_events, load, read_record, refuse_newer
 from pipeline.store.record import DATA, Record
-from pipeline.store.state import ImageState, Standing
+from pipeline.store.state import ImageState, VersionState
 from pipeline.system import atomic
 from pipeline.system.temporary import is_temporary, temporary_name
 
@@ -27,10 +27,10 @@ def publish(
     moves: tuple[str, ...],
     allow_external: bool,
     sha256: str | None,
-    meter: Meter,
+    task: Task,
 ) -> None:
     """Make the release exist, complete, with its channels and caches; see Store.publish."""
-    with atomic.told(f"publishing {record.image}:{record.version} in {layout.root}"):
+    with atomic.translate_errors(f"publishing {record.image}:{record.version} in {layout.root}"):
         refuse_newer(layout, record.image)
         state = fold_events(layout, ImageState(image=record.image))  # raises before anything is brought
         named = record.version in state.releases
@@ -45,9 +45,9 @@ def publish(
         standing = state.releases.get(record.version) if there else None
         if there is None or not _stands(layout, there, standing):
             if file == layout.blob(record.sha256):
-                commit_present(layout, record, meter=meter)
+                commit_present(layout, record, task=task)
             else:
-                _bring(layout, record, file, standing, sha256, meter)
+                _bring(layout, record, file, standing, sha256, task)
         for channel in moves:
             channels.advance(
                 layout,
@@ -97,7 +97,7 @@ def refuse_lost_record(layout: Layout, record: Record, state: ImageState, *, nam
         )
 
 
-def _stands(layout: Layout, record: Record, standing: Standing | None) -> bool:
+def _stands(layout: Layout, record: Record, standing: VersionState | None) -> bool:
     """Whether a release that was committed before is whole: bytes there, neither hidden, pruned nor
     damaged.
     """
@@ -112,24 +112,24 @@ def _bring(
     layout: Layout,
     record: Record,
     file: Path,
-    standing: Standing | None,
+    standing: VersionState | None,
     sha256: str | None,
-    meter: Meter,
+    task: Task,
 ) -> None:
     """Steps 1 to 4, and the events that bring back what was hidden, pruned or damaged."""
     folders.make(layout.blobs)
     folders.make_of_image(layout, record.image)
     if _is_staged(layout, file):
-        _bring_staged(layout, record, file, standing, sha256 or publishing.hash_file(file, meter=meter))
+        _bring_staged(layout, record, file, standing, sha256 or publishing.hash_file(file, task=task))
         return
     preflight.make_room(layout, record.size)
     with publishing.staging(layout) as staged:
-        sha256 = publishing.copy_in(file, staged, meter=meter)
+        sha256 = publishing.copy_in(file, staged, task=task)
         _bring_staged(layout, record, staged, standing, sha256)
 
 
 def _bring_staged(
-    layout: Layout, record: Record, staged: Path, standing: Standing | None, sha256: str
+    layout: Layout, record: Record, staged: Path, standing: VersionState | None, sha256: str
 ) -> None:
     publishing.seal(staged, record, sha256)
     if standing is not None and record.platform in standing.damaged:
@@ -146,12 +146,12 @@ def commit_staged(layout: Layout, record: Record, staged: Path) -> None:
     _commit_sealed(layout, record, staged)
 
 
-def commit_present(layout: Layout, record: Record, *, meter: Meter = SILENT) -> None:
+def commit_present(layout: Layout, record: Record, *, task: Task = NO_TASK) -> None:
     """Make the release exist from bytes that the store has already, read back first; caches are not
     written.
     """
     folders.make_of_image(layout, record.image)
-    publishing.check_present(layout, record, meter=meter)
+    publishing.check_present(layout, record, task=task)
     if not publishing.commit(layout, record):
         _bring_back(layout, record)
     if not publishing.bytes_are_there(layout, record):

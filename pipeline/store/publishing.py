@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ConfigError, PublishError, VerificationError
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.store import folders, preflight
 from pipeline.store.layout import Layout
 from pipeline.store.reading import exists, read_record
@@ -38,7 +38,7 @@ def staging(layout: Layout) -> Iterator[Path]:
 
     What lies there on leaving is removed; what a killed process leaves, `prune` removes.
     """
-    with atomic.told("preparing the store"):
+    with atomic.translate_errors("preparing the store"):
         folders.make(layout.blobs)
     path = layout.blobs / temporary_name(".sqsh")
     try:
@@ -50,11 +50,11 @@ def staging(layout: Layout) -> Iterator[Path]:
             (layout.blobs / name).unlink(missing_ok=True)
 
 
-def copy_in(file: Path, staged: Path, *, meter: Meter = SILENT) -> str:
+def copy_in(file: Path, staged: Path, *, task: Task = NO_TASK) -> str:
     """Copy `file` to `staged`, which must be new, and give the sha256 of what was written."""
     with file.open("rb", buffering=0) as source:
         size = os.fstat(source.fileno()).st_size
-        meter.total(size)
+        task.total(size)
         with staged.open("xb", buffering=0) as target:
             preflight.reserve(target.fileno(), size)
 
@@ -62,7 +62,7 @@ def copy_in(file: Path, staged: Path, *, meter: Meter = SILENT) -> str:
                 view = memoryview(piece)
                 while view:
                     view = view[target.write(view) :]
-                meter.advance(len(piece))
+                task.advance(len(piece))
 
             return hashed(source, keep).hexdigest()
 
@@ -90,11 +90,11 @@ def link_in(file: Path, staged: Path) -> None:
         ) from error
 
 
-def hash_file(path: Path, *, meter: Meter = SILENT) -> str:
+def hash_file(path: Path, *, task: Task = NO_TASK) -> str:
     """sha256 of a regular file in hex. Raises OSError for anything else, a symlink too."""
     with os.fdopen(untrusted.open_regular(path), "rb", buffering=0) as source:
-        meter.total(os.fstat(source.fileno()).st_size)
-        return hashed(source, lambda piece: meter.advance(len(piece))).hexdigest()
+        task.total(os.fstat(source.fileno()).st_size)
+        return hashed(source, lambda piece: task.advance(len(piece))).hexdigest()
 
 
 def seal(staged: Path, record: Record, sha256: str) -> None:
@@ -117,16 +117,16 @@ def seal(staged: Path, record: Record, sha256: str) -> None:
 def put_bytes(layout: Layout, staged: Path, record: Record) -> None:
     """Give sealed bytes the name of their digest. Bytes that are there already stay."""
     blob = layout.blob(record.sha256)
-    if exclusive.place(staged, blob):
+    if exclusive.link_noreplace(staged, blob):
         atomic.sync_folder(layout.blobs)
     else:
         check_present(layout, record)
 
 
-def check_present(layout: Layout, record: Record, *, meter: Meter = SILENT) -> None:
+def check_present(layout: Layout, record: Record, *, task: Task = NO_TASK) -> None:
     """Read bytes that are there already back. Raises VerificationError when they are not the record's."""
     blob = layout.blob(record.sha256)
-    if (digest := hash_file(blob, meter=meter)) != record.sha256:
+    if (digest := hash_file(blob, task=task)) != record.sha256:
         raise VerificationError(
             f"{blob} is damaged: its sha256 is {digest}",
             hint="run sqshpipe store scrub, which marks what is damaged; then publish again, which mends it",

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pipeline.config.names import check_platform, check_version, split_name, stem
 from pipeline.errors import ConfigError, PublishError, VerificationError
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.store import channels, events, folders, index, publishing, sealed
 from pipeline.store.events import Change, Event, now, read_event, whoami
 from pipeline.store.layout import LINK_SUFFIX, RECORD_SUFFIX, Layout
 from pipeline.store.reading import cache_bytes, exists, fold_events, read_record, read_truth, records_in
 from pipeline.store.record import Record, is_sha256, parse_own
-from pipeline.store.state import Bytes, ImageState, Standing
+from pipeline.store.state import ImageState, StoredFile, VersionState
 from pipeline.system import atomic, untrusted
 from pipeline.text import utc
 
@@ -27,7 +27,7 @@ UNKNOWN = "0" * 64
 """The sha256 of a tombstone whose bytes nobody can name any more."""
 
 
-def restore(layout: Layout, name: str, platform: str, *, meter: Meter = SILENT) -> Path:
+def restore(layout: Layout, name: str, platform: str, *, task: Task = NO_TASK) -> Path:
     """Write the record of "image:version" anew from its symlink (or SHA256SUMS, or index) and its bytes.
 
     The bytes are hashed. What the record said beyond name, platform, sha256 and size is lost; the new one
@@ -43,13 +43,13 @@ def restore(layout: Layout, name: str, platform: str, *, meter: Meter = SILENT) 
             f"{name} cannot be restored: {what}",
             hint=f"restore {path} from a backup, or: sqshpipe store rebuild --tombstone {name}",
         )
-    if (found := _sha256(layout, digest, meter)) != digest:
+    if (found := _sha256(layout, digest, task)) != digest:
         raise VerificationError(
             f"{name} cannot be restored: the sha256 of {layout.blob(digest)} is {found}",
             hint=f"restore the file from a backup, or: sqshpipe store rebuild --tombstone {name}",
         )
     status = layout.blob(digest).stat()
-    listed = _listed(layout, image).get(version, Standing()).created
+    listed = _listed(layout, image).get(version, VersionState()).created
     created = utc(status.st_mtime)
     _replace(path, _record(image, version, platform, digest, status.st_size, listed or created, "restored"))
     return path
@@ -69,7 +69,7 @@ def bury(layout: Layout, name: str, platform: str) -> Path:
         )
 
     def decision(state: ImageState) -> Change | None:
-        standing = state.releases.get(version, Standing())
+        standing = state.releases.get(version, VersionState())
         if standing.pruned or platform in standing.damaged:
             return None
         kind = "damaged" if standing.platforms.keys() - {platform} else "delete"
@@ -77,7 +77,7 @@ def bury(layout: Layout, name: str, platform: str) -> Path:
 
     known = read_truth(layout, image).state
     channels.decide(layout, image, decision, wanted=lambda _: (), state=known)
-    created = _listed(layout, image).get(version, Standing()).created or now()
+    created = _listed(layout, image).get(version, VersionState()).created or now()
     _replace(path, _record(image, version, platform, digest or UNKNOWN, 0, created, "tombstone"))
     return path
 
@@ -108,11 +108,11 @@ def replace_event(layout: Layout, name: str) -> Path:
     return path
 
 
-def _sha256(layout: Layout, digest: str, meter: Meter = SILENT) -> str:
+def _sha256(layout: Layout, digest: str, task: Task = NO_TASK) -> str:
     """sha256 of what lies under the name of those bytes; that it is no file stands for one of other bytes."""
-    with atomic.told(f"reading {layout.blob(digest)}"):
+    with atomic.translate_errors(f"reading {layout.blob(digest)}"):
         try:
-            return publishing.hash_file(layout.blob(digest), meter=meter)
+            return publishing.hash_file(layout.blob(digest), task=task)
         except untrusted.NotRegularError:
             return "unknown, since it is no regular file"
 
@@ -159,10 +159,10 @@ def _digest(layout: Layout, image: str, name: str) -> str:
         for version, one in _listed(layout, image).items()
         for platform, held in one.platforms.items()
     }
-    return named.get(name, Bytes(sha256="", size=0)).sha256
+    return named.get(name, StoredFile(sha256="", size=0)).sha256
 
 
-def _listed(layout: Layout, image: str) -> dict[str, Standing]:
+def _listed(layout: Layout, image: str) -> dict[str, VersionState]:
     """What a sound index says of the versions of `image`, whether or not it is up to date."""
     state = index.read_index(cache_bytes(layout.index(image)), image)
     return state.releases if state is not None else {}
@@ -193,7 +193,7 @@ def _record(image: str, version: str, platform: str, sha256: str, size: int, cre
 
 def _replace(path: Path, content: bytes) -> None:
     """Let `path` hold `content`; what lies there is moved aside."""
-    with atomic.told(f"replacing {path}"):
+    with atomic.translate_errors(f"replacing {path}"):
         folders.make(path.parent)
         if exists(path):
             aside = path.with_name(f".damaged.{path.name}.{secrets.token_hex(4)}")

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 
 from pipeline.store.events import moment
 from pipeline.store.leases import Lease
-from pipeline.store.state import ImageState, Standing
+from pipeline.store.state import ImageState, VersionState
 
 KEEP, HIDE, WAIT, DELETE, UNHIDE, GONE = "keep", "hide", "wait", "delete", "unhide", "gone"
 
@@ -99,7 +99,9 @@ def judge(state: ImageState, policy: Policy, used: Mapping[str, str], now: datet
     return verdicts
 
 
-def _why_it_stays(state: ImageState, version: str, standing: Standing, policy: Policy, now: datetime) -> str:
+def _why_it_stays(
+    state: ImageState, version: str, standing: VersionState, policy: Policy, now: datetime
+) -> str:
     channels = state.channels_of(version)
     if channels:
         return "named by " + ", ".join(channels)
@@ -111,7 +113,7 @@ def _why_it_stays(state: ImageState, version: str, standing: Standing, policy: P
     return ""
 
 
-def _action(standing: Standing, stays: str, user: str, policy: Policy, now: datetime) -> tuple[str, str]:
+def _action(standing: VersionState, stays: str, user: str, policy: Policy, now: datetime) -> tuple[str, str]:
     if standing.pruned:
         return GONE, "deleted before; the version stays taken"
     if standing.hidden_at:

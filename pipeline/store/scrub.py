@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.names import check_image, nearest, split_name
+from pipeline.config.names import check_image, split_name, suggest
 from pipeline.errors import ConfigError, PublishError, VerificationError
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.store import caches, channels, folders, inventory, sealed, trust
 from pipeline.store.events import Change
 from pipeline.store.inventory import Inventory
@@ -62,7 +62,7 @@ def scrub(
     bytes_per_second: float = 0.0,
     sleep: Callable[[float], None] = time.sleep,
     required: trust.Required | None = None,
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> Report:
     """Read every file that a release has, or those of `names` (image, image:version), at most that fast.
 
@@ -72,7 +72,7 @@ def scrub(
     """
     report = Report()
     wanted = [split_name(name) if ":" in name else (check_image(name), "") for name in names]
-    with atomic.told(f"reading {layout.root}"):
+    with atomic.translate_errors(f"reading {layout.root}"):
         found = inventory.take(layout)
         held = _held(layout, found, wanted, report)
         report.unsigned = _unsigned(layout, held, required)
@@ -82,13 +82,13 @@ def scrub(
         progress.started = progress.started or time.time()
         todo = [digest for digest in held if progress.sound.get(digest, 0.0) < progress.started]
     report.skipped = len(held) - len(todo)
-    meter.total(sum(max(held[digest].sizes) for digest in todo))
+    task.total(sum(max(held[digest].sizes) for digest in todo))
     pace = _Pace(bytes_per_second, sleep)
     noted = time.monotonic()
     try:
         for digest in sorted(todo, key=lambda one: (progress.sound.get(one, 0.0), one)):
-            with atomic.told(f"reading {layout.blob(digest)}"):
-                size, what = _look(layout, digest, held[digest].sizes.keys(), pace, report, meter)
+            with atomic.translate_errors(f"reading {layout.blob(digest)}"):
+                size, what = _look(layout, digest, held[digest].sizes.keys(), pace, report, task)
             report.checked += 1
             progress.sound.pop(digest, None)
             if not what:
@@ -141,7 +141,7 @@ def _held(
         if (image, version) not in there and image not in found.faults:
             names = [":".join(filter(None, one)) for one in there]
             name = ":".join(filter(None, (image, version)))
-            raise ConfigError(f"there is no release {name} in {layout.root}", hint=nearest(name, names))
+            raise ConfigError(f"there is no release {name} in {layout.root}", hint=suggest(name, names))
     return held
 
 
@@ -180,7 +180,7 @@ class _Pace:
 
 
 def _look(
-    layout: Layout, digest: str, sizes: Collection[int], pace: _Pace, report: Report, meter: Meter
+    layout: Layout, digest: str, sizes: Collection[int], pace: _Pace, report: Report, task: Task
 ) -> tuple[int, str]:
     """(size of the file, what is wrong with the bytes or nothing). A size in no record is wrong unread."""
     there = 0
@@ -193,7 +193,7 @@ def _look(
 
             def count(piece: bytes) -> None:
                 report.bytes_read += len(piece)
-                meter.advance(len(piece))
+                task.advance(len(piece))
                 pace.passed(len(piece))
 
             found = hashed(file, count).hexdigest()
@@ -264,7 +264,7 @@ def _read_progress(layout: Layout) -> _Progress:
 def _write_progress(layout: Layout, progress: _Progress) -> None:
     if not os.access(layout.root, os.W_OK):
         return
-    with atomic.told("noting how far the scrub got"):
+    with atomic.translate_errors("noting how far the scrub got"):
         folders.make(layout.meta)
         data = {"schema": 1, "started": progress.started, "sound": dict(sorted(progress.sound.items()))}
         atomic.replace(_progress_path(layout), json.dumps(data).encode() + b"\n")

@@ -19,7 +19,7 @@ HISTORY = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bytes:
+class StoredFile:
     """One platform's file of a release; `source` is an image digest or empty."""
 
     sha256: str
@@ -45,11 +45,11 @@ class Bytes:
 
 
 @dataclass(slots=True, kw_only=True)
-class Standing:
+class VersionState:
     """Where one version stands. Times are as the events wrote them; empty text is "no"."""
 
     created: str = ""
-    platforms: dict[str, Bytes] = field(default_factory=dict)
+    platforms: dict[str, StoredFile] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     """Platforms whose bytes were found damaged."""
     yanked: bool = False
@@ -101,7 +101,7 @@ class ImageState:
     """Number of the last event that is folded in."""
     newest_event: str = ""
     """Checksum of that event's file; empty when there is none."""
-    releases: dict[str, Standing] = field(default_factory=dict)
+    releases: dict[str, VersionState] = field(default_factory=dict)
     channels: dict[str, list[str]] = field(default_factory=dict)
     """What each channel named, the present version last."""
 
@@ -114,9 +114,9 @@ class ImageState:
 
     def add(self, record: Record) -> None:
         """Take a record in."""
-        standing = self.releases.setdefault(record.version, Standing())
+        standing = self.releases.setdefault(record.version, VersionState())
         standing.created = min(filter(None, (standing.created, record.created)))
-        standing.platforms[record.platform] = Bytes(
+        standing.platforms[record.platform] = StoredFile(
             sha256=record.sha256,
             size=record.size,
             source=(record.source or {}).get("digest", ""),
@@ -124,14 +124,14 @@ class ImageState:
             kind=record.kind,
         )
 
-    def newest_first(self) -> list[tuple[str, Standing]]:
+    def newest_first(self) -> list[tuple[str, VersionState]]:
         return sorted(self.releases.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
 
     def kinds(self) -> set[str]:
         """The kinds of all releases whose bytes are known."""
         return {held.kind for one in self.releases.values() for held in one.platforms.values()}
 
-    def stems(self) -> Iterator[tuple[str, str, str, Bytes]]:
+    def stems(self) -> Iterator[tuple[str, str, str, StoredFile]]:
         """(stem of the record's file name, version, platform, bytes) of every record."""
         for version, standing in self.releases.items():
             for platform, held in standing.platforms.items():
@@ -154,7 +154,7 @@ class ImageState:
         """Fold the next event in."""
         change = event.change
         self.events, self.newest_event = event.number, event.checksum
-        standing = self.releases.setdefault(change.version, Standing())
+        standing = self.releases.setdefault(change.version, VersionState())
         if change.kind == "promote":
             self._name(change.channel, change.version, event.at)
         elif change.kind == "rollback":
@@ -183,7 +183,7 @@ class ImageState:
         if standing is not None:
             standing.named_until = max(standing.named_until, at)
 
-    def _mark(self, standing: Standing, event: Event) -> None:
+    def _mark(self, standing: VersionState, event: Event) -> None:
         change = event.change
         if change.kind in ("yank", "unyank"):
             standing.yanked = change.kind == "yank"
@@ -210,17 +210,17 @@ class ImageState:
         for names in self.channels.values():
             if not names or names[-1] != version:
                 continue
-            while names and not self.releases.setdefault(names[-1], Standing()).unmarked():
+            while names and not self.releases.setdefault(names[-1], VersionState()).unmarked():
                 self._left(names.pop(), at)
 
 
-def parse_standing(version: str, entry: Mapping[str, Any]) -> Standing:
+def parse_version_state(version: str, entry: Mapping[str, Any]) -> VersionState:
     """A release as the index has it. Raises ValueError, KeyError, TypeError or AttributeError."""
     damaged = entry.get("damaged") or {}
     files = {**entry["platforms"], **{platform: held for platform, held in damaged.items() if held}}
     if not is_version(version) or not all(map(is_platform, files)):
         raise ValueError(version)
-    return Standing(
+    return VersionState(
         created=_text(entry, "created"),
         platforms={platform: _bytes(held) for platform, held in files.items()},
         damaged=set(damaged),
@@ -233,11 +233,11 @@ def parse_standing(version: str, entry: Mapping[str, Any]) -> Standing:
     )
 
 
-def _bytes(held: Mapping[str, Any]) -> Bytes:
+def _bytes(held: Mapping[str, Any]) -> StoredFile:
     sha256, size = held["sha256"], held["size"]
     if not is_sha256(sha256) or not isinstance(size, int):
         raise ValueError(sha256)
-    return Bytes(
+    return StoredFile(
         sha256=sha256,
         size=size,
         source=_text(held, "source"),

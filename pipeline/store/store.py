@@ -20,12 +20,12 @@ from pipeline.config.names import (
     check_image,
     check_platform,
     check_version,
-    nearest,
     split_name,
     stem,
+    suggest,
 )
 from pipeline.errors import ConfigError, PublishError, VerificationError
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.store import creation, trust
 from pipeline.store.index import Head
 from pipeline.store.layout import SIGNATURE, Layout
@@ -36,7 +36,7 @@ from pipeline.store.state import ImageState
 from pipeline.system import atomic
 
 
-class Listed(NamedTuple):
+class ReleaseRow(NamedTuple):
     """One line of `list`: a release as the index has it. `size` in bytes."""
 
     image: str
@@ -87,7 +87,7 @@ class Store:
         with self._read():
             return load(self.layout, check_image(image)).state
 
-    def listed(self, image: str) -> list[Listed]:
+    def listed(self, image: str) -> list[ReleaseRow]:
         """The releases of one image, newest first, without reading their records."""
         state = self.state(image)
         named: dict[str, list[str]] = {}
@@ -97,20 +97,8 @@ class Store:
         for version, one in state.newest_first():
             channels = tuple(named.get(version, ()))
             for platform, held in sorted(one.platforms.items()):
-                word = one.state(platform)
-                lines.append(
-                    Listed(
-                        image,
-                        version,
-                        platform,
-                        word,
-                        held.sha256,
-                        held.size,
-                        one.created,
-                        channels,
-                        one.kept,
-                    )
-                )
+                facts = (one.state(platform), held.sha256, held.size, one.created, channels, one.kept)
+                lines.append(ReleaseRow(image, version, platform, *facts))
         return lines
 
     def releases(self, image: str) -> list[Release]:
@@ -169,7 +157,9 @@ class Store:
 
     def _read(self) -> AbstractContextManager[None]:
         self.require()
-        return atomic.told(f"reading {self.root}", refused="ask the store's owner for the right to read it")
+        return atomic.translate_errors(
+            f"reading {self.root}", refused="ask the store's owner for the right to read it"
+        )
 
     def _look_at_bytes(self, release: Release) -> None:
         try:
@@ -209,7 +199,7 @@ class Store:
     def _unknown(self, image: str, wanted: str, platform: str) -> ConfigError:
         state = load(self.layout, image).state
         if not state.releases:
-            return ConfigError(f"no release of {image!r} in {self.root}", hint=nearest(image, self.images()))
+            return ConfigError(f"no release of {image!r} in {self.root}", hint=suggest(image, self.images()))
         standing = state.releases.get(state.current(wanted) or wanted)
         if standing is not None and standing.platforms:
             return ConfigError(
@@ -221,13 +211,13 @@ class Store:
         names = [name for name, one in state.newest_first()[::-1] if one.resolvable()]
         return ConfigError(
             f"there is no release {image}:{wanted} in {self.root}",
-            hint=nearest(wanted, [*names, *state.channels]),
+            hint=suggest(wanted, [*names, *state.channels]),
         )
 
     def _others(self, image: str) -> str:
         state = load(self.layout, image).state
         names = [name for name, one in state.newest_first() if one.resolvable()]
-        return nearest("", names) if names else "nothing of this image resolves at present"
+        return suggest("", names) if names else "nothing of this image resolves at present"
 
     def made_from(self, source: str, convert_keys: Iterable[str], platform: str) -> Release | None:
         """A release whose file was converted from the image with that digest under one of those keys: its
@@ -269,7 +259,7 @@ class Store:
         from pipeline.store import preflight
 
         self.prepare()
-        with atomic.told(f"looking for room in {self.root}"):
+        with atomic.translate_errors(f"looking for room in {self.root}"):
             preflight.make_room(self.layout, size)
 
     def create(self) -> bool:
@@ -288,7 +278,7 @@ class Store:
         from pipeline.store import folders, leases, preflight
 
         self.require()
-        with atomic.told(f"preparing {self.root}"):
+        with atomic.translate_errors(f"preparing {self.root}"):
             preflight.check_group(self.layout, self._group)
             folders.make(self.layout.blobs)
             with contextlib.suppress(PermissionError):  # doctor reports it; a release does not need it
@@ -302,7 +292,7 @@ class Store:
         channels: Iterable[str] = (DEFAULT_CHANNEL,),
         allow_external: bool = False,
         sha256: str | None = None,
-        meter: Meter = SILENT,
+        task: Task = NO_TASK,
     ) -> Release:
         """Make `file` the release that `record` describes, and let `channels` name it when they may.
 
@@ -324,7 +314,7 @@ class Store:
             moves=tuple(channels) if trust.may_be_named(self.layout, record, self.required) else (),
             allow_external=allow_external,
             sha256=sha256,
-            meter=meter,
+            task=task,
         )
         release = self.release(record.image, record.version, record.platform)
         if release is None:
@@ -344,7 +334,7 @@ class Store:
 
         if release.attachments.get(name) != sha256(content).hexdigest():
             return False
-        with atomic.told(f"writing {name} beside {release.image}:{release.version}"):
+        with atomic.translate_errors(f"writing {name} beside {release.image}:{release.version}"):
             attachments.add(self.layout, release, name, content)
         return True
 
@@ -387,7 +377,7 @@ class Store:
         """Bring the caches of one image, and manifest.json, up to date."""
         from pipeline.store.caches import refresh, refresh_manifest
 
-        with atomic.told(f"writing the index of {image}"):
+        with atomic.translate_errors(f"writing the index of {image}"):
             refresh(self.layout, image)
             refresh_manifest(self.layout)
 
@@ -396,5 +386,5 @@ class Store:
         from pipeline.store.caches import rebuild
 
         self.require()
-        with atomic.told("rebuilding the caches"):
+        with atomic.translate_errors("rebuilding the caches"):
             return rebuild(self.layout)

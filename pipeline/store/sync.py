@@ -17,7 +17,7 @@ import structlog
 
 from pipeline.config.names import DEFAULT_CHANNEL, split_name, stem
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.ranges import Piece, pieces
 from pipeline.store import attachments, caches, channels, preflight, publisher, publishing
 from pipeline.store.attachments import NotOfTheStoreError
@@ -27,7 +27,7 @@ from pipeline.store.reading import fold_events, read_record, read_truth
 from pipeline.store.record import Record, parse_record
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.sharing import Holder, Holders, ranges_of
-from pipeline.store.state import ImageState, Standing
+from pipeline.store.state import ImageState, VersionState
 from pipeline.store.store import Store
 from pipeline.store.sync_source import (
     Bucket,
@@ -53,7 +53,7 @@ def sync(
     *,
     names: Iterable[str] = (),
     mirror_channels: Iterable[str] = (),
-    meter: Meter = SILENT,
+    task: Task = NO_TASK,
 ) -> Report:
     """Copy what is published at `source` and missing at `target`: all, or those that `names` says.
 
@@ -71,11 +71,11 @@ def sync(
     if isinstance(source, Store):
         records = published(source, wanted, report)
         if isinstance(target, Store):
-            _to_store(records, MountedSource(source.layout), target, wanted, report, meter)
+            _to_store(records, MountedSource(source.layout), target, wanted, report, task)
         else:
-            _to_bucket(source.layout, records, target, report, meter)
+            _to_bucket(source.layout, records, target, report, task)
     elif isinstance(target, Store):
-        _to_store(recorded(source, wanted, report), BucketSource(source), target, wanted, report, meter)
+        _to_store(recorded(source, wanted, report), BucketSource(source), target, wanted, report, task)
     else:
         raise ConfigError(
             "one side of a sync must be a mounted store", hint="copy buckets with the provider's own tool"
@@ -101,7 +101,7 @@ def compare(source: Store | Bucket, target: Store | Bucket, *, names: Iterable[s
         there = _recorded_at(target, record)
         if there is not None:
             publishing.refuse_other_content(record, there)
-        standing = Standing()
+        standing = VersionState()
         if isinstance(target, Store):
             standing = read_truth(target.layout, record.image).state.releases.get(record.version) or standing
         if standing.pruned and (record.image, record.version) not in wanted:
@@ -131,7 +131,7 @@ def _to_store(
     target: Store,
     wanted: list[tuple[str, str | None]],
     report: Report,
-    meter: Meter,
+    task: Task,
 ) -> None:
     before: dict[str, ImageState] = {}
     touched: dict[str, None] = {}
@@ -139,16 +139,16 @@ def _to_store(
     target.prepare()
     try:
         for record in records:
-            with atomic.told(f"copying {record.image}:{record.version} to {target.root}"):
+            with atomic.translate_errors(f"copying {record.image}:{record.version} to {target.root}"):
                 try:
-                    if _bring(record, source, target.layout, before, wanted, holders, report, meter):
+                    if _bring(record, source, target.layout, before, wanted, holders, report, task):
                         touched[record.image] = None
                 except NotOfTheStoreError as error:
                     report.refused.append(error.message)
                 except UnreadableError as error:  # of this image at the target: the others are copied
                     report.broken += [error.message] if error.message not in report.broken else []
     finally:
-        with atomic.told(f"writing the caches of {target.root}"):
+        with atomic.translate_errors(f"writing the caches of {target.root}"):
             for image in touched:
                 caches.refresh(target.layout, image)
             if touched:
@@ -163,13 +163,13 @@ def _bring(
     wanted: list[tuple[str, str | None]],
     holders: Holders,
     report: Report,
-    meter: Meter,
+    task: Task,
 ) -> bool:
     """Copy one release; False when it was pruned at the target and stays so."""
     source.check(record)
     if record.image not in before:
         before[record.image] = read_truth(layout, record.image).state
-    standing = before[record.image].releases.get(record.version) or Standing()
+    standing = before[record.image].releases.get(record.version) or VersionState()
     there = read_record(layout, record.image, record.version, record.platform)
     if there is not None:
         publishing.refuse_other_content(record, there)
@@ -186,7 +186,7 @@ def _bring(
     if damaged:
         publisher.set_aside(layout, record)
     if there is None or damaged or standing.pruned or not publishing.bytes_are_there(layout, record):
-        _bring_release(layout, record, source, holders, report, meter)
+        _bring_release(layout, record, source, holders, report, task)
     else:
         report.present += 1
     _advance(layout, record)
@@ -203,18 +203,18 @@ def _bring_attachments(layout: Layout, record: Record, source: SyncSource) -> No
 
 
 def _bring_release(
-    layout: Layout, record: Record, source: SyncSource, holders: Holders, report: Report, meter: Meter
+    layout: Layout, record: Record, source: SyncSource, holders: Holders, report: Report, task: Task
 ) -> None:
     if publishing.bytes_are_there(layout, record):
         publisher.commit_present(layout, record)
     else:
         preflight.make_room(layout, record.size)
         with _partial(layout, record) as staged:
-            digest, reused = _fetch(staged, record, source, layout, holders.of(record), report, meter)
+            digest, reused = _fetch(staged, record, source, layout, holders.of(record), report, task)
             if reused and digest != record.sha256:
                 log.warning("bytes of other releases are not right, all is read", release=record.version)
                 staged.unlink()
-                digest, _ = _fetch(staged, record, source, layout, (), report, meter)
+                digest, _ = _fetch(staged, record, source, layout, (), report, task)
             if digest != record.sha256:
                 staged.unlink()  # the next run must not resume with what is wrong
                 raise VerificationError(
@@ -233,11 +233,11 @@ def _fetch(
     layout: Layout,
     holders: Sequence[Holder],
     report: Report,
-    meter: Meter,
+    task: Task,
 ) -> tuple[str, int]:
     file = untrusted.open_regular(staged, flags=os.O_RDWR | os.O_CREAT)
     try:
-        return fetch(file, record, source, layout, holders, report, meter)
+        return fetch(file, record, source, layout, holders, report, task)
     finally:
         os.close(file)
 
@@ -269,19 +269,17 @@ def _is_own(path: Path) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
 
 
-def _to_bucket(
-    layout: Layout, records: Iterable[Record], bucket: Bucket, report: Report, meter: Meter
-) -> None:
+def _to_bucket(layout: Layout, records: Iterable[Record], bucket: Bucket, report: Report, task: Task) -> None:
     holders = Holders(layout)
     for record in records:
         try:
-            _upload(layout, record, bucket, holders, report, meter)
+            _upload(layout, record, bucket, holders, report, task)
         except NotOfTheStoreError as error:  # noqa: PERF203 - the others are copied
             report.refused.append(error.message)
 
 
 def _upload(
-    layout: Layout, record: Record, bucket: Bucket, holders: Holders, report: Report, meter: Meter
+    layout: Layout, record: Record, bucket: Bucket, holders: Holders, report: Report, task: Task
 ) -> None:
     source = MountedSource(layout)
     source.check(record)
@@ -299,7 +297,7 @@ def _upload(
     if bucket.size(record.file) != record.size:
         shared, keys = _in_bucket(layout, record, bucket, holders)
         file = layout.blob(record.sha256)
-        done = bucket.upload(record.file, file, sha256=record.sha256, meter=meter, pieces=shared, keys=keys)
+        done = bucket.upload(record.file, file, sha256=record.sha256, task=task, pieces=shared, keys=keys)
         report.bytes_copied += done.sent
         report.bytes_reused += done.reused
     if there is None and not bucket.put_new(key, record.as_bytes()):

@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 
 from pipeline.config.names import is_image, stem
 from pipeline.errors import PublishError
-from pipeline.progress import Meter
+from pipeline.progress import Task
 from pipeline.squashfs.ranges import Piece
 from pipeline.store import attachments
 from pipeline.store.layout import Layout
@@ -45,7 +45,7 @@ class Bucket(Protocol):
         path: Path,
         *,
         sha256: str,
-        meter: Meter,
+        task: Task,
         pieces: Sequence[Piece] = (),
         keys: Sequence[str] = (),
     ) -> Sent:
@@ -93,12 +93,12 @@ def published(store: Store, wanted: list[tuple[str, str | None]], report: Report
     """Records of what resolves, oldest first."""
     store.require()
     for image in store.layout.images():
-        with atomic.told(f"reading {image} in {store.root}"):
+        with atomic.translate_errors(f"reading {image} in {store.root}"):
             state = _truth(store.layout, image, report)
         for version, standing in reversed(state.newest_first()):
             for platform in sorted(standing.platforms):
                 if standing.state(platform) == "published" and is_wanted(wanted, image, version):
-                    with atomic.told(f"reading the record of {image}:{version} in {store.root}"):
+                    with atomic.translate_errors(f"reading the record of {image}:{version} in {store.root}"):
                         record = read_record(store.layout, image, version, platform)
                     if record is not None:
                         yield record

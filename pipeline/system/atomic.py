@@ -35,7 +35,7 @@ _REFUSED_HINT = "publish as the user that owns the store; a server with root_squ
 
 
 @contextmanager
-def told(doing: str, *, refused: str = _REFUSED_HINT) -> Iterator[None]:
+def translate_errors(doing: str, *, refused: str = _REFUSED_HINT) -> Iterator[None]:
     """Turn an OSError into the one sentence that a person can act on; `refused` is the hint for a lack of
     rights.
     """
@@ -93,7 +93,7 @@ def create(path: Path, content: bytes, *, mode: int = READ_ONLY) -> bool:
     """
     temporary = _write_beside(path, content, mode)
     try:
-        made = exclusive.place(temporary, path)
+        made = exclusive.link_noreplace(temporary, path)
     finally:
         _drop(temporary)
     if made:

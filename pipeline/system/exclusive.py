@@ -25,7 +25,7 @@ _RENAME_NOREPLACE = 1
 _CLAIM_SECONDS = 30.0
 
 
-def place(source: Path, target: Path) -> bool:
+def link_noreplace(source: Path, target: Path) -> bool:
     """Let `target` name the file that `source` names; False when `target` was taken. `source` may remain.
 
     Both lie in the same folder. Raises OSError as the file system does.

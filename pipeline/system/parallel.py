@@ -18,13 +18,13 @@ PATIENCE = 0.5  # seconds that threads have after a signal to see that they shal
 
 
 class StoppedError(Exception):
-    """Raised inside a task when another one failed, and by `work` when its caller has ended the work."""
+    """Raised inside a task when another one failed, and by `run_all` when its caller has ended the work."""
 
 
-class Halt:
+class CancelToken:
     """Asked by tasks between two pieces of their work. When `outer` is set, this one counts as set too."""
 
-    def __init__(self, outer: Halt | None = None) -> None:
+    def __init__(self, outer: CancelToken | None = None) -> None:
         self._event = threading.Event()
         self._outer = outer
 
@@ -104,15 +104,17 @@ class Crew:
             thread.join(max(0.0, until - time.monotonic()) if by_signal(kind) else None)
 
 
-def work(tasks: Sequence[Callable[[Halt], T]], *, workers: int, halt: Halt | None = None) -> list[T]:
+def run_all(
+    tasks: Sequence[Callable[[CancelToken], T]], *, workers: int, cancel: CancelToken | None = None
+) -> list[T]:
     """Run all tasks, at most ``workers`` at once, and give back their results in order.
 
-    Each gets a `Halt` that it has to ask now and then. The first exception of a task makes the others stop,
-    and is raised when they have. A signal makes them stop too; see `Crew` for those that do not.
-    Whoever gave ``halt`` can set it to end the work, which then raises StoppedError; it serves several calls,
-    one after the other.
+    Each gets a `CancelToken` that it has to ask now and then. The first exception of a task makes the
+    others stop, and is raised when they have. A signal makes them stop too; see `Crew` for those that do not.
+    Whoever gave ``cancel`` can set it to end the work, which then raises StoppedError. It serves several
+    calls, one after the other.
     """
-    own = Halt(halt)
+    own = CancelToken(cancel)
     futures: list[Future[T]] = []
     with Crew(min(workers, len(tasks)), name="crew") as crew:
         try:

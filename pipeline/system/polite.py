@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from pipeline.system.parallel import Halt
+from pipeline.system.parallel import CancelToken
 
 _EVERY = 2.0  # seconds of work between two looks
 _LOOK = 0.25  # seconds without work, in which it is seen what the others take
@@ -22,14 +22,14 @@ def lowest_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
-class PoliteHalt(Halt):
+class PoliteHalt(CancelToken):
     """A halt whose `check` also waits while the others keep most processors busy.
 
     A low priority alone does not do: the steps of a build run in control groups of their own, and each group
     gets its share whatever the priorities in it are.
     """
 
-    def __init__(self, outer: Halt) -> None:
+    def __init__(self, outer: CancelToken) -> None:
         super().__init__(outer)
         self._lock = threading.Lock()
         self._next = 0.0

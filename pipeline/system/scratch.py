@@ -34,7 +34,7 @@ THE_RESULT = "the .sqsh"  # the purpose of a need where the file itself is writt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class SpaceRequirement:
     """``size`` bytes and ``files`` inodes that will be wanted in ``folder`` for ``purpose``, a plain noun."""
 
     folder: Path
@@ -208,9 +208,9 @@ def _empty(folder: Path, upper: Path) -> None:
                 os.rename(entry.path, upper / uuid.uuid4().hex)  # noqa: PTH104
 
 
-def require_space(needs: Sequence[Need]) -> None:
+def require_space(needs: Sequence[SpaceRequirement]) -> None:
     """Raise ToolError when a file system has less room than what is needed on it, all folders together."""
-    by_device: dict[int, list[Need]] = {}
+    by_device: dict[int, list[SpaceRequirement]] = {}
     for need in needs:
         by_device.setdefault(existing(need.folder).stat().st_dev, []).append(need)
     for together in by_device.values():

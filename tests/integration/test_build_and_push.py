@@ -114,7 +114,7 @@ def repository(registry: PrivateRegistry, tmp_path: Path) -> Reference:
 def make(
     connected: Engine, pinned: BaseImage, login: Callable[[str], Credentials | None]
 ) -> Callable[..., BuiltImage]:
-    def made(spec: ImageSpec, meter: Lines | None = None, *, fresh: bool = False) -> BuiltImage:
+    def made(spec: ImageSpec, task: Lines | None = None, *, fresh: bool = False) -> BuiltImage:
         return build(
             spec,
             pinned,
@@ -124,7 +124,7 @@ def make(
             engine=connected,
             fresh=fresh,
             credentials=login,
-            meter=meter or Lines(),
+            task=task or Lines(),
         )
 
     return made
@@ -266,12 +266,12 @@ def test_pushed_under_its_key_adopted_and_tagged(
     key = build_key(spec, pinned)
     assert adopt(repository, key, pinned, client) is None
     built = make(spec)
-    meter = Lines()
-    pushed = push(built, repository, connected, client, credentials=login, meter=meter)
+    task = Lines()
+    pushed = push(built, repository, connected, client, credentials=login, task=task)
     assert not pushed.adopted
     assert pushed.config_digest == built.config_digest
     assert pushed.size > 1 << 20
-    assert 0 < meter.done <= meter.announced
+    assert 0 < task.done <= task.announced
     assert client.tags(repository.repository) == [key_tag(key)]
     again = push(built, repository, connected, client, credentials=login)
     assert again == pushed

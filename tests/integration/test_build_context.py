@@ -299,7 +299,7 @@ def built(
         revision=None,
         engine=engine,
         credentials=lambda host: mine if host == registry.address else None,
-        meter=lines,
+        task=lines,
     )
     return "\n".join(lines.lines)
 

@@ -30,7 +30,7 @@ from pipeline.errors import RegistryError, ScanRejected, ToolError
 from pipeline.oci.manifest import OCI_LAYER
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.progress import UNTOLD
+from pipeline.progress import NO_PROGRESS
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.source import RegistrySource
@@ -39,7 +39,7 @@ from pipeline.release.run import Run, Stage
 from pipeline.scan.gate import ScanReport
 from pipeline.store.store import Store
 from pipeline.system import polite
-from pipeline.system.parallel import Halt, StoppedError
+from pipeline.system.parallel import CancelToken, StoppedError
 from tests.support.images.layers import LayerBuilder
 from tests.support.images.pushed import push_image
 from tests.support.store.releases import new_store
@@ -106,7 +106,7 @@ def run(
         scratch=tmp_path / "scratch",
     )
     with Clients(config) as clients:
-        yield Run(config=config, lock=Lock(), clients=clients, progress=UNTOLD)
+        yield Run(config=config, lock=Lock(), clients=clients, progress=NO_PROGRESS)
 
 
 def spec_of(base: Reference, **options: Any) -> ImageSpec:
@@ -372,14 +372,14 @@ def test_the_base_is_not_packed_in_vain(
 def test_who_works_behind_others_waits_while_they_take_all(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = iter([0.9, 1.0, 0.8, 0.2])
     monkeypatch.setattr(polite, "_share_of_others", lambda _: next(shares))
-    halt = polite.PoliteHalt(Halt())
-    halt.check()
+    cancel = polite.PoliteHalt(CancelToken())
+    cancel.check()
     assert next(shares, None) is None, "it waited until the others took less"
-    halt.check()  # and does not look again at once
+    cancel.check()  # and does not look again at once
 
 
 def test_who_waits_for_others_ends_when_it_shall(monkeypatch: pytest.MonkeyPatch) -> None:
-    outer = Halt()
+    outer = CancelToken()
 
     def busy(_: float) -> float:
         outer.set()

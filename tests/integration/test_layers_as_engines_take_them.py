@@ -18,7 +18,7 @@ from demo.engine import PrivateEngine
 from pipeline.convert.tree import read_tree
 from pipeline.errors import FormatError
 from pipeline.oci.archive import open_archive
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from tests.support.images.images import LINUX
 from tests.support.images.layers import LayerBuilder, write_docker_archive
 
@@ -72,7 +72,7 @@ def test_layer(name: str, engine: PrivateEngine, tmp_path: Path, monkeypatch: py
     theirs = as_the_engine(archive)
     ours = None
     with contextlib.suppress(FormatError):
-        tree = read_tree(open_archive(archive, platform=LINUX), meter=SILENT)
+        tree = read_tree(open_archive(archive, platform=LINUX), task=NO_TASK)
         assert not [path for path in tree if b".wh." in path]
         ours = EXPECTED.intersection(path.decode() for path in tree)
     assert ours == theirs

@@ -27,7 +27,7 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.plan.changes import plan
 from pipeline.plan.observe import observe
-from pipeline.progress import UNTOLD
+from pipeline.progress import NO_PROGRESS
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.release import path
@@ -111,7 +111,7 @@ class Site:
             scratch=self._folder / name / "scratch",
         )
         with Clients(config) as clients:
-            yield Run(config=config, lock=Lock(), clients=clients, progress=UNTOLD)
+            yield Run(config=config, lock=Lock(), clients=clients, progress=NO_PROGRESS)
 
     def packs(self, name: str) -> int:
         return len(pack_cache(self._folder / name / "cache").packs())

@@ -16,7 +16,7 @@ from pipeline.errors import FormatError
 from pipeline.oci.entry import DEFAULT_LIMITS
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from pipeline.system.mount import mounted
 from tests.support.images.layers import LayerBuilder, write_layout
 from tests.support.images.snapshot import Seen, snapshot
@@ -94,7 +94,7 @@ def compare(recipe: list[list[tuple]], block_size: int) -> None:  # type: ignore
                     scratch=folder / "scratch",
                     cache=folder / "cache",
                     limits=DEFAULT_LIMITS,
-                    meter=SILENT,
+                    task=NO_TASK,
                 )
             except FormatError as error:  # noqa: PERF203 - two rounds
                 seen[way] = type(error)

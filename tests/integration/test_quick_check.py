@@ -24,7 +24,7 @@ from pipeline.convert.verify import CHECKS, QUICK_CHECKS, verify
 from pipeline.errors import FormatError, VerificationError
 from pipeline.oci.entry import DEFAULT_LIMITS
 from pipeline.oci.source import ImageSource
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from pipeline.squashfs import cache as packs_cache
 from pipeline.squashfs import proof
 from pipeline.squashfs import stitch as stitching
@@ -74,7 +74,7 @@ class Trial:
             codec=codec_of(OPTIONS),
             cache=pack_cache(folder / "cache"),
             limits=DEFAULT_LIMITS,
-            meter=SILENT,
+            task=NO_TASK,
         )
         self.packs: list[Pack] = packing.packs(opened, packing.tally(), None)
         self.path = folder / "tried.sqsh"

@@ -13,7 +13,7 @@ from pipeline.convert.enroot import _checked, _Handed
 from pipeline.errors import FormatError
 from pipeline.oci.entry import Limits
 from pipeline.oci.layout import LayoutSource
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from tests.support.images.images import image
 from tests.support.images.layers import LayerBuilder
 
@@ -37,7 +37,7 @@ def unpacked(path: Path) -> bytes:
 
 def test_layers_and_config_are_in_its_cache_as_plain_zstd(source: LayoutSource, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    tree = _checked(handed(source, cache), Limits(), SILENT)
+    tree = _checked(handed(source, cache), Limits(), NO_TASK)
     assert b"a" in tree
     manifest = source.manifest()
     assert [unpacked(cache / layer.digest.hex) for layer in manifest.layers] == [
@@ -50,7 +50,7 @@ def test_layers_and_config_are_in_its_cache_as_plain_zstd(source: LayoutSource, 
 def test_of_a_layer_that_is_refused_nothing_stays(source: LayoutSource, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     with pytest.raises(FormatError, match="more than 3000 bytes"):
-        _checked(handed(source, cache), Limits(max_unpacked=3000), SILENT)
+        _checked(handed(source, cache), Limits(max_unpacked=3000), NO_TASK)
     assert [path.name for path in cache.iterdir()] == [source.manifest().config.digest.hex]
 
 
@@ -59,8 +59,8 @@ def test_a_layer_that_went_bad_in_the_cache_is_fetched_again(
     damage: Callable[[bytes], bytes], source: LayoutSource, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    _checked(handed(source, cache), Limits(), SILENT)
+    _checked(handed(source, cache), Limits(), NO_TASK)
     layer = cache / source.manifest().layers[1].digest.hex
     layer.write_bytes(damage(layer.read_bytes()))
-    _checked(handed(source, cache), Limits(), SILENT)
+    _checked(handed(source, cache), Limits(), NO_TASK)
     assert unpacked(layer) == LAYERS[1].tar()

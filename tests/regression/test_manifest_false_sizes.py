@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import convert
-from pipeline.convert.unpack import Keep
+from pipeline.convert.unpack import Preserve
 from pipeline.convert.verify import described
 from pipeline.errors import FormatError
 from pipeline.oci.layout import open_layout
@@ -67,7 +67,7 @@ def test_verify_says_the_same(tmp_path: Path) -> None:
     made = convert(good, options, output=tmp_path / "x.sqsh", scratch=tmp_path / "s", cache=tmp_path / "c")
     source = open_layout(claiming(tmp_path / "image", 2 << 40), platform=LINUX)
     with pytest.raises(FormatError, match=r"claims [0-9]+ bytes"):
-        described(made.path, source, keep=Keep(), by_enroot=False, cache=tmp_path / "c")
+        described(made.path, source, keep=Preserve(), by_enroot=False, cache=tmp_path / "c")
 
 
 def test_the_largest_that_may_be_is_read() -> None:

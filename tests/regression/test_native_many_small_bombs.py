@@ -15,7 +15,7 @@ from pipeline.convert.tree import read_tree
 from pipeline.errors import FormatError
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from pipeline.squashfs.reader import SquashfsImage
 from tests.support.images.hostile_tars import sparse
 from tests.support.images.images import image
@@ -41,7 +41,7 @@ def converted(source: ImageSource, folder: Path) -> None:
 def test_all_layers_together_are_held_to_the_ratio(tmp_path: Path) -> None:
     source = of_zeros(tmp_path / "image", 4)
     with pytest.raises(FormatError, match="are stored in") as caught:
-        read_tree(source, limits=LIMITS, meter=SILENT)
+        read_tree(source, limits=LIMITS, task=NO_TASK)
     assert "ratio" in caught.value.hint
     with pytest.raises(FormatError, match="are stored in"):
         converted(source, tmp_path / "native")
@@ -50,18 +50,18 @@ def test_all_layers_together_are_held_to_the_ratio(tmp_path: Path) -> None:
 def test_so_are_the_holes_of_all_layers(tmp_path: Path) -> None:
     source = image(tmp_path / "image", [of_a_hole(b"%d" % number, 12 << 20) for number in range(2)])
     with pytest.raises(FormatError, match="are stored in"):
-        read_tree(source, limits=LIMITS, meter=SILENT)
+        read_tree(source, limits=LIMITS, task=NO_TASK)
     with pytest.raises(FormatError, match="are stored in"):
         converted(source, tmp_path / "native")
 
 
 def test_one_such_layer_is_taken_and_so_are_more_beside_a_large_one(tmp_path: Path) -> None:
-    assert b"f0" in read_tree(of_zeros(tmp_path / "one", 1), limits=LIMITS, meter=SILENT)
+    assert b"f0" in read_tree(of_zeros(tmp_path / "one", 1), limits=LIMITS, task=NO_TASK)
     layers = [LayerBuilder().file(f"f{number}", bytes(600_000)) for number in range(4)]
     layers.append(LayerBuilder().file("base", bytes(range(256)) * 400))
     source = image(tmp_path / "image", layers, compression=["gzip"] * 4 + ["none"])
     names = {b"f0", b"f1", b"f2", b"f3", b"base"}
-    assert names <= set(read_tree(source, limits=LIMITS, meter=SILENT))
+    assert names <= set(read_tree(source, limits=LIMITS, task=NO_TASK))
     converted(source, tmp_path / "native")
     with SquashfsImage.open(tmp_path / "native" / "x") as made:
         assert {name: made.lookup(name).size for name in names} == {
@@ -85,5 +85,5 @@ def test_a_layer_that_lies_about_its_size_buys_the_others_nothing(
 
     monkeypatch.setattr(source, "open_layer", open_layer)
     with pytest.raises(FormatError, match="ends after"):
-        read_tree(source, limits=LIMITS, meter=SILENT)
+        read_tree(source, limits=LIMITS, task=NO_TASK)
     assert opened[0] == 11

@@ -22,7 +22,7 @@ from pipeline.convert.interface import Converted
 from pipeline.convert.native import convert_native
 from pipeline.convert.packing import pack_cache
 from pipeline.convert.sources import open_registry
-from pipeline.convert.unpack import Keep
+from pipeline.convert.unpack import Preserve
 from pipeline.convert.verify import described
 from pipeline.errors import FormatError, SqshpipeError
 from pipeline.oci.archive import open_archive
@@ -30,7 +30,7 @@ from pipeline.oci.entry import Limits
 from pipeline.oci.layout import open_layout
 from pipeline.oci.reference import Reference
 from pipeline.oci.source import ImageSource
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from pipeline.squashfs.cache import PackCache
 from tests.support.images.images import LINUX
 from tests.support.images.layers import LayerBuilder, compressed
@@ -167,7 +167,7 @@ def mksquashfs(source: ImageSource, folder: Path) -> object:
 def enroot(source: ImageSource, folder: Path) -> object:
     """All that is looked at before enroot is run, which is handed what has passed."""
     (folder / "cache" / "enroot").mkdir(parents=True, exist_ok=True)
-    tree = _checked(_Handed(source, folder / "cache" / "enroot"), Limits(), SILENT)  # type: ignore[arg-type]
+    tree = _checked(_Handed(source, folder / "cache" / "enroot"), Limits(), NO_TASK)  # type: ignore[arg-type]
     return [(path, node.entry.crc32) for path, node in tree.items()]
 
 
@@ -177,7 +177,7 @@ def verified(source: ImageSource, folder: Path) -> object:
     if not made.exists():
         good = as_layout(folder / "good", [honest(SHELL, "gzip")])
         convert_native(good, ConvertOptions(), output=made, cache=folder / "other")
-    keep = Keep()
+    keep = Preserve()
     file = described(made, source, keep=keep, by_enroot=False, cache=folder / "cache")
     return [(path, node.entry.crc32) for path, node in file.tree.items()]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.convert.tree import open_entries, read_tree
-from pipeline.convert.unpack import Keep, unpack
+from pipeline.convert.unpack import Preserve, unpack
 from pipeline.errors import ToolError
-from pipeline.progress import SILENT
-from pipeline.system.parallel import Halt
+from pipeline.progress import NO_TASK
+from pipeline.system.parallel import CancelToken
 from tests.support.images.images import image
 from tests.support.images.layers import LayerBuilder
 
@@ -20,14 +20,14 @@ SHELL = LayerBuilder().dir("bin").file("bin/sh", b"#!\n", mode=0o755)
 
 def unpacked(layer: LayerBuilder, tmp_path: Path, *, xattrs: bool = False) -> None:
     source = image(tmp_path / "image", [SHELL, layer])
-    tree = read_tree(source, keep_xattrs=xattrs, meter=SILENT)
+    tree = read_tree(source, keep_xattrs=xattrs, task=NO_TASK)
     root = tmp_path / "root"
     root.mkdir()
 
-    def opened(number: int, halt: Halt) -> object:
-        return open_entries(source, number, halt=halt)
+    def opened(number: int, cancel: CancelToken) -> object:
+        return open_entries(source, number, cancel=cancel)
 
-    unpack(tree, opened, root, keep=Keep(xattrs=xattrs), meter=SILENT, workers=1)  # type: ignore[arg-type]
+    unpack(tree, opened, root, keep=Preserve(xattrs=xattrs), task=NO_TASK, workers=1)  # type: ignore[arg-type]
 
 
 def test_more_names_of_a_file_than_the_file_system_gives(

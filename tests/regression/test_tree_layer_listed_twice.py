@@ -13,7 +13,7 @@ from pipeline.errors import FormatError
 from pipeline.oci.entry import Limits
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from tests.support.images.layers import LayerBuilder, write_layout
 
 LINUX = Platform(os="linux", architecture="amd64")
@@ -23,8 +23,8 @@ def test_it_is_counted_as_often_as_it_is_merged(tmp_path: Path) -> None:
     layer = LayerBuilder().file("a").file("b")
     write_layout(tmp_path, [layer, layer, layer])
     with pytest.raises(FormatError, match="more than 5 members together"):
-        read_tree(open_layout(tmp_path, platform=LINUX), limits=Limits(max_entries=5), meter=SILENT)
-    assert read_tree(open_layout(tmp_path, platform=LINUX), limits=Limits(max_entries=6), meter=SILENT)
+        read_tree(open_layout(tmp_path, platform=LINUX), limits=Limits(max_entries=5), task=NO_TASK)
+    assert read_tree(open_layout(tmp_path, platform=LINUX), limits=Limits(max_entries=6), task=NO_TASK)
 
 
 def test_a_diff_id_that_lies_is_noticed_at_any_place(tmp_path: Path) -> None:
@@ -46,4 +46,4 @@ def test_a_diff_id_that_lies_is_noticed_at_any_place(tmp_path: Path) -> None:
     index["manifests"][0].update(put(manifest))
     (tmp_path / "index.json").write_text(json.dumps(index))
     with pytest.raises(FormatError, match="unpacked bytes are"):
-        read_tree(open_layout(tmp_path, platform=LINUX), meter=SILENT)
+        read_tree(open_layout(tmp_path, platform=LINUX), task=NO_TASK)

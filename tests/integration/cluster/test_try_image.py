@@ -10,10 +10,10 @@ from pipeline.bases.clients import Clients
 from pipeline.config.lock import Lock
 from pipeline.config.reading import load
 from pipeline.errors import VerificationError
-from pipeline.progress import UNTOLD
+from pipeline.progress import NO_PROGRESS
 from pipeline.release import stages, start_profile
 from pipeline.release.run import Run
-from pipeline.release.smoke_test import Record, try_image
+from pipeline.release.smoke_test import Record, smoke_test
 from pipeline.store import profiles
 from tests.integration.cluster.conftest import record_of
 from tests.support.servers.slurm import Slurm
@@ -27,15 +27,15 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_here")
 def test_commands_that_pass_are_listed(image: Path) -> None:
-    tried = try_image(image, ["test -s /word", "python3 -c 'import json'"])
+    tried = smoke_test(image, ["test -s /word", "python3 -c 'import json'"])
     assert [each.command for each in tried] == ["test -s /word", "python3 -c 'import json'"]
-    assert try_image(image, []) == ()
+    assert smoke_test(image, []) == ()
 
 
 @pytest.mark.usefixtures("_here")
 def test_the_first_failure_ends_it_and_is_told(image: Path, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="exit code 7") as failed:
-        try_image(image, ["echo fine", "echo no CUDA here; exit 7", f"touch {tmp_path}/third"])
+        smoke_test(image, ["echo fine", "echo no CUDA here; exit 7", f"touch {tmp_path}/third"])
     assert "| no CUDA here" in failed.value.message
     assert not (tmp_path / "third").exists()
 
@@ -43,7 +43,7 @@ def test_the_first_failure_ends_it_and_is_told(image: Path, tmp_path: Path) -> N
 @pytest.mark.usefixtures("_here")
 def test_what_an_image_prints_moves_no_cursor_and_fakes_no_line(image: Path) -> None:
     with pytest.raises(VerificationError) as failed:
-        try_image(image, ["printf 'a\\033[2Jb\\rc\\303\\277\\377\\n::error::x\\n'; exit 1"])
+        smoke_test(image, ["printf 'a\\033[2Jb\\rc\\303\\277\\377\\n::error::x\\n'; exit 1"])
     said = failed.value.message.partition("exit 1")[2]
     assert all(line.isprintable() for line in said.split("\n"))
     assert "\x1b" not in said
@@ -53,10 +53,10 @@ def test_what_an_image_prints_moves_no_cursor_and_fakes_no_line(image: Path) -> 
 @pytest.mark.usefixtures("_here")
 def test_a_step_of_slurm_tries_it_on_a_node(image: Path, slurm: Slurm, tmp_path: Path) -> None:
     out = tmp_path / "step"
-    try_image(image, [f"echo $SLURMD_NODENAME > {out}; cat /word >> {out}"], slurm_options=["-w", "n2"])
+    smoke_test(image, [f"echo $SLURMD_NODENAME > {out}; cat /word >> {out}"], slurm_options=["-w", "n2"])
     assert out.read_text() == "n2\none mount\n"
     with pytest.raises(VerificationError, match="exit code 3"):
-        try_image(image, ["exit 3"], slurm_options=["-w", "n2"], timeout=60)
+        smoke_test(image, ["exit 3"], slurm_options=["-w", "n2"], timeout=60)
 
 
 @pytest.mark.usefixtures("_here", "slurm")
@@ -73,7 +73,7 @@ def test_images_yaml_says_which_node_tries_it(
     monkeypatch.setenv("SLURM_JOB_ID", "999999")  # as within a job of --executor slurm
     monkeypatch.setenv("SLURM_NODELIST", "n1")
     config = load(tmp_path / "images.yaml")
-    run = Run(config=config, lock=Lock(), clients=Clients(config), progress=UNTOLD)
+    run = Run(config=config, lock=Lock(), clients=Clients(config), progress=NO_PROGRESS)
     stages.tested(run, config.images["demo"], image, "demo:v1.0", None)
     assert out.read_text() == "n2\n"
 
@@ -86,7 +86,7 @@ def test_a_release_gets_the_profile_of_its_tests(image: Path, tmp_path: Path) ->
     made, folder = store.resolve("demo:v1.0"), tmp_path / "recorded"
     folder.mkdir()
     record = Record(folder=folder, sha256=made.sha256)
-    tried = try_image(image, ["cat /word", "python3 -c 'import json'"], record=record)
+    tried = smoke_test(image, ["cat /word", "python3 -c 'import json'"], record=record)
     assert len(tried) == 2
     assert len(list(folder.iterdir())) == 2
     assert start_profile.attach(made, store, folder).startswith("startup-1.json: ")
@@ -106,7 +106,7 @@ def test_recording_decides_no_test(image: Path, tmp_path: Path, monkeypatch: pyt
     record = Record(folder=tmp_path, sha256="0" * 64)
     monkeypatch.setattr(start_profile, "recording", lambda *_: ["false"])
     monkeypatch.setattr(start_profile, "can_record", lambda: True)
-    assert len(try_image(image, ["true"], record=record)) == 1
+    assert len(smoke_test(image, ["true"], record=record)) == 1
     with pytest.raises(VerificationError, match="exit code 7"):
-        try_image(image, ["exit 7"], record=record)
+        smoke_test(image, ["exit 7"], record=record)
     assert not list(tmp_path.glob("*.json"))

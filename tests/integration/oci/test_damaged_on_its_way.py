@@ -12,7 +12,7 @@ from pipeline.convert.tree import read_tree
 from pipeline.errors import RegistryError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.source import RegistrySource
@@ -53,6 +53,6 @@ def test_a_bit_flipped_in_the_middle(registry: PrivateRegistry, tmp_path: Path, 
         path = f"/blobs/{manifest.layers[0].digest}"
         proxy.faults.append(Fault(method="GET", path=path, times=99, change=flipped))
         with pytest.raises(RegistryError, match="gives other bytes"):
-            read_tree(source, meter=SILENT)
+            read_tree(source, task=NO_TASK)
         proxy.faults.clear()
-        assert b"89" in read_tree(source, meter=SILENT)
+        assert b"89" in read_tree(source, task=NO_TASK)

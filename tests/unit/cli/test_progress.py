@@ -24,9 +24,9 @@ def _plain_log():
 
 def test_one_plain_line_a_stage_where_nobody_watches(capsys):
     console = ConsoleProgress()
-    with console.stage("push") as meter:
-        meter.total(2_000)
-        meter.advance(2_000)
+    with console.stage("push") as task:
+        task.total(2_000)
+        task.advance(2_000)
         console.result("sha256:abc")
     console.skip("build", "the registry has this image")
     lines = capsys.readouterr().err.splitlines()

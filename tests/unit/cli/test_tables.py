@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from pipeline.cli.app import app
 from pipeline.cli.tables import facts, listed
 from pipeline.report.text import cells
-from pipeline.store.store import Listed
+from pipeline.store.store import ReleaseRow
 from tests.support.store.showcase import hostile, showcase
 
 
@@ -22,7 +22,7 @@ def _run(*words: str) -> str:
     return result.stdout
 
 
-def _listed(tmp_path: Path) -> list[Listed]:
+def _listed(tmp_path: Path) -> list[ReleaseRow]:
     store = showcase(tmp_path / "store", tmp_path / "work")
     return [line for name in store.images() for line in store.listed(name)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.reading import load
-from pipeline.config.types import Config, ConvertOptions, EcrSettings, SecretSource, Track
+from pipeline.config.types import Config, ConvertOptions, EcrSettings, SecretSource, TagPattern
 from pipeline.errors import ConfigError
 from pipeline.oci.entry import DEFAULT_LIMITS, Limits
 
@@ -86,7 +86,7 @@ images:
     assert (one.keep, two.keep) == (7, 2)
     assert one.max_age == two.max_age == timedelta(days=30)
     assert (str(one.platform), str(two.platform)) == ("linux/arm64", "linux/amd64")
-    assert two.track == Track(pattern="YY.MM-py3", policy="newest")
+    assert two.track == TagPattern(pattern="YY.MM-py3", policy="newest")
 
 
 def test_build_settings_are_paths_from_the_file(write: Write, tmp_path: Path) -> None:

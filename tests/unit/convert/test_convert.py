@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, FormatError, ToolError
 from pipeline.oci.digest import Digest
 from pipeline.oci.entry import Limits
 from pipeline.oci.source import ImageSource
-from pipeline.progress import Meter
+from pipeline.progress import Task
 from tests.support.images.images import image
 from tests.support.images.layers import LayerBuilder
 
@@ -79,12 +79,12 @@ def writing(data: bytes) -> module.Converter:
         scratch: Path,
         cache: Path,
         limits: Limits,
-        meter: Meter,
+        task: Task,
     ) -> Converted:
         assert list(scratch.glob("[!.]*")) == []
         (scratch / "work").write_text("x")
         output.write_bytes(data)
-        return Converted(tree=read_tree(source, limits=limits, meter=meter), versions={"tool": "1"})
+        return Converted(tree=read_tree(source, limits=limits, task=task), versions={"tool": "1"})
 
     return converter
 

@@ -13,7 +13,7 @@ from pipeline.errors import FormatError
 from pipeline.oci.entry import Limits
 from pipeline.oci.layout import LayoutSource, open_layout
 from pipeline.oci.platform import Platform
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from tests.support.images.layers import LayerBuilder, write_layout
 
 AMD64 = Platform.parse("linux/amd64")
@@ -42,7 +42,7 @@ def test_damage_in_the_middle_of_a_layer_is_told_by_its_digest(tmp_path: Path, k
     """Whatever meets it first: the decompressor, the reader of tars or the diff_id."""
     source = written(tmp_path, LAYER, flipped, kind)
     with pytest.raises(FormatError, match=r"layer 1 of oci:.* has digest sha256:") as caught:
-        read_tree(source, meter=SILENT)
+        read_tree(source, task=NO_TASK)
     assert "changed or damaged" in caught.value.hint
 
 
@@ -52,7 +52,7 @@ def test_a_layer_that_never_was_sound_is_the_images_fault(tmp_path: Path, kind: 
     cut = LAYER.tar()[: -len(NOISE) - 1024]
     source = written(tmp_path, cut, lambda stored: stored, kind)
     with pytest.raises(FormatError, match="ends in the middle of a member"):
-        read_tree(source, meter=SILENT)
+        read_tree(source, task=NO_TASK)
 
 
 def test_a_layer_beyond_the_limits_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_a_layer_beyond_the_limits_is_not_read_again(tmp_path: Path, monkeypatch
     real, opened = source.open_layer, []
     monkeypatch.setattr(source, "open_layer", lambda index: opened.append(index) or real(index))
     with pytest.raises(FormatError, match="more than 2 members"):
-        read_tree(source, meter=SILENT, limits=Limits(max_entries=2))
+        read_tree(source, task=NO_TASK, limits=Limits(max_entries=2))
     assert opened == [0]
 
 
@@ -70,4 +70,4 @@ def test_the_last_padding_may_be_missing(tmp_path: Path, padding: int) -> None:
     """Go's archive/tar reads it so, by which engines read; the diff_id says that nothing else is missing."""
     tar = LayerBuilder().file("a", b"1" * 10).tar()[: 512 + 10 + padding]
     source = written(tmp_path, tar, lambda stored: stored, "gzip")
-    assert read_tree(source, meter=SILENT)[b"a"].entry.size == 10
+    assert read_tree(source, task=NO_TASK)[b"a"].entry.size == 10

@@ -21,7 +21,7 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.layout import open_layout
 from pipeline.oci.manifest import Manifest, parse_manifest
 from pipeline.oci.platform import Platform
-from pipeline.progress import SILENT
+from pipeline.progress import NO_TASK
 from pipeline.registry.source import RegistrySource
 from tests.support.images.layers import LayerBuilder, write_layout
 from tests.support.servers.fake_registry import FakeRegistry
@@ -113,7 +113,7 @@ def test_blobs_that_are_no_files(suffix: str, content: bytes, how: str, tmp_path
     trap(cached.folder / (digest.hex + suffix), how, tmp_path / "elsewhere")
     before = {path: path.lstat() for path in (tmp_path / "elsewhere").iterdir()}
     try:
-        cached.fetch(SILENT)
+        cached.fetch(NO_TASK)
     except ToolError as error:
         assert digest.hex in error.message or "folder" in how
     else:
@@ -129,7 +129,7 @@ def test_layers_are_not_kept_where_everybody_can_change_them(tmp_path: Path) -> 
     cached.folder.mkdir(parents=True)
     cached.folder.chmod(0o777)
     with pytest.raises(ToolError, match="everybody can put layers into"):
-        cached.fetch(SILENT)
+        cached.fetch(NO_TASK)
 
 
 def _of(fake: FakeRegistry, layer: bytes) -> RegistrySource:

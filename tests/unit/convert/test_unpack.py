@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.convert import unpack as module
-from pipeline.convert.unpack import Keep, clamped, unpack
+from pipeline.convert.unpack import Preserve, clamped, unpack
 from pipeline.errors import FormatError, ToolError
 from pipeline.oci.entry import Entry, EntryKind
 from pipeline.oci.layer import Content, read_layer
 from pipeline.oci.merge import merge
 from pipeline.oci.tree import MADE, Node, Tree
-from pipeline.progress import SILENT
-from pipeline.system.parallel import Halt
+from pipeline.progress import NO_TASK
+from pipeline.system.parallel import CancelToken
 from tests.support.images.layer_cases import LAYER_CASES, Expected, LayerCase
 from tests.support.images.layers import MTIME, LayerBuilder
 
@@ -31,7 +31,7 @@ class Layers:
     def tree(self) -> Tree:
         return merge([read_layer(io.BytesIO(tar), diff_id=None).entries() for tar in self._tars])
 
-    def open(self, layer: int, _halt: Halt) -> AbstractContextManager[Iterator[tuple[Entry, Content]]]:
+    def open(self, layer: int, _halt: CancelToken) -> AbstractContextManager[Iterator[tuple[Entry, Content]]]:
         @contextmanager
         def opened() -> Iterator[Iterator[tuple[Entry, Content]]]:
             yield iter(read_layer(io.BytesIO(self._tars[layer]), diff_id=None))
@@ -39,9 +39,9 @@ class Layers:
         return opened()
 
 
-def unpacked(layers: Layers, root: Path, tree: Tree | None = None, keep: Keep = Keep()) -> Path:  # noqa: B008
+def unpacked(layers: Layers, root: Path, tree: Tree | None = None, keep: Preserve = Preserve()) -> Path:  # noqa: B008
     root.mkdir(exist_ok=True)
-    unpack(tree or layers.tree(), layers.open, root, keep=keep, meter=SILENT, workers=2)
+    unpack(tree or layers.tree(), layers.open, root, keep=keep, task=NO_TASK, workers=2)
     return root
 
 
@@ -212,7 +212,7 @@ def test_times_are_clamped_to_what_squashfs_holds() -> None:
 def test_owners_are_kept_when_asked_for(tmp_path: Path) -> None:
     layer = LayerBuilder().dir("d", uid=3, gid=4).file("d/f", b"x", mode=0o4755, uid=5, gid=6)
     layer.symlink("l", "d", uid=7, gid=8)
-    root = unpacked(Layers(layer), tmp_path / "root", keep=Keep(owners=True))
+    root = unpacked(Layers(layer), tmp_path / "root", keep=Preserve(owners=True))
     owners = [((root / name).lstat().st_uid, (root / name).lstat().st_gid) for name in ("d", "d/f", "l")]
     assert owners == [(3, 4), (5, 6), (7, 8)]
     assert stat.S_IMODE((root / "d/f").stat().st_mode) == 0o4755

@@ -14,7 +14,7 @@ from pipeline.docker import buildkit
 from pipeline.docker.engine import BuildRequest, Engine
 from pipeline.errors import ConfigError, ToolError
 from pipeline.oci.digest import Digest
-from pipeline.progress import SILENT, Meter
+from pipeline.progress import NO_TASK, Task
 
 CONFIG = Digest.of(b"config")
 Install = Callable[..., Path]
@@ -127,11 +127,11 @@ def order(tmp_path: Path) -> BuildRequest:
 
 
 def built(
-    frontend: buildkit.Frontend, wanted: BuildRequest, tmp_path: Path, meter: Meter = SILENT
+    frontend: buildkit.Frontend, wanted: BuildRequest, tmp_path: Path, task: Task = NO_TASK
 ) -> Digest | None:
     folder = tmp_path / "work"
     folder.mkdir()
-    return buildkit.build(frontend, wanted, engine(), docker_config=tmp_path, folder=folder, meter=meter)
+    return buildkit.build(frontend, wanted, engine(), docker_config=tmp_path, folder=folder, task=task)
 
 
 def test_what_buildx_is_asked_for_and_what_it_tells(install: Install, tmp_path: Path) -> None:
@@ -231,8 +231,8 @@ def test_only_what_the_users_own_steps_say_is_passed_on(install: Install, tmp_pa
     found = buildkit.find_frontend(engine())
     assert found is not None
     heard: list[str] = []
-    meter = SimpleNamespace(line=heard.append)
-    built(found, order(tmp_path), tmp_path, cast("Meter", meter))
+    task = SimpleNamespace(line=heard.append)
+    built(found, order(tmp_path), tmp_path, cast("Task", task))
     assert heard == [told[3], told[6], told[7], told[8], told[9]]
 
 

@@ -58,8 +58,8 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _seconds: None)
 
 
-def push(client: Client, credentials: Credentials | None = None, meter: Any = None) -> Digest:
-    return Engine(client, "unix:///fake").push(REFERENCE, credentials, meter or Counter())  # type: ignore[arg-type]
+def push(client: Client, credentials: Credentials | None = None, task: Any = None) -> Digest:
+    return Engine(client, "unix:///fake").push(REFERENCE, credentials, task or Counter())  # type: ignore[arg-type]
 
 
 def failed(message: str) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ def test_a_push_that_tells_no_digest_is_not_taken_as_done() -> None:
 
 
 def test_layers_that_are_sent_are_counted_and_layers_that_exist_are_not() -> None:
-    meter = Counter()
+    task = Counter()
     events: list[dict[str, Any]] = [
         {"status": "Layer already exists", "id": "a", "progressDetail": {}},
         {"status": "Pushing", "id": "b", "progressDetail": {"current": 10, "total": 100}},
@@ -145,8 +145,8 @@ def test_layers_that_are_sent_are_counted_and_layers_that_exist_are_not() -> Non
         {"status": "Pushing", "id": "c", "progressDetail": {"current": 512}},
         {"status": "Pushed", "id": "b", "progressDetail": {}},
     ]
-    push(Client(events + DONE), meter=meter)
-    assert (meter.announced, meter.done) == (100, 100)
+    push(Client(events + DONE), task=task)
+    assert (task.announced, task.done) == (100, 100)
 
 
 def test_an_error_inside_a_build_is_raised_with_the_last_lines(tmp_path: Path) -> None:
@@ -155,17 +155,17 @@ def test_an_error_inside_a_build_is_raised_with_the_last_lines(tmp_path: Path) -
         {"stream": "no such thing\n"},
         {"error": "The command '/bin/sh -c false' returned a non-zero code: 1", "errorDetail": {"code": 1}},
     ]
-    meter = Counter()
+    task = Counter()
     order = BuildRequest(
         tag="a:b", context=tmp_path, path=tmp_path / "Dockerfile", dockerfile="FROM x\nRUN false\n"
     )
     client = Client(events)
     with pytest.raises(ToolError) as caught, (tmp_path / "context").open("w+b") as tar:
-        Engine(client, "unix:///fake").build(tar, "Dockerfile", order, meter=meter)  # type: ignore[arg-type]
+        Engine(client, "unix:///fake").build(tar, "Dockerfile", order, task=task)  # type: ignore[arg-type]
     assert caught.value.exit_code == 3
     assert caught.value.message.startswith(f"building {order.path} failed: The command '/bin/sh -c false'")
     assert "  | no such thing" in caught.value.message
-    assert meter.lines == ["Step 2/2 : RUN false", "no such thing"]
+    assert task.lines == ["Step 2/2 : RUN false", "no such thing"]
     assert client.asked[0]["forcerm"] is True
 
 

@@ -21,7 +21,7 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.entry import DEFAULT_LIMITS
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.progress import UNTOLD
+from pipeline.progress import NO_PROGRESS
 from pipeline.release import path, stages
 from pipeline.release.pinned import Pinned
 from pipeline.release.run import Run, Stage
@@ -54,7 +54,7 @@ def run(tmp_path: Path, spec: ImageSpec) -> Run:
         limits=dataclasses.replace(DEFAULT_LIMITS, max_ratio=7),
     )
     clients: Any = MagicMock()
-    return Run(config=config, lock=Lock(), clients=clients, progress=UNTOLD)
+    return Run(config=config, lock=Lock(), clients=clients, progress=NO_PROGRESS)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def _stages(monkeypatch: pytest.MonkeyPatch, calls: list[str], run: Run) -> None
     monkeypatch.setattr(stages, "_source", noted("source", None))
     monkeypatch.setattr(stages, "convert", noted("convert", file))
     monkeypatch.setattr(stages, "verify", noted("verify", SimpleNamespace(tree={}, file=file)))
-    monkeypatch.setattr(stages, "try_image", noted("test", ("true",)))
+    monkeypatch.setattr(stages, "smoke_test", noted("test", ("true",)))
     monkeypatch.setattr(stages, "same_file", noted("same", None))
     monkeypatch.setattr(stages, "tag_version", noted("tag", None))
     monkeypatch.setattr(stages, "attest", noted("attest", found))

@@ -55,7 +55,7 @@ def test_a_shared_store_stays_shared_below(tmp_path: Path) -> None:
 def test_a_group_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no group"):
         Store(tmp_path / "containers", group="no-such-group").create()
-    folders.found(tmp_path / "other")
+    folders.create_root(tmp_path / "other")
     with pytest.raises(ConfigError, match="no group"):
         preflight.check_group(Store(tmp_path / "other").layout, "no-such-group")
 

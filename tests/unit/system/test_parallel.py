@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from pipeline.system.parallel import PATIENCE, Crew, Halt, work
+from pipeline.system.parallel import PATIENCE, CancelToken, Crew, run_all
 
 
 def test_results_come_in_the_order_of_the_tasks() -> None:
@@ -16,14 +16,14 @@ def test_results_come_in_the_order_of_the_tasks() -> None:
         time.sleep(0.02 * (3 - number))
         return number
 
-    assert work([lambda _, n=n: task(n) for n in range(4)], workers=4) == [0, 1, 2, 3]
-    assert work([], workers=4) == []
+    assert run_all([lambda _, n=n: task(n) for n in range(4)], workers=4) == [0, 1, 2, 3]
+    assert run_all([], workers=4) == []
 
 
 def test_no_more_at_once_than_asked_for() -> None:
     lock, running, most = threading.Lock(), 0, 0
 
-    def task(_halt: Halt) -> None:
+    def task(_halt: CancelToken) -> None:
         nonlocal running, most
         with lock:
             running += 1
@@ -32,7 +32,7 @@ def test_no_more_at_once_than_asked_for() -> None:
         with lock:
             running -= 1
 
-    work([task] * 6, workers=2)
+    run_all([task] * 6, workers=2)
     assert most == 2
 
 
@@ -43,20 +43,20 @@ class BrokenError(Exception):
 def test_the_first_failure_stops_the_others_and_is_raised() -> None:
     stopped = threading.Event()
 
-    def endless(halt: Halt) -> None:
+    def endless(cancel: CancelToken) -> None:
         try:
             while True:
-                halt.check()
+                cancel.check()
                 time.sleep(0.005)
         finally:
             stopped.set()
 
-    def failing(_halt: Halt) -> None:
+    def failing(_halt: CancelToken) -> None:
         raise BrokenError
 
     started = time.monotonic()
     with pytest.raises(BrokenError):
-        work([endless, failing, *[endless] * 5], workers=2)
+        run_all([endless, failing, *[endless] * 5], workers=2)
     assert stopped.is_set()
     assert time.monotonic() - started < 5
 
@@ -64,18 +64,18 @@ def test_the_first_failure_stops_the_others_and_is_raised() -> None:
 def test_ctrl_c_stops_all_and_is_raised() -> None:
     ended = threading.Event()
 
-    def endless(halt: Halt) -> None:
+    def endless(cancel: CancelToken) -> None:
         time.sleep(0.1)
         _thread.interrupt_main()
         try:
             while True:
-                halt.check()
+                cancel.check()
                 time.sleep(0.005)
         finally:
             ended.set()
 
     with pytest.raises(KeyboardInterrupt):
-        work([endless], workers=1)
+        run_all([endless], workers=1)
     assert ended.is_set()
 
 
@@ -83,7 +83,7 @@ def test_a_signal_leaves_behind_a_thread_that_waits_for_ever() -> None:
     """As one does that reads from a server that never answers."""
     began, never = threading.Event(), threading.Event()
 
-    def deaf(_halt: Halt) -> None:
+    def deaf(_halt: CancelToken) -> None:
         began.set()
         never.wait(60)
 
@@ -94,7 +94,7 @@ def test_a_signal_leaves_behind_a_thread_that_waits_for_ever() -> None:
     threading.Thread(target=interrupt).start()
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        work([deaf] * 3, workers=2)
+        run_all([deaf] * 3, workers=2)
     assert time.monotonic() - started < PATIENCE + 5
     never.set()
 
@@ -131,7 +131,7 @@ def test_one_thread_is_enough_where_there_can_be_no_more(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(threading.Thread, "start", limited)
     limit = 1
-    assert work([lambda _, n=n: n for n in range(5)], workers=4) == list(range(5))
+    assert run_all([lambda _, n=n: n for n in range(5)], workers=4) == list(range(5))
     limit = 0
     with pytest.raises(RuntimeError, match="new thread"):
-        work([lambda _: 1], workers=4)
+        run_all([lambda _: 1], workers=4)

@@ -11,7 +11,7 @@ from pipeline.system import scratch
 from pipeline.system.mountinfo import MountPoint
 from pipeline.system.scratch import (
     PREFIX,
-    Need,
+    SpaceRequirement,
     remove_tree,
     require_space,
     scratch_folder,
@@ -169,14 +169,14 @@ def test_folders_without_permissions_and_names_of_any_bytes_are_removed(tmp_path
 
 
 def test_space_that_is_there_passes(tmp_path: Path) -> None:
-    require_space([Need(folder=tmp_path / "not" / "yet", size=1, purpose="unpacking")])
+    require_space([SpaceRequirement(folder=tmp_path / "not" / "yet", size=1, purpose="unpacking")])
 
 
 def test_missing_space_is_told_with_place_and_amount(tmp_path: Path) -> None:
     half = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize * 2 // 3
     needs = [
-        Need(folder=tmp_path, size=half, purpose="layers"),
-        Need(folder=tmp_path / "scratch", size=half, purpose="unpacking"),
+        SpaceRequirement(folder=tmp_path, size=half, purpose="layers"),
+        SpaceRequirement(folder=tmp_path / "scratch", size=half, purpose="unpacking"),
     ]
     with pytest.raises(ToolError, match=r"not enough space on .* missing") as caught:
         require_space(needs)  # each fits, both together do not
@@ -190,7 +190,7 @@ def test_missing_inodes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     few = os.statvfs_result((*real[:5], 100, 10, 10, *real[8:]))
     monkeypatch.setattr(os, "statvfs", lambda _path: few)
     with pytest.raises(ToolError, match=r"not enough inodes .* 10 free, 11 needed"):
-        require_space([Need(folder=tmp_path, size=0, purpose="unpacking", files=11)])
+        require_space([SpaceRequirement(folder=tmp_path, size=0, purpose="unpacking", files=11)])
 
 
 def test_removal_is_told_when_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
