@@ -1,8 +1,7 @@
 """Attest: provenance, SBOM and signature of a release, beside its record and as referrers of its image.
 
-All of it is extra: a release stands without. What cannot be made or attached is told, recorded, and can be
-made later
-by the same call; what is there already is left as it is.
+All of it is extra: a release stands without. What cannot be made or attached is reported, recorded, and can
+be made later by the same call; what is there already is left as it is.
 """
 
 from __future__ import annotations
@@ -60,8 +59,10 @@ def attest(
     credentials: CredentialsProvider = credentials_for,
     sign: bool = True,
 ) -> Attested:
-    """Make what the release lacks. Raises PublishError when the store cannot be written; tells all the
-    rest."""
+    """Make what the release lacks; what cannot be made is in the result.
+
+    Raises PublishError when the store cannot be written.
+    """
     files, missing = {PROVENANCE: provenance.as_bytes(provenance.statement(release, builder=builder()))}, []
     folder = store.layout.attachments(release.image, release.version, release.platform)
     image = image_of(release)

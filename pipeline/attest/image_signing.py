@@ -50,9 +50,9 @@ def found_among(referrers: Iterable[Referrer]) -> Signature | None:
 
 
 def sign(image: Reference, credentials: Credentials | None = None) -> Signature:
-    """Sign ``image`` (with its digest) with what is installed and set up. Never raises: the status tells.
+    """Sign ``image`` (with its digest) with what is installed and set up. Never raises: see the status.
 
-    ``credentials`` are for the image's registry; the tools' own logins are used where there are none.
+    ``credentials`` are for the image's registry; without them the tools' own logins are used.
     """
     for tool, words in _commands(image):
         try:

@@ -23,7 +23,7 @@ from pipeline.system import untrusted
 log = structlog.get_logger()
 
 CACHE_LIMIT = 100 << 30  # bytes of blobs that stay for the next conversion
-_PARTIAL_AGE = 7 * 86400.0  # seconds after which nobody will go on with a download
+_PARTIAL_AGE = 7 * 86400.0  # seconds after which nobody will resume a download
 _BLOB = re.compile(r"[0-9a-f]{64,128}")
 _FINISHED = re.compile(r"[0-9a-f]{64,128}(\.[a-z0-9_]+)?")
 
@@ -86,7 +86,7 @@ class CachedSource:
 def trim(folder: Path, *, limit: int = CACHE_LIMIT) -> int:
     """Remove the blobs that were not used for the longest time until at most ``limit`` bytes are left.
 
-    Downloads that nobody went on with for a week go as well. Gives back how many bytes were freed.
+    Downloads that nobody resumed for a week are removed too. Gives back how many bytes were freed.
     """
     freed = total = 0
     for file, size, used in sorted(_files(folder), key=lambda found: -found[2]):

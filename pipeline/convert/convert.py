@@ -94,7 +94,7 @@ class SquashfsFile(WrittenFile):
 def choose_converter(options: ConvertOptions, *, from_registry: bool = True) -> str:
     """The converter that ``auto`` begins with: enroot where it is installed and can read the source.
 
-    `convert` goes on with ``native`` where enroot then turns out not to do for the image.
+    `convert` continues with ``native`` where enroot then turns out not to do for the image.
     """
     if options.converter != "auto":
         return options.converter

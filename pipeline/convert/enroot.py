@@ -87,7 +87,7 @@ def convert_enroot(
     _lend_credentials(source, places)
     handed = _Handed(source, layers)
     tree = _checked(handed, limits, task)
-    task.total(manifest.size)  # its pace is not known: told as done at the end
+    task.total(manifest.size)  # its pace is not known: counted as done at the end
     tool.import_image(
         import_uri(source.client.host, source.repository, reference),
         output,

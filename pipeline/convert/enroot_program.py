@@ -116,7 +116,7 @@ class Enroot:
 
     @classmethod
     def find(cls) -> Enroot:
-        """The one in PATH. Raises ToolError when there is none, or it is too old."""
+        """The one in PATH. Raises ToolError when it is missing, or it is too old."""
         path = process.which("enroot", hint=INSTALL_HINT)
         with tempfile.TemporaryDirectory(prefix="sqshpipe-enroot-") as folder:
             # whatever it is asked, it makes its folders, by default in $HOME
@@ -228,7 +228,7 @@ def parse_version(text: str) -> Version:
     """``4.1.2`` -> ``(4, 1, 2)``."""
     found = _VERSION.search(text)
     if found is None:
-        raise ToolError("enroot does not tell its version", hint=INSTALL_HINT)
+        raise ToolError("enroot does not report its version", hint=INSTALL_HINT)
     return int(found[1]), int(found[2]), int(found[3])
 
 
@@ -317,7 +317,7 @@ def _write_secret(file: Path, text: str) -> None:
 def netrc_line(host: str, username: str, password: str) -> str:
     """One netrc line that survives enroot, which lets a shell expand a password that begins with ``$``.
 
-    Raises CannotImport where there is none.
+    Raises CannotImport where it is missing.
     """
     for word, value in (("user name", username), ("password", password)):
         if not value or re.search(r"[\s\x00-\x1f]", value) or value[0] in '"#':

@@ -145,7 +145,7 @@ def _refuse_what_needs_root(options: ConvertOptions) -> None:
 
 
 def _write_devices(tree: Tree, file: Path, tool: Mksquashfs) -> Path | None:
-    """Definitions of the tree's device nodes, which scratch does not hold; None when there is none."""
+    """Definitions of the tree's device nodes, which scratch does not hold; None when it is missing."""
     nodes = [
         (path, node) for path, node in tree.items() if node.entry.kind in (EntryKind.CHAR, EntryKind.BLOCK)
     ]

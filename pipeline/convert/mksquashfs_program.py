@@ -40,7 +40,7 @@ class Mksquashfs:
 
     @classmethod
     def find(cls) -> Mksquashfs:
-        """The one in PATH. Raises ToolError when there is none, or only one that must not be used."""
+        """The one in PATH. Raises ToolError when it is missing, or only one that must not be used."""
         path = process.which("mksquashfs", hint=INSTALL_HINT)
         said = process.run([path, "-version"], check=False, timeout=30)
         version = parse_version(said.stdout + said.stderr)
@@ -101,7 +101,7 @@ def parse_version(text: str) -> Version:
     """``mksquashfs version 4.5.1 (2022/03/17)`` -> ``(4, 5, 1)``."""
     found = _VERSION.search(text)
     if found is None:
-        raise ToolError("mksquashfs does not tell its version", hint=INSTALL_HINT)
+        raise ToolError("mksquashfs does not report its version", hint=INSTALL_HINT)
     return int(found[1]), int(found[2]), int(found[3] or 0)
 
 

@@ -1,4 +1,4 @@
-"""Paths out of images as they are told to people: whatever bytes they hold, one harmless line."""
+"""Paths out of images as people see them: whatever bytes they hold, one harmless line."""
 
 from __future__ import annotations
 

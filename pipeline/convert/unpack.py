@@ -143,7 +143,7 @@ class _Unpacker:
         for path, node in self._tree.items():
             if not path or node.link_to is not None or node.entry.kind in _DEVICES:
                 continue
-            with _told(self._path, path):
+            with _translate_errors(self._path, path):
                 folder, name = self._place(self._folders, path)
                 self._make(folder, name, path, node)
 
@@ -181,7 +181,7 @@ class _Unpacker:
                     path = files.get(index)
                     if path is None:
                         continue
-                    with _told(self._path, path):
+                    with _translate_errors(self._path, path):
                         self._fill_one(folders, path, entry, content, task, cancel)
                     left -= 1
                     if left == 0:
@@ -214,12 +214,12 @@ class _Unpacker:
         """Hard links, then the folders' modes and times, the deepest first: making names changes times."""
         for path, node in self._tree.items():
             if node.link_to is not None and node.entry.kind not in _DEVICES:
-                with _told(self._path, path):
+                with _translate_errors(self._path, path):
                     self._link(path, node.link_to)
         for path in reversed(list(self._tree)):
             entry = self._tree[path].entry
             if entry.kind is EntryKind.DIRECTORY:
-                with _told(self._path, path):
+                with _translate_errors(self._path, path):
                     self._dress_open(self._folders.get(path), path, entry)
 
     def _link(self, path: bytes, target: bytes) -> None:
@@ -308,7 +308,7 @@ def _write_sparse(descriptor: int, piece: memoryview) -> None:
     _write(descriptor, piece[start:])
 
 
-class _told:  # noqa: N801 - reads as a word of the with statement
+class _translate_errors:  # noqa: N801 - reads as a word of the with statement
     """Turns an OSError inside into a ToolError that names scratch and the path; cheap, once a file."""
 
     __slots__ = ("_path", "_root")

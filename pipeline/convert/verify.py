@@ -305,14 +305,14 @@ def _followed(path: bytes, found: dict[bytes, Inode]) -> bytes:
 
 
 def _failure(file: WrittenFile, differences: list[Difference]) -> VerificationError:
-    told = [f"  {shown(each.path)}: {_told(each)}" for each in differences[:_NAMED]]
-    more = len(differences) - len(told)
+    lines = [f"  {shown(each.path)}: {_told(each)}" for each in differences[:_NAMED]]
+    more = len(differences) - len(lines)
     if more:
-        told.append(f"  and {more} more" + (" at least" if len(differences) >= _MOST else ""))
+        lines.append(f"  and {more} more" + (" at least" if len(differences) >= _MOST else ""))
     count = f"{len(differences)} places" if len(differences) > 1 else "one place"
     return VerificationError(
         f"{file.path} differs from what it was made of in {count}:",
-        details=told,
+        details=lines,
         hint=(
             "use --converter native or mksquashfs"
             if file.converter.name == "enroot"

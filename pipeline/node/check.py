@@ -61,10 +61,10 @@ def this_host() -> Host:
     """Look at the node that we are on."""
     cuda = driver = ""
     try:
-        told = process.run(["nvidia-smi"], check=False, timeout=60).stdout
+        printed = process.run(["nvidia-smi"], check=False, timeout=60).stdout
     except ToolError:
-        told = ""
-    found = re.search(r"Driver Version: (\S+)\s+CUDA Version: (\S+)", told)
+        printed = ""
+    found = re.search(r"Driver Version: (\S+)\s+CUDA Version: (\S+)", printed)
     if found:
         driver, cuda = found.groups()
     return Host(machine=os.uname().machine, cuda=cuda, driver=driver, efa=_has_efa())
@@ -137,7 +137,7 @@ def _architecture(image: SquashfsImage, host: Host) -> Finding:
         if machine:
             verdict: Verdict = "ok" if machine == host.machine else "bad"
             return Finding(what="architecture", verdict=verdict, text=f"image {machine}, node {host.machine}")
-    return Finding(what="architecture", verdict="unknown", text="no program in the image tells it")
+    return Finding(what="architecture", verdict="unknown", text="no program in the image shows it")
 
 
 def _cuda(environment: dict[str, str], host: Host) -> Finding:

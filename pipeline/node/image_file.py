@@ -29,7 +29,7 @@ class ImageFile:
 def image_file(path: Path, digest: str | None = None) -> ImageFile:
     """A .sqsh that is named by its path: shared by all who name the same file, unchanged, or give its digest.
 
-    The bytes of a store are named by their digest, so for them the name tells.
+    The bytes of a store are named by their digest, so their name is enough.
 
     Raises ConfigError when there is no such file, FormatError when it is no squashfs.
     """

@@ -36,7 +36,7 @@ _HINT = "steps read this image through squashfuse"
 
 
 def settings_of(path: Path) -> Settings:
-    """The settings of this node's importer. Raises ToolError when there are none or they are not valid."""
+    """The settings of this node's importer. Raises ToolError when they are missing or not valid."""
     try:
         raw = pyxis_importer.read(str(path), flags=0)
         if raw is None:

@@ -83,7 +83,7 @@ class NewRoot:
     def read(self, path: str, *, limit: int) -> bytes | None:
         """A regular file of the image itself, whatever of the host lies there in the new root.
 
-        None when there is none; raises FormatError for anything else under that name.
+        None when it is missing; raises FormatError for anything else under that name.
         """
         try:
             return untrusted.read_in_root(self.image, path, limit=limit)

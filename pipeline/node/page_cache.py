@@ -1,6 +1,6 @@
 """How much of a file the node keeps in its page cache: what a prewarm brings in, and what ranks share.
 
-mincore(2) tells it for a mapping, without reading the file in. For a file that the caller neither owns nor
+mincore(2) reports it for a mapping, without reading the file in. For a file that the caller neither owns nor
 may write it answers that all of it is there: root asks.
 """
 
@@ -18,7 +18,7 @@ _WINDOW = 1 << 30  # bytes that are mapped at a time: a vector of 256 KiB
 
 
 def resident(path: Path) -> int:
-    """Bytes of a file that are in the page cache now. Raises ToolError when the kernel does not tell."""
+    """Bytes of a file that are in the page cache now. Raises ToolError when the kernel does not report it."""
     library = ctypes.CDLL(None, use_errno=True)
     page = mmap.PAGESIZE
     total = 0

@@ -143,15 +143,17 @@ def _command(words: Sequence[str], command: Path) -> list[str]:
 
 def _outcomes(done: process.Completed, nodes: Sequence[str]) -> list[Outcome]:
     """srun's labelled lines (``0: {…}``): a node says what it did, or why it could not, or nothing at all."""
-    told: dict[str, Warmed] = {}
+    reported: dict[str, Warmed] = {}
     for line in done.stdout.splitlines():
         _, _, text = line.partition(": ")
         if text.startswith("{"):
             table = json.loads(text)
             node = table.pop("node")
-            told[node] = Warmed(**{**table, "path": Path(table["path"])})
-    if not told and done.returncode != 0 and "sqshpipe:" not in done.stderr:
+            reported[node] = Warmed(**{**table, "path": Path(table["path"])})
+    if not reported and done.returncode != 0 and "sqshpipe:" not in done.stderr:
         raise ToolError(f"Slurm did not run the prewarm: {done.stderr.strip()[-500:]}", hint="sinfo -N")
     errors = [line.partition(": ")[2] or line for line in done.stderr.splitlines() if "sqshpipe:" in line]
     why = "; ".join(dict.fromkeys(errors)) or done.stderr.strip()[-300:] or "it said nothing"
-    return [Outcome(node=node, warmed=told.get(node), error="" if node in told else why) for node in nodes]
+    return [
+        Outcome(node=node, warmed=reported.get(node), error="" if node in reported else why) for node in nodes
+    ]

@@ -182,7 +182,7 @@ def tail_of(digest: object) -> str:
 
 
 def table(value: object, *keys: str) -> dict[str, object]:
-    """The JSON object at a path of keys; empty where there is none."""
+    """The JSON object at a path of keys; empty where it is missing."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
@@ -345,7 +345,7 @@ class Image:
         return {} if os.path.lexists(event_path(self.folder, last + 1)) else index
 
     def record(self, version: str) -> dict[str, object]:
-        """The record of a version for this platform; empty when there is none."""
+        """The record of a version for this platform; empty when it is missing."""
         path = f"{self.folder}/{stem(version)}.json"
         raw = read(path)
         found = parse(path, raw) if raw is not None else {}
@@ -633,7 +633,7 @@ def not_published(root: str, wanted: Wanted, image: Image) -> Refused:
 def is_store(root: str) -> bool:
     """Whether a store is there: its folder of bytes, its manifest or a record, as `store create` looks for.
 
-    An empty mount point is none: nothing that lacks there may be taken for not published.
+    An empty mount point is no store: what is missing there does not count as not published.
     """
     if os.path.exists(f"{root}/blobs/sha256") or os.path.exists(f"{root}/manifest.json"):
         return True
@@ -734,7 +734,7 @@ def leave_lease(settings: Settings, found: Found) -> None:
 
 
 def held(folder: int, name: str) -> str:
-    """The sha256 that a lease of ours names; empty when there is none."""
+    """The sha256 that a lease of ours names; empty when it is missing."""
     try:
         return str(table(json.loads(owned_content(name, (os.getuid(),), folder))).get("sha256"))
     except (OSError, ValueError, RecursionError):
@@ -748,7 +748,7 @@ def create(folder: int, name: str, content: bytes) -> None:
         try:  # noqa: SIM105 - contextlib is not needed on every get
             os.removexattr(descriptor, "system.posix_acl_access")  # one that the folder's default ACL gave it
         except OSError:
-            pass  # there is none, or this file system has none
+            pass  # it is missing, or this file system knows no such thing
         os.fchmod(descriptor, 0o644)  # whatever the umask
         os.write(descriptor, content)
     except BaseException:
@@ -780,7 +780,7 @@ def release(settings: Settings) -> None:
 
 
 def drop_own(folder: int, name: str) -> bool:
-    """Remove a file of this user; False when there is none of this name."""
+    """Remove a file of this user; False when nothing has this name."""
     try:
         status = os.lstat(name, dir_fd=folder)
         if status.st_uid != os.getuid() or not stat.S_ISREG(status.st_mode):
@@ -1097,7 +1097,7 @@ def end_one(path: str, holder: str) -> None:
 
 
 def newest_profile(folder: str) -> str:
-    """Path of the start-up profile with the highest number; Refused when there is none."""
+    """Path of the start-up profile with the highest number; Refused when it is missing."""
     texts = [each[8:-5] for each in list_folder(folder) if each[:8] == "startup-" and each[-5:] == ".json"]
     numbers = [int(each) for each in texts if each.isascii() and each.isdecimal() and len(each) < 10]
     if not numbers:

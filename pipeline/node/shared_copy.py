@@ -38,7 +38,7 @@ class Copied:
 
 
 def read_ranges(path: Path | None, size: int) -> PackRanges | None:
-    """The ranges of a file of `size` bytes in the store; None when there are none that can be used."""
+    """The ranges of a file of `size` bytes in the store; None when none can be used."""
     if path is None:
         return None
     try:

@@ -90,7 +90,7 @@ def _in_tmp() -> Path:
 
 
 def holder_of(pid: int) -> str:
-    """How a living process is counted. Raises ConfigError when there is none of that number."""
+    """How a living process is counted. Raises ConfigError when no process has that number."""
     start = start_time(pid)
     if not start:
         raise ConfigError(f"no process {pid} here that could hold a mount")

@@ -93,7 +93,7 @@ def is_shim(path: Path) -> bool:
 
 
 def first_in(path: str) -> Path | None:
-    """The squashfuse that a search of `path` finds, as PATH is written; None when there is none."""
+    """The squashfuse that a search of `path` finds, as PATH is written; None when it is missing."""
     for folder in filter(None, path.split(":")):
         found = Path(folder) / "squashfuse"
         if found.is_file() and os.access(found, os.X_OK):

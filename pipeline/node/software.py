@@ -60,7 +60,7 @@ class Server:
 
 
 def pyxis_server() -> Server | None:
-    """What enroot starts for pyxis: the first `squashfuse` in PATH. None when there is none."""
+    """What enroot starts for pyxis: the first `squashfuse` in PATH. None when it is missing."""
     return _squashfuse()
 
 

@@ -44,7 +44,7 @@ def names(layout: Layout, record: Record) -> list[str]:
 
 
 def read(layout: Layout, record: Record, name: str, *, limit: int = LIMIT) -> bytes | None:
-    """The bytes of one attachment; None when there is none of this name.
+    """The bytes of one attachment; None when nothing has this name.
 
     Raises NotOfTheStoreError when it is not a regular file of the store or larger than `limit`, PublishError
     when it cannot be read.
@@ -81,7 +81,7 @@ def check(layout: Layout, record: Record) -> None:
 
 
 def open_file(layout: Layout, path: Path) -> int | None:
-    """Open a file below the root for reading; the caller closes it. None when there is none.
+    """Open a file below the root for reading; the caller closes it. None when it is missing.
 
     Raises NotOfTheStoreError when it, or a folder on the way, is something else.
     """

@@ -112,7 +112,7 @@ def verify(layout: Layout, release: Release, keys: Iterable[Key]) -> Path:
 
 
 def signature_of(layout: Layout, record: Record, keys: Sequence[Key]) -> tuple[Path, Key] | None:
-    """The first signature over `record` by one of `keys`, and that key; None when there is none."""
+    """The first signature over `record` by one of `keys`, and that key; None when it is missing."""
     for name in _signatures(layout, record):
         for key in keys:
             if _signed_by(layout, name, record, key):

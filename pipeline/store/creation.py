@@ -110,7 +110,7 @@ def _what_is_there(root: Path) -> str:
 
 
 def not_mounted(root: Path) -> str:
-    """The mount point of /etc/fstab that `root` lies in and that is not mounted; empty when there is none."""
+    """The mount point of /etc/fstab that `root` lies in and that is not mounted; empty when it is missing."""
     wanted = _mount_points(FSTAB)
     mounted = _mount_points(MOUNTS)
     real = Path(os.path.realpath(root))

@@ -86,7 +86,7 @@ def whoami() -> str:
 
 
 def read_event(layout: Layout, image: str, number: int) -> Event | None:
-    """The event of that number; None when there is none yet. Raises UnreadableError when it is damaged."""
+    """The event of that number; None when it does not exist yet. Raises UnreadableError for a damaged one."""
     path = layout.event_name(image, number)
     try:
         raw = sealed.read_bytes(path)
@@ -168,7 +168,7 @@ def _listed_later(layout: Layout, image: str, number: int) -> Event:
 
 
 def checksum_of(layout: Layout, image: str, number: int) -> str:
-    """The checksum of the file of that event; empty when there is none or it cannot be read."""
+    """The checksum of the file of that event; empty when it is missing or cannot be read."""
     try:
         return sealed.checksum(sealed.read_bytes(layout.event(image, number)))
     except (OSError, sealed.UnreadableError):

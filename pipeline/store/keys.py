@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def public_keys(raw: bytes, where: str) -> tuple[Key, ...]:
-    """Every public key in the text of a PEM file. Raises ConfigError when there is none, or a wrong one."""
+    """Every public key in the text of a PEM file. Raises ConfigError when it has no key, or a wrong one."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from securesystemslib.exceptions import Error as SecureSystemsError

@@ -171,7 +171,7 @@ def _mounted(folder: Path) -> set[str]:
 
 
 def _read(path: Path) -> Lease | str:
-    """A lease, or why it is none; an empty text for one that is gone or speaks of another user's job."""
+    """A lease, or why it does not count; an empty text for one that is gone or of another user's job."""
     try:
         lease = _parse(path)
     except FileNotFoundError:

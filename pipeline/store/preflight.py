@@ -64,7 +64,7 @@ def _over_quota(layout: Layout, size: int, why: str) -> ToolError:
 
 
 def lustre_quota_left(root: Path) -> int | None:
-    """Bytes that the quotas of this user and of the store's group leave on Lustre; None where there is none.
+    """Bytes that the quotas of this user and of the store's group leave on Lustre; None where it is missing.
 
     Root is above quotas. What `lfs quota` says is read leniently: its words differ between versions.
     """
@@ -120,8 +120,8 @@ def striping(layout: Layout) -> tuple[int, int]:
     """(targets, bytes of a piece) of new files in the store on Lustre. Raises ToolError as lfs does."""
     from pipeline.system import process
 
-    told = process.run(["lfs", "getstripe", "-d", "-c", "-S", layout.blobs], timeout=30).stdout
-    numbers = [int(word) for word in told.split() if word.lstrip("-").isdigit()]
+    printed = process.run(["lfs", "getstripe", "-d", "-c", "-S", layout.blobs], timeout=30).stdout
+    numbers = [int(word) for word in printed.split() if word.lstrip("-").isdigit()]
     return (numbers[0], numbers[1]) if len(numbers) > 1 else (0, 0)
 
 
@@ -129,8 +129,8 @@ def targets(file: Path) -> int:
     """Over how many targets of Lustre a file is spread, in its widest part. Raises ToolError as lfs does."""
     from pipeline.system import process
 
-    told = process.run(["lfs", "getstripe", "-c", file], timeout=30).stdout
-    return max((int(word) for word in told.split() if word.isdigit()), default=0)
+    printed = process.run(["lfs", "getstripe", "-c", file], timeout=30).stdout
+    return max((int(word) for word in printed.split() if word.isdigit()), default=0)
 
 
 def check_group(layout: Layout, group: str | None) -> None:

@@ -36,7 +36,7 @@ def to_bytes(profile: Profile) -> bytes:
 def read(path: Path) -> Profile:
     """A profile that `node profile -o` wrote.
 
-    Raises UnreadableError when the file is damaged, FileNotFoundError when there is none.
+    Raises UnreadableError when the file is damaged, FileNotFoundError when it is missing.
     """
     return _parse(sealed.read_bytes(path, limit=LIMIT), path)
 
@@ -84,7 +84,7 @@ def attach(layout: Layout, release: Release, profile: Profile) -> str:
 
 
 def _last(layout: Layout, record: Record) -> int:
-    """The highest number of a profile; 0 when there is none."""
+    """The highest number of a profile; 0 when it is missing."""
     found = (_NAME.fullmatch(name) for name in attachments.names(layout, record))
     return max((int(each[1]) for each in found if each), default=0)
 

@@ -1,5 +1,5 @@
 """Publishing from end to end: the steps of `publishing`, with what is done left out and what was left
-undone mended.
+undone repaired.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def check_present(layout: Layout, record: Record, *, task: Task = NO_TASK) -> No
     if (digest := hash_file(blob, task=task)) != record.sha256:
         raise VerificationError(
             f"{blob} is damaged: its sha256 is {digest}",
-            hint="run sqshpipe store scrub, which marks what is damaged; then publish again, which mends it",
+            hint="run sqshpipe store scrub, which marks what is damaged, then publish again to repair it",
         )
 
 

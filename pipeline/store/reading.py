@@ -26,7 +26,7 @@ from pipeline.store.state import ImageState
 from pipeline.text import escaped
 
 Signature = tuple[int, int]
-"""Inode and modification time (ns): tells whether a file is still the one that was read or written."""
+"""Inode and modification time (ns): shows whether a file is still the one that was read or written."""
 _SCHEMA = re.compile(rb'\s*\{\s*"schema"\s*:\s*([0-9]+)')
 
 
@@ -36,7 +36,7 @@ class Loaded:
 
     state: ImageState
     index: bytes = b""
-    """The index as it lies there; empty when there is none that can be used."""
+    """The index as it lies there; empty when it is missing or cannot be used."""
     signature: Signature = (0, 0)
     links: set[str] = field(default_factory=set)
     skipped: set[str] = field(default_factory=set)
@@ -46,7 +46,7 @@ class Loaded:
 
 
 def read_record(layout: Layout, image: str, version: str, platform: str) -> Record | None:
-    """The record of that release; None when there is none. Raises UnreadableError when it is damaged."""
+    """The record of that release; None when it is missing. Raises UnreadableError when it is damaged."""
     return _read_record(layout.record(image, version, platform))
 
 

@@ -169,7 +169,7 @@ def _listed(layout: Layout, image: str) -> dict[str, VersionState]:
 
 
 def _any_version(layout: Layout, image: str) -> str:
-    """A version that has a record. Raises PublishError when there is none."""
+    """A version that has a record. Raises PublishError when it is missing."""
     for name in sorted(records_in(layout.image(image), set())):
         path = layout.image(image) / (name + RECORD_SUFFIX)
         with contextlib.suppress(sealed.UnreadableError, FileNotFoundError):

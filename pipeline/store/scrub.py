@@ -1,8 +1,8 @@
 """Read releases back and compare size and sha256: slowly enough for those who work, from where the last run
 stopped.
 
-What is damaged is marked by an event, so that it no longer resolves; publishing the same content again mends
-it.
+What is damaged is marked by an event, so that it no longer resolves; publishing the same content again
+repairs it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def scrub(
 ) -> Report:
     """Read every file that a release has, or those of `names` (image, image:version), at most that fast.
 
-    A rate of 0 is no limit. A run over everything that was cut short is gone on from; one that ended is begun
+    A rate of 0 is no limit. A run over everything that was cut short is resumed; one that ended is begun
     anew. A store that cannot be written is read all the same, and nothing is marked there. The
     required signatures of every wanted release are verified. Raises ConfigError for a name that there is not.
     """

@@ -75,7 +75,7 @@ def is_sealed(raw: bytes) -> bool:
 def read_bytes(path: str | Path, *, limit: int = SMALL) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
-    Raises FileNotFoundError and NotADirectoryError when there is none, UnreadableError when it cannot be
+    Raises FileNotFoundError and NotADirectoryError when it is missing, UnreadableError when it cannot be
     read.
     """
     try:

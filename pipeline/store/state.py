@@ -100,7 +100,7 @@ class ImageState:
     events: int = 0
     """Number of the last event that is folded in."""
     newest_event: str = ""
-    """Checksum of that event's file; empty when there is none."""
+    """Checksum of that event's file; empty when it is missing."""
     releases: dict[str, VersionState] = field(default_factory=dict)
     channels: dict[str, list[str]] = field(default_factory=dict)
     """What each channel named, the present version last."""

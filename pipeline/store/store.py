@@ -139,7 +139,7 @@ class Store:
         if release.state == "damaged":
             raise VerificationError(
                 f"{release.name} is damaged: a scrub found other bytes than were published",
-                hint="publish the same content again, which mends it, or resolve another version",
+                hint="publish the same content again, which repairs it, or resolve another version",
             )
         if release.state != "published":
             standing = self.state(image).releases.get(version)
@@ -172,7 +172,7 @@ class Store:
         if size != release.size:
             raise VerificationError(
                 f"{release.path} has {size} bytes instead of {release.size}",
-                hint="sqshpipe store scrub marks what is damaged; publish the same content again to mend it",
+                hint="sqshpipe store scrub marks what is damaged; publish the same content again",
             )
 
     def _head(self, image: str) -> Head:
@@ -237,7 +237,7 @@ class Store:
                 if trust.is_signed(self.layout, release, self.required):
                     return release
         except UnreadableError:
-            return None  # it costs a conversion at most; who reads that image is told
+            return None  # it costs a conversion at most; who reads that image sees the reason
         return None
 
     def is_attested(self, release: Release) -> bool:

@@ -77,7 +77,7 @@ def test_versions_are_read(text: str, version: mksquashfs_program.Version) -> No
 
 
 def test_a_program_without_a_version_is_refused() -> None:
-    with pytest.raises(ToolError, match="does not tell its version"):
+    with pytest.raises(ToolError, match="does not report its version"):
         parse_version("Illegal option -version")
 
 
