@@ -37,7 +37,8 @@ mpi.MPI_Comm_size(world, ctypes.byref(size))
 one = ctypes.byref(rank), ctypes.byref(total), 1
 assert mpi.MPI_Allreduce(*one, of_mpi("ompi_mpi_int"), of_mpi("ompi_mpi_op_sum"), world) == 0
 node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-print(f"rank {rank.value} of {size.value} sum {total.value} on {node} {os.stat('/word').st_dev}", flush=True)
+line = f"rank {rank.value} of {size.value} sum {total.value} on {node} {os.stat('/word').st_dev}"
+os.write(1, f"\\n{line}\\n".encode())  # in one piece: mpirun passes on what ranks write as it comes
 mpi.MPI_Finalize()
 """
 # What stands in for ssh: another name of the host in a namespace of its own, and the command

@@ -113,7 +113,7 @@ def test_a_node_that_cannot_be_warmed_is_told(published: Store, tmp_path: Path) 
     assert "n1: " in sqshpipe(*words, code=3)
     with pytest.raises(ToolError, match="did not run"):
         prewarming.prewarm(
-            prewarming.Order(
+            prewarming.PrewarmRequest(
                 file=published.resolve("demo").path, sha256="0" * 64, nodes=("nosuch",), timeout=60
             )
         )
