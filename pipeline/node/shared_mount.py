@@ -325,7 +325,10 @@ def _unmount_if_unused(folder: Path) -> None:
             each.rmdir()
     for name in ("kind", "path", "names", "lock"):
         (folder / name).unlink(missing_ok=True)
-    folder.rmdir()
+    try:
+        folder.rmdir()
+    except OSError as error:  # what an older version left in it holds nobody up
+        log.debug("a folder of mounts stays", folder=str(folder), why=error.strerror)
 
 
 @contextlib.contextmanager

@@ -60,14 +60,19 @@ def mount(file: Path, folder: Path, *, kind: Kind | None = None) -> Kind:
 
 
 def unmount(folder: Path, kind: Kind) -> None:
-    """Undo `mount`. A mount that is still in use is detached and goes when its last user does."""
-    if kind == "kernel":
-        argv: list[Path | str] = [process.which("umount", hint=HINT)]
-        lazy = "-l"
-    else:
-        argv, lazy = [*_fusermount()], "-z"
+    """Undo `mount`. A mount that is still in use is detached and goes when its last user does.
+
+    Raises ToolError when it cannot be undone.
+    """
+    if kind == "kernel":  # no program: what was mounted without one must not stay for the lack of one
+        try:
+            mount_api.unmount(folder)
+        except OSError as error:
+            raise ToolError(f"cannot unmount {folder}: {error.strerror}") from error
+        return
+    argv = _fusermount()
     if process.run([*argv, folder], check=False, timeout=60).returncode != 0:
-        process.run([*argv, lazy, folder], timeout=60)
+        process.run([*argv, "-z", folder], timeout=60)
 
 
 def _kernel_mount(file: Path, folder: Path) -> None:

@@ -28,6 +28,7 @@ _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
 _LOOP_CONFIG, _BEFORE_FLAGS = 304, 52
 _LOOP_READ_ONLY, _LOOP_AUTOCLEAR = 1, 4
 _READ_ONLY_MOUNT = 1 | 2 | 4  # MS_RDONLY | MS_NOSUID | MS_NODEV
+_DETACH, _NO_FOLLOW = 2, 8  # MNT_DETACH, UMOUNT_NOFOLLOW
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _OLD_KERNEL = (errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP)
 
@@ -60,6 +61,14 @@ def mount_squashfs(file: Path, place: Path) -> None:
             os.close(device)
     finally:
         os.close(image)
+
+
+def unmount(place: Path) -> None:
+    """Undo a mount; one that is in use is detached and goes with its last user. Raises OSError."""
+    for flags in (_NO_FOLLOW, _NO_FOLLOW | _DETACH):
+        if _LIBC.umount2(os.fsencode(place), flags) == 0:
+            return
+    raise _error(place)
 
 
 def _loop_device(image: int, file: Path) -> tuple[int, int]:
