@@ -153,7 +153,7 @@ def pack_early(
     run: Run, spec: ImageSpec, pushed: PushedImage, store: Store | None, early: EarlyPacking | None
 ) -> None:
     """Begin to pack the layers of `pushed`, unless the store has the file already."""
-    if early is not None and (store is None or same_file(spec, pushed, store) is None):
+    if early is not None and (store is None or same_file(run, spec, pushed, store) is None):
         early.begin(lambda: _source(run, pushed.repository, pushed.digest))
 
 
@@ -175,7 +175,7 @@ def try_file(
     return verified
 
 
-def same_file(spec: ImageSpec, pushed: PushedImage, store: Store) -> Release | None:
+def same_file(run: Run, spec: ImageSpec, pushed: PushedImage, store: Store) -> Release | None:
     """A release whose file was made from this very image with these options: converting gives nothing new.
 
     `auto` accepts whatever converter made it, as it does for a version that is published already.
@@ -183,7 +183,8 @@ def same_file(spec: ImageSpec, pushed: PushedImage, store: Store) -> Release | N
     digest, converter = pushed.digest, spec.convert.converter
     names = CONVERTER_VERSIONS if converter == "auto" else (converter,)
     keys = [convert_key(digest, spec.convert, name) for name in names]
-    return store.made_from(str(digest), keys, str(spec.platform))
+    synced = run.config.store.trust_synced
+    return store.made_from(str(digest), keys, str(spec.platform), synced=synced)
 
 
 def publish_new(

@@ -352,6 +352,19 @@ def test_what_sync_brings_is_used_only_with_the_setting(site: Site, released: Re
     assert other.opened == []
 
 
+def test_no_new_release_takes_the_file_of_one_from_elsewhere(site: Site, released: Release) -> None:
+    """Their records could say that any bytes were made from an image that was scanned here."""
+    source, keys = str(released.source["digest"]), [released.keys["convert"]]
+    there = new_store(site.folder / "other-store")
+    sync(site.store, there)
+    assert there.made_from(source, keys, released.platform) is None
+    assert there.made_from(source, keys, released.platform, synced=True) is not None
+    assert site.store.made_from(source, keys, released.platform) is not None
+    rewritten(released, scan=EXTERNAL)
+    assert site.store.made_from(source, keys, released.platform) is None
+    assert site.store.made_from(source, keys, released.platform, synced=True) is None
+
+
 def test_a_release_that_is_published_again_is_a_source_too(site: Site, released: Release) -> None:
     again = publish_again(
         released,
