@@ -227,7 +227,7 @@ def _of_folder(source: Path) -> Generator[Member]:
         try:
             root = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             yield _kept(b"", EntryKind.DIRECTORY, 0, os.fstat(root).st_mtime), _nothing
-            stack.append((b"", root, _listed(root, pool)))
+            stack.append((b"", root, _listed(b"", root, pool)))
             while stack:
                 prefix, folder, listing = stack[-1]
                 found = next(listing, None)
@@ -239,8 +239,10 @@ def _of_folder(source: Path) -> Generator[Member]:
                 yield from _of_name(found, path, folder, links)
                 if found.kind is EntryKind.DIRECTORY:
                     below = untrusted.open_folder(os.fsdecode(found.name), dir_fd=folder)
-                    stack.append((path + b"/", below, _listed(below, pool)))
+                    stack.append((path + b"/", below, _listed(path + b"/", below, pool)))
         except OSError as error:
+            if isinstance(error.filename, bytes):  # of a name that was looked at ahead
+                path = error.filename
             raise ToolError(
                 f"cannot read {source}{shown(path)}: {error.strerror}",
                 hint="it must be readable, and stay as it is until it is imported",
@@ -262,14 +264,23 @@ class _Found:
     content: bytes | None = None
 
 
-def _listed(folder: int, pool: ThreadPoolExecutor) -> Iterator[_Found]:
-    """What is in an open folder, by name; small files are read some way ahead."""
+def _listed(prefix: bytes, folder: int, pool: ThreadPoolExecutor) -> Iterator[_Found]:
+    """What is in an open folder, by name; small files are read some way ahead.
+
+    Raises OSError with the path of what cannot be read, which begins with `prefix`.
+    """
     names = deque(sorted(map(os.fsencode, os.listdir(folder))))
-    asked: deque[Future[_Found]] = deque()
+    asked: deque[tuple[bytes, Future[_Found]]] = deque()
     while names or asked:
         while names and len(asked) < _AHEAD:
-            asked.append(pool.submit(_look, folder, names.popleft()))
-        yield asked.popleft().result()
+            name = names.popleft()
+            asked.append((name, pool.submit(_look, folder, name)))
+        name, looked = asked.popleft()
+        try:
+            found = looked.result()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, prefix + name) from error
+        yield found
 
 
 _KINDS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import os
@@ -208,6 +209,27 @@ def test_a_file_that_changes_meanwhile_is_not_taken(
     assert isinstance(caught.value, (ToolError, FormatError))
     assert "changed while it was read" in caught.value.message or "content ends" in caught.value.message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [10, 500_000], ids=["small", "large"])
+def test_the_message_names_the_file_that_cannot_be_read(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small files are read ahead of those before them."""
+    below = tmp_path / "folder" / "below"
+    below.mkdir(parents=True)
+    for name in ("a", "b", "closed", "d"):
+        (below / name).write_bytes(bytes(size if name == "closed" else 1))
+    opened = data.untrusted.open_regular
+
+    def refused(name: str, **more: object) -> int:
+        if name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return opened(name, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(data.untrusted, "open_regular", refused)
+    with pytest.raises(ToolError, match="folder/below/closed: Permission denied"):
+        convert_data(tmp_path / "folder", OPTIONS, output=tmp_path / "out")
 
 
 def test_what_a_tar_replaces_is_not_in_the_file(tmp_path: Path) -> None:
