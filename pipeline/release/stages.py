@@ -33,6 +33,7 @@ from pipeline.release.smoke_test import Record, smoke_test
 from pipeline.scan.gate import ScanReport, scan
 from pipeline.scan.judge import Judge, chosen
 from pipeline.store.record import Release
+from pipeline.store.sharing import is_own
 from pipeline.store.store import Store
 from pipeline.system.scratch import scratch_folder
 from pipeline.text import short
@@ -254,7 +255,10 @@ def _tested_and_published(
 
 
 def attested(run: Run, made: Release, store: Store) -> None:
-    """Put provenance, SBOM and signature beside the release."""
+    """Put provenance, SBOM and signature beside the release, unless `sync` brought it."""
+    if not is_own(store.layout, made):  # a provenance from here would say that this machine made it
+        run.progress.skip("attest", f"{made.name} was brought by store sync: attest it where it was made")
+        return
     with run.progress.stage("attest"):
         found = attest(made, store, client_for=run.clients, credentials=run.clients.credentials)
         run.progress.result(found.sentence)
