@@ -439,6 +439,31 @@ def test_sources_among_many_releases(site: Site, released: Release) -> None:
     assert time.monotonic() - began < 4
 
 
+def test_releases_that_cannot_be_used_are_not_all_opened(site: Site, released: Release) -> None:
+    """Whoever begins to keep extended attributes has a store full of releases that have none."""
+    layout, stored = site.store.layout, beside(released).read_bytes()
+    layout.image("many").mkdir()
+    for number in range(40):
+        other = replace(
+            parse_record(layout.record("demo", "v1.0", "linux/amd64").read_bytes(), "v1.0"),
+            image="many",
+            version=f"v{number}",
+            sha256=hashlib.sha256(b"%d" % number).hexdigest(),
+        )
+        os.link(layout.blob(released.sha256), layout.blob(other.sha256))
+        layout.record("many", other.version, other.platform).write_bytes(other.as_bytes())
+        folder = layout.attachments("many", other.version, other.platform)
+        folder.mkdir(parents=True)
+        (folder / LAYERS).write_bytes(stored)
+    with StoredLayers(site.store) as found:
+        for xattrs, wanted in ((True, 0), (False, 1)):
+            pack = found.open(released.packs[0], released.packs, xattrs=xattrs, scratch=site.folder)
+            assert (pack is not None) is not xattrs
+            assert len(list(layout.leases.iterdir())) == wanted
+            if pack is not None:
+                pack.close()
+
+
 def pushed() -> PushedImage:
     reference = Reference.parse("registry.example.com/demo")
     digest = Digest.of(b"x")
