@@ -99,7 +99,9 @@ class StoreModel(Model):
         default=timedelta(days=14),
         description="How long a hidden release keeps its bytes: longer than the longest job.",
     )
-    trust_synced: bool = Field(default=False, description="Take layers from releases that sync brought.")
+    trust_synced: bool = Field(
+        default=False, description="Take layers and whole files from releases that sync brought."
+    )
     require_signature: str | None = Field(
         default=None,
         min_length=1,

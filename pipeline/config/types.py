@@ -93,7 +93,7 @@ class StoreSettings:
     grace: timedelta = timedelta(days=30)
     delete_after: timedelta = timedelta(days=14)
     trust_synced: bool = False
-    """Whether conversions take layers from releases that were brought by `sync`."""
+    """Whether layers and whole files are taken from releases that `sync` brought."""
     require_signature: str | None = None
     """Path of a PEM file with public keys, or ``awskms:KEY-ID``: what they did not sign does not resolve."""
 

@@ -13,7 +13,7 @@ import os
 import stat
 import zlib
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Container, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +85,13 @@ def convert_data(
     try:
         with Compressors(codec) as compressors:
             writer = DirectWriter(target, made, compressors)
-            tree = _copied(source, writer, images=images, task=task)
+            tree, hidden = _copied(source, writer, images=images, task=task)
+            if hidden:  # its bytes are in the file, so all is written again without it
+                os.ftruncate(target, 0)
+                writer = DirectWriter(target, made, compressors)
+                tree, hidden = _copied(source, writer, images=images, task=NO_TASK, without=hidden)
+            if hidden:
+                raise ToolError(f"{source} changed while it was read", hint="import it when it is complete")
             writer.finish(tree)
     except BaseException as error:
         output.unlink(missing_ok=True)
@@ -112,11 +118,24 @@ def convert_data(
     )
 
 
-def _copied(source: Path, writer: DirectWriter, *, images: bool, task: Task) -> Tree:
-    """Hand all of `source` to `writer`; the tree that it makes."""
-    entries = []
+def _copied(
+    source: Path,
+    writer: DirectWriter,
+    *,
+    images: bool,
+    task: Task,
+    without: Container[int] = frozenset(),
+) -> tuple[Tree, set[int]]:
+    """Hand all of `source` to `writer`, except the members with numbers in `without`.
+
+    Gives the tree that it makes, and the numbers of files with content that later members of the tar replace.
+    """
+    entries: list[Entry] = []
+    numbers = []
     with contextlib.closing(_of_folder(source) if source.is_dir() else _of_tar(source)) as members:
-        for entry, read in members:
+        for number, (entry, read) in enumerate(members):
+            if number in without:
+                continue
             if b".wh." in entry.path and any(name.startswith(b".wh.") for name in entry.path.split(b"/")):
                 raise FormatError(
                     f"{shown(entry.path)} is the name of a whiteout, by which images remove files",
@@ -125,6 +144,7 @@ def _copied(source: Path, writer: DirectWriter, *, images: bool, task: Task) -> 
             writer.add(entry, read)
             task.advance(entry.size)
             entries.append(entry)
+            numbers.append(number)
             if len(entries) % 10_000 == 0:
                 require_memory(len(entries) * NODE)
     tree = merge([entries])
@@ -139,7 +159,9 @@ def _copied(source: Path, writer: DirectWriter, *, images: bool, task: Task) -> 
                 f"the symlink {shown(path)} leads out of it, to {shown(node.entry.target)[1:]}",
                 hint="where it is mounted nothing is there: copy what links lead to (cp -rL, tar -h)",
             )
-    return tree
+    needed = {node.index for node in tree.values() if node.layer >= 0}
+    hidden = {numbers[at] for at, entry in enumerate(entries) if entry.size and at not in needed}
+    return tree, hidden
 
 
 def _leads_out(path: bytes, target: bytes) -> bool:
@@ -205,7 +227,7 @@ def _of_folder(source: Path) -> Generator[Member]:
         try:
             root = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             yield _kept(b"", EntryKind.DIRECTORY, 0, os.fstat(root).st_mtime), _nothing
-            stack.append((b"", root, _listed(root, pool)))
+            stack.append((b"", root, _listed(b"", root, pool)))
             while stack:
                 prefix, folder, listing = stack[-1]
                 found = next(listing, None)
@@ -217,8 +239,10 @@ def _of_folder(source: Path) -> Generator[Member]:
                 yield from _of_name(found, path, folder, links)
                 if found.kind is EntryKind.DIRECTORY:
                     below = untrusted.open_folder(os.fsdecode(found.name), dir_fd=folder)
-                    stack.append((path + b"/", below, _listed(below, pool)))
+                    stack.append((path + b"/", below, _listed(path + b"/", below, pool)))
         except OSError as error:
+            if isinstance(error.filename, bytes):  # of a name that was looked at ahead
+                path = error.filename
             raise ToolError(
                 f"cannot read {source}{shown(path)}: {error.strerror}",
                 hint="it must be readable, and stay as it is until it is imported",
@@ -240,14 +264,23 @@ class _Found:
     content: bytes | None = None
 
 
-def _listed(folder: int, pool: ThreadPoolExecutor) -> Iterator[_Found]:
-    """What is in an open folder, by name; small files are read some way ahead."""
+def _listed(prefix: bytes, folder: int, pool: ThreadPoolExecutor) -> Iterator[_Found]:
+    """What is in an open folder, by name; small files are read some way ahead.
+
+    Raises OSError with the path of what cannot be read, which begins with `prefix`.
+    """
     names = deque(sorted(map(os.fsencode, os.listdir(folder))))
-    asked: deque[Future[_Found]] = deque()
+    asked: deque[tuple[bytes, Future[_Found]]] = deque()
     while names or asked:
         while names and len(asked) < _AHEAD:
-            asked.append(pool.submit(_look, folder, names.popleft()))
-        yield asked.popleft().result()
+            name = names.popleft()
+            asked.append((name, pool.submit(_look, folder, name)))
+        name, looked = asked.popleft()
+        try:
+            found = looked.result()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, prefix + name) from error
+        yield found
 
 
 _KINDS = {

@@ -22,7 +22,7 @@ from pipeline.squashfs.layers import LayerIndex, read_layer
 from pipeline.squashfs.stored import Held, SourceFailed, StoredPack
 from pipeline.store import attachments, leases, trust
 from pipeline.store.layout import LAYERS
-from pipeline.store.record import Record, rows
+from pipeline.store.record import Record, mapping, rows
 from pipeline.store.sharing import Holders, is_vouched, layers_of
 from pipeline.store.store import Store
 from pipeline.text import shown
@@ -68,7 +68,7 @@ class StoredLayers:
         """
         while True:
             found: list[tuple[Held, LayerIndex]] = []
-            for record in self._naming(key, keys):
+            for record in self._naming(key, keys, xattrs=xattrs):
                 section = self._section(record, key)
                 if section is not None and (section[1].header["keeps_xattrs"] or not xattrs):
                     found.append(section)
@@ -125,10 +125,17 @@ class StoredLayers:
                 return shown(f"{record.image}:{record.version} has it, packed with {', '.join(other)}")
         return ""
 
-    def _naming(self, key: str, keys: Sequence[str]) -> Iterator[Record]:
-        """Releases that have the pack `key`, those first that have most of `keys`, each file once."""
+    def _naming(self, key: str, keys: Sequence[str], *, xattrs: bool) -> Iterator[Record]:
+        """Releases that have the pack `key`, those first that have most of `keys`, each file once.
+
+        With `xattrs` only those whose records say that they keep them, since each one named is opened.
+        """
         wanted, seen = set(keys), set[str]()
-        naming = [record for record in self._holders.records() if key in record.packs]
+        naming = [
+            record
+            for record in self._holders.records()
+            if key in record.packs and (not xattrs or _keeps_xattrs(record))
+        ]
         for record in sorted(naming, key=lambda record: -len(wanted.intersection(record.packs))):
             if record.sha256 not in seen and self._hold(record) is not None:
                 seen.add(record.sha256)
@@ -175,6 +182,10 @@ class StoredLayers:
 def _drop(lease: Path) -> None:
     with contextlib.suppress(PublishError, OSError):  # it ends by itself
         leases.drop(lease)
+
+
+def _keeps_xattrs(record: Record) -> bool:
+    return mapping((record.converter or {}).get("options")).get("keep_xattrs") is True
 
 
 def compared_in(record: Record) -> list[tuple[Pair, Compared]]:

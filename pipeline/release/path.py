@@ -85,7 +85,7 @@ def release(
         if store is None:
             verified = stages.try_file(run, spec, version, report, until, early)
             return Reached(pinned=pinned, pushed=pushed, report=report, verified=verified)
-        same = stages.same_file(spec, report.image, store)
+        same = stages.same_file(run, spec, report.image, store)
         if same is None:
             made = stages.publish_new(run, spec, version, pinned, report, store, early)
         else:

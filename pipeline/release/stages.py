@@ -33,6 +33,7 @@ from pipeline.release.smoke_test import Record, smoke_test
 from pipeline.scan.gate import ScanReport, scan
 from pipeline.scan.judge import Judge, chosen
 from pipeline.store.record import Release
+from pipeline.store.sharing import is_own
 from pipeline.store.store import Store
 from pipeline.system.scratch import scratch_folder
 from pipeline.text import short
@@ -153,7 +154,7 @@ def pack_early(
     run: Run, spec: ImageSpec, pushed: PushedImage, store: Store | None, early: EarlyPacking | None
 ) -> None:
     """Begin to pack the layers of `pushed`, unless the store has the file already."""
-    if early is not None and (store is None or same_file(spec, pushed, store) is None):
+    if early is not None and (store is None or same_file(run, spec, pushed, store) is None):
         early.begin(lambda: _source(run, pushed.repository, pushed.digest))
 
 
@@ -175,7 +176,7 @@ def try_file(
     return verified
 
 
-def same_file(spec: ImageSpec, pushed: PushedImage, store: Store) -> Release | None:
+def same_file(run: Run, spec: ImageSpec, pushed: PushedImage, store: Store) -> Release | None:
     """A release whose file was made from this very image with these options: converting gives nothing new.
 
     `auto` accepts whatever converter made it, as it does for a version that is published already.
@@ -183,7 +184,8 @@ def same_file(spec: ImageSpec, pushed: PushedImage, store: Store) -> Release | N
     digest, converter = pushed.digest, spec.convert.converter
     names = CONVERTER_VERSIONS if converter == "auto" else (converter,)
     keys = [convert_key(digest, spec.convert, name) for name in names]
-    return store.made_from(str(digest), keys, str(spec.platform))
+    synced = run.config.store.trust_synced
+    return store.made_from(str(digest), keys, str(spec.platform), synced=synced)
 
 
 def publish_new(
@@ -253,7 +255,10 @@ def _tested_and_published(
 
 
 def attested(run: Run, made: Release, store: Store) -> None:
-    """Put provenance, SBOM and signature beside the release."""
+    """Put provenance, SBOM and signature beside the release, unless `sync` brought it."""
+    if not is_own(store.layout, made):  # a provenance from here would say that this machine made it
+        run.progress.skip("attest", f"{made.name} was brought by store sync: attest it where it was made")
+        return
     with run.progress.stage("attest"):
         found = attest(made, store, client_for=run.clients, credentials=run.clients.credentials)
         run.progress.result(found.sentence)

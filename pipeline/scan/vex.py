@@ -1,9 +1,10 @@
 """OpenVEX (openvex.dev/ns/v0.2.0): statements that a vulnerability does not affect a product, as waivers.
 
 A statement counts for a finding when its product is the package, or the image with the package among its
-subcomponents (or without any), by package URL. Of the statements about one product the latest counts. It must
-be `not_affected`, with a reason, or `fixed`. OpenVEX knows no end: a statement counts for the policy's
-`max_age`, or until the day that its notes name ("until 2026-12-31"), whichever is earlier.
+subcomponents (or without any), by package URL. Of the statements about one product, in all documents, the
+latest counts. It must be `not_affected`, with a reason, or `fixed`. One from the future excuses nothing.
+OpenVEX knows no end: a statement counts for the policy's `max_age`, or until the first day that its notes
+name ("until 2026-12-31"), whichever is earlier.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipeline.system import untrusted
 CONTEXT = "https://openvex.dev/ns"
 VERSION = f"{CONTEXT}/v0.2.0"
 LIMIT = 16 << 20
-_UNTIL = re.compile(r"\buntil (\d{4}-\d{2}-\d{2})\b")
+_UNTIL = re.compile(r"\buntil (\d{4}-\d{2}-\d{2})\b", re.IGNORECASE)
 _LOWER = frozenset({"alpm", "apk", "deb", "github", "bitbucket", "composer", "golang", "npm", "oci", "pypi"})
 
 
@@ -65,6 +66,9 @@ class _Statement(_Model):
     justification: str = ""
     impact_statement: str = ""
     status_notes: str = ""
+    subcomponents: None = (
+        None  # as OpenVEX 0.0.1 has them: left out, the statement would cover the whole image
+    )
 
 
 class Document(_Model):
@@ -87,13 +91,13 @@ class Purl:
 
     @classmethod
     def parse(cls, text: str) -> Purl | None:
-        """A `pkg:` URL; None for any other text."""
+        """A `pkg:` URL; None for any other text, also for one whose version was left empty behind the `@`."""
         body = text.removeprefix("pkg:").lstrip("/").partition("#")[0]
         path, _, query = body.partition("?")
         kind, _, rest = path.partition("/")
         rest, _, version = rest.strip("/").rpartition("@") if "@" in rest else (rest.strip("/"), "", "")
         namespace, _, name = rest.rpartition("/")
-        if body == text or not kind or not name:
+        if body == text or not kind or not name or (path.endswith("@") and not version):
             return None
         kind, name, namespace = kind.lower(), unquote(name), unquote(namespace)
         if kind in _LOWER:
@@ -171,19 +175,23 @@ def accepted(
     A waiver may have ended: then it excuses nothing, and people hear of it.
     """
     whole = image_purl(image, architecture)
+    said = [
+        (one.last_updated or one.timestamp or document.timestamp, one)
+        for document in documents
+        for one in document.statements
+    ]
     waived: dict[Finding, Waiver] = {}
     for finding in findings:
         package = _purl_of(finding)
-        for document in documents:
-            for product, part in ((package, None), (whole, package)):
-                found = _waiver(document, finding, product, part, name, max_age, now)
-                if found and (finding not in waived or found.until > waived[finding].until):
-                    waived[finding] = found
+        for product, part in ((package, None), (whole, package)):
+            found = _waiver(said, finding, product, part, name, max_age, now)
+            if found and (finding not in waived or found.until > waived[finding].until):
+                waived[finding] = found
     return waived
 
 
 def _waiver(
-    document: Document,
+    said: Sequence[tuple[datetime, _Statement]],
     finding: Finding,
     product: Purl,
     part: Purl | None,
@@ -191,23 +199,23 @@ def _waiver(
     max_age: timedelta,
     now: datetime,
 ) -> Waiver | None:
-    """What the latest statements of a document about one product say; None when they do not excuse it."""
+    """What the latest statements about one product say; None when they do not excuse it."""
     about = [
-        (one.last_updated or one.timestamp or document.timestamp, one)
-        for one in document.statements
+        (time, one)
+        for time, one in said
         if _names(one.vulnerability, finding.id)
         if any(_is_product(each, product, part) for each in one.products)
+        if time <= now + timedelta(days=1) or not _excuses(one)
     ]
-    about = [(time, one) for time, one in about if time <= now + timedelta(days=1)]
     if not about:
         return None
     newest = max(time for time, _ in about)
     latest = [one for time, one in about if time == newest]
     if not all(_excuses(one) for one in latest):  # of the same time: they must agree
         return None
-    ends = [newest.astimezone(timezone.utc).date() + max_age, *filter(None, map(_end, latest))]
-    said = latest[0]
-    reason = " ".join(filter(None, (said.justification, said.impact_statement))) or said.status
+    ends = [newest.astimezone(timezone.utc).date() + max_age, *(end for one in latest for end in _ends(one))]
+    first = latest[0]
+    reason = " ".join(filter(None, (first.justification, first.impact_statement))) or first.status
     return Waiver(
         id=finding.id,
         package=finding.package,
@@ -220,16 +228,15 @@ def _waiver(
 
 def _excuses(one: _Statement) -> bool:
     return one.status == "fixed" or (
-        one.status == "not_affected" and bool(one.justification or one.impact_statement)
+        one.status == "not_affected" and bool((one.justification + one.impact_statement).strip())
     )
 
 
-def _end(one: _Statement) -> date | None:
-    found = _UNTIL.search(one.status_notes)
+def _ends(one: _Statement) -> list[date]:
     try:
-        return date.fromisoformat(found[1]) if found else None
+        return [date.fromisoformat(found[1]) for found in _UNTIL.finditer(one.status_notes)]
     except ValueError:
-        return date.min  # a day that there is not: it holds no longer
+        return [date.min]  # a day that does not exist: the statement no longer counts
 
 
 def _names(vulnerability: _Vulnerability, wanted: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from pipeline.errors import SqshpipeError
+from pipeline.errors import ConfigError, FormatError, RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.registry.client import RegistryClient
@@ -25,14 +25,20 @@ _MOST = 32  # documents of one image
 def read(client: RegistryClient, repository: str, digest: Digest) -> list[vex.Document]:
     """The documents attached to an image; signatures are not verified.
 
-    What is no OpenVEX is left out with a warning. Raises RegistryError when the registry cannot be asked.
+    What is not OpenVEX is left out with a warning. None counts when there are too many of them or one cannot
+    be fetched, since that one may take back what another says. Raises RegistryError when the registry cannot
+    be asked.
     """
-    found = []
-    for one in [each for each in referrers(client, repository, digest) if _may_be(each)][:_MOST]:
-        document = _document(client, repository, one)
-        if document is not None:
-            found.append(document)
-    return found
+    attached = [each for each in referrers(client, repository, digest) if _may_be(each)]
+    try:
+        if len(attached) > _MOST:
+            raise FormatError(f"{len(attached)} documents may be attached; at most {_MOST} are read")
+        fetched = [(one, _fetched(client, repository, one)) for one in attached]
+    except (RegistryError, FormatError) as error:
+        log.warning("no attached VEX counts", reason=error.headline)
+        return []
+    parsed = (_parsed(raw, f"{client.host}/{repository}@{one.digest}", one) for one, raw in fetched)
+    return [document for document in parsed if document is not None]
 
 
 def _may_be(one: Referrer) -> bool:
@@ -40,14 +46,18 @@ def _may_be(one: Referrer) -> bool:
     return one.artifact_type.startswith(_TYPES) and str(said).startswith(vex.CONTEXT)
 
 
-def _document(client: RegistryClient, repository: str, one: Referrer) -> vex.Document | None:
+def _fetched(client: RegistryClient, repository: str, one: Referrer) -> bytes:
+    """The document; empty for one that cannot be VEX, by its size or the shape of its manifest."""
+    manifest = client.get_manifest(repository, str(one.digest))
+    if not isinstance(manifest, Manifest) or len(manifest.layers) != 1 or manifest.layers[0].size > vex.LIMIT:
+        return b""
+    return client.read_blob(repository, manifest.layers[0], most=vex.LIMIT)
+
+
+def _parsed(raw: bytes, where: str, one: Referrer) -> vex.Document | None:
     try:
-        manifest = client.get_manifest(repository, str(one.digest))
-        if not isinstance(manifest, Manifest) or len(manifest.layers) != 1:
-            return None
-        raw = client.read_blob(repository, manifest.layers[0], most=vex.LIMIT)
-        return vex.parse(raw, f"{client.host}/{repository}@{one.digest}")
-    except SqshpipeError as error:
+        return vex.parse(raw, where)
+    except ConfigError as error:
         if any(key in one.annotations for key in _PREDICATES):  # else it may be an SBOM or a provenance
             log.warning("attached VEX does not count", reason=error.headline)
         return None

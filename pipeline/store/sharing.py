@@ -59,7 +59,15 @@ def layers_of(layout: Layout, record: Record, *, synced: bool = False) -> bytes 
 
 def is_vouched(layout: Layout, record: Record, *, synced: bool = False) -> bool:
     """Whether what a record says of layers is believed: made of packs by a publisher of this store."""
-    if record.external or not record.packs:
+    return bool(record.packs) and is_own(layout, record, synced=synced)
+
+
+def is_own(layout: Layout, record: Record, *, synced: bool = False) -> bool:
+    """Whether a publisher of this store says what its record says: it is not external, nor was it brought.
+
+    With `synced` those that `sync` brought count too.
+    """
+    if record.external:
         return False
     try:
         return synced or attachments.read(layout, record, BROUGHT, limit=MOST_BYTES) is None

@@ -219,22 +219,31 @@ class Store:
         names = [name for name, one in state.newest_first() if one.resolvable()]
         return suggest("", names) if names else "nothing of this image resolves at present"
 
-    def made_from(self, source: str, convert_keys: Iterable[str], platform: str) -> Release | None:
+    def made_from(
+        self, source: str, convert_keys: Iterable[str], platform: str, *, synced: bool = False
+    ) -> Release | None:
         """A release whose file was converted from the image with that digest under one of those keys: its
         bytes are what converting again would give. It may be another image's. None when none resolves.
+
+        `synced`: also one that `sync` brought, of which another store's writers say so.
         """
         keys = frozenset(convert_keys)
         with self._read():
-            found = (self._made_from(image, source, keys, platform) for image in self.images())
+            found = (self._made_from(image, source, keys, platform, synced) for image in self.images())
             return next(filter(None, found), None)
 
-    def _made_from(self, image: str, source: str, keys: frozenset[str], platform: str) -> Release | None:
+    def _made_from(
+        self, image: str, source: str, keys: frozenset[str], platform: str, synced: bool
+    ) -> Release | None:
+        from pipeline.store.sharing import is_own
+
         try:
             for version in load(self.layout, image).state.published_from(source, platform):
                 release = self.release(image, version, platform)
                 if release is None or release.keys.get("convert") not in keys or not exists(release.path):
                     continue
-                if trust.is_signed(self.layout, release, self.required):
+                own = is_own(self.layout, release, synced=synced)
+                if own and trust.is_signed(self.layout, release, self.required):
                     return release
         except UnreadableError:
             return None  # it costs a conversion at most; who reads that image sees the reason

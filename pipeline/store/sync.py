@@ -199,7 +199,8 @@ def _advance(layout: Layout, record: Record) -> None:
 
 def _bring_attachments(layout: Layout, record: Record, source: SyncSource) -> None:
     for name, content in list(source.attached(record)):  # all of them can be read, or nothing is brought
-        attachments.add(layout, record, name, content)
+        if name != BROUGHT:  # it says what the other store brought
+            attachments.add(layout, record, name, content)
 
 
 def _bring_release(

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from demo.registry import PrivateRegistry
 from pipeline.cli.app import app
 from pipeline.config.types import ScanPolicy, VexPolicy
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RegistryError
 from pipeline.oci.manifest import Descriptor
 from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
@@ -282,7 +282,7 @@ def test_where_the_gate_asks_for_more(image: Image, tmp_path: Path) -> None:
     assert blocked(statement(DEB, timestamp=stamp(-3)))
 
 
-def test_documents_that_are_attached_to_the_image(image: Image) -> None:
+def test_documents_that_are_attached_to_the_image(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """In each form in which tools attach them, where the policy says so; what is none excuses nothing."""
     client, repository = image.client, image.reference.repository
     assert image.reference.digest is not None
@@ -315,6 +315,25 @@ def test_documents_that_are_attached_to_the_image(image: Image) -> None:
     put("application/vnd.dev.sigstore.bundle.v0.3+json", bundle)
     assert image.ours(attached=True) == frozenset()
     assert image.ours() == BOTH
+    later = document(statement(OTHER, status="affected"), days=0.5)
+    put("application/vnd.in-toto+json", in_toto(later))
+    assert image.ours(attached=True) == {(FIRST, TWO)}
+
+    # one that is not read may take back what another says, so then none counts
+    with monkeypatch.context() as patched:
+        read = RegistryClient.read_blob
+
+        def failing(self: RegistryClient, repository: str, blob: Descriptor, **more: Any) -> bytes:
+            content = read(self, repository, blob, **more)
+            if b'"affected"' in content:
+                raise RegistryError("the registry answers 503")
+            return content
+
+        patched.setattr(RegistryClient, "read_blob", failing)
+        assert image.ours(attached=True) == BOTH
+    for number in range(31):
+        put("application/vnd.openvex+json", document(days=number + 1))
+    assert image.ours(attached=True) == BOTH
 
 
 def test_what_we_write_is_read_by_trivy_and_by_us(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
+import io
 import os
 import socket
 import subprocess
@@ -207,6 +209,73 @@ def test_a_file_that_changes_meanwhile_is_not_taken(
     assert isinstance(caught.value, (ToolError, FormatError))
     assert "changed while it was read" in caught.value.message or "content ends" in caught.value.message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [10, 500_000], ids=["small", "large"])
+def test_the_message_names_the_file_that_cannot_be_read(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small files are read ahead of those before them."""
+    below = tmp_path / "folder" / "below"
+    below.mkdir(parents=True)
+    for name in ("a", "b", "closed", "d"):
+        (below / name).write_bytes(bytes(size if name == "closed" else 1))
+    opened = data.untrusted.open_regular
+
+    def refused(name: str, **more: object) -> int:
+        if name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return opened(name, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(data.untrusted, "open_regular", refused)
+    with pytest.raises(ToolError, match="folder/below/closed: Permission denied"):
+        convert_data(tmp_path / "folder", OPTIONS, output=tmp_path / "out")
+
+
+def test_what_a_tar_replaces_is_not_in_the_file(tmp_path: Path) -> None:
+    """`tar --append` and `--update` leave the old content in the tar."""
+    large, whole, alone = os.urandom(OPTIONS.block_size + 1), tmp_path / "whole.tar", tmp_path / "alone.tar"
+    members = [
+        ("keys/token", b"SECRET-1", True),
+        ("linked", b"kept", False),
+        ("model", large, True),
+        ("gone/inner", b"SECRET-2", True),
+        ("other", b"other", False),
+        ("keys/token", b"SECRET-3", True),
+        ("keys/token", b"new", False),
+        ("model", b"small", False),
+        ("gone", b"a file now", False),
+    ]
+    for path, names in ((whole, members), (alone, [one for one in members if not one[2]])):
+        with tarfile.open(path, "w") as tar:
+            for name, content, _ in names:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+                if name == "linked":
+                    link = tarfile.TarInfo("link")
+                    link.type, link.linkname = tarfile.LNKTYPE, "linked"
+                    tar.addfile(link)
+    made(whole, tmp_path / "whole.sqsh")
+    made(alone, tmp_path / "alone.sqsh")
+    stored = (tmp_path / "whole.sqsh").read_bytes()
+    assert b"SECRET" not in stored
+    assert large[:1000] not in stored
+    assert len(stored) == (tmp_path / "alone.sqsh").stat().st_size
+
+
+def test_a_file_that_a_link_still_names_is_not_left_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("a", b"old"), ("b", None), ("a", b"new")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content or b"")
+            if content is None:
+                info.type, info.linkname = tarfile.LNKTYPE, "a"
+            tar.addfile(info, io.BytesIO(content or b""))
+    made(tmp_path / "a.tar", tmp_path / "a.sqsh")
+    assert (
+        subprocess.run(["unsquashfs", "-cat", tmp_path / "a.sqsh", "b"], capture_output=True).stdout == b"old"
+    )
 
 
 def test_a_cut_tar_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -352,6 +352,19 @@ def test_what_sync_brings_is_used_only_with_the_setting(site: Site, released: Re
     assert other.opened == []
 
 
+def test_no_new_release_takes_the_file_of_one_from_elsewhere(site: Site, released: Release) -> None:
+    """Their records could say that any bytes were made from an image that was scanned here."""
+    source, keys = str(released.source["digest"]), [released.keys["convert"]]
+    there = new_store(site.folder / "other-store")
+    sync(site.store, there)
+    assert there.made_from(source, keys, released.platform) is None
+    assert there.made_from(source, keys, released.platform, synced=True) is not None
+    assert site.store.made_from(source, keys, released.platform) is not None
+    rewritten(released, scan=EXTERNAL)
+    assert site.store.made_from(source, keys, released.platform) is None
+    assert site.store.made_from(source, keys, released.platform, synced=True) is None
+
+
 def test_a_release_that_is_published_again_is_a_source_too(site: Site, released: Release) -> None:
     again = publish_again(
         released,
@@ -424,6 +437,31 @@ def test_sources_among_many_releases(site: Site, released: Release) -> None:
         assert pack is not None
         pack.close()
     assert time.monotonic() - began < 4
+
+
+def test_releases_that_cannot_be_used_are_not_all_opened(site: Site, released: Release) -> None:
+    """Whoever begins to keep extended attributes has a store full of releases that have none."""
+    layout, stored = site.store.layout, beside(released).read_bytes()
+    layout.image("many").mkdir()
+    for number in range(40):
+        other = replace(
+            parse_record(layout.record("demo", "v1.0", "linux/amd64").read_bytes(), "v1.0"),
+            image="many",
+            version=f"v{number}",
+            sha256=hashlib.sha256(b"%d" % number).hexdigest(),
+        )
+        os.link(layout.blob(released.sha256), layout.blob(other.sha256))
+        layout.record("many", other.version, other.platform).write_bytes(other.as_bytes())
+        folder = layout.attachments("many", other.version, other.platform)
+        folder.mkdir(parents=True)
+        (folder / LAYERS).write_bytes(stored)
+    with StoredLayers(site.store) as found:
+        for xattrs, wanted in ((True, 0), (False, 1)):
+            pack = found.open(released.packs[0], released.packs, xattrs=xattrs, scratch=site.folder)
+            assert (pack is not None) is not xattrs
+            assert len(list(layout.leases.iterdir())) == wanted
+            if pack is not None:
+                pack.close()
 
 
 def pushed() -> PushedImage:

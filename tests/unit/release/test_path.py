@@ -26,6 +26,8 @@ from pipeline.release import path, stages
 from pipeline.release.pinned import Pinned
 from pipeline.release.run import Run, Stage
 from pipeline.scan.gate import ScanReport
+from pipeline.store.sync import sync
+from tests.support.store.releases import new_store, publish
 
 BASE = Reference.parse("registry.example/base:1")
 LINUX = Platform.parse("linux/amd64")
@@ -84,7 +86,8 @@ def _stages(monkeypatch: pytest.MonkeyPatch, calls: list[str], run: Run) -> None
         return call
 
     file = SimpleNamespace(converter=SimpleNamespace(name="native"), sha256="0" * 64, tree={})
-    made = SimpleNamespace(name="demo:v1.0", public_path=Path("/x"))
+    names = {"image": "demo", "version": "v1.0", "platform": str(LINUX)}
+    made = SimpleNamespace(name="demo:v1.0", public_path=Path("/x"), external=False, **names)
     found = SimpleNamespace(release=made, sentence="all of it")
     monkeypatch.setattr(path, "pin_base", noted("pin", Pinned(base=base, inputs=None)))
     monkeypatch.setattr(path, "published", noted("look", None))
@@ -142,6 +145,16 @@ def test_a_release_runs_what_a_check_runs_and_publishes(run: Run, spec: ImageSpe
     shared = [name for name in calls if name in WHOLE]
     assert shared == WHOLE
     assert calls[-4:] == ["tag", "publish", "profile", "attest"]
+
+
+def test_what_sync_brought_is_not_attested_as_made_here(run: Run, calls: list[str], tmp_path: Path) -> None:
+    store, other = new_store(tmp_path / "made"), new_store(tmp_path / "brought")
+    own = publish(store, "v1.0")
+    sync(store, other)
+    stages.attested(run, own, store)
+    assert calls == ["attest"]
+    stages.attested(run, other.resolve("demo:v1.0", own.platform), other)
+    assert calls == ["attest"]
 
 
 @pytest.mark.parametrize("until", [Stage.SCAN, Stage.TEST, Stage.PUBLISH])

@@ -86,6 +86,78 @@ def test_it_ends() -> None:
     assert waiver.reason == "component_not_present"
 
 
+PACKAGE = {"@id": "pkg:deb/debian/openssl"}
+
+
+def document(days: float, status: str = "not_affected", **more: Any) -> vex.Document:
+    """One statement about openssl, made so many days ago."""
+    statement = {
+        "vulnerability": {"name": "CVE-1"},
+        "products": [PACKAGE],
+        "status": status,
+        "justification": "component_not_present",
+        **more,
+    }
+    stamp = f"{NOW - timedelta(days=days):%Y-%m-%dT%H:%M:%SZ}"
+    raw = {"@context": vex.VERSION, "timestamp": stamp, "statements": [statement]}
+    return vex.parse(json.dumps(raw).encode(), "a file")
+
+
+def until(*documents: vex.Document) -> date | None:
+    found = vex.accepted(
+        documents,
+        [of_ecr()],
+        image=IMAGE,
+        architecture="amd64",
+        name="demo",
+        max_age=timedelta(days=90),
+        now=NOW,
+    )
+    return next((one.until for one in found.values()), None)
+
+
+@pytest.mark.parametrize("status", ["affected", "under_investigation"])
+@pytest.mark.parametrize("days", [1, 5, -3], ids=["later", "at the same time", "in the future"])
+def test_a_later_document_takes_back_what_an_earlier_one_says(status: str, days: int) -> None:
+    """What is attached to an image stays there when a new document is attached."""
+    old = document(5)
+    assert until(old) is not None
+    assert until(old, document(days, status)) is None
+    assert until(document(days, status), old) is None
+
+
+def test_a_later_document_excuses_again() -> None:
+    assert until(document(5, "affected"), document(1)) == date(2026, 9, 12)
+    assert until(document(1), document(-3)) == date(2026, 9, 12), "one from the future is not looked at"
+    assert until(document(-3)) is None
+
+
+@pytest.mark.parametrize(
+    ("notes", "end"),
+    [
+        ("Until 2026-07-01", date(2026, 7, 1)),
+        ("until 2026-08-01, in production until 2026-07-01", date(2026, 7, 1)),
+        ("until 2026-08-01 and until 2026-02-31", date.min),
+        ("", date(2026, 9, 12)),
+    ],
+)
+def test_the_first_day_that_notes_name_is_the_end(notes: str, end: date) -> None:
+    assert until(document(1, status_notes=notes)) == end
+
+
+def test_a_statement_with_something_left_empty_does_not_cover_more() -> None:
+    """As a template does whose variable had no value."""
+    for product in ("pkg:deb/debian/openssl@", "pkg:deb/debian/openssl@?arch=amd64"):
+        assert until(document(1, products=[{"@id": product}])) is None
+        assert (
+            until(document(1, products=[{"@id": "pkg:oci/demo", "subcomponents": [{"@id": product}]}]))
+            is None
+        )
+    assert until(document(1, justification="  ")) is None
+    with pytest.raises(ConfigError, match="subcomponents"):
+        document(1, products=[{"@id": "pkg:oci/demo"}], subcomponents=[{"@id": "pkg:deb/debian/zlib"}])
+
+
 def test_what_is_written_has_no_statement_of_others() -> None:
     """A waiver that ended and what VEX excuses already are left out."""
     held = Waiver(id="CVE-1", package="openssl", reason="not reachable", until=date(2026, 7, 1))

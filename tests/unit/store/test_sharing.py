@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.store.layout import LAYERS, RANGES
 from pipeline.store.record import Release
-from pipeline.store.sharing import Holders, ranges_of
+from pipeline.store.sharing import Holders, is_vouched, layers_of, ranges_of
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
 from tests.support.store.releases import new_store, publish
@@ -45,6 +45,15 @@ def test_a_file_of_another_converter_has_none(store: Store) -> None:
     assert (plain.packs, plain.attachments) == ((), {})
     assert ranges_of(store.layout, plain) is None
     assert Holders(store.layout).of(plain) == []
+
+
+def test_a_release_stays_the_store_s_own_when_its_copy_comes_back(store: Store, tmp_path: Path) -> None:
+    own, other = made(store, tmp_path, "v1.0", "a"), new_store(tmp_path / "other")
+    sync(store, other)
+    assert not is_vouched(other.layout, own)
+    sync(other, store)
+    assert is_vouched(store.layout, own)
+    assert layers_of(store.layout, own) is not None
 
 
 def test_holders_are_those_with_common_packs_most_first(store: Store, tmp_path: Path) -> None:
