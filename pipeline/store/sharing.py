@@ -1,6 +1,6 @@
 """Which releases of a store have bytes of another one: by the packs that records name, and their ranges.
 
-All of it is a hint about where bytes may be found. Whoever puts a file together from it compares the sha256
+All of it is a hint about where bytes may be found. The code that builds a file from it compares the sha256
 of the whole before the file gets its name.
 """
 
@@ -26,7 +26,7 @@ _MOST_HOLDERS = 8  # files that one file is put together from
 
 
 def ranges_of(layout: Layout, record: Record) -> PackRanges | None:
-    """The ranges beside a release; None unless they are there, whole, and those that its record names."""
+    """The pack ranges of a release; None when missing, damaged, or not those that its record names."""
     digest = record.attachments.get(RANGES)
     if digest is None:
         return None
@@ -42,9 +42,9 @@ def ranges_of(layout: Layout, record: Record) -> PackRanges | None:
 
 
 def layers_of(layout: Layout, record: Record, *, synced: bool = False) -> bytes | None:
-    """The `layers` beside a release; None unless they are there, as its record names them, and vouched for.
+    """The `layers` of a release; None when missing, not those that its record names, or not trusted.
 
-    Those of a release that `sync` brought are if `synced` says so.
+    With `synced`, those of a release that `sync` brought are trusted too.
     """
     digest = record.attachments.get(LAYERS)
     if digest is None or not is_vouched(layout, record, synced=synced):
@@ -58,7 +58,7 @@ def layers_of(layout: Layout, record: Record, *, synced: bool = False) -> bytes 
 
 
 def is_vouched(layout: Layout, record: Record, *, synced: bool = False) -> bool:
-    """Whether what a record says of layers is believed: made of packs by a publisher of this store."""
+    """Whether a record is trusted about layers: a publisher of this store made the release from packs."""
     if record.external or not record.packs:
         return False
     try:
@@ -77,7 +77,7 @@ class Holder:
 
 @dataclass(slots=True)
 class Holders:
-    """The releases of one store by the packs of which they are. Its records are read once, when asked."""
+    """The releases of one store, by the packs in their files. Records are read once, at first use."""
 
     layout: Layout
     _by_key: dict[str, dict[str, Record]] = field(default_factory=dict)  # then by sha256 of the file
@@ -111,12 +111,12 @@ class Holders:
         return found
 
     def records(self) -> list[Record]:
-        """All releases that are of packs and whose bytes the store should have, newest first."""
+        """All releases made from packs whose bytes the store should have, newest first."""
         self._read_all()
         return self._records
 
     def add(self, record: Record) -> None:
-        """Take in a release that has just been published."""
+        """Add a release that has just been published."""
         if record.packs:
             self._records.insert(0, record)
         for key in record.packs:

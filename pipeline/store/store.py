@@ -83,7 +83,7 @@ class Store:
             return True  # which file cannot be read is said by whatever reads that image
 
     def state(self, image: str) -> ImageState:
-        """All that is true of one image now; an unknown one is empty."""
+        """The present state of one image; an empty state for an unknown image."""
         with self._read():
             return load(self.layout, check_image(image)).state
 
@@ -113,17 +113,17 @@ class Store:
             return None if record is None else self._release(record, self._head(image))
 
     def resolve(self, name: str, platform: str = DEFAULT_PLATFORM) -> Release:
-        """What "image[:version|:channel]" means now, its file looked at.
+        """The release that "image[:version|:channel]" names now; it is checked that its file is there.
 
         Raises ConfigError when there is no such release, PublishError when it is yanked, hidden or pruned,
-        and VerificationError when its bytes are damaged or missing or a required signature is.
+        and VerificationError when its bytes or a required signature are damaged or missing.
         """
         release = self.find(name, platform)
         trust.demand(self.layout, release, self.required)
         return release
 
     def find(self, name: str, platform: str = DEFAULT_PLATFORM) -> Release:
-        """As `resolve`, whoever signed it: for those who sign."""
+        """As `resolve`, without a check of signatures: for the verbs that sign."""
         image, wanted = split_name(name)
         check_platform(platform)
         with self._read():
@@ -220,8 +220,9 @@ class Store:
         return suggest("", names) if names else "nothing of this image resolves at present"
 
     def made_from(self, source: str, convert_keys: Iterable[str], platform: str) -> Release | None:
-        """A release whose file was converted from the image with that digest under one of those keys: its
-        bytes are what converting again would give. It may be another image's. None when none resolves.
+        """A release whose file was made from the image with digest `source` and one of `convert_keys`.
+
+        Converting again would give the same bytes. It may be a release of another image. None: there is none.
         """
         keys = frozenset(convert_keys)
         with self._read():
@@ -237,12 +238,13 @@ class Store:
                 if trust.is_signed(self.layout, release, self.required):
                     return release
         except UnreadableError:
-            return None  # it costs a conversion at most; who reads that image sees the reason
+            return None  # at worst the image is converted again; other reads of that image show the reason
         return None
 
     def is_attested(self, release: Release) -> bool:
-        """Whether attesting `release` came to its end, whatever could be made: the signature's status is
-        written last.
+        """Whether attesting `release` has ended, also when something could not be made.
+
+        The status of the signature is written last, so its file shows it.
         """
         folder = self.layout.attachments(release.image, release.version, release.platform)
         return (folder / SIGNATURE).is_file()
@@ -263,10 +265,10 @@ class Store:
             preflight.make_room(self.layout, size)
 
     def create(self) -> bool:
-        """Make the store, once in its life; False when it is one already, which then stays as it is.
+        """Create the store. False when it exists already; then nothing is changed.
 
-        A folder that is there becomes a store, whatever it holds. Raises PublishError when its file system is
-        named in /etc/fstab and is not mounted, ConfigError when `group` is not on this host.
+        An existing folder becomes a store, also when it has other files. Raises PublishError when its file
+        system is named in /etc/fstab and is not mounted, ConfigError when `group` is not on this host.
         """
         return creation.create(self.layout, group=self._group, stripe=self._stripe)
 
@@ -296,9 +298,9 @@ class Store:
     ) -> Release:
         """Make `file` the release that `record` describes, and let `channels` name it when they may.
 
-        `sha256` is what was hashed while `file` was written, if it was; else it is read for that.
-        A `file` under `staging`, or another release's, is taken as it lies; any other is copied. The same
-        content under the same version is done already. Raises PublishError when the version has other
+        `sha256` is the hash of `file` if the caller computed it while writing the file; otherwise the file is
+        hashed here. A `file` in `staging`, or that of another release, is not copied; any other is. When this
+        version has the same content already, nothing is written. Raises PublishError when it has other
         content, also after it was pruned.
         """
         from pipeline.store.publisher import publish
@@ -339,8 +341,9 @@ class Store:
         return True
 
     def promote(self, name: str, channel: str, *, allow_external: bool = False, reason: str = "") -> bool:
-        """Let `channel` name the release "image:version" (or what another channel names). False: it does
-        already.
+        """Let `channel` name the release "image:version" (or the one that another channel names).
+
+        False when it names that release already.
         """
         from pipeline.store import channels
 
@@ -353,7 +356,7 @@ class Store:
         return self._changed(image, event)
 
     def rollback(self, image: str, channel: str, *, reason: str = "") -> str:
-        """Let `channel` name what it named before, and give that version."""
+        """Let `channel` name the version that it named before; returns that version."""
         from pipeline.store import channels
 
         self.require()
@@ -362,7 +365,7 @@ class Store:
         return event.change.version
 
     def mark(self, name: str, kind: str, *, reason: str = "") -> bool:
-        """yank, unyank, keep or unkeep "image:version". False: it stands so already."""
+        """yank, unyank, keep or unkeep "image:version". False when it is in that state already."""
         from pipeline.store import channels
 
         self.require()
@@ -382,7 +385,7 @@ class Store:
             refresh_manifest(self.layout)
 
     def rebuild(self) -> list[str]:
-        """Write every cache anew from records and events; gives what could not be read, one sentence each."""
+        """Write every cache again from records and events. Returns one sentence for each unreadable file."""
         from pipeline.store.caches import rebuild
 
         self.require()
