@@ -32,7 +32,7 @@ class Credentials:
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode("ascii")
 
     def stale(self, *, margin: float = 300.0) -> bool:
-        """Whether they end within ``margin`` seconds."""
+        """Whether the credentials expire within ``margin`` seconds."""
         return self.expires_at is not None and time.time() > self.expires_at - margin
 
 
@@ -41,17 +41,17 @@ class NoCredentials(RegistryError):
 
 
 CredentialsProvider = Callable[[str], "Credentials | None"]
-"""From a registry's host name (with port) to what to show it; None: nothing, be anonymous."""
+"""Maps a registry's host name (with port) to the credentials for it; None means anonymous access."""
 
 
 @runtime_checkable
 class RenewableProvider(Protocol):
-    """A provider that can get fresh ones when a registry says that those it gave have expired."""
+    """A provider that can get new credentials when a registry says that the present ones have expired."""
 
     def __call__(self, name: str) -> Credentials | None: ...
 
     def renew(self, name: str) -> Credentials | None:
-        """Forget what was given for ``name`` and ask again."""
+        """Forget the credentials that were given for ``name`` and get new ones."""
 
 
 @runtime_checkable

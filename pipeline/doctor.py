@@ -37,7 +37,7 @@ _NAMED = 3  # differences of repositories that the line names
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One line: what was looked at, what was found, and what to do if that is not well."""
+    """One line: what was checked, what was found, and what to do if that is a problem."""
 
     name: str
     status: Status
@@ -46,7 +46,7 @@ class Check:
 
 
 def examine(config: Config | None, problem: SqshpipeError | None = None) -> tuple[Check, ...]:
-    """Look at everything; ``problem`` is why there is no ``config``. Slow checks run side by side."""
+    """Look at everything; ``problem`` is why there is no ``config``. Slow checks run in parallel."""
     checks: list[Callable[[], Check]] = [_python, lambda: _configuration(config, problem)]
     checks += [lambda: _docker(config), lambda: _mksquashfs(config), lambda: _enroot(config)]
     checks += [_fuse, lambda: _optional("git", "default versions and provenance come from it")]

@@ -10,7 +10,7 @@
     ├── VerificationError    7  a .sqsh is not what it should be
     └── PublishError         8  the store refused, or a version is taken
 
-`UnsupportedByConverter` is no branch: it marks those that another converter would not have met.
+`UnsupportedByConverter` is not a kind of its own: it marks errors that another converter would not raise.
 
 ``message`` says what happened with which file or reference; ``details`` are the lines below it, such as what
 a tool printed last; ``hint`` says what to do about it. None may hold a secret: all are printed.

@@ -30,7 +30,7 @@ class Progress(Protocol):
         """Say that a stage has nothing to do, and why."""
 
     def result(self, text: str) -> None:
-        """Say in a few words what the open stage came to (a digest, a verdict)."""
+        """Report the result of the open stage in a few words (a digest, a verdict)."""
 
 
 class _NoTask:

@@ -15,7 +15,7 @@ _LONGEST = 400
 _TAB = 8
 _MARKUP = re.compile(r"[\\`*_\[\]<>|~!#&]")
 _TERMINAL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours and cursor movements (ECMA-48, CSI)
-_UNDECODED = range(0xDC80, 0xDD00)  # bytes of a file name that are no text (PEP 383)
+_UNDECODED = range(0xDC80, 0xDD00)  # bytes of a file name that are not text (PEP 383)
 
 
 def escaped(text: str) -> str:

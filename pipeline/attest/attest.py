@@ -1,6 +1,6 @@
-"""Attest: provenance, SBOM and signature of a release, beside its record and as referrers of its image.
+"""Attest: provenance, SBOM and signature of a release, next to its record and as referrers of its image.
 
-All of it is extra: a release stands without. What cannot be made or attached is reported, recorded, and can
+A release is complete without them. What cannot be made or attached is reported, recorded, and can
 be made later by the same call; what is there already is left as it is.
 """
 
@@ -38,7 +38,7 @@ PROVENANCE = "provenance.intoto.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attested:
-    """What there is of a release now: files beside its record, artifacts in the registry, its signature."""
+    """What a release has now: files next to its record, artifacts in the registry, its signature."""
 
     files: tuple[str, ...]
     attached: tuple[str, ...]
@@ -115,7 +115,7 @@ def _attach(
         client = client_for(image.registry)
         subject = client.head(image.repository, str(image.digest))
         if subject is None:
-            missing.append(f"{image} is gone, so nothing is attached to it")
+            missing.append(f"{image} is no longer in the registry, so nothing is attached to it")
             return []
         for name, content in files.items():
             artifact = attach(

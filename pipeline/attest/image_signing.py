@@ -29,7 +29,10 @@ _TIMEOUT = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """Whether the image is signed; ``tool`` by what, ``why`` in words."""
+    """Whether an image is signed.
+
+    ``tool`` is the name of the program that signed it, empty when none did. ``why`` is a sentence for people.
+    """
 
     status: Literal["signed", "unsigned", "failed"]
     tool: str
@@ -40,7 +43,7 @@ class Signature:
 
 
 def found_among(referrers: Iterable[Referrer]) -> Signature | None:
-    """A signature that is there already. Its type is looked at, it is not verified."""
+    """A signature among the referrers, found by its type; it is not verified. None: there is no signature."""
     for one in referrers:
         if one.artifact_type == _NOTATION_TYPE:
             return Signature(status="signed", tool="notation", why=f"signature {one.digest}")

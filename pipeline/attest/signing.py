@@ -48,14 +48,18 @@ def open_signer(where: str) -> Signer:
 
 
 def open_key(where: str) -> Key:
-    """The public key in a PEM file (a private key's will do), or of a KMS key. Raises ConfigError,
-    ToolError.
+    """The public key in a PEM file, or of a KMS key. A file with a private key is accepted too.
+
+    Raises ConfigError, ToolError.
     """
     return open_keys(where)[0]
 
 
 def open_keys(where: str) -> tuple[Key, ...]:
-    """As `open_key`; a PEM file may have several public keys, such as the next one beside the present one."""
+    """All public keys in a PEM file, or the one of a KMS key. Raises as `open_key` does.
+
+    A file has several keys while a key is replaced: the present one and the next one.
+    """
     if where.startswith(_KMS):
         return (_KmsSigner(where.removeprefix(_KMS)).public_key,)
     path = Path(where)

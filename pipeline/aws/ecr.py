@@ -25,7 +25,7 @@ _BAD_KEYS = frozenset(
 )
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
 _THROTTLED = frozenset({"ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded"})
-# What a call needs beside the action of its own name.
+# What a call needs in addition to the action of the same name.
 _MORE_PERMISSIONS = {
     "DescribeImageScanFindings": " (and inspector2:ListFindings for enhanced scanning)",
     "PutRegistryScanningConfiguration": " (and inspector2:Enable for enhanced scanning)",
@@ -33,7 +33,7 @@ _MORE_PERMISSIONS = {
 
 
 class AwsRefused(RegistryError):
-    """AWS answered with an error; ``code`` is its word, ``operation`` the call."""
+    """AWS answered with an error; ``code`` is AWS's error code, ``operation`` the call."""
 
     def __init__(self, message: str, *, hint: str, code: str, operation: str) -> None:
         super().__init__(message, hint=hint)
@@ -54,10 +54,10 @@ class Ecr:
         return f"Ecr({self.account!r}, {self.region!r})"
 
     def call(self, operation: str, *, service: Service = "ecr", **parameters: Any) -> dict[str, Any]:
-        """Call ``operation`` (boto3's name, such as ``describe_images``) and give its answer.
+        """Call ``operation`` (boto3's name, such as ``describe_images``) and return its answer.
 
-        Throttling and 5xx are waited out by botocore. Raises AwsRefused, NoAwsCredentials, RegistryError, and
-        ConfigError for a configuration of AWS that cannot be used.
+        botocore waits and retries after throttling and after 5xx. Raises AwsRefused, NoAwsCredentials,
+        RegistryError, and ConfigError when the AWS configuration cannot be used.
         """
         from botocore import exceptions as aws
 

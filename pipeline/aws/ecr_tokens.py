@@ -1,4 +1,4 @@
-"""ECR's passwords: 12 hours long, kept in memory alone, renewed before they end."""
+"""ECR's passwords: valid for 12 hours, kept in memory only, renewed before they expire."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EcrTokens:
             return held
 
     def renew(self, host: str) -> Credentials | None:
-        """Forget what was given for ``host``, since the registry says that it has expired."""
+        """Get a new password for ``host``, since the registry says that the present one has expired."""
         with self._lock:
             return self._ask(host)
 

@@ -41,7 +41,7 @@ def profile() -> str:
 
 
 def trouble(error: Exception, *, asked: str) -> SqshpipeError:
-    """The error of ours for what boto3 raised before AWS answered; ``asked`` is the action, ``ecr:PutImage``.
+    """Our error for what boto3 raised before AWS answered; ``asked`` is the action, ``ecr:PutImage``.
 
     NoAwsCredentials where there is nothing to sign with, ConfigError where the configuration of AWS cannot be
     used, RegistryError for the rest.

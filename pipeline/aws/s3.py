@@ -1,4 +1,4 @@
-"""Object stores: releases under s3://bucket/prefix, with uploads that resume where they were cut.
+"""Object stores: releases under s3://bucket/prefix, with uploads that can be resumed.
 
 Credentials, region and endpoint come from where boto3 looks for them (profile, environment, instance role,
 AWS_ENDPOINT_URL).
@@ -65,7 +65,7 @@ class S3Bucket:
                 raise
 
     def put_new(self, key: str, content: bytes) -> bool:
-        """Write an object that must not be there; False when it is."""
+        """Write a new object; False, and nothing is written, when it exists already."""
         with self._told(f"writing {key}"):
             try:
                 self._client.put_object(
@@ -116,7 +116,7 @@ class S3Bucket:
         pieces: Sequence[Piece] = (),
         keys: Sequence[str] = (),
     ) -> Sent:
-        """Bring a file there in parts; parts that an earlier attempt brought are compared, not sent again.
+        """Upload a file in parts. Parts that an earlier attempt has uploaded are compared, not sent again.
 
         `pieces` say what the objects under `keys` have of it: that is copied there, and proven by a checksum
         of the whole object, or by reading it back where the service has none; if it is wrong, all is sent.

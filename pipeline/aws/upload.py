@@ -1,4 +1,4 @@
-"""One multipart upload: parts that are there are compared, the others sent or copied, the whole is proven."""
+"""One multipart upload: existing parts are compared, others are sent or copied; the whole is verified."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class Upload:
 
 
 def _same(there: Mapping[str, Any] | None, part: Part, checked: _Checked) -> str | None:
-    """The ETag of a part that is there and has the same bytes. An ETag is no MD5 under SSE-KMS."""
+    """The ETag of an uploaded part with the same bytes. Under SSE-KMS an ETag is not an MD5."""
     if there is None or there["Size"] != part.length:
         return None
     etag, crc32 = str(there["ETag"]), there.get("ChecksumCRC32")

@@ -1,6 +1,6 @@
-"""What all bases stand for now, asked of their registries in parallel.
+"""The digests that the tags of all bases name now. All registries are asked in parallel.
 
-One base of many images is asked for once, and one registry that is down costs its own bases only.
+A base of many images is asked for once. When one registry is down, only its own bases are unknown.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class BaseAnswer:
 
     @property
     def moved(self) -> bool:
-        """Whether the tag stands for something else than what is locked (not locked at all counts too)."""
+        """Whether the tag names another digest than the locked one, or nothing is locked."""
         return self.now is not None and (self.locked is None or self.now.digest != self.locked.digest)
 
 

@@ -1,4 +1,4 @@
-"""Has a base moved, and is there a newer one? What a scheduled refresh finds, and writes into the sources.
+"""Refresh: finds bases whose tag moved or has a newer one, and writes them into images.yaml and images.lock.
 
 Registries are asked side by side; one that is down costs only the bases that lie there. Everything is decided
 before anything is written.
@@ -60,7 +60,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A base that could not be looked at; what is locked stays."""
+    """A base that could not be checked, and why; its entry in images.lock stays unchanged."""
 
     base: Reference
     images: tuple[str, ...]
@@ -142,7 +142,7 @@ def write(contents: Mapping[Path, bytes]) -> None:
 
 
 def retagged(source: Document, config: Config, tags: Mapping[str, str]) -> str:
-    """The text of images.yaml with other tags for some images' bases, nothing else touched."""
+    """The text of images.yaml with other tags for the bases of some images, otherwise unchanged."""
     lines = source.path.read_text(encoding="utf-8").splitlines(keepends=True)
     for name, tag in tags.items():
         given = str(source.value["images"][name]["base"])

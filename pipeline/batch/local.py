@@ -2,8 +2,8 @@
 
 An image that is based on another of them runs after it, and only when that one ended well.
 
-Each image is a process of its own, so that one that fails or is killed costs the others nothing; the stages
-are keyed by content, so that running one twice, also on two machines at once, costs time and nothing else.
+Each image is a process of its own, so that the others continue when one fails or is killed. The stages are
+keyed by content: to run one twice, also on two machines at once, takes time and has no other effect.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LAST_LINES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One image to release: what is run, and what it asks for where Slurm runs it.
+    """One image to release: the command, and the resources that it needs under Slurm.
 
     ``after`` names the images of the same batch that it is based on.
     """
@@ -76,7 +76,7 @@ class Executor(Protocol):
 def tasks_for(
     config: Config, specs: Iterable[ImageSpec], version_of: Callable[[ImageSpec], str]
 ) -> tuple[Task, ...]:
-    """A task an image, with this interpreter and the overrides that are in force."""
+    """One task for each image, with this Python interpreter and the present overrides."""
     return tuple(
         Task(
             image=spec.name,
@@ -118,7 +118,7 @@ def run(
 
 
 def in_order(config: Config, tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """``tasks``, each knowing those on whose image it is based, and behind them. ConfigError for a circle."""
+    """``tasks`` sorted so that each comes after those of its base images. Raises ConfigError for a cycle."""
     names = {task.image for task in tasks}
     left = [replace(task, after=tuple(sorted(_parents(config, task, names)))) for task in tasks]
     ordered: list[Task] = []
@@ -155,12 +155,15 @@ def _parents(config: Config, task: Task, among: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalExecutor:
-    """At most ``limit`` images at once on this machine."""
+    """Runs tasks on this machine, at most ``limit`` at the same time."""
 
     limit: int
 
     def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
-        """Run all ``tasks`` as processes of ours; they end when we are interrupted."""
+        """Run each of ``tasks`` as a child process; call ``done`` with each outcome.
+
+        When this process is interrupted, the child processes are ended.
+        """
         stop = threading.Event()
         waiting, running = {task.image: task for task in tasks}, set[Future[Outcome]]()
         unfinished = set(waiting)
@@ -170,7 +173,7 @@ class LocalExecutor:
             waiting.pop(ended.task.image, None)
             done(ended)
 
-        # longer than process.run waits before it kills: no run of ours stays behind
+        # longer than process.run waits before it kills: no child process stays behind
         patience = process.TERM_GRACE + process.ORPHAN_GRACE + 1
         with Crew(min(self.limit, len(tasks)), name="image", patience=patience) as crew:
             try:
@@ -202,7 +205,7 @@ def _run_here(task: Task, stop: threading.Event) -> Outcome:
 def outcome(
     task: Task, code: int, said: str, errors: str, *, seconds: float, attempts: int = 1, where: str = ""
 ) -> Outcome:
-    """The outcome that a finished process of ``task`` stands for."""
+    """The outcome of ``task``, from what its finished process printed and its exit code."""
     try:
         answer = json.loads(said) if said.strip() else {}
     except ValueError:
@@ -219,7 +222,7 @@ def outcome(
 
 
 def _last_words(errors: str) -> str:
-    """The sentence by which a run of ours ends, with its hint; else its last lines."""
+    """The sentence with which a child process ended, with its hint; otherwise its last lines."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     ours = [number for number, line in enumerate(lines) if line.startswith(_OURS)]
     last = lines[ours[-1] :] if ours else lines[-_LAST_LINES:]

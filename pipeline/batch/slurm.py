@@ -49,10 +49,11 @@ class _Running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmExecutor:
-    """Runs tasks on the cluster. ``shared`` is a folder that all nodes see; ``limit`` bounds each array.
+    """Runs tasks on the cluster.
 
-    ``poll`` and ``settle`` in seconds: how often Slurm is asked, and how long a written exit code may need to
-    become visible here over NFS or Lustre.
+    ``shared`` is a folder that all nodes see. ``limit`` is how many tasks of one array run at once; None:
+    no limit. Slurm is asked every ``poll`` seconds. An exit code that a node wrote may need up to
+    ``settle`` seconds until it can be read here over NFS or Lustre.
     """
 
     shared: Path
@@ -62,9 +63,10 @@ class SlurmExecutor:
     sleep: Callable[[float], None] = time.sleep
 
     def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
-        """Submit, follow and collect all ``tasks``. Raises ToolError when Slurm refuses them or stays silent.
+        """Submit, follow and collect all ``tasks``.
 
-        What is still there is cancelled when we are interrupted.
+        When this process is interrupted, the tasks that have not ended are cancelled. Raises ToolError when
+        Slurm refuses the tasks or does not answer.
         """
         self.shared.mkdir(parents=True, exist_ok=True)
         folder = Path(mkdtemp(prefix="batch-", dir=self.shared))

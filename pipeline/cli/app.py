@@ -192,7 +192,7 @@ def _run() -> int:
 
 
 def _not_ours(error: Exception) -> int:
-    """What Python or the system raised: no memory left, a file or disk that fails, else a defect of ours."""
+    """What Python or the system raised: no memory left, a file or disk that fails, else a defect here."""
     if short := out_of_memory(error):
         output.failure(short)
         return short.exit_code
@@ -213,7 +213,7 @@ _WHAT_TO_DO = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "the quota is used up: free space there, or ask for more",
     errno.EIO: "the disk or the file system fails: the kernel's log says more",
-    errno.ESTALE: "the file server has lost it: mount it anew",
+    errno.ESTALE: "the file server no longer knows it: mount it again",
     errno.EEXIST: "a file or folder of that name is in the way: choose another name",
     errno.ENOTDIR: "a part of that path is a file, not a folder: choose another path",
     errno.EISDIR: "it is a folder, not a file: choose another path",
@@ -223,7 +223,7 @@ _WHAT_TO_DO = {
 
 
 def _refused_by_system(error: OSError) -> int:
-    """A file that the system refuses is no defect of ours, wherever it was met."""
+    """A file that the system refuses is not a defect of this program, wherever that happens."""
     from pipeline.system.disk import is_full
 
     if is_full(error) and error.filename is None:  # a write does not say where

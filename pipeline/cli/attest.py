@@ -1,4 +1,7 @@
-"""Provenance, SBOM and signature of a release, by hand or after a run without the tools."""
+"""The verbs `sqshpipe attest …`: provenance, SBOM and signature for a release that exists already.
+
+They are for a release that was made while the tools for SBOM or signature were missing.
+"""
 
 from __future__ import annotations
 

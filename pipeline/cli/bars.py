@@ -1,4 +1,4 @@
-"""What stands beside the spinner while a stage runs; apart, since rich costs start-up time."""
+"""The text next to the spinner while a stage runs; in its own module, since to import rich takes time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What verbs that release many images share: the executor, the story, the table of outcomes."""
+"""What verbs that release many images share: the executor, the progress lines, the table of outcomes."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def outcome_line(outcome: Outcome) -> str:
 
 
 def outcome_json(outcome: Outcome) -> dict[str, object]:
-    """The outcome for machines."""
+    """The outcome as JSON."""
     return {
         "image": outcome.task.image,
         "version": outcome.task.version,

@@ -22,9 +22,9 @@ class _StderrLogger:
 
 
 class _Library(logging.Handler):
-    """A line of ours for each warning of a library, which may hold what a server sent, word for word.
+    """Prints each warning of a library as one of our lines, escaped: it may contain what a server sent.
 
-    Without a handler Python would print it as it is.
+    Without a handler Python would print it unescaped.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -61,7 +61,7 @@ def _plain_line(_logger: Any, method: str, event: Any) -> str:
     for key in _FOR_MACHINES_ONLY:
         event.pop(key, None)
     tool, text = event.pop("tool", ""), event.pop("event")
-    text = f"{tool}: {text}" if tool else text  # so that no tool's line looks like one of ours
+    text = f"{tool}: {text}" if tool else text  # so that no line of a tool looks like our own
     details = "  ".join(f"{key}={value}" for key, value in event.items())
     mark = {"warning": "warning: ", "error": "error: ", "critical": "error: "}.get(method, "")
     return f"{stage:<8} {mark}{text}{'  ' + details if details else ''}".rstrip()

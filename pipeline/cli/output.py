@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, SqshpipeError, ToolError
 from pipeline.report.text import cells, folded
 from pipeline.text import escaped
 
-_NO_ORDER = "#\\u0023["  # the same to whoever reads JSON
+_NO_ORDER = "#\\u0023["  # JSON readers see the same
 _ORDER = re.compile(r"^(\s*)::")
 
 
@@ -90,7 +90,7 @@ def diverted(writer: Callable[[str], None]) -> Iterator[None]:
 
 
 def configure(*, quiet: bool, verbose: bool, json_log: bool) -> None:
-    """Keep what the global options say."""
+    """Store the global options -q, -v and --log-format for everything that is printed later."""
     _style.quiet, _style.verbose, _style.json_log = quiet, verbose, json_log
 
 
@@ -151,7 +151,7 @@ def data(text: str) -> None:
 
 
 def data_path(path: Path) -> None:
-    """The path of a result. A script gets also those bytes that are no text; a terminal has them escaped."""
+    """The path of a result. Bytes that are not text are escaped for a terminal and kept for a script."""
     text = str(path)
     if sys.stdout.isatty() or escaped(text) == text or not _is_text_or_bytes(text):
         _to_stdout(_inert(escaped(text)) + "\n")
@@ -161,14 +161,14 @@ def data_path(path: Path) -> None:
 
 
 def _is_text_or_bytes(text: str) -> bool:
-    """Whether nothing in `text` has to be escaped but bytes that are no text in this locale."""
+    """Whether only bytes that are not text in this locale would have to be escaped in `text`."""
     return all(char.isprintable() or "\udc80" <= char <= "\udcff" for char in text)
 
 
 def document(text: str) -> None:
     """A file that we made, such as a script, as it is.
 
-    Raises ConfigError for control characters beside line breaks and tabs: escaped it would be another.
+    Raises ConfigError for control characters other than line breaks and tabs: escaped, the text would differ.
     """
     if _escaped_lines(text) != text:
         raise ConfigError(

@@ -223,7 +223,7 @@ def lock(
         output.log().warning("the base is not known", base=str(answer.reference), why=str(answer.problem))
     if changed and dry_run:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
-    if problems and problems[0].problem is not None:  # what could be found out is written all the same
+    if problems and problems[0].problem is not None:  # what could be found out is written nevertheless
         raise problems[0].problem
 
 

@@ -38,7 +38,7 @@ def record(
     from pipeline.system import untrusted
 
     if file is None and ("/" in image or "#" in image):
-        raise ConfigError(f"{image[:200]!r} is no release of the store", hint="give -o FILE")
+        raise ConfigError(f"{image[:200]!r} is not a release of the store", hint="give -o FILE")
     found = files.image(image, store, digest)
     if "/" in image and not digest:
         found = replace(found, sha256=hash_file(found.path))

@@ -194,7 +194,7 @@ def opened(
 
 @dataclass(slots=True)
 class Message:
-    """What the notification about a release says beside its name: the path, once it is known."""
+    """What the notification about a release says in addition to its name: the path, when it is known."""
 
     path: str = ""
 

@@ -1,4 +1,4 @@
-"""The whole store: make it, take files into it, read it back, copy it, count it."""
+"""The verbs for the whole store: create, import, scrub, rescan, usage, sync."""
 
 from __future__ import annotations
 
@@ -357,7 +357,7 @@ def sync(
     if missing:
         raise PublishError(
             f"not everything was copied: {'; '.join(missing[:3])}",
-            hint="remove what is no file of the store; "
+            hint="remove what is not a file of the store; "
             f"sqshpipe store rebuild --store {source} says what can be done about what cannot be read",
         )
 

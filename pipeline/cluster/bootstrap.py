@@ -43,8 +43,7 @@ def _policy(settings: ClusterSettings) -> str:
 
 
 def importer_settings(settings: ClusterSettings) -> ImporterSettings:
-    """What the importer does on the nodes of this cluster."""
-
+    """The settings of the pyxis importer for the nodes of this cluster."""
     return ImporterSettings(
         store=Path(settings.store),
         registries=settings.registries,

@@ -63,9 +63,9 @@ def partition_of(region: str) -> Partition:
 
 
 def parse_host(host: str) -> EcrHost | None:
-    """What an ECR registry's host name says; None for every other host, ``public.ecr.aws`` among them.
+    """What an ECR registry's host name says; None for every other host, also for ``public.ecr.aws``.
 
-    The suffix must be the one of the region's partition: AWS credentials are meant for nobody else.
+    The suffix must be that of the region's partition: no other host may get AWS credentials.
     """
     match = _HOST.fullmatch(host.lower())
     if match is None or re.match(REGION_PATTERN, match[4]) is None:

@@ -1,4 +1,4 @@
-"""images.lock: which digest each base's tag stands for, reviewed in pull requests.
+"""images.lock: the digest that the tag of each base named when it was locked; reviewed in pull requests.
 
 The file is YAML, sorted, one line a digest, so that a moved base is a diff of two lines. A base that names a
 digest itself needs no entry.
@@ -43,18 +43,18 @@ class Lock:
     bases: Mapping[BaseKey, LockedBase] = field(default_factory=dict)
 
     def get(self, reference: Reference, platform: Platform) -> LockedBase | None:
-        """What ``reference`` stands for on ``platform``, or None when it is not locked."""
+        """The locked digests of ``reference`` on ``platform``; None when it is not locked."""
         return self.bases.get((str(reference), str(platform)))
 
     def updated(self, reference: Reference, platform: Platform, base: LockedBase) -> Lock:
-        """With one more entry; one with the same digests keeps its time, so that the file stays the same."""
+        """A lock with one more entry. An entry with the same digests keeps its time."""
         old = self.get(reference, platform)
         if old is not None and (old.digest, old.index_digest) == (base.digest, base.index_digest):
             return self
         return Lock(bases={**self.bases, (str(reference), str(platform)): base})
 
     def with_times_of(self, other: Lock) -> Lock:
-        """The same digests; those that ``other`` has too since the time that it says."""
+        """The same digests; those that ``other`` has too get the time that they have there."""
         same = {
             key: other.bases[key]
             for key, base in self.bases.items()
@@ -63,7 +63,7 @@ class Lock:
         return Lock(bases={**self.bases, **same})
 
     def only(self, wanted: Iterable[tuple[Reference, Platform]]) -> Lock:
-        """Without the entries that nothing wants any more."""
+        """A lock without the entries that are no longer used."""
         keys = {(str(reference), str(platform)) for reference, platform in wanted}
         return Lock(bases={key: base for key, base in self.bases.items() if key in keys})
 
@@ -116,7 +116,7 @@ def _lock_of(source: yamlfile.Document) -> Lock:
 
 
 def write_lock(path: Path, lock: Lock) -> bool:
-    """Write ``lock`` whole or not at all; False when the file says the same. ConfigError if it cannot."""
+    """Write ``lock`` atomically; False when the file is the same already. Raises ConfigError."""
     text = render_lock(lock)
     try:
         if path.exists() and path.read_text(encoding="utf-8") == text:

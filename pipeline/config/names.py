@@ -1,7 +1,7 @@
 """What images, versions and channels may be called.
 
-Every name ends up as a file name in the store and as a tag or repository in a registry, so the grammar is the
-narrower of the two: https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#pulling-manifests
+Every name becomes a file name in the store and a tag or repository in a registry. So a name must be valid as
+both. The rules of registries: https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#pulling-manifests
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _RESERVED_VERSIONS = frozenset({"index"})
 
 
 def is_image(name: str) -> bool:
-    """Whether a folder of that name can be an image's."""
+    """Whether a folder of that name can belong to an image."""
     return len(name) <= _IMAGE_LENGTH and bool(_IMAGE.fullmatch(name)) and name not in _RESERVED_IMAGES
 
 
 def check_image(name: str) -> str:
-    """Give `name` back when it can be a folder of the store and a repository. Raises ConfigError."""
+    """Return `name`. Raises ConfigError unless it can name a folder of the store and a repository."""
     if len(name) > _IMAGE_LENGTH or not _IMAGE.fullmatch(name):
         raise ConfigError(
             f"{name!r} is not an image name",
@@ -49,7 +49,7 @@ def check_image(name: str) -> str:
 
 
 def check_version(version: str, *, channels: Iterable[str] = CHANNELS) -> Version:
-    """Give `version` back when it can be a file name, a registry tag, and no channel. Raises ConfigError."""
+    """Return `version`. Raises ConfigError unless it can be a file name and a tag, and is not a channel."""
     if not _VERSION.fullmatch(version):
         raise ConfigError(
             f"{version!r} is not a version",
@@ -75,12 +75,12 @@ def check_version(version: str, *, channels: Iterable[str] = CHANNELS) -> Versio
 
 
 def is_version(name: str) -> bool:
-    """Whether a version or a channel can be called so, as far as its letters go."""
+    """Whether the characters of a name are valid in a version or a channel."""
     return bool(_VERSION.fullmatch(name))
 
 
 def is_channel(name: str) -> bool:
-    """Whether a channel can be called so, as far as its letters go."""
+    """Whether the characters of a name are valid in a channel."""
     return bool(_CHANNEL.fullmatch(name))
 
 

@@ -186,7 +186,7 @@ def _check_registry(settings: RegistrySettings, where: str) -> None:
     if host != settings.host:
         # A first part without dot, colon or "localhost" is read as a path on Docker's own registry.
         raise ConfigError(
-            f"{where}: {settings.host!r} is no host", hint="write HOST.DOMAIN[/PATH] or HOST:PORT[/PATH]"
+            f"{where}: {settings.host!r} is not a host", hint="write HOST.DOMAIN[/PATH] or HOST:PORT[/PATH]"
         )
 
 

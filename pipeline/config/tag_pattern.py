@@ -41,12 +41,15 @@ class Pattern:
         return cls(text=text, expression=re.compile("".join(pieces)))
 
     def order(self, tag: str) -> tuple[int, ...] | None:
-        """The numbers of ``tag``, or None when it does not fit."""
+        """The numbers in ``tag``, by which tags are compared; None when ``tag`` does not match."""
         match = self.expression.fullmatch(tag)
         return tuple(int(number) for number in match.groups()) if match else None
 
     def newer(self, current: str, tags: Iterable[str]) -> str | None:
-        """The newest of ``tags`` if it is newer than ``current``, or if ``current`` itself does not fit."""
+        """The newest of the matching ``tags``; None when it is not newer than ``current``.
+
+        When ``current`` itself does not match, the newest one always counts as newer.
+        """
         fitting = [(order, tag) for tag in tags if (order := self.order(tag)) is not None]
         if not fitting:
             return None

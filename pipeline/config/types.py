@@ -113,7 +113,7 @@ class ConvertOptions:
     """How the .sqsh is made; ``block_size`` is in bytes, a power of two from 4 KiB to 1 MiB.
 
     ``zstd_level`` counts for zstd alone: gzip and lz4 are written as mksquashfs writes them by itself.
-    ``early`` lets ``native`` pack layers beside build and scan; it does not change the file.
+    ``early`` lets ``native`` pack layers while build and scan run; it does not change the file.
     """
 
     converter: ConverterName = "auto"
@@ -248,13 +248,13 @@ class Config:
         return self.path.with_suffix(".lock")
 
     def image(self, name: str) -> ImageSpec:
-        """The entry called ``name``; ConfigError with the nearest name otherwise."""
+        """The image called ``name``. Raises ConfigError for an unknown name, with the most similar name."""
         spec = self.images.get(name)
         if spec is None:
             raise ConfigError(f"{self.path} has no image {name!r}", hint=suggest(name, self.images))
         return spec
 
     def select(self, names: Iterable[str]) -> tuple[ImageSpec, ...]:
-        """The named entries in the given order, all of them for no name; ConfigError for an unknown one."""
+        """The named images in the given order; all for no name. Raises ConfigError for an unknown one."""
         wanted = list(dict.fromkeys(names))
         return tuple(self.image(name) for name in wanted) if wanted else tuple(self.images.values())

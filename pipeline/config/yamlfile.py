@@ -86,7 +86,7 @@ def read(path: Path, *, missing_hint: str = "") -> Document:
 
 
 def parse(raw: bytes, path: Path) -> Document:
-    """Parse ``raw``; ``path`` is for errors. ConfigError when it is no YAML or has a key twice."""
+    """Parse ``raw``; errors name ``path``. Raises ConfigError for invalid YAML and for repeated keys."""
     try:
         text = raw.decode("utf-8")
         loader = _Loader(text)

@@ -50,7 +50,7 @@ _STEP_LINE = re.compile(r"#(\d+) (?:\d+\.\d+ |(?!sha256:|ERROR|CANCELED|\d))(.*)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frontend:
-    """A command line that builds with BuildKit: ``argv`` up to and with ``build``."""
+    """A command line that builds with BuildKit: ``argv`` up to and including ``build``."""
 
     argv: tuple[str, ...]
     version: str
@@ -74,10 +74,12 @@ def build(
     folder: Path,
     task: Task = NO_TASK,
 ) -> Digest | None:
-    """Build and leave the image in the engine under its tag; gives its config's digest if buildx reports it.
+    """Build an image and leave it in the engine under its tag.
 
-    `docker_config` is a folder with the bases' credentials, `folder` an empty one to work in. Raises
-    ToolError with the last lines of the step that failed, and for a full disk.
+    Returns the digest of its config, or None when buildx does not report it.
+
+    `docker_config` is a folder with the credentials for the bases. `folder` is an empty folder for temporary
+    files. Raises ToolError with the last lines of the step that failed, also when the disk is full.
     """
     dockerfile = folder / order.path.name
     write_text(dockerfile, order.dockerfile)
@@ -197,7 +199,7 @@ def _worth_telling(line: str, internal: set[str]) -> bool:
 def _failure(order: BuildRequest, printed: list[str], engine: Engine) -> ToolError:
     """Steps run side by side: of the one that failed the lines are picked by its number.
 
-    BuildKit's last line is the reason, unless the engine is gone.
+    BuildKit's last line is the reason, unless the engine does not answer any more.
     """
     if not engine.answers():  # the command line says "unexpected EOF" at most
         return lost(f"building {order.path} failed")

@@ -68,10 +68,10 @@ class LocalImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
-    """One build, for whichever builder does it.
+    """One build; the same for BuildKit and for the classic builder.
 
-    `secrets` are what BuildKit's ``--secret`` takes: id to ``env=NAME`` or ``src=FILE``, never a value.
-    `platform` and `network` are None for the engine's own.
+    `secrets` maps an id to ``env=NAME`` or ``src=FILE``, as BuildKit's ``--secret`` takes them; never to a
+    value. None for `platform` or `network` means the default of the engine.
     """
 
     tag: str  # the local name that the image gets

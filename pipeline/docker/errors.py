@@ -1,4 +1,4 @@
-"""What docker-py and requests raise, in sentences of ours."""
+"""Our errors for what docker-py and requests raise."""
 
 from __future__ import annotations
 

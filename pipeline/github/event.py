@@ -49,8 +49,9 @@ Affected = Callable[[str, bool], Sequence[str]]
 
 
 def decide(run: Run, images: Sequence[str], affected: Affected) -> Wanted:
-    """What ``run`` asks for. ``images`` are all of images.yaml; ``affected``: those that differ from one.
+    """Which images to build for ``run``, as which version, and whether to publish them.
 
+    ``images`` are the names of all images in images.yaml; ``affected`` gives those that differ from a commit.
     Raises ConfigError for an event that the workflow is not made for, and for an unknown image.
     """
     if run.name == "pull_request":

@@ -51,7 +51,7 @@ class Checkout:
                 hint="a shallow clone lacks history: fetch it (in Actions: fetch-depth: 0)",
             )
         base = _git(self.root, "merge-base", commit, "HEAD", check=False)
-        # A branch that was pushed anew shares no history: then what it had is compared itself.
+        # After a forced push the branch may share no history with that commit: then it is compared directly.
         return base.stdout.strip() if base.returncode == 0 else commit
 
     def changed_since(self, commit: str) -> frozenset[Path]:
@@ -68,7 +68,7 @@ class Checkout:
         return said.stdout.encode() if said.returncode == 0 else None
 
     def commit(self, contents: Mapping[Path, bytes], message: str) -> str:
-        """A commit on top of HEAD with these files; gives its name. Neither work tree nor branch changes.
+        """Commit these files on top of HEAD; returns the commit's name. Work tree and branch stay unchanged.
 
         Its time is HEAD's, so that the same change is the same commit, however often it is made.
         """

@@ -53,9 +53,9 @@ class BuiltImage:
 
 
 def build_key(spec: ImageSpec, base: BaseImage) -> str:
-    """What decides that a build is unnecessary: a sha256 in hex over all that goes into it.
+    """The key of a build: a sha256 in hex over all its inputs. A build with a known key is not run again.
 
-    Labels (version, time, revision) are left out: another version of the same input is the same image.
+    Labels (version, time, revision) are not part of it: another version with these inputs is the same image.
     Raises ConfigError for a file that cannot be read.
     """
     return gather(spec, base.digest).key
@@ -215,7 +215,7 @@ def _order(
 
 
 def labels(spec: ImageSpec, base: BaseImage, *, version: str, revision: str | None) -> dict[str, str]:
-    """The labels of OCI image-spec, annotations.md. SOURCE_DATE_EPOCH, in seconds, stands for the time.
+    """The labels of OCI image-spec, annotations.md. SOURCE_DATE_EPOCH, in seconds, replaces the present time.
 
     Raises ConfigError when that is set to something else.
     """
@@ -237,7 +237,7 @@ def _now(epoch: str) -> datetime:
     try:
         return datetime.fromtimestamp(int(epoch), timezone.utc)
     except (ValueError, OverflowError, OSError) as error:
-        raise ConfigError(f"SOURCE_DATE_EPOCH is {epoch[:40]!r}, which is no time in seconds") from error
+        raise ConfigError(f"SOURCE_DATE_EPOCH is {epoch[:40]!r}, which is not a time in seconds") from error
 
 
 @contextmanager

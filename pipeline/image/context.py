@@ -1,6 +1,7 @@
-"""The files of a build context: what a builder is sent, fingerprinted, and copied while it is fingerprinted.
+"""The files of a build context: which ones are sent to the builder, their fingerprints, and a copy of them.
 
-A builder is given the copy alone, so that what was hashed and what is built are the same bytes. Names,
+They are hashed while they are copied, and the builder gets only the copy: so the bytes that were hashed are
+the bytes that are built. Names,
 contents, link targets and executable bits are fingerprinted. Times and the other bits of the mode are copied
 only. Owners, extended attributes and hard links are neither fingerprinted nor copied.
 """

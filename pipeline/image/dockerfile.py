@@ -42,7 +42,7 @@ _NEEDS_NO_QUOTES = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PinnedDockerfile:
-    """A Dockerfile in which the base stands by digest.
+    """A Dockerfile in which the base is named by its digest.
 
     `others` are the images besides the base that it builds on, as it names them; nothing pins those.
     `syntax` is the image of the builder's own grammar (``# syntax=``), if it names one. `registries` are the
@@ -164,11 +164,11 @@ def pin_base(
     build_platform: Platform | None = None,
     target: str | None = None,
 ) -> PinnedDockerfile:
-    """Put `base`, which has a digest, at each place of a Dockerfile that means it.
+    """Write `base`, which has a digest, at each place where a Dockerfile names the base.
 
     `name` is the file's, for errors. `platform` is the image's, `build_platform` the engine's, None for the
-    same. Raises ConfigError when no FROM means the base: the lock would then hold something that is not used;
-    and for a FROM or ARG that no builder takes, with the number of its line.
+    same. Raises ConfigError when no FROM names the base, since the lock would then contain an unused
+    digest, and for an invalid FROM or ARG, with the number of its line.
     """
     lines = text.split("\n")
     lines = [f"{line}\n" for line in lines[:-1]] + lines[-1:]
@@ -240,7 +240,7 @@ def _sources(name: str, flag: Flag) -> Iterator[tuple[str, int]]:
 
 
 def _spelled(base: Reference) -> str:
-    """``host/repo@digest``: with a tag beside the digest some registries answer 406."""
+    """``host/repo@digest``: some registries answer 406 to a tag together with a digest."""
     return str(base.with_tag(None).with_digest(base.digest))
 
 

@@ -64,13 +64,13 @@ class _Pattern:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignore:
-    """The patterns that hold for one build."""
+    """The patterns that apply to one build."""
 
     patterns: tuple[_Pattern, ...]
 
     @classmethod
     def of(cls, dockerfile: Path, context: Path) -> Ignore:
-        """Read what holds for this build: NAME.dockerignore beside the Dockerfile, else .dockerignore.
+        """Read the file for this build: NAME.dockerignore next to the Dockerfile, else .dockerignore.
 
         Raises ConfigError for a file that cannot be read or is not a regular one, and for a bad pattern.
         """
@@ -103,7 +103,7 @@ class Ignore:
 
     @staticmethod
     def files(dockerfile: Path, context: Path) -> tuple[Path, Path]:
-        """Where the patterns may stand, the one that wins first; neither need exist."""
+        """The two files that may contain the patterns; the first one that exists is used."""
         return dockerfile.with_name(dockerfile.name + ".dockerignore"), context / ".dockerignore"
 
     def step(self, path: str, above: State | None) -> tuple[bool, State]:

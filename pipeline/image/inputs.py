@@ -214,7 +214,7 @@ def _differences(word: str, old: Mapping[str, str], new: Mapping[str, str], *, v
         if before is None:
             changes.append(f"{word} {shown(name)} is new")
         elif after is None:
-            changes.append(f"{word} {shown(name)} is gone")
+            changes.append(f"{word} {shown(name)} was removed")
         else:
             changes.append(f"{word} {shown(name)} {shown(f'{before} -> {after}') if values else 'changed'}")
     return changes

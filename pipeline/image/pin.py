@@ -31,8 +31,8 @@ class DoesNotExist(RegistryError):
 class BaseImage:
     """A base pinned by digest.
 
-    ``digest`` is the platform's manifest, ``index_digest`` the index that it was taken from, if there was
-    one. ``moved_to`` is what the tag stands for now, when that is not what was locked.
+    ``digest`` is that of the platform's manifest, ``index_digest`` that of the index which contains it, if
+    there is one. ``moved_to`` is the digest that the tag names now, when it differs from the locked one.
     """
 
     reference: Reference
@@ -88,7 +88,7 @@ def _moved(reference: Reference, held: LockedBase, client: RegistryClient) -> Di
         log.warning("cannot look whether the base has moved, using the locked digest", reason=error.headline)
         return None
     if now is None:
-        log.warning("the base's tag is gone, using the locked digest", base=str(reference))
+        log.warning("the registry no longer has the base's tag, using the locked digest", base=str(reference))
         return None
     if now.digest in (held.digest, held.index_digest):
         return None

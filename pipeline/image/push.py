@@ -136,7 +136,7 @@ def _send(target: Reference, engine: Engine, credentials: CredentialsProvider, t
 
 
 def tag_version(pushed: PushedImage, version: str, client: RegistryClient) -> None:
-    """Put the image's manifest under the version's tag; nothing to do when it is there already.
+    """Put the image's manifest under the version's tag; nothing is done when it has that tag already.
 
     Raises RegistryError when the tag stands for another image.
     """

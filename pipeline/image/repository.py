@@ -56,8 +56,9 @@ class Repository:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One setting that is not as the config wants it; one that is not ``mendable`` needs a person, see
-    ``how``.
+    """One setting that is not as the config wants it.
+
+    One that is not ``mendable`` must be changed by a person; ``how`` says how.
     """
 
     repository: str
@@ -72,7 +73,7 @@ class Difference:
         return f"{self.repository}  {self.setting} is {self.found}, not {self.wanted}: {self.how}"
 
     def as_json(self) -> dict[str, str]:
-        """For machines; the keys are a promise."""
+        """For programs; the keys do not change between versions."""
         return {
             "repository": self.repository,
             "setting": self.setting,
@@ -178,7 +179,7 @@ def _encryption(found: Repository, settings: EcrSettings) -> list[Difference]:
     wanted = "KMS" if settings.kms_key else "AES256"
     key_differs = settings.kms_key is not None and not _same_key(found.kms_key, settings.kms_key)
     if settings.kms_key is None or (found.encryption in ("KMS", "KMS_DSSE") and not key_differs):
-        return []  # a KMS key where none was asked for is no fault
+        return []  # a KMS key that nobody asked for is not a fault
     return [
         Difference(
             repository=found.name,
@@ -309,7 +310,7 @@ def apply(
 
 
 def create(ecr: Ecr, name: str, settings: EcrSettings) -> None:
-    """Make the repository with all that can be set at its birth; fine when somebody was faster."""
+    """Create the repository with the settings that its creation takes; no error if it exists already."""
     encryption: dict[str, str] = {"encryptionType": "AES256"}
     if settings.kms_key:
         encryption = {"encryptionType": "KMS", "kmsKey": settings.kms_key}

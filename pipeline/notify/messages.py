@@ -1,7 +1,7 @@
 """Notifications: published, blocked, failed, base moved. Each is sent once, with a retry, and blocks nothing.
 
-Messages go out on threads of their own. Whoever waits for them waits a few seconds at most, and a message
-that could not be sent is a warning. One marker file for each message keeps a repeated run from sending it
+Each message is sent in its own thread. A run waits a few seconds at most for its messages. A message that
+could not be sent is a warning. One marker file for each message keeps a repeated run from sending it
 again.
 """
 
@@ -75,9 +75,10 @@ def ended(image: str, version: str, code: int, error: str, *, path: str = "") ->
 
 
 class Notifier:
-    """Sends events to all who want them. A context manager; leaving it waits a few seconds for what is open.
+    """Sends each event to all targets that are configured for its kind.
 
-    ``markers`` is a folder with one file for each event that was sent.
+    A context manager: its end waits a few seconds for messages that are still being sent. ``markers`` is a
+    folder with one file for each message that was sent.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class Notifier:
 
 
 def deliver(target: Notify, event: Event) -> None:
-    """Send one event to one target, once. Raises whatever goes wrong."""
+    """Send one event to one target, without a retry. Raises the error of the transport as it is."""
     if target.sns is not None:
         _to_sns(target.sns, event)
     elif target.webhook_env is not None:

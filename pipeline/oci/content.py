@@ -28,7 +28,7 @@ class Window:
         self._size = 0
 
     def take(self, size: int) -> bytes:
-        """Exactly `size` bytes. Raises FormatError when the stream ends before."""
+        """Return exactly `size` bytes. Raises FormatError when the stream has fewer."""
         start = self._position
         stop = start + size
         if stop <= self._size:
@@ -57,7 +57,7 @@ class Window:
         return self._gather(size)
 
     def skip(self, size: int) -> None:
-        """Pass over `size` bytes, few of them, or over what is left where the stream ends before."""
+        """Skip `size` bytes (a small number), or what is left when the stream has fewer."""
         stop = self._position + size
         if stop <= self._size:
             self._position = stop
@@ -171,9 +171,9 @@ class Content:
             yield part
 
     def finish(self) -> None:
-        """Pass over what is left and over the padding; the content cannot be read any more.
+        """Skip the unread rest of the content and its padding; the content cannot be read any more.
 
-        The last member of a tar may lack its padding: Go's archive/tar, by which engines read, takes it so.
+        The last member of a tar may lack its padding: engines read with Go's archive/tar, which accepts that.
         """
         if self._left > 0:
             self._skip()

@@ -58,8 +58,8 @@ class Limits:
                   are kept in memory
     max_ratio     bytes unpacked for one byte stored (gzip ends at 1032), and bytes of holes for one byte of
                   files
-    ratio_floor   bytes that a layer, and all layers together, may come to whatever they are stored in;
-                  `HOLES` times as many of holes
+    ratio_floor   bytes that a layer, and all layers together, may always have, however small they are
+                  stored; `HOLES` times as many bytes of holes
     max_path      bytes of a path or of a link's target (Linux: PATH_MAX)
     max_name      bytes of one component of a path (Linux: NAME_MAX)
     devices       whether an image may have device nodes outside /dev, which is left out anyway

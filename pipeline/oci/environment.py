@@ -30,8 +30,8 @@ _NO_REFERENCE = b"$${" + NEVER_SET.encode() + b"}{"
 def write(env: Iterable[str]) -> bytes:
     """The content of /etc/environment for the `NAME=value` items of an image's Env.
 
-    A line feed in a value becomes a space, lest the rest of the value be read as another variable; what
-    cannot be carried at all is left out. `losses` names both.
+    A line feed in a value becomes a space, since the rest of the value would be read as another variable;
+    what the format cannot express is left out. `losses` names both.
     """
     return b"".join(line + b"\n" for item in env if (line := _line(item)) is not None)
 

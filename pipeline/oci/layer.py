@@ -51,7 +51,7 @@ __all__ = [
 
 PIECE = 1 << 20
 _READ = 1 << 18
-_AHEAD = 4  # pieces that wait for who iterates, and as many for who hashes
+_AHEAD = 4  # pieces that wait for the reader, and as many for the thread that hashes
 _MAX_WINDOW = 1 << 27  # what zstd itself takes without --long, 128 MiB
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -194,11 +194,9 @@ def read_layer(
 ) -> LayerReader:
     """Read the plain tar `stream` (see `decompressed`) as a layer.
 
-    diff_id     what its bytes must add up to, checked when the last member has been passed. None: not
-                checked.
-    background  read and decompress in a thread of its own, a few pieces ahead of who iterates, and hash in
-                another: nothing but its one gzip stream bounds how fast a large layer is read. The GIL is
-                released for all of it.
+    diff_id     the digest that its bytes must have, checked after the last member. None: not checked.
+    background  read and decompress in one thread, a few pieces ahead of the reader, and hash in another. So
+                only its one gzip stream limits how fast a large layer is read. Both release the GIL.
     """
     return LayerReader(stream, diff_id, limits, background=background)
 
@@ -322,7 +320,7 @@ class _Ahead:
         while item and not self._stop.is_set():
             try:
                 item = self._source.next()
-            except BaseException as error:  # noqa: BLE001  handed to who reads, who decides
+            except BaseException as error:  # noqa: BLE001  handed to the reader, which decides
                 self._queue.put(error)
                 return
             self._queue.put(item)

@@ -44,7 +44,7 @@ class FolderFiles:
     def open(self, path: str) -> BinaryIO:
         where = self._folder / path
         try:
-            # Without O_NONBLOCK a fifo of that name would hold us up for ever.
+            # Without O_NONBLOCK a fifo of that name would block us without end.
             descriptor = os.open(where, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             raise FormatError(

@@ -1,8 +1,8 @@
 """Manifests and indexes, OCI and Docker v2 schema 2 (image-spec manifest.md, image-index.md, descriptor.md).
 
 A manifest is untrusted text that decides which bytes are fetched: it is bounded in size, nesting and counts,
-and one that could be read as two things (`layers` beside `manifests`, a media type that contradicts the
-content) is refused, since digest-checking tools downstream might read the other thing (CVE-2021-41190).
+and one that could be read as two things (`layers` together with `manifests`, a media type that contradicts
+the content) is refused, since another tool with the same digest might read the other thing (CVE-2021-41190).
 """
 
 from __future__ import annotations

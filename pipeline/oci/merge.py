@@ -17,7 +17,7 @@ before,
   later leaves the link with the old content.
 - A parent that has no entry is made: 0755, root's, with the time of the first entry in it. A parent that is
 a file
-  gives way to a folder.
+  is replaced by a folder.
 - A parent that is a symlink, with no entry of its own in this layer that makes it a folder, is followed, as
   containerd does (and docker on a plain file system): `lib/x` over `lib -> usr/lib` lands in usr/lib/x, and a
   whiteout there hides in usr/lib. Following never leaves the root: `/` and `..` in targets stay within it,

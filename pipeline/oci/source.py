@@ -26,8 +26,8 @@ class ImageSource(Protocol):
     def open_layer(self, index: int) -> AbstractContextManager[BinaryIO]:
         """Layer `index` (0 is the lowest) as it is stored, maybe compressed.
 
-        Who reads to the end has the blob's digest checked: a difference raises FormatError (RegistryError
-        from a registry) at the read that reaches the end. Several layers may be open at once.
+        The read that reaches the end checks the blob's digest. It raises FormatError for another digest
+        (RegistryError from a registry). Several layers may be open at the same time.
         """
 
 

@@ -1,4 +1,4 @@
-"""Streams of our own: whoever writes `read` gets the rest of a raw binary file."""
+"""Base classes for our streams: a subclass defines `read` and gets the other methods of a binary file."""
 
 from __future__ import annotations
 

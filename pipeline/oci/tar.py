@@ -249,7 +249,7 @@ class TarReader:
         """`raw` relative to the root and without needless parts. Raises FormatError for `..` and the like."""
         cut = raw.rfind(b"/") + 1
         if raw[:cut] == self._folder[0] and (name := raw[cut:]) and name[0] != _DOT and b"\0" not in name:
-            path = self._folder[1] + name  # as nearly all members: beside the one before
+            path = self._folder[1] + name  # nearly all members are in the folder of the one before
             if len(path) <= self._limits.max_name:
                 return path
         path = self._clean(raw)
@@ -297,7 +297,7 @@ class _Pending:
 
     @property
     def long_name_alone(self) -> bytes:
-        """GNU's long name when nothing else was said that a file could have; no folder's."""
+        """GNU's long name when it is the only extended header and does not name a folder; else empty."""
         name = self._long.get(b"L", b"") if self.pax is _NO_PAX else b""
         return b"" if name.endswith(b"/") else name
 

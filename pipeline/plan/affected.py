@@ -94,7 +94,7 @@ def _past(config: Config, checkout: Checkout, commit: str) -> _Past:
     if raw is None:
         return _Past(config=None, lock=lock, reason=f"{config.path.name} is new")
     try:
-        # The same environment as now: an override is no change of the sources.
+        # The same environment as now: an override is not a change of the sources.
         old = build(yamlfile.parse(raw, config.path), os.environ, check_files=False)
     except ConfigError:
         return _Past(config=None, lock=lock, reason=f"{config.path.name} could not be read before")

@@ -144,7 +144,7 @@ def _plan_image(seen: Observation) -> ImagePlan:
     made = _image_steps(seen, reference, other_image)
     rest = _release_steps(seen, reference, changes, image_changed=bool(other_image), policy=policy)
     if reference and policy and not any(step.run for step in rest):
-        again = f"sqshpipe store rescan {seen.spec.name} judges it anew"
+        again = f"sqshpipe store rescan {seen.spec.name} judges it again"
         notes = (*notes, f"{'; '.join(policy)} since {reference.version} was published: {again}")
     if any(step.run and step.stage == "convert" for step in rest):
         notes = (*notes, *seen.layers)

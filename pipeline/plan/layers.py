@@ -1,4 +1,4 @@
-"""Where a conversion would take layers from: for the plan, which opens no file of a release."""
+"""Where a conversion would take layers from, for the plan; no .sqsh file is opened."""
 
 from __future__ import annotations
 

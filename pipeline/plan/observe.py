@@ -1,6 +1,6 @@
-"""The facts that a plan needs: what bases stand for, what was released, what the registry holds already.
+"""The facts that a plan needs: digests that the tags of bases name, earlier releases, what the registry has.
 
-Only reads: registries by HEAD, the store's records, the build contexts. Images are looked at side by side,
+Only reads: registries by HEAD, the store's records, the build contexts. Images are looked at in parallel;
 a base that several share is asked for once.
 """
 
@@ -40,7 +40,7 @@ def observe(
     version: str | None = None,
     now: datetime | None = None,
 ) -> tuple[Observation, ...]:
-    """One observation an image, in the order of ``specs``.
+    """One observation for each image, in the order of ``specs``.
 
     A base that cannot be pinned becomes that observation's ``base_problem``, a configured registry that
     fails its ``registry_problem``. Raises ConfigError for contexts that cannot be read, PublishError for a

@@ -1,4 +1,4 @@
-"""What can be said of images.yaml, its Dockerfiles and images.lock from the files alone: nothing is asked."""
+"""Checks of images.yaml, its Dockerfiles and images.lock that need no registry and no store."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Checked:
 
 
 def check(config: Config, specs: tuple[ImageSpec, ...], lock: Lock) -> Checked:
-    """Read each Dockerfile and .dockerignore as a build would, and compare the lock with all bases.
+    """Read each Dockerfile and .dockerignore as a build would, and compare images.lock with all bases.
 
-    A base that images.yaml itself makes may be missing in the lock: it is there after its release.
+    A base may be missing in the lock when images.yaml itself makes it: its first release adds it.
     """
     invalid, stale = [], []
     for spec in specs:

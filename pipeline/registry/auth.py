@@ -1,4 +1,4 @@
-"""What a registry wants to be shown: nothing, a password (Basic), or a token bought with one (Bearer).
+"""How a registry authenticates: not at all, by a password (Basic), or by a token got with one (Bearer).
 
 The token flow is https://distribution.github.io/distribution/spec/auth/token/, as nvcr.io, Docker Hub and
 GHCR speak it; `headers` reads the challenges.

@@ -235,7 +235,10 @@ class RegistryClient:
         return b"".join(download.checked(self._session, repository, blob))
 
     def open_blob(self, repository: str, blob: Descriptor) -> AbstractContextManager[BinaryIO]:
-        """Stream a blob; resume with Range after a cut; check the digest at the end."""
+        """Stream a blob; the end of the stream checks its digest.
+
+        After a lost connection the download is resumed with a Range request.
+        """
         return download.open_blob(self._session, repository, blob)
 
     def fetch_blob(self, repository: str, blob: Descriptor, destination: Path, task: Task = NO_TASK) -> Path:

@@ -1,4 +1,4 @@
-"""Blobs out of a registry: streamed, taken up again where the line broke, never handed over unchecked."""
+"""Download blobs from a registry: streamed, resumed after a lost connection, always checked by digest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)
 
 
 class Stopped(Exception):
-    """Another blob failed or the user gave up: this one is not needed."""
+    """The download was stopped: another blob failed, or the user interrupted."""
 
 
 def chunks(
@@ -94,7 +94,7 @@ def _open_at(
         response = _resumed(session, repository, blob, position, what)
         if response is not None:
             return response, 0 if response.status_code == httpx.codes.PARTIAL_CONTENT else position
-        log.warning("the download cannot be resumed, starting anew", what=what, at=position)
+        log.warning("the download cannot be resumed, starting again", what=what, at=position)
     response = _asked(session, repository, blob, 0, what)
     if response.status_code == httpx.codes.PARTIAL_CONTENT and not _begins_at(response, blob, 0):
         response.close()
@@ -229,7 +229,7 @@ def fetch_blob(
             try:
                 _fill(session, repository, blob, file, task, stop)
             except _BadPartial:
-                log.warning("a partial download was not right, starting anew", blob=str(blob.digest))
+                log.warning("a partial download was damaged, starting again", blob=str(blob.digest))
                 file.truncate(0)
                 _fill(session, repository, blob, file, task, stop)
             partial.replace(destination)

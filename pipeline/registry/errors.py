@@ -1,4 +1,4 @@
-"""From a registry's refusal to a sentence: what was asked, of whom, and what to do."""
+"""Errors for the answers of a registry: what was requested, from which host, and what to do."""
 
 from __future__ import annotations
 

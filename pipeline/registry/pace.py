@@ -1,7 +1,7 @@
-"""A line that only drips: given up like one that is silent.
+"""Gives up a connection that is too slow, as one that sends nothing.
 
-A byte before each read's time runs out keeps a connection alive for ever, and a download of days looks like
-one that is at work. httpx knows the silence between two reads only.
+A server that sends one byte before each read times out keeps a connection open without end: such a download
+would take days. httpx limits only the time between two reads.
 """
 
 from __future__ import annotations

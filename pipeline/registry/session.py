@@ -180,7 +180,7 @@ class Session:
                 lines = response.headers.get_list("www-authenticate")
                 again = self._auth.challenged(lines, scopes, sent=sent)
                 if again and isinstance(content, Iterator):
-                    # what was sent of a stream is gone: the caller starts it anew
+                    # what was read from the stream cannot be sent again: the caller opens it again
                     raise TryAgain(self._refused(what, response, body), most=3)
                 if again:
                     continue
@@ -200,7 +200,7 @@ class Session:
         return self._auth.was_challenged
 
     def cut(self, what: str, error: httpx.TransportError) -> TryAgain:
-        """A request that broke off, as something to try again."""
+        """The error for a request whose connection broke off; it says that another attempt may succeed."""
         final = unreachable(self.host, what, error)
         return TryAgain(final, most=final.attempts)
 

@@ -1,4 +1,4 @@
-"""All tags of a repository, asked for again only when they are others: ETags are kept between runs.
+"""All tags of a repository. ETags are kept between runs, so that an unchanged list is not sent again.
 
 NGC repositories have hundreds of tags, and a refresh asks for them every few hours; a registry that gives
 ETags then answers 304 with nothing (RFC 9110, 13.1.2).

@@ -1,8 +1,7 @@
 """Copy from registry to registry: manifests and blobs by digest, streamed, unchanged.
 
-What is there already is not sent.
-
-Blobs come before the manifests that name them, children before their index.
+What the target has already is not sent again. Blobs are sent before the manifests that name them, manifests
+before the index that names them.
 """
 
 from __future__ import annotations

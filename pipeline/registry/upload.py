@@ -1,4 +1,4 @@
-"""Blobs into a registry: only what it lacks, streamed, taken up again where the registry says it is.
+"""Upload the blobs that a registry lacks: streamed, resumed at the offset that the registry reports.
 
 Uploads are POST, PATCH, PUT of the distribution specification ("Pushing blobs"). A registry that forgot a
 broken upload gets the blob from its start.
@@ -55,7 +55,7 @@ def has_blob(session: Session, repository: str, digest: Digest) -> bool:
 
 
 def mount_blob(session: Session, repository: str, digest: Digest, from_repository: str) -> bool:
-    """Let the registry take the blob from its own other repository. False: it would not, send the bytes."""
+    """Let the registry take the blob from another of its repositories; False when it refuses."""
     scopes = (Scope(repository, "pull,push"), Scope(from_repository, "pull"))
     what = f"blob {digest} of {from_repository} for {session.host}/{repository}"
     try:
@@ -148,7 +148,7 @@ class _Push:
                 if error.code not in _FORGOTTEN or failures >= self._session.patience.attempts:
                     self._abandon(upload)
                     raise
-                log.warning("the registry forgot an upload, starting it anew", what=self._what)
+                log.warning("the registry no longer knows an upload, starting it again", what=self._what)
                 upload = None
             except BaseException:
                 self._abandon(upload)

@@ -160,7 +160,7 @@ def publish_file(
             task=task,
         )
     if move:
-        raise ConfigError(f"{file} is no .sqsh and cannot be moved into the store", hint="leave out --move")
+        raise ConfigError(f"{file} is not a .sqsh, so it cannot be moved there", hint="leave out --move")
     return publish_data(file, store=store, image=image, version=version, images=data, task=task)
 
 

@@ -27,7 +27,7 @@ class Stage(str, Enum):
     PUBLISH = "publish"
 
     def reaches(self, other: Stage) -> bool:
-        """Whether a path until this stage runs `other`."""
+        """Whether `other` is run when this stage is the last one to run."""
         order = list(Stage)
         return order.index(self) >= order.index(other)
 

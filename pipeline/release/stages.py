@@ -59,8 +59,8 @@ def in_registry(
 ) -> PushedImage:
     """The image in our registry by digest: mirrored, found under its build key, or built and pushed now.
 
-    `early` begins to pack the base's layers beside the build. A built layer has to wait for the push: only
-    then is it known under which digest the registry has it.
+    `early` begins to pack the base's layers while the build runs. A built layer waits for the push: only
+    then is its digest in the registry known.
     """
     repository = run.config.registry.repository(spec.name)
     client = run.clients(repository.registry)
@@ -132,7 +132,7 @@ def scanned(run: Run, spec: ImageSpec, pushed: PushedImage) -> ScanReport:
 def early_packs(
     run: Run, spec: ImageSpec, until: Stage, store: Store | None
 ) -> AbstractContextManager[EarlyPacking | None]:
-    """What packs layers in the background, beside build and scan; None where that is of no use.
+    """What packs layers in the background, while build and scan run; None when that is useless.
 
     That is where no conversion follows, where another converter than ``native`` is meant, or where
     images.yaml says ``early: false``. Leaving the context, as a rejection does, ends what is not done.

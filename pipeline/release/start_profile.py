@@ -1,6 +1,7 @@
-"""The start-up profile of a new release: what its tests read, else what a start of the version before reads.
+"""The start-up profile of a new release: which ranges of its file a start reads.
 
-A profile makes starts faster and nothing else, so that no failure here stops a release.
+They come from the tests of the release. Without tests they come from the profile of an earlier version. A
+profile only makes starts faster, so no failure here stops a release.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def recording(path: Path, command: Sequence[str], profile: Path, sha256: str) ->
 
 
 def attach(made: Release, store: Store, recorded: Path) -> str:
-    """Put a profile beside a release; gives a sentence, empty when there is nothing to attach.
+    """Attach a profile to a release. Returns a sentence about it, empty when there is nothing to attach.
 
-    `recorded` is the folder of what the tests have recorded.
+    `recorded` is the folder with the profiles that the tests have recorded.
     """
     try:
         return _from_tests(made, store, recorded) or _from_version_before(made, store)

@@ -28,7 +28,7 @@ _CHIP = 24  # characters of a status that this program did not write
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chip:
-    """A short label of a row; `kind` is a CSS class of ours."""
+    """A short label of a row; `kind` is one of our CSS classes."""
 
     kind: str
     text: str
@@ -59,7 +59,7 @@ class ReportedRelease:
 
     @property
     def srun(self) -> str:
-        """What starts a job in it, by its name; empty when the name does not resolve, and for data."""
+        """The srun line that starts a job in this image by its name; empty when none can start."""
         starts = self.release is not None and self.line.state == "published" and not self.data
         return _srun(self.name) if starts else ""
 
@@ -70,7 +70,7 @@ class ReportedRelease:
 
     @property
     def srun_path(self) -> str:
-        """The same by its path, for clusters whose pyxis finds no image by its name."""
+        """The srun line with the file's path, for clusters whose pyxis cannot find an image by name."""
         return _srun(str(self.release.link)) if self.release is not None and self.srun else ""
 
     @property

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing but itself: no server, no script from elsewhere, no font, no picture."""
+"""One self-contained HTML page: it loads no script, font or picture and needs no server."""
 
 from __future__ import annotations
 

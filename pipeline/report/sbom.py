@@ -1,4 +1,4 @@
-"""The packages that an SBOM beside a release lists.
+"""The packages that the SBOM of a release lists.
 
 CycloneDX JSON (https://cyclonedx.org/docs/1.6/json/), each package known by its purl
 (https://github.com/package-url/purl-spec). Nothing in it is believed beyond name and version.
@@ -48,9 +48,9 @@ def comparable(layout: Layout, before: Release, after: Release) -> tuple[Sbom, S
 
 
 def read_sbom(layout: Layout, release: Release) -> Sbom | None:
-    """What the SBOM beside a release lists; None when there is no SBOM.
+    """The packages in the SBOM of a release; None when there is no SBOM.
 
-    Raises FormatError when it is no CycloneDX, or cannot be read.
+    Raises FormatError when it is not CycloneDX, or cannot be read.
     """
     path = layout.attachments(release.image, release.version, release.platform) / SBOM
     try:
@@ -63,11 +63,11 @@ def read_sbom(layout: Layout, release: Release) -> Sbom | None:
 def parse_sbom(raw: bytes, what: str) -> Sbom:
     """What the bytes of an SBOM list; `what` names it in errors.
 
-    Raises FormatError when they are no CycloneDX.
+    Raises FormatError when they are not CycloneDX.
     """
     data = parse_object(raw, max_size=_LIMIT, what=what)
     if data.get("bomFormat") != "CycloneDX":
-        raise FormatError(f"{what} is no SBOM in CycloneDX")
+        raise FormatError(f"{what} is not an SBOM in CycloneDX")
     packages: dict[Package, set[str]] = defaultdict(set)
     for component in _components(data):
         if (known := _package(component)) is not None:
@@ -87,7 +87,7 @@ def _components(data: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _package(component: Mapping[str, Any]) -> tuple[Package, str] | None:
-    """None for what is no package: files, lock files, the operating system."""
+    """None for what is not a package: files, lock files, the operating system."""
     match = _PURL.match(str(component.get("purl", "")))
     if match is None:
         return None

@@ -25,7 +25,7 @@ def growth(before: int, after: int) -> str:
 
 
 def when(moment: datetime) -> str:
-    """A time in UTC, to the minute; a hyphen for the beginning of 1970, which stands for unknown."""
+    """A time in UTC, to the minute; a hyphen for the beginning of 1970, which means unknown."""
     return "-" if f"{moment:%Y}" == _NEVER else f"{moment:%Y-%m-%d %H:%M}"
 
 

@@ -1,4 +1,4 @@
-"""ECR's verdict on one digest: asked for, waited for, and never taken for clean when it is not complete."""
+"""ECR's scan of one digest: start it, wait for it. An incomplete result never counts as clean."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_PAGES = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """How to wait: seconds, growing from ``first`` to ``longest``. Tests put in their own time."""
+    """How to wait: seconds, growing from ``first`` to ``longest``. Tests replace the clock."""
 
     first: float = 2.0
     growth: float = 1.5

@@ -26,7 +26,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """No result will come by waiting. That is *unknown*, never clean."""
+    """Waiting will bring no result. The image is then *unknown*, never clean."""
 
     state: str
     why: str
@@ -38,7 +38,7 @@ _ENDED = {
     "FAILED": ("ECR could not scan it", "start it again (aws ecr start-image-scan), or " + _TRIVY),
     "UNSUPPORTED_IMAGE": ("ECR does not know its operating system or media type", _TRIVY),
     "SCAN_ELIGIBILITY_EXPIRED": (
-        "Amazon Inspector has stopped to look at it: its push is long ago, and a .sqsh is no use of it",
+        "Amazon Inspector no longer watches it: it was pushed long ago, and a .sqsh does not count as use",
         "set Inspector's rescanDuration to LIFETIME (aws inspector2 update-configuration), or " + _TRIVY,
     ),
     "FINDINGS_UNAVAILABLE": ("ECR has no findings for it", "check that Amazon Inspector is on, or " + _TRIVY),
@@ -58,7 +58,7 @@ _DONE = ("COMPLETE", "ACTIVE")
 
 
 def read(pages: Sequence[Mapping[str, Any]]) -> ScanResult | Pending | Ended:
-    """Read all pages of DescribeImageScanFindings for one digest; none stands for ScanNotFoundException.
+    """Read all pages of DescribeImageScanFindings for one digest; no page means ScanNotFoundException.
 
     Only a result that says when it was completed, counts its findings, and lists as many as it counts, is
     one. A state that is not known is waited for and never passes. Raises FormatError for what cannot be read
@@ -66,7 +66,7 @@ def read(pages: Sequence[Mapping[str, Any]]) -> ScanResult | Pending | Ended:
     """
     if not pages:
         return Pending(state="", why=_WAITING[""])
-    for page in pages:  # a scan may begin anew, or end, while its pages are read
+    for page in pages:  # a scan may begin again, or end, while its pages are read
         unfinished = _unfinished(page)
         if unfinished is not None:
             return unfinished

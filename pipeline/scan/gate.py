@@ -67,10 +67,11 @@ class Blocked(ScanRejected):
 def scan(
     pushed: PushedImage, policy: ScanPolicy, *, image: str, config: Config | None, judge: Judge
 ) -> ScanReport:
-    """Ask for the verdict on the pushed digest; `image` is the name in images.yaml, for waivers.
+    """Scan a pushed image by digest and apply the policy.
 
-    Raises ScanRejected for findings that block (`Blocked`) and for no complete result in time, ConfigError
-    when the policy names a scanner that this registry does not have.
+    `image` is its name in images.yaml, which waivers use. Raises Blocked when findings block, ScanRejected
+    when there is no complete result in time, ConfigError when the policy names a scanner that this registry
+    does not have.
     """
     subject = subject_of(
         config, image, pushed.reference, str(pushed.base.platform), pushed.base.reference, pushed.base.digest

@@ -1,4 +1,4 @@
-"""One verdict for one digest and one policy: the gate, a check, a rescan and `sqshpipe scan` all ask here."""
+"""The verdict for one digest and one policy; the gate, a check, a rescan and `sqshpipe scan` all use it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ Scanner = Literal["none", "ecr", "trivy"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What is judged: `image`, a reference with a digest, known to waivers as `name`.
+    """The image that is judged: `image` is a reference with a digest. Waivers call it `name`.
 
-    `base` (with a digest) is what it was built from, None when unknown. `base_in` is a repository of ours
-    that holds the base itself, for scanners that do not report the layer of a finding.
+    `base` (with a digest) is the image that it was built from, None when unknown. `base_in` is the base
+    in one of our repositories, for scanners that do not report the layer of a finding.
     """
 
     name: str
@@ -214,7 +214,7 @@ class Judge:
 def layers_of_base(image: Reference, base: Reference, client_for: ClientFor) -> frozenset[Digest] | None:
     """The layers that `image` has from `base`, by blob digest and diff_id; both references have digests.
 
-    Compared by diff_id, since an engine may compress a layer anew when it pushes. None, with a warning, when
+    Compared by diff_id, since an engine may compress a layer again when it pushes. None, with a warning, when
     the base cannot be read; None when the image was not built on it.
     """
     try:

@@ -1,4 +1,4 @@
-"""From findings to a verdict. Pure: the day comes in as a value.
+"""From findings to a verdict. Pure functions: the day is an argument.
 
 A finding blocks unless the policy gives one reason why it does not; the first that applies is reported.
 """
@@ -33,7 +33,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """All findings judged, the worst first, and what people should hear beside them."""
+    """All findings judged, the worst first, and messages for people about them."""
 
     scanner: str
     completed_at: datetime
@@ -50,7 +50,7 @@ class Verdict:
 
     @property
     def certain(self) -> bool:
-        """Whether it would be the same if more were known of the base."""
+        """Whether the decision would be the same if more were known about the base."""
         return self.passed or any(not one.maybe_base for one in self.blocking)
 
     @property

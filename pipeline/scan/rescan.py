@@ -66,9 +66,9 @@ def rescan(
     """Judge every published release of `images` (all if none is named) again, and yank by policy.
 
     Policies are those of `config`; an image that it does not have is judged by the defaults. Basic scanning
-    scans once, at the push: results older than `scan.max_age` are asked for anew, all at once, and then
-    waited for together, no longer than the longest `scan.timeout`. A release whose state cannot be found out
-    is *unknown* and does not stop the others.
+    scans once, at the push: results older than `scan.max_age` are requested again, all at the
+    same time, and then waited for together, no longer than the longest `scan.timeout`. A release
+    whose state cannot be found out is *unknown* and does not stop the others.
     """
     offered = [
         (release, spec.scan if spec is not None else ScanPolicy())

@@ -1,7 +1,7 @@
 """trivy, where it is installed: scans of images that ECR does not scan, and SBOMs.
 
 Its own TRIVY_* variables (cache, database, proxies) are left as the user set them. The password travels in
-the environment of the process, since an argument list is for everybody to read.
+the environment of the process, since every user can read an argument list.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Trivy:
 
     @classmethod
     def find(cls) -> Trivy:
-        """The trivy in PATH. Raises ToolError when trivy is missing."""
+        """Find trivy in PATH and ask it for its version. Raises ToolError when it is missing or fails."""
         program = process.which("trivy", hint=_HINT)
         said = process.run([program, "--version"], timeout=60).stdout
         match = re.search(r"Version:\s*(\S+)", said)

@@ -154,7 +154,7 @@ def _images(ecr: Ecr, repository: str, digests: list[Digest]) -> dict[Digest, di
         except AwsRefused as error:
             if error.code != "ImageNotFoundException":
                 raise
-            for digest in part:  # one that is gone fails the whole call
+            for digest in part:  # one that was deleted fails the whole call
                 found |= _one(ecr, repository, digest)
     return found
 

@@ -1,4 +1,4 @@
-"""Job arrays: submit one, and ask where its tasks stand."""
+"""Job arrays: submit one, and ask for the states of its tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOST = frozenset({"NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskState:
-    """Where one task of an array stands; ``node`` is empty before it started, ``reason`` why it waits."""
+    """The state of one task of an array; ``node`` is empty before it starts, ``reason`` says why it waits."""
 
     state: str
     node: str
@@ -31,12 +31,12 @@ class TaskState:
 
     @property
     def lost(self) -> bool:
-        """Ended by the cluster, not by itself: worth another node."""
+        """Whether the cluster ended it, not the task itself: then it is tried on another node."""
         return self.state in _LOST
 
     @property
     def stranded(self) -> bool:
-        """Waiting for a task that can no longer end well."""
+        """Whether it waits for a task that has failed."""
         return self.state == "PENDING" and self.reason == "DependencyNeverSatisfied"
 
 
@@ -51,8 +51,8 @@ def submit(
 ) -> str:
     """Submit ``script`` as an array with these ``indices``; gives the job's number. Raises ToolError.
 
-    All its tasks wait until those of ``after`` (``JOB_INDEX``) ended well. Slurm must neither start a task
-    again by itself nor drop one whose base was lost: whoever follows the array decides that.
+    All its tasks wait until those of ``after`` (``JOB_INDEX``) ended well. Slurm must not start a task again
+    by itself, and must not drop one whose base was lost: the caller, who follows the array, decides that.
     """
     spread = ",".join(str(index) for index in indices) + (f"%{limit}" if limit else "")
     options = [f"--array={spread}", "--job-name=sqshpipe", "--no-requeue", "--open-mode=append"]
@@ -68,7 +68,7 @@ def submit(
 
 
 def wait_for(job: str, after: Sequence[str]) -> None:
-    """Let what still waits of array ``job`` wait for other tasks, or for none. Raises ToolError."""
+    """Let the pending tasks of array ``job`` wait for those of ``after``, or for none. Raises ToolError."""
     argv = ["scontrol", "update", f"JobId={job}", f"Dependency={_dependency(after)}"]
     process.run(argv, timeout=client.ASK_SECONDS)
 
@@ -78,7 +78,7 @@ def _dependency(after: Sequence[str]) -> str:
 
 
 def states(job: str) -> dict[int, TaskState]:
-    """Each task of array ``job`` by index; empty when Slurm has forgotten it. ToolError when it is silent."""
+    """Each task of array ``job`` by index; empty when Slurm no longer knows it. Raises ToolError."""
     argv = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", "--format=%K|%T|%N|%r"]
     said = process.run(argv, check=False, timeout=client.ASK_SECONDS)
     if said.returncode != 0 and "Invalid job id" not in said.stderr:
@@ -92,10 +92,13 @@ def states(job: str) -> dict[int, TaskState]:
 
 
 def cancel(job: str) -> None:
-    """End what is left of array ``job``, or of one task (``JOB_INDEX``); what is gone already is no error."""
+    """Cancel the tasks of array ``job`` that have not ended, or one task (``JOB_INDEX``).
+
+    A job that has ended already is not an error.
+    """
     process.run(["scancel", "--quiet", job], check=False, timeout=client.ASK_SECONDS)
 
 
 def minutes(time: timedelta) -> int:
-    """In Slurm's unit, rounded up."""
+    """``time`` in minutes, the unit of Slurm's ``--time``; rounded up, at least 1."""
     return max(1, -int(-time.total_seconds() // 60))

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.errors import ToolError
 from pipeline.system import process
 
-ASK_SECONDS = 60.0  # a busy controller answers late; one that is gone must not hang us
+ASK_SECONDS = 60.0  # a busy controller answers late; we must not wait without end for one that has stopped
 _COMMENT = re.compile(r"sqshpipe:(?:sha256:)?([0-9a-f]{64})")
 _ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
@@ -156,7 +156,7 @@ def partition_nodes(partition: str) -> tuple[str, ...]:
 
 
 def submit(script: Path, options: Sequence[str] = ()) -> str:
-    """Hand a job script to sbatch and give the job's number. Raises ToolError with sbatch's own message."""
+    """Submit a job script with sbatch; returns the job's number. Raises ToolError with sbatch's message."""
     answer = _ask(["sbatch", "--parsable", *options, str(script)])
     return answer.strip().splitlines()[-1].partition(";")[0]
 

@@ -72,7 +72,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """What was found when a pair was compared: bytes of the tar, and of sparse files that are not in it."""
+    """What comparing a pair has shown, in bytes.
+
+    `unpacked` is the size of the uncompressed tar, `holes` that of the holes in sparse files, which are not
+    in the tar.
+    """
 
     unpacked: int
     holes: int
@@ -131,7 +135,7 @@ class PackCache:
             )
 
     def open(self, key: str) -> Pack | None:
-        """The pack `key` when it is there and whole. A damaged one is removed."""
+        """Open the pack `key`; None when it is missing or damaged. A damaged one is removed."""
         path = self._path(key)
         try:
             pack = Pack.open(path)
@@ -149,7 +153,7 @@ class PackCache:
         return self._path(key).is_file()
 
     def compared(self, pair: Pair) -> Compared | None:
-        """What a conversion found that has read this blob and compared both digests; None: not known."""
+        """The result of the conversion that has read this blob and compared both digests; None: not known."""
         path, noted = self._pair_path(pair)
         try:
             descriptor = untrusted.open_regular(path)
@@ -324,7 +328,7 @@ def _in_use(path: Path) -> bool:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Remove a file unless somebody holds its lock; the lock is kept until it is gone."""
+    """Remove a file unless somebody holds its lock; the lock is kept until the file is deleted."""
     try:
         descriptor = _opened_to_lock(path)
     except OSError:

@@ -21,8 +21,8 @@ from pipeline.errors import ConfigError, FormatError
 from pipeline.squashfs.superblock import Compressor
 
 Expand = Callable[[bytes, int], bytes]  # (compressed, most bytes allowed) -> plain; FormatError
-Plain = bytes | bytearray | memoryview  # before it is compressed; nobody changes it meanwhile
-Stored = Any  # anything with the buffer protocol and a length: zstandard's segments say so to nobody
+Plain = bytes | bytearray | memoryview  # before it is compressed; it must not change until then
+Stored = Any  # anything with the buffer protocol and a length: zstandard's stubs do not declare it
 CompressMany = Callable[[list[Plain]], Iterable[Stored]]  # in the order of the blocks
 Compress = Callable[[Plain], bytes]  # maybe longer than what went in
 

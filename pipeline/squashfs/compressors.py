@@ -27,11 +27,11 @@ JOB_SIZE = 1 << 20  # plain bytes after which a job is handed over
 
 
 class Job:
-    """Some plain blocks on their way; an empty one stands for a hole and stays empty.
+    """Some blocks that are being compressed; an empty one is a hole and stays empty.
 
     After `wait`: `words` and `sums`, the crc32 of each stored block (both 0 for a hole), `parts` the stored
     blocks in a row, `length` their bytes. They are not joined: a copy of every stored byte, made under the
-    interpreter's lock, would be the most that a job costs beside compressing.
+    interpreter's lock, would cost more than anything else except compressing.
     """
 
     __slots__ = ("_done", "_failure", "blocks", "length", "parts", "sums", "words")

@@ -2,7 +2,7 @@
 
 Only content that the tree refers to is taken: bytes that upper layers hide are cut out of the copy, and a
 fragment is not copied when one of its tails belongs to no file of its layer that the tree shows: the tails
-still needed are packed anew. Files of one content are stored once, the lowest layer's copy being the one that
+still needed are packed again. Files with the same content are stored once. The copy of the lowest layer
 stays, so that lower packs are copied whole.
 
 All of it follows from the packs' indexes and the tree alone, never from what is in a cache.
@@ -21,7 +21,7 @@ from pipeline.squashfs.packindex import DIGEST_SIZE, PackIndex
 
 ALIGNMENT = 4096  # file systems clone ranges that begin on such a border at both ends
 _ALIGN_FROM = 1 << 16  # shorter ranges are not worth a gap
-_DEAD_SHARE = 4  # a fragment is packed anew when a quarter of it is of no use
+_DEAD_SHARE = 4  # a fragment is packed again when a quarter of it is unused
 _COMPARE = 1 << 20
 LAYER_SHIFT = 40  # bits of a content number that hold the entry's position
 
@@ -38,7 +38,7 @@ class Range:
 
 @dataclass(slots=True)
 class Moved:
-    """A tail that is packed anew: entry `index` of `layer`."""
+    """A tail that is packed again: entry `index` of `layer`."""
 
     layer: int
     index: int
@@ -227,7 +227,7 @@ def copy_place(layout: Layout, content: int, first: int) -> None:
 
 
 def file_words(index: PackIndex, number: int, block_size: int) -> array[int]:
-    """The block words of a file that has blocks of its own."""
+    """The block words of a file that has data blocks, not only a tail."""
     first = index.details[number]
     return index.words[first : first - (-index.sizes[number] // block_size)]
 

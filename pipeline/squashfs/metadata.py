@@ -180,7 +180,7 @@ class MetadataWriter:
 
 
 def indexed_table(entries: bytes, start: int, compress: Compress) -> tuple[bytes, int]:
-    """A table with its u64 index, to be placed at `start`; returns its bytes and where the index begins."""
+    """A table at offset `start`, with its index of u64 positions. Returns (bytes, offset of the index)."""
     writer = MetadataWriter(compress)
     writer.write(entries)
     stored, starts = writer.finish()
@@ -188,5 +188,5 @@ def indexed_table(entries: bytes, start: int, compress: Compress) -> tuple[bytes
 
 
 def pointers(positions: Iterable[int]) -> bytes:
-    """Positions as the u64 index that ends a table."""
+    """The index at the end of a table: each position as a little-endian u64."""
     return b"".join(_POINTER.pack(position) for position in positions)

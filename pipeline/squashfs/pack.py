@@ -48,7 +48,7 @@ class PackDamaged(FormatError):
 
 
 def footer(index: bytes, data_size: int) -> bytes:
-    """What ends a pack file with this encoded index."""
+    """The footer of a pack file with this encoded index."""
     return _FOOTER.pack(_MAGIC, FORMAT_VERSION, 0, data_size, len(index), sha256(index).digest())
 
 
@@ -142,7 +142,7 @@ class Pack:
         return PackDamaged(self.path, what)
 
     def unreadable(self, error: OSError, position: int) -> Exception:  # noqa: ARG002 - as above
-        """The error to raise when reading at `position` ended with `error`."""
+        """The error to raise when reading at `position` failed with `error`."""
         return error
 
     def tail_damaged(self, number: int, what: str) -> FormatError:
@@ -150,11 +150,11 @@ class Pack:
         return self.damaged(what, self.index.places[number])
 
     def lacking(self) -> FormatError:
-        """The error to raise when not everything is known that the index of a layer should have."""
+        """The error to raise when the index of a layer is incomplete."""
         return PackDamaged(self.path, "its index is not complete")
 
     def provide(self, extents: Sequence[tuple[int, int]], codec: Codec) -> None:
-        """See to it that the data at all of these positions and lengths can be read; a pack has all of it."""
+        """Make the data of these (position, length) readable; nothing to do where the pack has all of it."""
 
     def close(self) -> None:
         if self.descriptor >= 0:

@@ -19,7 +19,7 @@ from pipeline.squashfs.compressors import JOB_SIZE, Compressors, Job
 from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.packindex import DIGEST_SIZE, PackIndex
 
-Read = Callable[[int], Plain]  # up to so many bytes of an entry's content; fewer only at its end
+Read = Callable[[int], Plain]  # up to that many bytes of an entry's content; fewer only at its end
 Write = Callable[[list[Stored]], None]  # appends to the pack, one after the other
 
 _NEXT, _FRAGMENT = -1, -2  # owners of a block that is not the first of a file
@@ -59,7 +59,7 @@ class EntryLike(Protocol):
 class PackWriter:
     """Takes entries in the layer's order. Used by one thread; compression happens on others.
 
-    `in_flight` bounds the memory: so many jobs of a mebibyte or one block may be under way.
+    `in_flight` bounds the memory: it is the number of jobs (1 MiB or one block each) that may be unfinished.
     """
 
     def __init__(

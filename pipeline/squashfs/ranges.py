@@ -79,7 +79,7 @@ def _decoded(data: Mapping[str, object]) -> PackRanges:
         raise ValueError("they have another schema")
     packs, rows = data["packs"], data["ranges"]
     if not isinstance(packs, list) or not isinstance(rows, list):
-        raise TypeError("they are no lists")
+        raise TypeError("they are not lists")
     if len(packs) > _MOST_PACKS or len(rows) > _MOST_RANGES:
         raise ValueError(f"there are {len(rows)} of {len(packs)} packs")
     size = _number(data["size"], _LARGEST)

@@ -246,5 +246,5 @@ def _pairs(value: object, most: int, what: str) -> tuple[Range, ...]:
 
 def _path(value: object, what: str) -> bytes:
     if not isinstance(value, str) or not 0 < len(value) <= LONGEST_PATH:
-        raise FormatError(f"{what} has a path that is no text of at most {LONGEST_PATH} characters")
+        raise FormatError(f"{what} has a path that is not text of at most {LONGEST_PATH} characters")
     return unquote_to_bytes(value)

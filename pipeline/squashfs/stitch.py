@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StitchOptions:
-    """What decides about the bytes besides tree and packs; `mkfs_time` in seconds since 1970."""
+    """What the bytes depend on in addition to tree and packs; `mkfs_time` in seconds since 1970."""
 
     codec: Codec
     block_size: int = 1 << 17
@@ -195,7 +195,7 @@ class ImageWriter:
             yield layer << LAYER_SHIFT | index
 
     def write_extra(self, compressors: Compressors) -> int:
-        """Pack what must be packed anew, behind the packs' ranges; returns where that ends."""
+        """Pack again what must be packed again, after the packs' ranges; returns the offset of its end."""
         layout = self.layout
         position = layout.end
 

@@ -167,7 +167,7 @@ class TreeWriter:
     def _leaves(self, children: list[_Child]) -> list[tuple[bytes, Reference]]:
         """Write the inodes of a folder's files and other leaves; gives all names with their references.
 
-        This runs once for every file, so the plain file, which nearly all are, is dealt with right here.
+        This runs once for every file, so regular files, nearly all of them, are handled without another call.
         """
         inodes, positions, ids, links = self.inodes, self._references, self.ids, self._links
         pack, locate, pending, file = _BASIC_FILE.pack, self._locate, self.inodes.pending, Kind.FILE

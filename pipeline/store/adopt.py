@@ -1,4 +1,4 @@
-"""What a hand-made .sqsh is probably called: its image and version, from its file name."""
+"""Guesses image and version of a .sqsh that was made by hand from its file name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What lies beside a release: signatures, SBOM, findings. They are regular files of the store, or refused.
+"""The files attached to a release: signatures, SBOM, findings. Each must be a regular file of the store.
 
-Whoever can write to a store must not make another user read, copy or publish a file from elsewhere. So each
-folder below the root is opened without following a symlink, and each file is checked after it was opened.
+A user who can write to a store must not make another user read, copy or publish a file from elsewhere. So
+each folder below the root is opened without following a symlink, and each file is checked after the open.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class NotOfTheStoreError(PublishError):
 
 
 def names(layout: Layout, record: Record) -> list[str]:
-    """Names of what is attached to a release, sorted.
+    """The names of the files attached to a release, sorted.
 
     Raises NotOfTheStoreError when a folder on the way is a symlink.
     """

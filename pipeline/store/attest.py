@@ -1,4 +1,4 @@
-"""Signatures over releases: who vouches for a record and the bytes that it names.
+"""Signatures over releases: each signs a record and the sha256 of its file.
 
 A signature is a DSSE envelope (https://github.com/secure-systems-lab/dsse) around an in-toto statement
 (https://github.com/in-toto/attestation, v1): its subject is the .sqsh by sha256, its predicate the record. It
@@ -46,7 +46,7 @@ class Signer(Protocol):
 
 
 def statement(record: Record) -> bytes:
-    """What is signed for a record: the same bytes for the same record."""
+    """The bytes that are signed for a record; always the same for the same record."""
     data = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": f"{record.image}/{record.version}.sqsh", "digest": {"sha256": record.sha256}}],
@@ -57,7 +57,7 @@ def statement(record: Record) -> bytes:
 
 
 def sign(layout: Layout, release: Release, signer: Signer) -> Path:
-    """Put a signature beside a release and give its path; one that this key made before stays as it is.
+    """Attach a signature to a release and return its path; one that this key made before is kept.
 
     Raises PublishError when another signature lies under this key's name.
     """
@@ -71,7 +71,7 @@ def sign(layout: Layout, release: Release, signer: Signer) -> Path:
         made = atomic.create(path, content)
     if not made and not _signed_by(layout, path.name, release, signer.public_key):
         raise PublishError(
-            f"{path} is there and is no signature of {release.name} by this key",
+            f"{path} exists and is not a signature of {release.name} by this key",
             hint="move it away if nobody needs it, then sign again",
         )
     return path

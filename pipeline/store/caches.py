@@ -1,9 +1,9 @@
 """What can be computed from records and events, kept ready: index.json, head.json, SHA256SUMS, symlinks,
 manifest.json.
 
-Anyone may rewrite a cache at any time, from what is true at that moment. Since two may do so at once and the
-slower one may know less, whoever has written looks again and repeats until nothing changed meanwhile; so the
-last one to write always leaves the truth. Readers notice a stale or missing cache by the number of the next
+Any process may rewrite a cache at any time, from records and events. Two may do so at the same time, and the
+slower one may know less. So a writer reads again and repeats until nothing has changed in between. Thus
+the last writer always leaves the truth. Readers notice a stale or missing cache by the number of the next
 event, and go to the records.
 """
 
@@ -40,7 +40,7 @@ _ROUNDS = 200
 
 
 def refresh(layout: Layout, image: str, *, rebuild: bool = False) -> Loaded:
-    """Bring the caches of `image` up to date and give what they now hold.
+    """Bring the caches of `image` up to date and return what they now contain.
 
     With `rebuild` the present ones are not used, and every link is read. Raises UnreadableError for a damaged
     event.
@@ -84,7 +84,7 @@ def _leave_traces(layout: Layout, state: ImageState) -> None:
 
 
 def rebuild(layout: Layout) -> list[str]:
-    """Write the caches of all images anew, the present ones not used; gives what could not be read.
+    """Write the caches of all images again without using the present ones; returns what could not be read.
 
     Raises UnreadableError when a newer sqshpipe wrote one of them: it knows more than this one can write.
     """
@@ -217,9 +217,10 @@ def _target(link: Path) -> str:
 def refresh_manifest(layout: Layout, *, forget: bool = False) -> None:
     """Write manifest.json from the indexes of all images; their text goes in as it is.
 
-    An index that is not right is left to whoever changes its image next: what it should say goes in. What the
-    present manifest knows of an image that is gone, cannot be read or has fewer events now stays as it is: it
-    may be all that names the bytes. With `forget`, fewer events are taken for right.
+    The manifest gets what each index should say; a wrong index itself is repaired by the next change of its
+    image. An image may be missing now, or unreadable, or have fewer events than the present manifest says.
+    Then its entry stays as it is, since nothing else may name the bytes. With `forget`, fewer events are
+    accepted.
     """
     for _ in range(_ROUNDS):
         images = layout.images()

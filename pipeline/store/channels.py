@@ -26,7 +26,7 @@ Wanted = Callable[[ImageState], Iterable[str]]
 def decide(
     layout: Layout, image: str, decision: Decision, *, wanted: Wanted, state: ImageState | None = None
 ) -> Event | None:
-    """Make the event that `decision` wants in the light of the present state; None when it wants none.
+    """Record the change that `decision` returns for the present state, as an event; None for no change.
 
     The state is read from events and records alone. `state` is what was read from these a moment ago, if it
     was: later events are folded into it, and the new one. Raises UnreadableError when an event or a wanted
@@ -140,7 +140,7 @@ def rollback(layout: Layout, image: str, channel: str, *, reason: str = "") -> E
 
 
 def mark(layout: Layout, image: str, version: str, kind: str, *, reason: str = "") -> Event | None:
-    """yank, unyank, keep or unkeep a version. None when it stands so already."""
+    """yank, unyank, keep or unkeep a version. None when it is in that state already."""
 
     def decision(state: ImageState) -> Change | None:
         standing = known(layout, state, version)
@@ -156,7 +156,7 @@ def mark(layout: Layout, image: str, version: str, kind: str, *, reason: str = "
 
 
 def known(layout: Layout, state: ImageState, version: str) -> VersionState:
-    """The standing of a version that has a record. Raises ConfigError naming what there is."""
+    """The state of a version that has a record. Raises ConfigError with the known versions otherwise."""
     standing = state.releases.get(version)
     if standing is None or not standing.platforms:
         there = load(layout, state.image).state

@@ -21,7 +21,7 @@ from pipeline.system.temporary import is_orphan, temporary_name
 LOW_BYTES = 50 << 30
 LARGE_BYTES = 1 << 30
 ASKED = 20
-"""Of so many large files Lustre is asked."""
+"""At most this many large files are looked up in Lustre."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +34,10 @@ class Finding:
 
 
 def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | None = None) -> list[Finding]:
-    """Look at a store; `group` and `stripe` are what it should have. Makes and removes probe files; changes
-    nothing else.
+    """Check a store for faults. Creates probe files and removes them; changes nothing else.
+
+    `group` is the group that its folders should have, `stripe` the Lustre striping of its files: (targets,
+    bytes). None: not checked.
     """
     layout = Layout(root)
     try:

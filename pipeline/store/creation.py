@@ -1,4 +1,4 @@
-"""A store is created once in its life; whoever finds none refuses instead of making one.
+"""A store is created once, by `store create`; nothing else makes one where it is missing.
 
 Where the file system of a store is not mounted, its mount point is an empty folder or a missing one. What was
 published into it would fill the root disk, and would be hidden as soon as the real store is mounted.
@@ -76,7 +76,7 @@ def require(layout: Layout) -> None:
 
 
 def create(layout: Layout, *, group: str | None, stripe: tuple[int, int] | None) -> bool:
-    """Make the store at the root of `layout`; False when it is one already. Raises as `Store.create`."""
+    """Create the store at the root of `layout`; False when it exists already. Raises as `Store.create`."""
     from pipeline.store import folders, leases, preflight
 
     with atomic.translate_errors(f"creating the store {layout.root}"):

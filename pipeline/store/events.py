@@ -1,4 +1,4 @@
-"""What was done to an image's releases after they were published: one file an event, made once, numbered.
+"""What was done to the releases of an image after publishing. Each event is one numbered file, written once.
 
 The number is taken by link(2), so events have one order that no clock decides: of two that decide at once,
 one gets the next number and the other looks again at what is true now.
@@ -36,7 +36,7 @@ _NAME = re.compile(r"([0-9]{8,12})\.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What somebody wants to do: the event without its number, writer and time."""
+    """The content of an event before it is written: without number, writer and time."""
 
     kind: str
     version: str
@@ -61,7 +61,7 @@ class Event:
 
 
 def now() -> str:
-    """This moment as the store writes it: UTC, microseconds, sortable as text."""
+    """The present time as the store writes it: UTC, with microseconds, sortable as text."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -140,7 +140,10 @@ def read_events(layout: Layout, image: str, after: int) -> Iterator[Event]:
 
 
 def last_listed(layout: Layout, image: str) -> int:
-    """The highest number that the folder of events shows; 0 when it shows none."""
+    """The highest event number in a listing of the image's folder of events; 0 without events.
+
+    Raises UnreadableError when the folder cannot be listed.
+    """
     folder = layout.events(image)
     try:
         names = [path.name for path in folder.iterdir()]
@@ -176,11 +179,11 @@ def checksum_of(layout: Layout, image: str, number: int) -> str:
 
 
 def append(layout: Layout, image: str, decide: Callable[[], tuple[int, Change | None]]) -> Event | None:
-    """Make the next event of `image`.
+    """Write the next event of `image`.
 
-    `decide` looks at the store and gives the number of the last event it took into account with the change to
-    make, or None when nothing is left to do (then None is returned). It is asked again whenever somebody else
-    was faster; what it raises ends the attempt.
+    `decide` looks at the store. It returns the number of the last event that it took into account and the
+    change to make, or None for no change (then None is returned). It is called again whenever another process
+    was faster; what it raises is raised here.
     """
     for _ in range(_ATTEMPTS):
         last, change = decide()

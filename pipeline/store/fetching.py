@@ -34,10 +34,10 @@ def fetch(
     report: Report,
     task: Task,
 ) -> tuple[str, int]:
-    """Complete the file open as `staged` from where it ends; gives the sha256 of the whole and bytes reused.
+    """Append what is missing to the open file `staged`. Returns (sha256 of the whole file, bytes reused).
 
-    What `holders`, releases of the target's `layout`, have is copied from them, the rest read from `source`.
-    Nothing is believed: the caller compares the sha256. Raises OSError and what `source` raises.
+    What the releases `holders` of the target's `layout` have is copied from them; the rest is read from
+    `source`. Neither is trusted: the caller compares the sha256. Raises OSError and what `source` raises.
     """
     digest = hashlib.sha256()
     have = _hash(staged, 0, record.size + 1, digest)

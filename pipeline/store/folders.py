@@ -1,5 +1,5 @@
-"""Folders of a store that a team shares: whoever makes one, the others can work in it, whatever their
-umask.
+"""Folders of a store that a team shares: every member can work in every folder, whoever made it and with
+whatever umask.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ SHARED_MODE = 0o2775
 
 
 def make(path: Path) -> None:
-    """Make `path` and what is missing above it, with the permissions of the folder that it comes to lie in.
+    """Make `path` and its missing parents, with the permissions of the folder above them.
 
-    Where that folder has a default ACL, that alone decides.
+    When that folder has a default ACL, only the ACL decides.
     """
     if path.is_dir():
         return
@@ -61,7 +61,7 @@ def _refuse_link(path: Path) -> None:
     if stat.S_ISLNK(status.st_mode) and status.st_uid not in (0, os.geteuid()):
         raise PublishError(
             f"{path} is a symlink of user {status.st_uid}, so nothing is written there",
-            hint="look where it leads, and remove it, or make it anew as the store's owner",
+            hint="look where it leads, and remove it, or make it again as the store's owner",
         )
 
 

@@ -24,7 +24,7 @@ _DAMAGED = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The little that resolving needs beside a record; it follows from the events alone."""
+    """The few values that resolving needs in addition to a record; it follows from the events alone."""
 
     events: int
     newest_event: str
@@ -36,7 +36,7 @@ class Head:
 
 
 def write_index(state: ImageState) -> bytes:
-    """The file index.json: one release a line, so that people can read it and diffs stay short."""
+    """The file index.json: one line for each release, so that people can read it and diffs stay short."""
     channels = {channel: names[-1] for channel, names in sorted(state.channels.items()) if names}
     history = {channel: names for channel, names in sorted(state.channels.items()) if len(names) != 1}
     ordered = sorted(state.releases.items(), key=lambda item: (item[1].created, item[0]))
@@ -138,7 +138,7 @@ def head_of(state: ImageState) -> Head:
 
 
 def write_head(state: ImageState) -> bytes:
-    """The file head.json: what resolving needs beside a record, small however many releases there are."""
+    """head.json: what resolving needs in addition to a record; small, however many releases there are."""
     head = head_of(state)
     states, damaged = dict(sorted(head.states.items())), sorted(head.damaged)
     data = {**_first_line(state), "channels": head.channels, "states": states, "damaged": damaged}

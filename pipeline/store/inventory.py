@@ -1,6 +1,6 @@
-"""The whole store, read from records and events at this moment, for whatever deletes, hides or marks.
+"""The state of the whole store, read from records and events, for the code that deletes, hides or marks.
 
-Caches are asked for one thing: which bytes they name. That can only keep bytes from being deleted.
+Caches are used for one thing only: the bytes that they name are not deleted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SUM = re.compile(rb"([0-9a-f]{64})  (.+)\.sqsh")
 
 @dataclass(slots=True)
 class Inventory:
-    """What is true of every image, and what could not be read."""
+    """The state of every image, and what could not be read."""
 
     states: dict[str, ImageState] = field(default_factory=dict)
     """By image; one whose events cannot be read is not among them."""
@@ -48,7 +48,7 @@ class Inventory:
 
 
 def take(layout: Layout) -> Inventory:
-    """Read all records and events. What cannot be read of one image says nothing about the others."""
+    """Read all records and events. What cannot be read of one image does not affect the others."""
     found = Inventory()
     for name in layout.not_folders():
         found.faults[name] = [f"{escaped(str(layout.image(name)))} is neither a folder nor a file"]

@@ -52,7 +52,7 @@ class Layout:
 
     @property
     def meta(self) -> Path:
-        """What belongs to the whole store: how far a scrub got."""
+        """The folder for files of the whole store, such as the progress of a scrub."""
         return self.root / ".meta"
 
     def blob(self, sha256: str) -> Path:

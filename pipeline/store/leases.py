@@ -102,7 +102,7 @@ def take(layout: Layout, release: Record, *, seconds: float, job: str = "", clus
 
 
 def drop(path: Path) -> None:
-    """Give a lease back; one that is gone already is fine."""
+    """Remove a lease file; a missing one is not an error. Raises PublishError when it cannot be removed."""
     with atomic.translate_errors("dropping a lease"):
         path.unlink(missing_ok=True)
 
@@ -128,7 +128,7 @@ def prepare(layout: Layout) -> None:
 def read_all(layout: Layout, *, warn: bool = False) -> list[Lease]:
     """The leases that can be believed, expired ones too.
 
-    What its owner lets nobody read, and what is no lease, counts as none: otherwise any user could stop every
+    A file that may not be read, or that is not a lease, is ignored: otherwise any user could stop every
     prune. With `warn` one line of the log names them. Raises PublishError when the folder cannot be read, or
     the file system fails in a way that no user can cause: then it is not known what is in use.
     """
@@ -171,7 +171,7 @@ def _mounted(folder: Path) -> set[str]:
 
 
 def _read(path: Path) -> Lease | str:
-    """A lease, or why it does not count; an empty text for one that is gone or of another user's job."""
+    """A lease, or why it does not count; empty when it was removed or belongs to another user's job."""
     try:
         lease = _parse(path)
     except FileNotFoundError:
@@ -228,7 +228,7 @@ def remove_remains(layout: Layout, counting: Container[str], now: float) -> None
 
 
 def _parse(path: Path) -> Lease | None:
-    """What a file says, if it is a lease. O_NONBLOCK: a pipe or a lease of fcntl(2) makes nobody wait."""
+    """The lease in a file; None when it is not one. With O_NONBLOCK no pipe or fcntl(2) lease blocks us."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)

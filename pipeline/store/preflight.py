@@ -17,7 +17,7 @@ from pipeline.text import human_bytes
 
 MARGIN_BYTES = 16 << 20
 PROBED_BYTES = 1 << 20
-"""For so many the file system is asked to promise them, which is how quotas speak up."""
+"""From this size on, bytes are reserved first: then the file system reports a quota that is too small."""
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
 
 
@@ -37,9 +37,9 @@ def make_room(layout: Layout, size: int) -> None:
 
 
 def _ask_for(layout: Layout, size: int) -> None:
-    """Take `size` bytes and give them back: so every quota answers, whoever keeps it (user, group, project).
+    """Reserve `size` bytes and free them again: that checks every quota, of user, group and project.
 
-    Where that cannot be asked, Lustre's own tool is.
+    Where a file system cannot reserve bytes, Lustre's own tool is asked.
     """
     probe = layout.blobs / temporary_name()
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

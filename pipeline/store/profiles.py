@@ -42,7 +42,10 @@ def read(path: Path) -> Profile:
 
 
 def newest(layout: Layout, record: Record) -> Profile | None:
-    """The newest profile of a release; None when it has none, or one that is ignored with a warning."""
+    """The newest profile of a release; None when it has none.
+
+    Also None, with a warning, when the newest one is damaged or is the profile of another file.
+    """
     number = _last(layout, record)
     if not number:
         return None
@@ -60,9 +63,10 @@ def newest(layout: Layout, record: Record) -> Profile | None:
 
 
 def attach(layout: Layout, release: Release, profile: Profile) -> str:
-    """Put a profile beside a release and give its file name. One of another version is resolved first.
+    """Attach a profile to a release and return the name of its file.
 
-    The same profile again makes no second file. Raises FormatError when the release's file is damaged,
+    The ranges of a profile of another version are first computed for this file from its paths. A profile that
+    is attached already gets no second file. Raises FormatError when the release's file is damaged,
     PublishError when the store refuses or has too many profiles of this release.
     """
     if (profile.sha256, profile.size) != (release.sha256, release.size):

@@ -1,4 +1,4 @@
-"""Take away what nobody needs: hide, later delete, and clear up after the dead.
+"""Remove what nobody needs: hide releases, delete them later, remove what killed processes left.
 
 What is decided follows from records and events, all of them read for it; a cache can only keep bytes. While
 one record or event cannot be read, no bytes are deleted in the whole store, and nothing is hidden in its
@@ -134,8 +134,9 @@ def _without_doubt(verdict: Verdict, found: Inventory, report: Report) -> Verdic
 
 
 def _change(layout: Layout, states: dict[str, ImageState], report: Report) -> set[str]:
-    """Make the events of the verdicts; gives the images that changed. Each is decided again on what is
-    true now.
+    """Write the events of the verdicts; returns the images that changed.
+
+    Each verdict is decided again from the present state.
     """
     kinds = {HIDE: "hide", DELETE: "delete", UNHIDE: "unhide"}
     changed = set()
@@ -308,8 +309,9 @@ def _foresee(
     *,
     used: Mapping[str, str] | None,
 ) -> None:
-    """What a run would delete beside what the verdicts say, and what it would leave, with reasons. `used` is
-    None where running jobs are not known.
+    """What a run would delete in addition to what the verdicts say, and what it would leave, with reasons.
+
+    `used` is None when the running jobs are not known.
     """
     report.files += [(str(path.relative_to(layout.root)), why) for path, why in _leftovers(layout, report)]
     if used is None:

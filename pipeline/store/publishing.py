@@ -36,7 +36,7 @@ _PIECE = 4 << 20
 def staging(layout: Layout) -> Iterator[Path]:
     """A name in blobs/sha256/ that a converter may write its .sqsh to, and longer names that begin with it.
 
-    What lies there on leaving is removed; what a killed process leaves, `prune` removes.
+    Files of these names are removed at the end of the block. `prune` removes those of a killed process.
     """
     with atomic.translate_errors("preparing the store"):
         folders.make(layout.blobs)
@@ -134,8 +134,9 @@ def check_present(layout: Layout, record: Record, *, task: Task = NO_TASK) -> No
 
 
 def commit(layout: Layout, record: Record) -> bool:
-    """Make the release exist. False when the same content was published before; raises when other content
-    was.
+    """Write the record, which publishes the release. False when the same content was published before.
+
+    Raises PublishError when other content was published under that version.
     """
     path = layout.record(record.image, record.version, record.platform)
     if atomic.create(path, record.as_bytes()):

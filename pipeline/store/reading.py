@@ -1,7 +1,7 @@
-"""What is true of an image now.
+"""The present state of an image.
 
-Truth is its records and events: `read_truth` reads all of them, `fold_events` with `add_versions` the events
-and the records of some versions. Whatever deletes, hides, marks or moves decides from these.
+It follows from its records and events. `read_truth` reads all of them; `fold_events` with `add_versions`
+reads the events and the records of some versions. All code that deletes, hides, marks or moves uses these.
 
 `load` and `read_head` are for display and look-up: they use the caches where those are sound and name an
 event that is there, add what came after, and read the truth otherwise. Only the standard library is imported
@@ -32,15 +32,15 @@ _SCHEMA = re.compile(rb'\s*\{\s*"schema"\s*:\s*([0-9]+)')
 
 @dataclass(slots=True)
 class Loaded:
-    """A state with what was found on disk beside it."""
+    """A state, and the other files that were found in the image's folder."""
 
     state: ImageState
     index: bytes = b""
-    """The index as it lies there; empty when it is missing or cannot be used."""
+    """The bytes of the index file; empty when it is missing or cannot be used."""
     signature: Signature = (0, 0)
     links: set[str] = field(default_factory=set)
     skipped: set[str] = field(default_factory=set)
-    """Stems of files among the records that are no releases: claims of channels, and what cannot be read."""
+    """Stems of files among the records that are not releases: claims of channels, and what cannot be read."""
     broken: list[str] = field(default_factory=list)
     """Records that could not be read, one sentence each."""
 
@@ -80,14 +80,14 @@ def read_truth(layout: Layout, image: str) -> Loaded:
 
 
 def fold_events(layout: Layout, state: ImageState) -> ImageState:
-    """Fold in what was done after the last event of `state`. Raises UnreadableError for a damaged event."""
+    """Apply the events after the last one in `state`. Raises UnreadableError for a damaged event."""
     for event in read_events(layout, state.image, state.events):
         state.apply(event)
     return state
 
 
 def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> None:
-    """Take in the records of those versions, for every platform.
+    """Read the records of `versions`, of every platform, into `state`.
 
     Raises UnreadableError when one of them is damaged.
     """
@@ -107,7 +107,7 @@ def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> 
 
 
 def load(layout: Layout, image: str) -> Loaded:
-    """For display: the index where it can be believed, with the events and records that came after it.
+    """For display: the index where it is valid, with the events and records that came after it.
 
     Raises UnreadableError for a damaged event or an index of a newer schema; a record that cannot be read is
     reported in `broken` and left out.
@@ -158,7 +158,7 @@ def _contains(layout: Layout, image: str, events: int, newest: str) -> bool:
 
 
 def cache_bytes(path: Path) -> bytes:
-    """What lies in a cache's place; empty when that is no file that can be read.
+    """The content of a cache file; empty when it is not a file or cannot be read.
 
     Raises UnreadableError when a newer sqshpipe wrote it: it knows more than this one can write.
     """
@@ -240,7 +240,7 @@ def read_head(layout: Layout, image: str) -> Head | None:
 
 
 def current_head(layout: Layout, image: str) -> Head:
-    """What resolving needs beside a record: head.json, else what follows from all events.
+    """What resolving needs in addition to a record: head.json, else what follows from all events.
 
     Raises UnreadableError for a damaged event.
     """
@@ -256,7 +256,7 @@ def index_is_current(layout: Layout, image: str, raw: bytes) -> bool:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something of that name; anything but a plain no is raised."""
+    """Whether `path` exists, also as a broken symlink. Raises OSError when that cannot be found out."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

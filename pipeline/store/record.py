@@ -88,10 +88,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(Record):
-    """A record and where it stands now: published, yanked, hidden, pruned or damaged."""
+    """A record and its present state: published, yanked, hidden, pruned or damaged."""
 
     path: Path
-    """The bytes; this name is their content."""
+    """The file by its digest: this name always has the same bytes."""
     link: Path
     """The path for people: <root>/<image>/<version>.sqsh."""
     state: str = "published"
@@ -102,7 +102,7 @@ class Release(Record):
 
     @property
     def public_path(self) -> Path:
-        """`link` where it leads to the bytes as it should, else the bytes themselves."""
+        """`link` when it leads to the right file, otherwise `path`."""
         try:
             leads = self.link.samefile(self.path)
         except OSError:

@@ -1,4 +1,4 @@
-"""Ways out when a record or an event of a store cannot be read, each taken only when a person asks for it.
+"""Repairs for a record or an event that cannot be read. Each is done only when a person asks for it.
 
 The damaged file is never deleted: it is moved to a name that begins with ".damaged." beside its place.
 """
@@ -28,7 +28,7 @@ UNKNOWN = "0" * 64
 
 
 def restore(layout: Layout, name: str, platform: str, *, task: Task = NO_TASK) -> Path:
-    """Write the record of "image:version" anew from its symlink (or SHA256SUMS, or index) and its bytes.
+    """Write the record of "image:version" again from its symlink (or SHA256SUMS, or index) and its bytes.
 
     The bytes are hashed. What the record said beyond name, platform, sha256 and size is lost; the new one
     says external, never scanned. Raises ConfigError when the record is sound, PublishError when nothing
@@ -109,12 +109,12 @@ def replace_event(layout: Layout, name: str) -> Path:
 
 
 def _sha256(layout: Layout, digest: str, task: Task = NO_TASK) -> str:
-    """sha256 of what lies under the name of those bytes; that it is no file stands for one of other bytes."""
+    """sha256 of the file with the name of those bytes; a sentence when it is not a regular file."""
     with atomic.translate_errors(f"reading {layout.blob(digest)}"):
         try:
             return publishing.hash_file(layout.blob(digest), task=task)
         except untrusted.NotRegularError:
-            return "unknown, since it is no regular file"
+            return "unknown, since it is not a regular file"
 
 
 def _named(name: str, platform: str) -> tuple[str, str]:

@@ -19,20 +19,21 @@ KEEP, HIDE, WAIT, DELETE, UNHIDE, GONE = "keep", "hide", "wait", "delete", "unhi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How long things stay. `keep` newest of each image; `per_image` says otherwise for some."""
+    """How long releases stay. The `keep` newest of each image stay; `per_image` has other numbers."""
 
     keep: int = 5
     per_image: Mapping[str, int] = field(default_factory=dict)
     named_grace: timedelta = timedelta(days=30)
-    """How long a release stays after the last channel has left it."""
+    """How long a release stays after the last channel stopped naming it."""
     delete_after: timedelta = timedelta(days=14)
-    """How long a hidden release stays before its bytes go: longer than the longest job."""
+    """How long a hidden release keeps its bytes: longer than the longest job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveJobs:
-    """What Slurm says: digests in comments of jobs that have not ended, the ids of all such jobs, its
-    name.
+    """What Slurm reports about jobs that have not ended: digests in their comments, and their ids.
+
+    `cluster` is the name of the Slurm cluster.
     """
 
     digests: frozenset[str] = frozenset()
@@ -42,7 +43,7 @@ class LiveJobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What happens to one release and why. `size` counts the bytes of all its platforms."""
+    """What prune does with one release, and why. `size` counts the bytes of all its platforms."""
 
     image: str
     version: str
@@ -53,7 +54,9 @@ class Verdict:
 
 
 def in_use(leases: Iterable[Lease], jobs: LiveJobs | None, now: datetime) -> dict[str, str]:
-    """sha256 -> who uses it. Without word from Slurm every lease that is not past its time counts."""
+    """Maps the sha256 of a file to a text that says who uses it.
+
+    Without an answer from Slurm every lease counts that has not expired."""
     used: dict[str, str] = {}
     for lease in leases:
         if lease_counts(lease, jobs, now):
@@ -64,8 +67,9 @@ def in_use(leases: Iterable[Lease], jobs: LiveJobs | None, now: datetime) -> dic
 
 
 def lease_counts(lease: Lease, jobs: LiveJobs | None, now: datetime) -> bool:
-    """Whether a lease holds its file: its job is not gone or, where that cannot be asked, its time not
-    over.
+    """Whether a lease protects its file.
+
+    It does until its job has ended or, where Slurm cannot say that, until it expires.
     """
     if jobs is not None and lease.job and lease.cluster and lease.cluster == jobs.cluster:
         return lease.job in jobs.ids

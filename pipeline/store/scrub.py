@@ -1,5 +1,4 @@
-"""Read releases back and compare size and sha256: slowly enough for those who work, from where the last run
-stopped.
+"""Read the files of releases and compare size and sha256, at a limited rate, from where the last run stopped.
 
 What is damaged is marked by an event, so that it no longer resolves; publishing the same content again
 repairs it.
@@ -34,7 +33,7 @@ PROGRESS = "scrub.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """A file that is not what was published, with every release that has it."""
+    """A file with other bytes than were published, and all releases that have it."""
 
     sha256: str
     what: str
@@ -43,7 +42,7 @@ class Damage:
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What was read. `skipped` files were read by a run that was cut short, or lately enough."""
+    """What was read. `skipped` files were read by an interrupted run before, or a short time ago."""
 
     checked: int = 0
     skipped: int = 0
@@ -64,11 +63,11 @@ def scrub(
     required: trust.Required | None = None,
     task: Task = NO_TASK,
 ) -> Report:
-    """Read every file that a release has, or those of `names` (image, image:version), at most that fast.
+    """Read the files of all releases, or of `names` (image, image:version).
 
-    A rate of 0 is no limit. A run over everything that was cut short is resumed; one that ended is begun
-    anew. A store that cannot be written is read all the same, and nothing is marked there. The
-    required signatures of every wanted release are verified. Raises ConfigError for a name that there is not.
+    `bytes_per_second` limits the rate; 0: no limit. An interrupted run over all releases is resumed; after a
+    complete one, the next begins again. In a store that cannot be written, nothing is marked. The required
+    signatures of every wanted release are verified. Raises ConfigError for an unknown name.
     """
     report = Report()
     wanted = [split_name(name) if ":" in name else (check_image(name), "") for name in names]

@@ -1,7 +1,7 @@
 """Read and write the JSON files of a store so that damage is noticed, in one place.
 
 The last key of a sealed file is "crc32": the CRC-32 of every byte before that key's opening quote, eight
-lower-case hex digits. It detects damage; it is no signature. Files of older versions have no such key.
+lower-case hex digits. It detects damage; it is not a signature. Files of older versions have no such key.
 
 Whatever is read from a store comes through `read_bytes` and `parse`: regular files of a bounded size, strict
 UTF-8 and JSON. What does not pass is one error, `UnreadableError`, that names the file. Standard library
@@ -55,7 +55,7 @@ def checksum(content: bytes) -> str:
 def seal(text: str) -> bytes:
     """The file for `text`, one JSON object: the same object with its checksum as last key.
 
-    A lone surrogate, which stands for a byte that was no text, becomes its escape as plain characters: UTF-8
+    A lone surrogate, which represents a byte that is not UTF-8, becomes its escape as plain characters: UTF-8
     cannot hold it, and the strict reader refuses it.
     """
     text = _SURROGATE.sub(lambda found: f"\\\\u{ord(found[0]):04x}", text)
@@ -122,7 +122,7 @@ def parse_cache(raw: bytes) -> dict[str, Any] | None:
 
 
 def check_schema(data: dict[str, Any], path: str | Path, *, newest: int) -> dict[str, Any]:
-    """`data` when this program knows its schema. Raises UnreadableError naming `path`."""
+    """`data` unchanged. Raises UnreadableError for `path` when its schema is invalid or above `newest`."""
     schema = data.get("schema", 0)
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 0:
         raise damaged(path, f"schema {schema!r}")

@@ -1,7 +1,7 @@
 """What is true of one image: its records with its events folded over them. Pure: no clock, no disk.
 
-`index` writes a state as index.json and reads it back, so that the next one who wants it reads only what came
-since.
+`index` writes a state as index.json and reads it back, so that the next reader reads only later
+events.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StoredFile:
 
 @dataclass(slots=True, kw_only=True)
 class VersionState:
-    """Where one version stands. Times are as the events wrote them; empty text is "no"."""
+    """The state of one version. Times are as in the events; an empty text means that it never happened."""
 
     created: str = ""
     platforms: dict[str, StoredFile] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class VersionState:
     hidden_at: str = ""
     pruned: bool = False
     named_until: str = ""
-    """When the last channel that named it moved on."""
+    """When the last channel that named it began to name another version."""
     reason: str = ""
 
     def state(self, platform: str | None = None) -> str:
@@ -75,8 +75,9 @@ class VersionState:
         return self.state() == "published"
 
     def unmarked(self) -> bool:
-        """Whether no event stands against it. What follows from events alone asks this: it has one answer,
-        whichever records were read before.
+        """Whether no event prunes, hides, yanks or damages it.
+
+        Unlike `resolvable`, this depends on events only, not on which records were read.
         """
         return not (self.pruned or self.hidden_at or self.yanked or self.damaged)
 
@@ -113,7 +114,7 @@ class ImageState:
         return [channel for channel, names in self.channels.items() if names and names[-1] == version]
 
     def add(self, record: Record) -> None:
-        """Take a record in."""
+        """Add a record."""
         standing = self.releases.setdefault(record.version, VersionState())
         standing.created = min(filter(None, (standing.created, record.created)))
         standing.platforms[record.platform] = StoredFile(
@@ -128,7 +129,7 @@ class ImageState:
         return sorted(self.releases.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
 
     def kinds(self) -> set[str]:
-        """The kinds of all releases whose bytes are known."""
+        """The kinds (image, data) of the releases of this image; of each platform of each version."""
         return {held.kind for one in self.releases.values() for held in one.platforms.values()}
 
     def stems(self) -> Iterator[tuple[str, str, str, StoredFile]]:
@@ -151,7 +152,7 @@ class ImageState:
                 yield version
 
     def apply(self, event: Event) -> None:
-        """Fold the next event in."""
+        """Apply the next event."""
         change = event.change
         self.events, self.newest_event = event.number, event.checksum
         standing = self.releases.setdefault(change.version, VersionState())

@@ -36,7 +36,7 @@ class Bucket(Protocol):
 
     def get(self, key: str) -> bytes | None: ...
     def put_new(self, key: str, content: bytes) -> bool:
-        """Write an object that must not be there; False when it is."""
+        """Write a new object; False, and nothing is written, when it exists already."""
 
     def size(self, key: str) -> int | None: ...
     def upload(
@@ -49,13 +49,13 @@ class Bucket(Protocol):
         pieces: Sequence[Piece] = (),
         keys: Sequence[str] = (),
     ) -> Sent:
-        """Bring a file there, with what an earlier attempt brought; raises unless its sha256 is that.
+        """Upload a file; parts that an earlier attempt has uploaded are kept. Raises when its sha256 differs.
 
-        `pieces` say what the objects under `keys` have of it, which need not be sent.
+        `pieces` say which of its bytes the objects `keys` have; those are copied there and not sent.
         """
 
     def open_from(self, key: str, offset: int, length: int | None = None) -> BinaryIO:
-        """Read an object from that byte on; no more than `length` bytes of it."""
+        """Read an object from byte `offset` on; at most `length` bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +68,10 @@ class Sent:
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """Names of the releases copied, those that were there, those that were pruned there and stay so, the
-    bytes that travelled, and those that were taken from other releases at the target.
+    """The names of the copied releases, the number that the target had, and the names of those pruned there.
 
-    `refused` has one sentence for each release that was not copied, because something of it is not a regular
-    file of the source.
+    `bytes_copied` were sent; `bytes_reused` were copied from other releases at the target. `refused` has one
+    sentence for each release that was not copied because something of it is not a regular file of the source.
     """
 
     copied: list[str] = field(default_factory=list)
@@ -139,17 +138,17 @@ class SyncSource(Protocol):
     """Where a mounted store copies from."""
 
     def check(self, record: Record) -> None:
-        """Raise NotOfTheStoreError when record or bytes are not regular files of the store."""
+        """Raise NotOfTheStoreError when the record or the .sqsh file is not a regular file of the store."""
 
     @property
     def shortest(self) -> int:
-        """Bytes that are worth an own reading: what is shorter is not looked for elsewhere."""
+        """The shortest range, in bytes, that is looked for elsewhere; shorter ones come from this source."""
 
     def open_from(self, record: Record, offset: int, length: int | None = None) -> BinaryIO:
-        """Read the bytes of a release from that one on; who gives `length` reads no more."""
+        """Open the .sqsh file of a release at `offset`. A caller that gives `length` reads no more."""
 
     def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
-        """(name, bytes) of what is attached to a release."""
+        """Each file that is attached to a release, as (name, content)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pipeline.store.sealed import UnreadableError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Bytes of one version: all that it has, and what deleting it alone would free."""
+    """Bytes of one version: `size` is all that it has, `own` what its deletion alone would free."""
 
     image: str
     version: str
@@ -33,7 +33,7 @@ class Usage:
 
 
 def usage(layout: Layout) -> Usage:
-    """What every version that still has bytes costs, in bytes."""
+    """The size on disk, in bytes, of every version that still has its file."""
     rows: list[tuple[str, str, str, dict[str, int]]] = []
     broken = []
     for image in layout.images():

@@ -1,4 +1,4 @@
-"""Whether a process still runs, by its number and its start: numbers are given again (proc(5))."""
+"""Whether a process still runs, by its pid and its start time: pids are used again (proc(5))."""
 
 from __future__ import annotations
 

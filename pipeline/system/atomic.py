@@ -76,7 +76,7 @@ def patiently(read: Callable[[], Result]) -> Result:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` outlive a power cut."""
+    """Write the names in `folder` to disk, so that they are there after a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -145,7 +145,7 @@ def _write_beside(path: Path, content: bytes, mode: int) -> Path:
 
 
 def _drop(path: Path) -> None:
-    """Remove a temporary name of ours; what cannot be removed is left for prune and hides no other error."""
+    """Remove one of our temporary names. One that cannot be removed is left for prune; no error is raised."""
     try:
         path.unlink()
     except OSError:

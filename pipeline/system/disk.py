@@ -17,12 +17,12 @@ def is_full(error: OSError) -> bool:
 
 
 def says_full(text: str) -> bool:
-    """Whether another program's words mean a disk without room."""
+    """Whether the message of another program says that the disk is full."""
     return "no space left on device" in text.lower() or "disk quota exceeded" in text.lower()
 
 
 def cannot_write(error: OSError, path: Path, *, hint: str = _LARGER) -> ToolError:
-    """What to raise for ``error``, met while ``path`` was written; ``hint`` is for a disk that is full."""
+    """The error to raise when writing ``path`` failed with ``error``; ``hint`` is for a disk that is full."""
     if is_full(error):
         return ToolError(f"no space left for {path.name} in {path.parent}", hint=hint)
     return ToolError(f"cannot write {path}: {error.strerror or os.strerror(error.errno or 0)}")
@@ -38,7 +38,7 @@ def drop_cache(descriptor: int) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file of ours. Raises ToolError where the disk does not take it."""
+    """Write one of our small files. Raises ToolError when it cannot be written."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A file's bytes through a hash, once, for all who compare files with digests."""
+"""Hash the bytes of a file: the one function for all code that compares files with digests."""
 
 from __future__ import annotations
 

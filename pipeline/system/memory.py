@@ -1,4 +1,4 @@
-"""An end for want of memory is foreseeable: a limit of the shell, of a container or of a batch job."""
+"""Errors for too little memory, which is foreseeable: a shell, a container or a batch job can limit it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several threads at one task each, of which the first failure stops all, and a signal waits for none."""
+"""Run tasks in several threads. The first failure stops all of them; a signal does not wait for any."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StoppedError(Exception):
 
 
 class CancelToken:
-    """Asked by tasks between two pieces of their work. When `outer` is set, this one counts as set too."""
+    """Asks tasks to stop; they check it between two parts of their work. It is set too when `outer` is."""
 
     def __init__(self, outer: CancelToken | None = None) -> None:
         self._event = threading.Event()
@@ -32,7 +32,7 @@ class CancelToken:
         self._event.set()
 
     def check(self) -> None:
-        """Raise StoppedError when the others want this task to end."""
+        """Raise StoppedError when this task has to stop."""
         if self._event.is_set():
             raise StoppedError
         if self._outer is not None:
@@ -107,11 +107,11 @@ class Crew:
 def run_all(
     tasks: Sequence[Callable[[CancelToken], T]], *, workers: int, cancel: CancelToken | None = None
 ) -> list[T]:
-    """Run all tasks, at most ``workers`` at once, and give back their results in order.
+    """Run all tasks, at most ``workers`` at once, and return their results in the order of the tasks.
 
-    Each gets a `CancelToken` that it has to ask now and then. The first exception of a task makes the
+    Each gets a `CancelToken` that it has to check regularly. The first exception of a task makes the
     others stop, and is raised when they have. A signal makes them stop too; see `Crew` for those that do not.
-    Whoever gave ``cancel`` can set it to end the work, which then raises StoppedError. It serves several
+    The caller can set ``cancel`` to end the work, which then raises StoppedError. It serves several
     calls, one after the other.
     """
     own = CancelToken(cancel)

@@ -35,7 +35,7 @@ log = structlog.get_logger()
 TERM_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 ORPHAN_GRACE = 1.0  # seconds for the rest of the group, and for output, once the leader has ended
 LAST_LINES = 12
-MOST_OUTPUT = 256 << 20  # bytes of stdout, and of stderr, that are kept: an image's test may print for ever
+MOST_OUTPUT = 256 << 20  # bytes of stdout, and of stderr, that are kept: a test may print without end
 _LONGEST_LINE = 2000  # characters of a line in an error
 _READ_SIZE = 1 << 16
 _TICK = 0.2
@@ -201,7 +201,7 @@ class _Conversation:
                 ready = selector.select(_TICK)
                 for key, _ in ready:
                     self._serve(key.fileobj, selector)  # type: ignore[arg-type]
-                # A daemon left behind may hold the pipes for ever: the program itself is what we wait for.
+                # A daemon that it left may keep the pipes open: we wait for the program only.
                 if ready or self._process.poll() is None:
                     silent_since = None
                 elif silent_since is None:
@@ -249,7 +249,7 @@ class _Conversation:
         if self._on_line is None:
             name = Path(str(self._process.args[0])).name  # type: ignore[index]
             raise ToolError(f"{name} was ended: it printed more than {MOST_OUTPUT >> 20} MiB")
-        del kept[: MOST_OUTPUT // 2]  # whoever takes the lines needs no more than the end of them
+        del kept[: MOST_OUTPUT // 2]  # a caller that takes the lines needs only the last ones
 
     def _line(self, pipe: IO[bytes], raw: bytes) -> None:
         line = raw.decode("utf-8", "backslashreplace")

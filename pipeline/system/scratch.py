@@ -86,9 +86,9 @@ def held_folder(parent: Path, *, hint: str) -> Iterator[Path]:
 
 
 def remove_orphans(parent: Path) -> None:
-    """Remove the scratch folders of ours in ``parent`` whose run ended without doing so.
+    """Remove our scratch folders in ``parent`` that a run left when it was killed.
 
-    A run is over when nobody holds its lock file any more. A folder without a lock file is not one of ours,
+    A run is over when nobody holds its lock file any more. A folder without a lock file is not ours,
     whatever its name. Locks may reach no further than one host on a shared file system: there only those
     of this host are looked at.
     """
@@ -172,7 +172,7 @@ def _host() -> str:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder of ours, however deep it is and whatever modes it has; never follows a link.
+    """Remove one of our folders, of any depth and with any modes; links are never followed.
 
     Folders inside are moved up before they are entered, so that neither a path nor a recursion grows with the
     depth that an image has chosen. What cannot be removed is logged, not raised, since this runs during

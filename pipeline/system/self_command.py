@@ -1,4 +1,4 @@
-"""Start this program again as a process of its own: in a Slurm step, in a namespace, for another image.
+"""Start this program again as another process: in a Slurm step, in a namespace, for another image.
 
 The one place that names the program in a string. It runs from a checkout as well as from an installed
 package, and the user's PYTHONPATH takes no part.
@@ -27,7 +27,7 @@ def module(name: str, *words: str) -> list[str]:
 
 
 def installed(*words: str) -> list[str]:
-    """The argv that people and timers write: the command `sqshpipe` beside this Python where it is there."""
+    """The argv that people and timers write: the command `sqshpipe` next to this Python when it exists."""
     command = Path(sys.executable).with_name("sqshpipe")
     return [*([str(command)] if command.is_file() else [sys.executable, "-m", "pipeline"]), *words]
 

@@ -26,7 +26,7 @@ class NotRegularError(OSError):
 
 
 def open_folder(path: str | Path, *, dir_fd: int | None = None) -> int:
-    """Open a folder that is no symlink; the caller closes the descriptor. Raises OSError."""
+    """Open a folder that is not a symlink; the caller closes the descriptor. Raises OSError."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
 
 

@@ -1,4 +1,4 @@
-"""Several questions at once, in threads that are left behind when the answer is no longer wanted."""
+"""Run calls in several threads, which are abandoned when their results are no longer wanted."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_a_pipe_in_place_of_bytes(store: Store, tmp_path: Path) -> None:
     record = store.layout.record("alpha", "v1.0", AMD64)
     record.unlink()
     record.write_bytes(b"damaged")
-    with pytest.raises(VerificationError, match="no regular file"):
+    with pytest.raises(VerificationError, match="not a regular file"):
         restore.restore(store.layout, "alpha:v1.0", AMD64)
     assert restore.bury(store.layout, "alpha:v1.0", AMD64) == record
     with pytest.raises(ConfigError, match="is sound"):

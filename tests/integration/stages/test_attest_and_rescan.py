@@ -163,7 +163,7 @@ def test_without_tools_and_registry_a_release_stands_and_says_what_is_missing(
     store, release = publish(tmp_path, {**source, "digest": str(DIGEST)})
     made = attest(release, store, client_for=lambda _: client)
     assert any("neither syft nor trivy" in one for one in made.missing)
-    assert any("is gone" in one for one in made.missing)
+    assert any("is no longer in the registry" in one for one in made.missing)
     assert made.files == (PROVENANCE,)
     made = attest(publish(tmp_path, None, "v2.0")[1], store, client_for=lambda _: client)
     assert made.signature.status == "unsigned"

@@ -253,7 +253,7 @@ ERRORS = {
     ),
     "registry without a host": (
         IMAGE + "registry: {url: team/images}\n",
-        r"registry\.url: 'team' is no host",
+        r"registry\.url: 'team' is not a host",
     ),
     "duplicate key": (
         IMAGE + "    base: other:1\n",

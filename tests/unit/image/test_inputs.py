@@ -80,7 +80,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, object], Digest, tu
     "Dockerfile": (write("Dockerfile", "FROM base\n"), {}, BASE, ("Dockerfile changed",)),
     "a file": (write("src/model.py", "x = 2\n"), {}, BASE, ("context src/model.py changed",)),
     "a new file": (write("new.py", "1"), {}, BASE, ("context new.py is new",)),
-    "a file gone": (lambda f: (f / "train.py").unlink(), {}, BASE, ("context train.py is gone",)),
+    "a file gone": (lambda f: (f / "train.py").unlink(), {}, BASE, ("context train.py was removed",)),
     "executable": (lambda f: (f / "train.py").chmod(0o755), {}, BASE, ("context train.py changed",)),
     "a link": (
         lambda f: ((f / "link").unlink(), (f / "link").symlink_to("src")),
@@ -94,7 +94,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, object], Digest, tu
         lambda _: None,
         {"build_args": {"B": "1"}},
         BASE,
-        ("argument A is gone", "argument B is new"),
+        ("argument A was removed", "argument B is new"),
     ),
     "target": (lambda _: None, {"target": "final"}, BASE, ("target None -> final",)),
     "platform": (
