@@ -345,6 +345,29 @@ def test_the_bootstrap_of_a_node_follows_nothing_planted(place: Path, name: str,
         assert (status.st_uid, status.st_mode) == (0, mode), each
 
 
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("name", ["sqshpipe", "sqshpipe/enroot", "sqshpipe/enroot/tmp"])
+def test_the_bootstrap_opens_no_folder_behind_a_planted_link(place: Path, name: str, how: str) -> None:
+    """The folder of the node's own disk is often open to every user, and the bootstrap runs again."""
+    functions = bootstrap.script(values(place)).rpartition('\nif [ "$CHECK" = 1 ] ||')[0]
+    disk = for_all(place / "scratch") / "sqshpipe"
+    planted = place / "scratch" / name
+    if planted.parent != place / "scratch":
+        for_all(planted.parent)
+    (place / "victim").chmod(0o755)
+    (place / "victim" / "enroot").mkdir()
+    attack(planted, how, place)
+    script = place / "do.sh"
+    made = f"own_folder keep {disk}\nown_folder 1777 {disk}/enroot\nown_folder 1777 {disk}/enroot/tmp\n"
+    script.write_text(f"{functions}\n{made}")
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    assert ((place / "victim" / "enroot").stat().st_mode & 0o7777) == 0o755
+    assert list((place / "victim" / "enroot").iterdir()) == []
+    for each, mode in ((disk / "enroot", 0o41777), (disk / "enroot" / "tmp", 0o41777)):
+        assert (each.lstat().st_uid, each.lstat().st_mode) == (0, mode), each
+
+
 @pytest.mark.parametrize("user", [0, SERVICE])
 def test_packs_behind_another_users_link_are_refused(place: Path, user: int) -> None:
     cache = for_all(place / "cache")
