@@ -79,12 +79,14 @@ def acquire(settings: Settings, sha256: str, job: str, user: User) -> Path:
         found = _release_of(settings, sha256)
         local = pyxis_importer.local_copy(settings, found)
         names = [str(published), *([str(Path(local).resolve())] if local else [])]
-        _check_file(settings, Path(names[-1]), found)
-        if not _may_read(published, user):
-            raise Refused(f"user {user.uid} may not read it")
-        holder = shared_mount.job_holder(job, user)
-        most = max(settings.kernel_mounts, 0)
-        mounted = shared_mount.acquire(Path(names[-1]), sha256, holder, kind="kernel", most=most)
+        there = shared_mount.mounted_file(shared_mount.node_folder() / sha256)
+        file = Path(there if there in names else names[-1])
+        with _checked(settings, file, found, whole=file != published) as opened:
+            if not _may_read(published, user):
+                raise Refused(f"user {user.uid} may not read it")
+            holder = shared_mount.job_holder(job, user)
+            most = max(settings.kernel_mounts, 0)
+            mounted = shared_mount.acquire(file, sha256, holder, kind="kernel", most=most, opened=opened)
         try:
             if shared_mount.mounted_file(mounted.folder) not in names:
                 raise ToolError(f"{sha256} is the name of another mount of this node")
@@ -156,21 +158,28 @@ def _path_of_slurmd() -> str:
     return ":".join(shim.FOLDERS)
 
 
-def _check_file(settings: Settings, file: Path, found: pyxis_importer.Found) -> None:
-    """Raise Refused, FormatError or OSError unless the kernel may read this file of a release."""
+@contextlib.contextmanager
+def _checked(settings: Settings, file: Path, found: pyxis_importer.Found, *, whole: bool) -> Iterator[int]:
+    """The file of a release, opened and checked; with `whole` all its bytes are compared.
+
+    Raises Refused, FormatError or OSError unless the kernel may read it.
+    """
     descriptor = pyxis_importer.open_file(str(file))
     try:
         owners = (*settings.trusted_uids, 0, Path(settings.store).stat().st_uid)
         if not pyxis_importer.is_safe(os.fstat(descriptor), owners):
             raise Refused("others than the owner of the store can write it")
         pyxis_importer.check(descriptor, str(file), found)
-        if settings.verify or trust.of_node() is not None:
+        if whole or settings.verify or trust.of_node() is not None:
             pyxis_importer.compare(descriptor, str(file), found, settings)
+        with SquashfsImage.open(Path(f"/proc/self/fd/{descriptor}")) as image:
+            if set(image.owners) != {0}:
+                raise Refused(
+                    "its files belong to several users, and a kernel mount cannot show them as one's"
+                )
+        yield descriptor
     finally:
         os.close(descriptor)
-    with SquashfsImage.open(file) as image:
-        if set(image.owners) != {0}:
-            raise Refused("its files belong to several users, and a kernel mount cannot show them as one's")
 
 
 def _release_of(settings: Settings, sha256: str) -> pyxis_importer.Found:

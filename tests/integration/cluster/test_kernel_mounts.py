@@ -455,6 +455,28 @@ def test_a_local_copy_is_mounted_and_stands_for_both_paths(node: JobNode, releas
     assert shared_mount.mounted_file(node.node / release.sha256) == str(release.path)
 
 
+@pytest.mark.parametrize("when", ["once", "while it is mounted"])
+def test_the_file_that_was_checked_is_mounted_whatever_has_its_name_now(
+    when: str, node: JobNode, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = small_root.image(node.folder / "other", lambda tree: (tree / "evil").touch())
+    if when == "while it is mounted":
+        job_mount.acquire(node.settings, release.sha256, "6", USER)
+    may_read = job_mount._may_read
+
+    def swap(file: Path, user: User) -> bool:
+        try:
+            return may_read(file, user)
+        finally:
+            shutil.copy(other, file.with_name("new"))
+            file.with_name("new").rename(file)
+
+    monkeypatch.setattr(job_mount, "_may_read", swap)
+    folder = job_mount.acquire(node.settings, release.sha256, "7", USER)
+    assert (folder / "secret").exists()
+    assert not (folder / "evil").exists()
+
+
 def test_where_signatures_are_required_only_signed_releases_are_mounted(
     node: JobNode, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
