@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.attest import signing
-from pipeline.errors import FormatError, ToolError
+from pipeline.errors import FormatError, ToolError, VerificationError
 from pipeline.node import enter, job_mount, shared_mount, signed
 from pipeline.node import run as running
 from pipeline.node.image_file import ImageFile
@@ -28,6 +28,7 @@ from pipeline.slurm import client
 from pipeline.store import attest, trust
 from pipeline.store.record import Release
 from pipeline.system import mount_api
+from pipeline.system.mount import Kind
 from tests.support.faults import people
 from tests.support.images import job_image, small_root
 from tests.support.images.job_image import USER, JobNode
@@ -491,6 +492,26 @@ def test_where_signatures_are_required_only_signed_releases_are_mounted(
     attest.sign(node.store.layout, release, signing.open_signer(private))
     job_mount.acquire(node.settings, release.sha256, "7", USER)
     assert len(list(marks.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["kernel", "fuse"])
+def test_where_signatures_are_required_the_file_that_was_compared_is_mounted(
+    kind: Kind, node: JobNode, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a release that resolved a moment ago, and whose file or mount is another one now."""
+    _, public = write_keys(node.folder, "ours")
+    policy = node.folder / "signatures.json"
+    file = ImageFile(path=release.path, sha256=release.sha256)
+    with running.held(file, kind=kind):
+        monkeypatch.setattr(trust, "NODE_POLICY", policy)
+        keys = signing.open_keys(public)
+        signed.install(trust.Required(keys=keys, source=policy, marks=node.folder / "marks"))
+        with running.held(file, kind=kind) as mounted:
+            assert (mounted.root / "secret").exists()
+    small_root.image(node.folder / "other", lambda tree: (tree / "evil").touch()).rename(release.path)
+    with pytest.raises(VerificationError, match="does not have the sha256"), running.held(file, kind=kind):
+        pass
+    assert node.mounts() == []
 
 
 @contextlib.contextmanager
