@@ -151,11 +151,18 @@ def _path_of_slurmd() -> str:
     """PATH as pyxis gives it to enroot: that of slurmd, which root can look up while it runs."""
     for each in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if each.name.isdigit() and (each / "comm").read_text() == "slurmd\n":
+            if each.name.isdigit() and (each / "comm").read_bytes() == b"slurmd\n" and _is_roots(each):
                 for word in (each / "environ").read_bytes().split(b"\0"):
                     if word.startswith(b"PATH="):
                         return os.fsdecode(word[5:])
     return ":".join(shim.FOLDERS)
+
+
+def _is_roots(process: Path) -> bool:
+    """Whether root has started a process, from a file of root called slurmd: others may choose its name."""
+    uids = re.search(rb"^Uid:\t0\t0\t", (process / "status").read_bytes(), re.MULTILINE)
+    program = (process / "exe").readlink()
+    return uids is not None and program.name == "slurmd" and program.stat().st_uid == 0
 
 
 @contextlib.contextmanager

@@ -514,6 +514,20 @@ def test_where_signatures_are_required_the_file_that_was_compared_is_mounted(
     assert node.mounts() == []
 
 
+@pytest.mark.parametrize("name", [b"slurmd", b"\xff\xfe"])
+def test_a_users_process_does_not_answer_for_slurmd(name: bytes, node: JobNode) -> None:
+    """What a user calls their process and puts into its PATH is not looked at as root."""
+    program = shutil.copy(b"/bin/sleep", os.fsencode(node.folder) + b"/" + name)
+    words = ["setpriv", f"--reuid={USER.uid}", f"--regid={USER.gid}", "--clear-groups", "env", "PATH=/evil"]
+    started = subprocess.Popen([*words, program, "60"])
+    try:
+        assert until(lambda: Path(f"/proc/{started.pid}/comm").read_bytes() == name + b"\n", 20)
+        assert "/evil" not in job_mount._path_of_slurmd()
+    finally:
+        started.kill()
+        started.wait()
+
+
 @contextlib.contextmanager
 def store_over_fuse(node: JobNode) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """The node's store behind a FUSE server: while that is stopped, nothing there is answered."""
