@@ -304,6 +304,13 @@ def test_no_more_files_than_may_be_and_a_second_job_of_one_is_no_second_mount(
     assert len(job_mount.acquire_all(settings, digests[3:], "9", USER)[0]) == 1
 
 
+def test_a_comment_with_thousands_of_digests_costs_no_more_than_64(node: JobNode, release: Release) -> None:
+    digests = [release.sha256, *(f"{n:064x}" for n in range(3000))]
+    folders, failed = job_mount.acquire_all(node.settings, digests, "7", USER)
+    assert (len(folders), len(failed)) == (1, job_mount.MOST_NAMED)
+    assert "names 3001 files" in failed[-1]
+
+
 def test_64_prologs_at_once_make_one_mount(node: JobNode, release: Release) -> None:
     children = []
     for job in range(64):
