@@ -71,10 +71,10 @@ def node_folder() -> Path:
         raise ToolError(
             f"{folder} belongs to somebody else", hint="set SQSHPIPE_NODE_DIR to a folder of your own"
         )
-    if status.st_mode & stat.S_IWOTH:
+    if status.st_mode & (stat.S_IWOTH | (stat.S_IWGRP if os.geteuid() == 0 else 0)):
         raise ToolError(
-            f"everybody may write to {folder}, and could plant symlinks where images are mounted",
-            hint="take that right away (chmod o-w), or set SQSHPIPE_NODE_DIR to a folder of your own",
+            f"others may write to {folder}, and could plant symlinks where images are mounted",
+            hint="take that right away (chmod go-w), or set SQSHPIPE_NODE_DIR to a folder of your own",
         )
     return folder
 

@@ -17,7 +17,9 @@ import pytest
 
 from pipeline.cluster import bootstrap
 from pipeline.convert.enroot_program import Places
+from pipeline.errors import ToolError
 from pipeline.node import file_cache, pyxis_importer, shared_mount
+from pipeline.node.install import ImporterSettings, install
 from pipeline.squashfs.cache import PackCache
 from pipeline.system import untrusted
 from tests.integration.cluster.test_bootstrap import SYSTEMS, make_root, run, values
@@ -366,6 +368,29 @@ def test_the_bootstrap_opens_no_folder_behind_a_planted_link(place: Path, name: 
     assert list((place / "victim" / "enroot").iterdir()) == []
     for each, mode in ((disk / "enroot", 0o41777), (disk / "enroot" / "tmp", 0o41777)):
         assert (each.lstat().st_uid, each.lstat().st_mode) == (0, mode), each
+
+
+@pytest.mark.parametrize("name", ["state", "state/verified", "state/imported", "state/prefetch"])
+def test_the_importer_is_not_installed_on_another_users_folder(place: Path, name: str) -> None:
+    """Who owns the folder above those of the users can put another one in the place of each."""
+    folder = for_all(place / "scratch") / name
+    if name != "state":
+        for_all(folder.parent)
+    assert as_user(ATTACKER, folder.mkdir, group=ATTACKER) == ""
+    made = ImporterSettings(store=place / "store", state=place / "scratch" / "state")
+    with pytest.raises(ToolError, match=f"it belongs to user {ATTACKER}"):
+        install(made, place / "prefix")
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+def test_root_mounts_nowhere_that_others_may_write(
+    place: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "node").mkdir()
+    (place / "node").chmod(mode)
+    monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(place / "node"))
+    with pytest.raises(ToolError, match="others may write"):
+        shared_mount.node_folder()
 
 
 @pytest.mark.parametrize("user", [0, SERVICE])
