@@ -898,6 +898,10 @@ def local_copy(settings: Settings, found: Found) -> str:
     if not settings.local or not os.path.lexists(path):
         return ""
     try:
+        folder = os.stat(settings.local)
+        is_open = folder.st_mode & 0o022 and not folder.st_mode & stat.S_ISVTX
+        if is_open or folder.st_uid not in settings.owners():
+            raise Refused(f"others may put another file in its place: {settings.local}")
         descriptor = open_file(path)
         try:
             if not is_safe(os.fstat(descriptor), settings.owners()):

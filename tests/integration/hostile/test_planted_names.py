@@ -393,6 +393,23 @@ def test_root_mounts_nowhere_that_others_may_write(
         shared_mount.node_folder()
 
 
+@pytest.mark.parametrize(("owner", "mode"), [(0, 0o777), (0, 0o775), (ATTACKER, 0o755), (ATTACKER, 0o1777)])
+def test_a_copy_of_root_in_a_folder_where_others_replace_it_is_not_used(
+    place: Path, owner: int, mode: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Between the importer's look at it and the start of the step it could become another file."""
+    store = HandmadeStore(place / "store")
+    path = store.release("demo", "v1.0", content=DATA)
+    local = for_all(place / "nvme")
+    copy = file_cache.onto_disk(path, SHA256, local, state=None).path
+    settings = pyxis_importer.Settings({"schema": 1, "store": str(store.root), "local": str(local)})
+    assert pyxis_importer.get(settings, "demo:v1.0") == str(copy), "root's, in a sticky folder of root"
+    os.chown(local, owner, owner)
+    local.chmod(mode)
+    assert pyxis_importer.get(settings, "demo:v1.0") == str(path)
+    assert "others may put another file in its place" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("user", [0, SERVICE])
 def test_packs_behind_another_users_link_are_refused(place: Path, user: int) -> None:
     cache = for_all(place / "cache")
