@@ -80,11 +80,11 @@ def acquire(settings: Settings, sha256: str, job: str, user: User) -> Path:
     Raises ToolError or FormatError, with the reason, when it is not mounted: the job then reads it through
     squashfuse.
     """
-    published = Path(f"{settings.store}/blobs/sha256/{sha256}.sqsh").resolve()
+    published = Path(f"{settings.store}/blobs/sha256").resolve() / f"{sha256}.sqsh"
     try:
         found = _release_of(settings, sha256)
         local = pyxis_importer.local_copy(settings, found)
-        names = [str(published), *([str(Path(local).resolve())] if local else [])]
+        names = [str(published), *([str(Path(settings.local).resolve() / published.name)] if local else [])]
         there = shared_mount.mounted_file(shared_mount.node_folder() / sha256)
         file = Path(there if there in names else names[-1])
         with _checked(settings, file, found, whole=file != published) as opened:

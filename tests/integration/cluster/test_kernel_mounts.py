@@ -246,6 +246,13 @@ def _full(node: JobNode, content: bytes) -> tuple[Release, dict[str, object]]:
     return node.publish("v1.0", content), {"kernel_mounts": 0}
 
 
+def _behind_a_link(node: JobNode, content: bytes) -> tuple[Release, dict[str, object]]:
+    release = node.publish("v1.0", content)
+    release.path.rename(node.folder / "elsewhere")
+    release.path.symlink_to(node.folder / "elsewhere")
+    return release, {}
+
+
 REFUSALS = {
     "made elsewhere (external)": _external,
     "never compared with its image": _unchecked,
@@ -257,6 +264,7 @@ REFUSALS = {
     "has changed its bytes": _other_bytes,
     "belong to several users": _several_owners,
     "as many as may be": _full,
+    "symbolic links": _behind_a_link,
 }
 
 
