@@ -274,11 +274,12 @@ def mount(
 
     The mount stays until every holder has called `unmount` or has ended.
     """
-    from pipeline.node import prefetch, run, shared_mount
+    from pipeline.node import prefetch, run, shared_mount, signed
 
     holder = shared_mount.job_holder(job) if job else run.holder_for_caller(holder_pid)
     found = wanted(image, store, digest)
-    shared = shared_mount.acquire(found.path, found.sha256, holder, kind=kind_of(by))
+    with signed.opened(found) as opened:
+        shared = shared_mount.acquire(found.path, found.sha256, holder, kind=kind_of(by), opened=opened)
     prefetch.begin(found, holder)
     if as_json:
         output.data_json(

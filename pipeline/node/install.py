@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -91,14 +92,14 @@ def install(settings: ImporterSettings, prefix: Path) -> Path:
     folder = prefix / "bin"
     program = folder / PROGRAM
     try:
-        with untrusted.folder_to_write(folder, make=0o755):
-            pass
-        untrusted.replace_file(folder / f"{PROGRAM}.json", settings.as_json().encode(), mode=0o644)
-        untrusted.replace_file(program, importer_source(), mode=0o755)
         _own_mode(settings.state, 0o755)  # nobody else makes or renames what lies in it
         _own_mode(settings.state / "verified", STATE_MODE)
         _own_mode(settings.state / "imported", STATE_MODE)
         _own_mode(settings.state / "prefetch", STATE_MODE)
+        with untrusted.folder_to_write(folder, make=0o755):
+            pass
+        untrusted.replace_file(folder / f"{PROGRAM}.json", settings.as_json().encode(), mode=0o644)
+        untrusted.replace_file(program, importer_source(), mode=0o755)
     except OSError as error:
         raise ToolError(f"cannot install the importer: {error}", hint="run it as root on the node") from error
     if os.geteuid() != 0:
@@ -148,7 +149,12 @@ def plugstack_line(
 
 
 def _own_mode(path: Path, mode: int) -> None:
-    """Make a folder; one that this user owns gets the mode. Another user's symlink is refused."""
+    """Make a folder; one that this user owns gets the mode. Another user's symlink or folder is refused."""
     with untrusted.folder_to_write(path, make=0o755) as opened:
-        if os.fstat(opened).st_uid == os.geteuid():
+        owner = os.fstat(opened).st_uid
+        if owner not in (0, os.geteuid()):
+            raise PermissionError(
+                errno.EPERM, f"it belongs to user {owner}, who could change what lies in it", str(path)
+            )
+        if owner == os.geteuid():
             os.fchmod(opened, mode)

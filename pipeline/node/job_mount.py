@@ -29,6 +29,7 @@ from pipeline.store.layout import Layout
 log = structlog.get_logger()
 
 EXPIRY = 600.0  # seconds after which a job is looked for that has had no epilog; less than prune's grace
+MOST_NAMED = 64  # files that the comment of one job may name: each is looked for in the whole store
 _GONE = ("damaged", "pruned")
 _CHECKED = "tree"
 _KERNEL = (6, 2)  # the first that shows a squashfs with other owners
@@ -63,8 +64,13 @@ def acquire_all(
 
     if settings.mounts == "kernel":
         expire()
-        for digest in dict.fromkeys(digests):
+        wanted = list(dict.fromkeys(digests))
+        for digest in wanted[:MOST_NAMED]:
             attempt(digest)
+        if wanted[MOST_NAMED:]:
+            failed.append(
+                f"the job names {len(wanted)} files: those after the first {MOST_NAMED} are ignored"
+            )
     return folders, failed
 
 
@@ -74,17 +80,19 @@ def acquire(settings: Settings, sha256: str, job: str, user: User) -> Path:
     Raises ToolError or FormatError, with the reason, when it is not mounted: the job then reads it through
     squashfuse.
     """
-    published = Path(f"{settings.store}/blobs/sha256/{sha256}.sqsh").resolve()
+    published = Path(f"{settings.store}/blobs/sha256").resolve() / f"{sha256}.sqsh"
     try:
         found = _release_of(settings, sha256)
         local = pyxis_importer.local_copy(settings, found)
-        names = [str(published), *([str(Path(local).resolve())] if local else [])]
-        _check_file(settings, Path(names[-1]), found)
-        if not _may_read(published, user):
-            raise Refused(f"user {user.uid} may not read it")
-        holder = shared_mount.job_holder(job, user)
-        most = max(settings.kernel_mounts, 0)
-        mounted = shared_mount.acquire(Path(names[-1]), sha256, holder, kind="kernel", most=most)
+        names = [str(published), *([str(Path(settings.local).resolve() / published.name)] if local else [])]
+        there = shared_mount.mounted_file(shared_mount.node_folder() / sha256)
+        file = Path(there if there in names else names[-1])
+        with _checked(settings, file, found, whole=file != published) as opened:
+            if not _may_read(published, user):
+                raise Refused(f"user {user.uid} may not read it")
+            holder = shared_mount.job_holder(job, user)
+            most = max(settings.kernel_mounts, 0)
+            mounted = shared_mount.acquire(file, sha256, holder, kind="kernel", most=most, opened=opened)
         try:
             if shared_mount.mounted_file(mounted.folder) not in names:
                 raise ToolError(f"{sha256} is the name of another mount of this node")
@@ -149,28 +157,42 @@ def _path_of_slurmd() -> str:
     """PATH as pyxis gives it to enroot: that of slurmd, which root can look up while it runs."""
     for each in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if each.name.isdigit() and (each / "comm").read_text() == "slurmd\n":
+            if each.name.isdigit() and (each / "comm").read_bytes() == b"slurmd\n" and _is_roots(each):
                 for word in (each / "environ").read_bytes().split(b"\0"):
                     if word.startswith(b"PATH="):
                         return os.fsdecode(word[5:])
     return ":".join(shim.FOLDERS)
 
 
-def _check_file(settings: Settings, file: Path, found: pyxis_importer.Found) -> None:
-    """Raise Refused, FormatError or OSError unless the kernel may read this file of a release."""
+def _is_roots(process: Path) -> bool:
+    """Whether root has started a process, from a file of root called slurmd: others may choose its name."""
+    uids = re.search(rb"^Uid:\t0\t0\t", (process / "status").read_bytes(), re.MULTILINE)
+    program = (process / "exe").readlink()
+    return uids is not None and program.name == "slurmd" and program.stat().st_uid == 0
+
+
+@contextlib.contextmanager
+def _checked(settings: Settings, file: Path, found: pyxis_importer.Found, *, whole: bool) -> Iterator[int]:
+    """The file of a release, opened and checked; with `whole` all its bytes are compared.
+
+    Raises Refused, FormatError or OSError unless the kernel may read it.
+    """
     descriptor = pyxis_importer.open_file(str(file))
     try:
         owners = (*settings.trusted_uids, 0, Path(settings.store).stat().st_uid)
         if not pyxis_importer.is_safe(os.fstat(descriptor), owners):
             raise Refused("others than the owner of the store can write it")
         pyxis_importer.check(descriptor, str(file), found)
-        if settings.verify or trust.of_node() is not None:
+        if whole or settings.verify or trust.of_node() is not None:
             pyxis_importer.compare(descriptor, str(file), found, settings)
+        with SquashfsImage.open(Path(f"/proc/self/fd/{descriptor}")) as image:
+            if set(image.owners) != {0}:
+                raise Refused(
+                    "its files belong to several users, and a kernel mount cannot show them as one's"
+                )
+        yield descriptor
     finally:
         os.close(descriptor)
-    with SquashfsImage.open(file) as image:
-        if set(image.owners) != {0}:
-            raise Refused("its files belong to several users, and a kernel mount cannot show them as one's")
 
 
 def _release_of(settings: Settings, sha256: str) -> pyxis_importer.Found:

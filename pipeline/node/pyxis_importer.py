@@ -898,6 +898,10 @@ def local_copy(settings: Settings, found: Found) -> str:
     if not settings.local or not os.path.lexists(path):
         return ""
     try:
+        folder = os.stat(settings.local)
+        is_open = folder.st_mode & 0o022 and not folder.st_mode & stat.S_ISVTX
+        if is_open or folder.st_uid not in settings.owners():
+            raise Refused(f"others may put another file in its place: {settings.local}")
         descriptor = open_file(path)
         try:
             if not is_safe(os.fstat(descriptor), settings.owners()):
@@ -993,7 +997,7 @@ def prefetch(settings: Settings, found: Found, path: str) -> None:
 
     try:
         in_background(f"{settings.state}/prefetch", found.sha256, step, work)
-    except OSError:
+    except (OSError, Refused):
         return
 
 
@@ -1001,34 +1005,65 @@ def in_background(folder: str, sha256: str, holder: str, work: Callable[[], obje
     """Run `work` in a child of its own session, once for a file on this node; the child's pid, or 0.
 
     Its file in `folder` (`SHA256-UID`: "PID HOLDER") is locked while the child lives, so that all know
-    whether it does, and says for ten minutes afterwards that the work has been done. Raises OSError.
+    whether it does, and says for ten minutes afterwards that the work has been done. Raises OSError, Refused.
     """
-    import fcntl
-
     own = f"{sha256}-{os.getuid()}"
     names = [each for each in list_folder(folder) if each.startswith(sha256) and each != own]
     if any(is_fresh(f"{folder}/{each}") for each in names):
         return 0
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(f"{folder}/{own}", flags, 0o600)
+    descriptor = new_lock(f"{folder}/{own}")
+    if descriptor < 0:
+        return 0
     try:
-        status = os.fstat(descriptor)
-        if not is_own(status):
-            return 0
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return 0
-        if status.st_size and time.time() - status.st_mtime < PREFETCH_AGAIN:
-            return 0
         pid = os.fork()
         if pid == 0:
             alone(descriptor, work)
-        os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{pid} {holder}".encode(), 0)
         return pid
     finally:
         os.close(descriptor)
+
+
+def new_lock(path: str) -> int:
+    """A new file of this name, locked; -1 while an earlier one is in use or says that the work has been done.
+
+    Only a file that was made here is written to: what is there may be a hard link to another file of ours.
+    """
+    import fcntl
+
+    for _ in range(4):
+        try:
+            descriptor = os.open(path, CREATE, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except FileExistsError:  # noqa: PERF203 - seldom
+            if not remove_done(path):
+                break
+    return -1
+
+
+def remove_done(path: str) -> bool:
+    """Remove the file of work that ended a while ago; False while it is in use, new or another user's."""
+    import fcntl
+
+    descriptor = -1
+    try:
+        descriptor = os.open(path, READ | os.O_NOFOLLOW)
+        status = os.fstat(descriptor)
+        # who has just made it is about to lock it
+        if not is_own(status) or time.time() - status.st_mtime < (PREFETCH_AGAIN if status.st_size else 10):
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(status, os.lstat(path)):
+            os.unlink(path)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        return True
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return True
 
 
 def is_fresh(path: str) -> bool:
@@ -1080,7 +1115,7 @@ def end_prefetch(folder: str, holder: str) -> None:
 def end_one(path: str, holder: str) -> None:
     import fcntl
 
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, READ | os.O_NOFOLLOW)
     try:
         if not is_own(os.fstat(descriptor)):
             return

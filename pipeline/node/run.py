@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import ToolError
-from pipeline.node import enter, prefetch, shared_mount
+from pipeline.node import enter, prefetch, shared_mount, signed
 from pipeline.node.image_file import ImageFile, image_file
 from pipeline.system import process, self_command
 from pipeline.system.mount import Kind
@@ -27,7 +27,8 @@ _counter = itertools.count()
 def held(image: ImageFile, *, kind: Kind | None = None) -> Iterator[shared_mount.SharedMount]:
     """The image's shared mount for as long as the block lasts; blocks of one process may overlap."""
     holder = f"{shared_mount.holder_of(os.getpid())}-{next(_counter)}"
-    mounted = shared_mount.acquire(image.path, image.sha256, holder, kind=kind)
+    with signed.opened(image) as opened:
+        mounted = shared_mount.acquire(image.path, image.sha256, holder, kind=kind, opened=opened)
     try:
         yield mounted
     finally:

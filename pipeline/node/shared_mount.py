@@ -71,10 +71,10 @@ def node_folder() -> Path:
         raise ToolError(
             f"{folder} belongs to somebody else", hint="set SQSHPIPE_NODE_DIR to a folder of your own"
         )
-    if status.st_mode & stat.S_IWOTH:
+    if status.st_mode & (stat.S_IWOTH | (stat.S_IWGRP if os.geteuid() == 0 else 0)):
         raise ToolError(
-            f"everybody may write to {folder}, and could plant symlinks where images are mounted",
-            hint="take that right away (chmod o-w), or set SQSHPIPE_NODE_DIR to a folder of your own",
+            f"others may write to {folder}, and could plant symlinks where images are mounted",
+            hint="take that right away (chmod go-w), or set SQSHPIPE_NODE_DIR to a folder of your own",
         )
     return folder
 
@@ -105,12 +105,19 @@ def job_holder(job: str, user: User | None = None) -> str:
 
 
 def acquire(
-    file: Path, sha256: str, holder: str, *, kind: mounts.Kind | None = None, most: int | None = None
+    file: Path,
+    sha256: str,
+    holder: str,
+    *,
+    kind: mounts.Kind | None = None,
+    most: int | None = None,
+    opened: int | None = None,
 ) -> SharedMount:
     """Mount a file unless this node has it mounted, and count `holder` as a user of it.
 
-    Raises ToolError when it can be mounted neither by the kernel nor by squashfuse, or would be more than
-    the `most` files that may be mounted on this node.
+    `opened` is the file as the caller has opened and checked it: no other is mounted. Raises ToolError when
+    another file is mounted under this digest, when it can be mounted neither by the kernel nor by squashfuse,
+    or would be more than the `most` files that may be mounted on this node.
     """
     ready = _made_for_us(file, sha256)
     if ready is not None:
@@ -124,7 +131,7 @@ def acquire(
         (folder / "holders").mkdir(parents=True, exist_ok=True)
         with _locked(folder) as still_there:
             if still_there:
-                return _acquire(folder, file, holder, kind)
+                return _acquire(folder, file, holder, kind, opened)
 
 
 def show_to(mounted: SharedMount, user: User, names: Sequence[str]) -> Path:
@@ -220,9 +227,9 @@ def _differs(noted: tuple[str, str]) -> bool:
         return False
 
 
-def identity(file: Path) -> str:
-    """What differs when a file was replaced or written to. Raises OSError."""
-    found = file.stat()
+def identity(file: Path | int) -> str:
+    """What differs when a file, by its path or opened, was replaced or written to. Raises OSError."""
+    found = os.fstat(file) if isinstance(file, int) else file.stat()
     return f"{found.st_dev:x}-{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
 
 
@@ -231,7 +238,9 @@ def mounted_file(folder: Path) -> str:
     return _noted(folder)[0]
 
 
-def _acquire(folder: Path, file: Path, holder: str, kind: mounts.Kind | None) -> SharedMount:
+def _acquire(
+    folder: Path, file: Path, holder: str, kind: mounts.Kind | None, opened: int | None
+) -> SharedMount:
     root = folder / "own" / "root"
     if _is_broken(root):
         mounts.unmount(root, "fuse")
@@ -246,10 +255,13 @@ def _acquire(folder: Path, file: Path, holder: str, kind: mounts.Kind | None) ->
             root.mkdir(parents=True, exist_ok=True)
             (folder / "own").chmod(0o700)
             found = file.resolve()
-            (folder / "path").write_text(f"{found}\n{identity(found)}\n")
-            used = mounts.mount(file, root, kind=kind)
+            noted = identity(found if opened is None else opened)
+            (folder / "path").write_text(f"{found}\n{noted}\n")
+            used = mounts.mount(file, root, kind=kind, opened=opened)
             (folder / "kind").write_text(used)
             log.debug("mounted", file=str(file), folder=str(root), by=used)
+        if opened is not None and _noted(folder)[1] != identity(opened):
+            raise ToolError(f"{file} is not the file that is mounted on this node under its digest")
         return _mounted(folder, root)
     except BaseException:
         (folder / "holders" / holder).unlink(missing_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from pipeline.errors import ConfigError, ToolError, VerificationError
 from pipeline.node import pyxis_importer
@@ -40,20 +42,36 @@ def check_bytes(file: ImageFile) -> None:
 
     Raises VerificationError when the file has other bytes or is not a regular file.
     """
+    with _compared(file, trust.of_node()):
+        pass
+
+
+@contextlib.contextmanager
+def opened(file: ImageFile) -> Iterator[int | None]:
+    """The file for a mount, opened and compared as by `check_bytes`; None where no signature is required."""
+    required = trust.of_node()
+    if required is None:
+        yield None
+        return
+    with _compared(file, required) as descriptor:
+        yield descriptor
+
+
+@contextlib.contextmanager
+def _compared(file: ImageFile, required: trust.Required | None) -> Iterator[int]:
     try:
         descriptor = untrusted.open_regular(file.path)
     except OSError as error:
         raise VerificationError(f"cannot read {file.path}: {error.strerror}") from error
     try:
-        required = trust.of_node()
         state, owners = str(required.state if required else trust.STATE), (0, os.geteuid())
-        if pyxis_importer.is_marked(descriptor, file.sha256, state, owners):
-            return
-        if not pyxis_importer.verify(descriptor, file.sha256, state):
+        marked = pyxis_importer.is_marked(descriptor, file.sha256, state, owners)
+        if not marked and not pyxis_importer.verify(descriptor, file.sha256, state):
             raise VerificationError(
                 f"{file.path} does not have the sha256 that was signed, {file.sha256}",
                 hint="run sqshpipe store scrub, then publish the same content again",
             )
+        yield descriptor
     finally:
         os.close(descriptor)
 

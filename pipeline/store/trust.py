@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,7 +185,11 @@ def _leave_mark(folder: Path, name: str) -> None:
 
 
 def _is_marked(folder: int, name: str) -> bool:
+    """Whether root or this user has left the mark: those of others may not count, and are replaced."""
     try:
+        mark = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if mark.st_uid not in (0, os.geteuid()) or mark.st_mode & 0o022:
+            return False
         return untrusted.read_regular(name, limit=len(name), dir_fd=folder) == name.encode()
     except OSError:
         return False

@@ -44,18 +44,21 @@ def mounted(file: Path, folder: Path, *, kind: Kind | None = None) -> Iterator[M
         unmount(folder, used)
 
 
-def mount(file: Path, folder: Path, *, kind: Kind | None = None) -> Kind:
-    """As `mounted`, but stays mounted; gives back how it was done, for `unmount`."""
+def mount(file: Path, folder: Path, *, kind: Kind | None = None, opened: int | None = None) -> Kind:
+    """As `mounted`, but stays mounted; gives back how it was done, for `unmount`.
+
+    `opened` is the file, opened by the caller: it is mounted, whatever has its name now.
+    """
     if kind == "kernel" or (kind is None and os.geteuid() == 0):
         try:
-            _kernel_mount(file, folder)
+            _kernel_mount(file, folder, opened)
         except ToolError as error:
             if kind == "kernel":
                 raise
             log.debug("the kernel would not mount it, squashfuse does", why=error.headline)
         else:
             return "kernel"
-    _fuse_mount(file, folder)
+    _fuse_mount(file if opened is None else Path(f"/proc/{os.getpid()}/fd/{opened}"), folder)
     return "fuse"
 
 
@@ -75,10 +78,10 @@ def unmount(folder: Path, kind: Kind) -> None:
         process.run([*argv, "-z", folder], timeout=60)
 
 
-def _kernel_mount(file: Path, folder: Path) -> None:
+def _kernel_mount(file: Path, folder: Path, opened: int | None) -> None:
     # nosuid and nodev as enroot mounts it: neither means anything inside a job
     try:
-        mount_api.mount_squashfs(file, folder)
+        mount_api.mount_squashfs(file, folder, opened=opened)
     except OSError as error:
         raise ToolError(f"the kernel does not mount {file}: {error.strerror}", hint=HINT) from error
 

@@ -44,13 +44,14 @@ def set_attributes(mounted: int, attributes: int, *, flags: int = 0, owners: int
     return _call(_MOUNT_SETATTR, mounted, b"", flags | _EMPTY_PATH, block, size)[1]
 
 
-def mount_squashfs(file: Path, place: Path) -> None:
+def mount_squashfs(file: Path, place: Path, *, opened: int | None = None) -> None:
     """Mount a .sqsh on a folder, read-only, nosuid and nodev, through a loop device that ends with the mount.
 
     mount(8) first looks at the file of every other loop device, and waits for one whose file system does not
-    answer; this does not. Raises OSError: Linux 5.8 and root are needed.
+    answer; this does not. `opened` is the file, opened by the caller: then its name is only shown. Raises
+    OSError: Linux 5.8 and root are needed.
     """
-    image = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    image = os.open(file, os.O_RDONLY | os.O_CLOEXEC) if opened is None else os.dup(opened)
     try:
         number, device = _loop_device(image, file)
         try:

@@ -233,6 +233,32 @@ def test_a_tool_on_shared_storage_is_linked(tmp_path: Path, there: str) -> None:
     assert not trusted or own.read_text() == "shared"
 
 
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("open_to", ["the file", "the folder", "above", "what it imports", "by mode"])
+def test_a_tool_that_others_can_change_is_not_linked(tmp_path: Path, open_to: str) -> None:
+    """Root runs it in the Prolog: owning the file alone says little."""
+    functions = bootstrap.script(values(tmp_path)).rpartition('\nif [ "$CHECK" = 1 ] ||')[0]
+    shared, own = tmp_path / "shared/tool/bin/sqshpipe", tmp_path / "prefix/bin/sqshpipe"
+    module = tmp_path / "shared/tool/lib/sqshpipe-1/pipeline/__init__.py"
+    for each in (shared, own, module):
+        each.parent.mkdir(parents=True)
+    shared.touch()
+    module.touch()
+    places = {"the file": shared, "the folder": shared.parent, "above": tmp_path / "shared"}
+    place = places.get(open_to, module)
+    if open_to == "by mode":
+        module.chmod(0o664)
+    else:
+        os.chown(place, 60011, 60011)
+    script = tmp_path / "do.sh"
+    script.write_text(f"{functions}\nPREFIX={own.parents[1]} TOOL={shared.parents[1]}\nlink_tool\n")
+    own.symlink_to(shared)  # as it was when nobody else could change it
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    assert not own.is_symlink()
+    assert f"{place} is not of root alone" in done.stderr
+
+
 @pytest.mark.needs("shellcheck")
 @pytest.mark.parametrize("credentials", ["substitution", "timer", "none"])
 @pytest.mark.parametrize("software", ["pinned", "none", "left alone"])

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.attest import signing
-from pipeline.errors import FormatError, ToolError
+from pipeline.errors import FormatError, ToolError, VerificationError
 from pipeline.node import enter, job_mount, shared_mount, signed
 from pipeline.node import run as running
 from pipeline.node.image_file import ImageFile
@@ -28,6 +28,7 @@ from pipeline.slurm import client
 from pipeline.store import attest, trust
 from pipeline.store.record import Release
 from pipeline.system import mount_api
+from pipeline.system.mount import Kind
 from tests.support.faults import people
 from tests.support.images import job_image, small_root
 from tests.support.images.job_image import USER, JobNode
@@ -245,6 +246,13 @@ def _full(node: JobNode, content: bytes) -> tuple[Release, dict[str, object]]:
     return node.publish("v1.0", content), {"kernel_mounts": 0}
 
 
+def _behind_a_link(node: JobNode, content: bytes) -> tuple[Release, dict[str, object]]:
+    release = node.publish("v1.0", content)
+    release.path.rename(node.folder / "elsewhere")
+    release.path.symlink_to(node.folder / "elsewhere")
+    return release, {}
+
+
 REFUSALS = {
     "made elsewhere (external)": _external,
     "never compared with its image": _unchecked,
@@ -256,6 +264,7 @@ REFUSALS = {
     "has changed its bytes": _other_bytes,
     "belong to several users": _several_owners,
     "as many as may be": _full,
+    "symbolic links": _behind_a_link,
 }
 
 
@@ -301,6 +310,13 @@ def test_no_more_files_than_may_be_and_a_second_job_of_one_is_no_second_mount(
     shared_mount.release_job("7")
     shared_mount.release_job("8")
     assert len(job_mount.acquire_all(settings, digests[3:], "9", USER)[0]) == 1
+
+
+def test_a_comment_with_thousands_of_digests_costs_no_more_than_64(node: JobNode, release: Release) -> None:
+    digests = [release.sha256, *(f"{n:064x}" for n in range(3000))]
+    folders, failed = job_mount.acquire_all(node.settings, digests, "7", USER)
+    assert (len(folders), len(failed)) == (1, job_mount.MOST_NAMED)
+    assert "names 3001 files" in failed[-1]
 
 
 def test_64_prologs_at_once_make_one_mount(node: JobNode, release: Release) -> None:
@@ -455,6 +471,28 @@ def test_a_local_copy_is_mounted_and_stands_for_both_paths(node: JobNode, releas
     assert shared_mount.mounted_file(node.node / release.sha256) == str(release.path)
 
 
+@pytest.mark.parametrize("when", ["once", "while it is mounted"])
+def test_the_file_that_was_checked_is_mounted_whatever_has_its_name_now(
+    when: str, node: JobNode, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = small_root.image(node.folder / "other", lambda tree: (tree / "evil").touch())
+    if when == "while it is mounted":
+        job_mount.acquire(node.settings, release.sha256, "6", USER)
+    may_read = job_mount._may_read
+
+    def swap(file: Path, user: User) -> bool:
+        try:
+            return may_read(file, user)
+        finally:
+            shutil.copy(other, file.with_name("new"))
+            file.with_name("new").rename(file)
+
+    monkeypatch.setattr(job_mount, "_may_read", swap)
+    folder = job_mount.acquire(node.settings, release.sha256, "7", USER)
+    assert (folder / "secret").exists()
+    assert not (folder / "evil").exists()
+
+
 def test_where_signatures_are_required_only_signed_releases_are_mounted(
     node: JobNode, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,6 +507,40 @@ def test_where_signatures_are_required_only_signed_releases_are_mounted(
     attest.sign(node.store.layout, release, signing.open_signer(private))
     job_mount.acquire(node.settings, release.sha256, "7", USER)
     assert len(list(marks.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["kernel", "fuse"])
+def test_where_signatures_are_required_the_file_that_was_compared_is_mounted(
+    kind: Kind, node: JobNode, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a release that resolved a moment ago, and whose file or mount is another one now."""
+    _, public = write_keys(node.folder, "ours")
+    policy = node.folder / "signatures.json"
+    file = ImageFile(path=release.path, sha256=release.sha256)
+    with running.held(file, kind=kind):
+        monkeypatch.setattr(trust, "NODE_POLICY", policy)
+        keys = signing.open_keys(public)
+        signed.install(trust.Required(keys=keys, source=policy, marks=node.folder / "marks"))
+        with running.held(file, kind=kind) as mounted:
+            assert (mounted.root / "secret").exists()
+    small_root.image(node.folder / "other", lambda tree: (tree / "evil").touch()).rename(release.path)
+    with pytest.raises(VerificationError, match="does not have the sha256"), running.held(file, kind=kind):
+        pass
+    assert node.mounts() == []
+
+
+@pytest.mark.parametrize("name", [b"slurmd", b"\xff\xfe"])
+def test_a_users_process_does_not_answer_for_slurmd(name: bytes, node: JobNode) -> None:
+    """What a user calls their process and puts into its PATH is not looked at as root."""
+    program = shutil.copy(b"/bin/sleep", os.fsencode(node.folder) + b"/" + name)
+    words = ["setpriv", f"--reuid={USER.uid}", f"--regid={USER.gid}", "--clear-groups", "env", "PATH=/evil"]
+    started = subprocess.Popen([*words, program, "60"])
+    try:
+        assert until(lambda: Path(f"/proc/{started.pid}/comm").read_bytes() == name + b"\n", 20)
+        assert "/evil" not in job_mount._path_of_slurmd()
+    finally:
+        started.kill()
+        started.wait()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,9 @@ import pytest
 
 from pipeline.cluster import bootstrap
 from pipeline.convert.enroot_program import Places
+from pipeline.errors import ToolError
 from pipeline.node import file_cache, pyxis_importer, shared_mount
+from pipeline.node.install import ImporterSettings, install
 from pipeline.squashfs.cache import PackCache
 from pipeline.system import untrusted
 from tests.integration.cluster.test_bootstrap import SYSTEMS, make_root, run, values
@@ -343,6 +345,69 @@ def test_the_bootstrap_of_a_node_follows_nothing_planted(place: Path, name: str,
     for each, mode in (("", 0o40755), ("verified", 0o41777), ("imported", 0o41777)):
         status = (above / "sqshpipe" / each).lstat()
         assert (status.st_uid, status.st_mode) == (0, mode), each
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("name", ["sqshpipe", "sqshpipe/enroot", "sqshpipe/enroot/tmp"])
+def test_the_bootstrap_opens_no_folder_behind_a_planted_link(place: Path, name: str, how: str) -> None:
+    """The folder of the node's own disk is often open to every user, and the bootstrap runs again."""
+    functions = bootstrap.script(values(place)).rpartition('\nif [ "$CHECK" = 1 ] ||')[0]
+    disk = for_all(place / "scratch") / "sqshpipe"
+    planted = place / "scratch" / name
+    if planted.parent != place / "scratch":
+        for_all(planted.parent)
+    (place / "victim").chmod(0o755)
+    (place / "victim" / "enroot").mkdir()
+    attack(planted, how, place)
+    script = place / "do.sh"
+    made = f"own_folder keep {disk}\nown_folder 1777 {disk}/enroot\nown_folder 1777 {disk}/enroot/tmp\n"
+    script.write_text(f"{functions}\n{made}")
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    assert ((place / "victim" / "enroot").stat().st_mode & 0o7777) == 0o755
+    assert list((place / "victim" / "enroot").iterdir()) == []
+    for each, mode in ((disk / "enroot", 0o41777), (disk / "enroot" / "tmp", 0o41777)):
+        assert (each.lstat().st_uid, each.lstat().st_mode) == (0, mode), each
+
+
+@pytest.mark.parametrize("name", ["state", "state/verified", "state/imported", "state/prefetch"])
+def test_the_importer_is_not_installed_on_another_users_folder(place: Path, name: str) -> None:
+    """Who owns the folder above those of the users can put another one in the place of each."""
+    folder = for_all(place / "scratch") / name
+    if name != "state":
+        for_all(folder.parent)
+    assert as_user(ATTACKER, folder.mkdir, group=ATTACKER) == ""
+    made = ImporterSettings(store=place / "store", state=place / "scratch" / "state")
+    with pytest.raises(ToolError, match=f"it belongs to user {ATTACKER}"):
+        install(made, place / "prefix")
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+def test_root_mounts_nowhere_that_others_may_write(
+    place: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "node").mkdir()
+    (place / "node").chmod(mode)
+    monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(place / "node"))
+    with pytest.raises(ToolError, match="others may write"):
+        shared_mount.node_folder()
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(0, 0o777), (0, 0o775), (ATTACKER, 0o755), (ATTACKER, 0o1777)])
+def test_a_copy_of_root_in_a_folder_where_others_replace_it_is_not_used(
+    place: Path, owner: int, mode: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Between the importer's look at it and the start of the step it could become another file."""
+    store = HandmadeStore(place / "store")
+    path = store.release("demo", "v1.0", content=DATA)
+    local = for_all(place / "nvme")
+    copy = file_cache.onto_disk(path, SHA256, local, state=None).path
+    settings = pyxis_importer.Settings({"schema": 1, "store": str(store.root), "local": str(local)})
+    assert pyxis_importer.get(settings, "demo:v1.0") == str(copy), "root's, in a sticky folder of root"
+    os.chown(local, owner, owner)
+    local.chmod(mode)
+    assert pyxis_importer.get(settings, "demo:v1.0") == str(path)
+    assert "others may put another file in its place" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("user", [0, SERVICE])

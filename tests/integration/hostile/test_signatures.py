@@ -288,6 +288,22 @@ def test_a_mark_that_others_can_write(site: Site) -> None:
         site.get(SIGNED)
 
 
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    "change", [lambda path: os.chown(path, 60011, 60011), lambda path: path.chmod(0o666)]
+)
+def test_a_mark_that_does_not_count_is_made_anew_by_who_verifies(
+    site: Site, change: Callable[[Path], None]
+) -> None:
+    run("resolve", SIGNED, "--store", site.store.root)
+    (mark,) = site.marks.iterdir()
+    change(mark)
+    with pytest.raises(importer.Refused, match="root runs `sqshpipe resolve"):
+        site.get(SIGNED)
+    run("resolve", SIGNED, "--store", site.store.root)
+    assert site.get(SIGNED)
+
+
 def test_a_mark_of_another_release_under_this_name(site: Site) -> None:
     release = site.store.resolve(SIGNED, HOST)
     (mark,) = site.marks.iterdir()

@@ -247,6 +247,53 @@ def test_a_planted_file_is_left_alone(state: Path, tmp_path: Path) -> None:
     importer.end_prefetch(str(folder), "x")
 
 
+def test_a_link_that_goes_while_it_is_looked_at_costs_no_other_file(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the name and counting its links another user takes the planted one away."""
+    planted, precious = state / "prefetch" / f"{'a' * 64}-{os.getuid()}", tmp_path / "precious"
+    precious.write_text("kept")
+    precious.chmod(0o600)
+    os.utime(precious, (0, 0))
+    planted.hardlink_to(precious)
+    fstat = os.fstat
+
+    def slow(descriptor: int) -> os.stat_result:
+        planted.unlink(missing_ok=True)
+        return fstat(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", slow)
+        pid = importer.in_background(str(state / "prefetch"), "a" * 64, "job-1", lambda: None)
+    if pid:
+        os.waitpid(pid, 0)
+    assert precious.read_text() == "kept"
+
+
+def test_work_that_ended_long_ago_is_done_again_and_once(state: Path) -> None:
+    folder, sha256 = state / "prefetch", "a" * 64
+    mark = folder / f"{sha256}-{os.getuid()}"
+    mark.write_text("1 job-1")
+    mark.chmod(0o600)
+    assert importer.in_background(str(folder), sha256, "job-2", lambda: None) == 0
+    os.utime(mark, (0, time.time() - importer.PREFETCH_AGAIN - 1))
+    pid = importer.in_background(str(folder), sha256, "job-2", lambda: None)
+    assert mark.read_text() == f"{pid} job-2"
+    assert importer.in_background(str(folder), sha256, "job-3", lambda: None) == 0
+    os.waitpid(pid, 0)
+
+
+def test_a_folder_that_cannot_be_listed_stops_no_job(
+    store: HandmadeStore, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: str) -> list[str]:
+        raise importer.Refused(f"cannot list {path}: Permission denied")
+
+    write_profile(store)
+    monkeypatch.setattr(importer, "list_folder", closed)
+    assert importer.get(settings(store, state=str(state)), "docker://demo").endswith(".sqsh")
+
+
 @pytest.mark.parametrize("profile", ["sound", "another file", "a million"])
 def test_the_installed_program(store: HandmadeStore, tmp_path: Path, profile: str) -> None:
     """`get` answers at once with its pipe closed, the same path with any profile; nothing is left."""
