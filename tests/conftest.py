@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+import structlog
 
 from demo.engine import PrivateEngine
 from pipeline.errors import ToolError
@@ -86,3 +87,11 @@ def base(engine: PrivateEngine, registry: PrivateRegistry) -> Reference:
     with Engine.connect(engine.host) as connected:
         push_base(connected, reference, Credentials(username=registry.username, password=registry.password))
     return reference
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A verb that ran in this process has set structlog up, perhaps for -q: the next test begins without."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
