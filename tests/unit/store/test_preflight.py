@@ -83,6 +83,8 @@ def test_what_examination_finds(tmp_path: Path) -> None:
     ("file", "name"),
     [
         ("nvidia+pytorch+24.01-py3.sqsh", ("nvidia-pytorch", "24.01-py3")),
+        ("ubuntu+22.04.sqsh", ("ubuntu", "22.04")),
+        ("team+app-v2.1.sqsh", ("team-app", "v2.1")),
         ("megatron-training_v1.0.sqsh", ("megatron-training", "v1.0")),
         ("Demo-1.2-cuda.squashfs", ("demo", "1.2-cuda")),
         ("demo-v1.sqsh", ("demo", "v1")),
@@ -92,7 +94,10 @@ def test_names_of_hand_made_files(file: str, name: tuple[str, str]) -> None:
     assert guess_name(Path("/data") / file) == name
 
 
-@pytest.mark.parametrize("file", ["training.sqsh", "+v1.sqsh", "image_.sqsh"])
+UNSAID = ["training.sqsh", "+v1.sqsh", "image_.sqsh", "library+ubuntu.sqsh", "nvidia+pytorch.sqsh", "a+b+c.sqsh"]
+
+
+@pytest.mark.parametrize("file", UNSAID)
 def test_names_that_do_not_say(file: str) -> None:
     with pytest.raises(ConfigError, match="does not say"):
         guess_name(Path(file))
