@@ -290,6 +290,7 @@ def _step(stack: list[int], name: str, make: int | None) -> tuple[str | None, in
             raise
         with suppress(FileExistsError):
             os.mkdir(name, make, dir_fd=stack[-1])
+            _set_mode(name, make, stack[-1])
         found = os.open(name, flags, dir_fd=stack[-1])
     status = os.fstat(found)
     if not stat.S_ISLNK(status.st_mode):
@@ -299,6 +300,16 @@ def _step(stack: list[int], name: str, make: int | None) -> tuple[str | None, in
         return os.readlink("", dir_fd=found), status.st_uid
     finally:
         os.close(found)
+
+
+def _set_mode(name: str, mode: int, parent: int) -> None:
+    """Give a folder that was just made its mode: mkdir(2) takes away what the umask says."""
+    made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if os.fstat(made).st_uid == os.geteuid():  # it is still ours
+            os.fchmod(made, mode)
+    finally:
+        os.close(made)
 
 
 def _read(descriptor: int, name: str, limit: int) -> bytes:
