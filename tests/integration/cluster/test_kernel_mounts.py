@@ -87,7 +87,7 @@ cell "new folder" sh -c 'mkdir /data/folder && echo x > /data/folder/x && cat /d
 cell dpkg sh -c 'dpkg --force-bad-path -i /small.deb > /dev/null && cat /opt/installed'
 """
 
-# With enroot 4.1.2, fuse-overlayfs and squashfuse this hangs while the real squashfuse serves. By the kernel's
+# With enroot 4.1.2 and fuse-overlayfs this hangs while the real squashfuse serves. By the kernel's
 # stacks, enroot-switchroot's pivot_root gives both servers their own file system as root.
 CREATE_AT_TOP = """\
 cell "create in /" sh -c 'echo new > /new && cat /new'
