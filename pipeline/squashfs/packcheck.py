@@ -12,7 +12,6 @@ from pipeline.squashfs.packindex import PackIndex
 from pipeline.squashfs.readback import Blocks, Job, Tails, expand_all
 from pipeline.squashfs.reread import reread
 from pipeline.squashfs.superblock import Compressor
-from pipeline.system.disk import drop_cache
 from pipeline.system.parallel import CancelToken
 
 
@@ -24,7 +23,6 @@ def check_data(
     The checksums in `index` are those of the layer, taken when it was read. FormatError where anything
     differs; StoppedError when `cancel` is set. Raises OSError.
     """
-    drop_cache(descriptor)
     if reread(descriptor, index.data_size, index.pieces(), on_bytes=lambda _: cancel.check()):
         raise FormatError(f"{name} has other bytes than were written")
     found: dict[int, int] = {}

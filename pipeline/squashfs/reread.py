@@ -1,8 +1,9 @@
-"""Reading a file once, in order, with several threads: hashed, and its blocks compared with checksums."""
+"""Reading a file once from the disk, in order, with several threads: hashed, its blocks compared."""
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from typing import Protocol
 
 from isal import isal_zlib
 
+from pipeline.system.disk import reopened_direct
 from pipeline.system.parallel import Crew
 
 Block = tuple[int, int, int]  # position, length in bytes, crc32
@@ -32,14 +34,17 @@ def reread(
     hasher: Hasher | None = None,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> list[Block]:
-    """Read a file from position 0 to `end`. `hasher` gets all bytes; `on_bytes` may raise: the work ends.
+    """Read a file from the disk, position 0 to `end`. `hasher` gets all bytes; `on_bytes` may end the work.
+
+    The page cache is not asked: a read through it costs more time here than all checks, and evicts what the
+    next step needs.
 
     `blocks` are in the order of the file, do not overlap and have at most 1 MiB each; those with another
     crc32 are returned. Raises OSError, also when the file is shorter.
     """
     wrong: list[Block] = []
-    free = deque(bytearray(_CHUNK) for _ in range(_AHEAD))
-    under_way: deque[tuple[bytearray, Future[tuple[memoryview, list[Block]]]]] = deque()
+    free = deque(mmap.mmap(-1, _CHUNK + 2 * mmap.PAGESIZE) for _ in range(_AHEAD))
+    under_way: deque[tuple[mmap.mmap, Future[tuple[memoryview, list[Block]]]]] = deque()
 
     def take_oldest() -> None:
         buffer, future = under_way.popleft()
@@ -50,12 +55,12 @@ def reread(
         on_bytes(len(data))
         free.append(buffer)
 
-    with Crew(_READERS, name="reread") as crew:
+    with reopened_direct(descriptor) as disk, Crew(_READERS, name="reread") as crew:
         for chunk in _chunks(blocks, end):
             if not free:
                 take_oldest()
             buffer = free.popleft()
-            under_way.append((buffer, crew.submit(_read, descriptor, buffer, chunk)))
+            under_way.append((buffer, crew.submit(_read, disk, buffer, chunk)))
         while under_way:
             take_oldest()
     return wrong
@@ -81,15 +86,17 @@ def _cut(start: int, end: int, inside: list[Block]) -> Iterator[_Chunk]:
         start, inside = stop, []
 
 
-def _read(descriptor: int, buffer: bytearray, chunk: _Chunk) -> tuple[memoryview, list[Block]]:
+def _read(descriptor: int, buffer: mmap.mmap, chunk: _Chunk) -> tuple[memoryview, list[Block]]:
     start, end, blocks = chunk
-    data = memoryview(buffer)[: end - start]
+    first = start - start % mmap.PAGESIZE
+    space = memoryview(buffer)[: -(-(end - first) // mmap.PAGESIZE) * mmap.PAGESIZE]
     done = 0
-    while done < len(data):
-        count = os.preadv(descriptor, [data[done:]], start + done)
+    while first + done < end:
+        count = os.preadv(descriptor, [space[done:]], first + done)
         if not count:
-            raise OSError(errno.EIO, f"the file ends at {start + done}, before {end}")
+            raise OSError(errno.EIO, f"the file ends at {first + done}, before {end}")
         done += count
+    data = space[start - first : end - first]
     crc32 = isal_zlib.crc32
     wrong = [
         block for block in blocks if crc32(data[block[0] - start : block[0] - start + block[1]]) != block[2]

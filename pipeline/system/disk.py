@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import ToolError
@@ -35,6 +38,42 @@ def drop_cache(descriptor: int) -> None:
     """
     os.fdatasync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def reopened_direct(descriptor: int) -> Iterator[int]:
+    """An open file once more, for reads that pass the page cache by and leave it as it is (O_DIRECT).
+
+    Position, length and memory of each read are multiples of ``mmap.PAGESIZE``. The file is written to the
+    disk first. Where the file system has no such reads, the descriptor is the one given and the page cache
+    has forgotten the file. Raises OSError.
+    """
+    os.fdatasync(descriptor)
+    try:
+        direct = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        direct = -1
+    try:
+        if direct >= 0 and _reads(direct):
+            yield direct
+        else:
+            drop_cache(descriptor)
+            yield descriptor
+    finally:
+        if direct >= 0:
+            os.close(direct)
+
+
+def _reads(descriptor: int) -> bool:
+    """Some file systems open a file with O_DIRECT and refuse each read."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        try:
+            os.preadv(descriptor, [page], 0)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                return False
+            raise
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
