@@ -84,14 +84,6 @@ def jobs() -> tuple[Job, ...]:
     return tuple(map(_job, lines))
 
 
-def jobs_using() -> frozenset[str]:
-    """The digests (sha256, hex) that comments of pending, running and ending jobs name.
-
-    Raises ToolError when Slurm does not answer.
-    """
-    return frozenset(digest for job in jobs() for digest in job.digests)
-
-
 def job_exists(job: str) -> bool:
     """Whether a job (``123`` or ``123_4``) is pending, running or ending.
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.node import pyxis_importer
-from pipeline.slurm import client as edge
 from pipeline.store.store import Store
 from tests import conftest
-from tests.support.servers.slurm import Slurm
+from tests.support.servers.slurm import Slurm, digests_in_use
 
 FILES = 300
 
@@ -159,7 +158,7 @@ def test_the_tasks_of_a_job_see_it_and_prune_knows(data: Store, slurm: Slurm, tm
     words = ["job", "script", "demo", "--data", "wikitext2=/data", "--runtime", "run", "-N", "2"]
     job = sqshpipe(*words, f"--sbatch=--output={out}", "--submit", "--", "python3", "-c", ask).strip()
     digests = {data.resolve(name).sha256 for name in ("demo", "wikitext2")}
-    assert digests <= edge.jobs_using()
+    assert digests <= digests_in_use()
     assert slurm.wait_job(job, timeout=120) == "COMPLETED", out.read_text()
     seen = [json.loads(line) for line in out.read_text().splitlines() if line.startswith("[")]
     assert {count for count, _, _ in seen} == {FILES}

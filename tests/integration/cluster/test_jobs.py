@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.slurm import client as edge
 from pipeline.store.store import Store
-from tests.support.servers.slurm import Slurm
+from tests.support.servers.slurm import Slurm, digests_in_use
 
 NODES, TASKS = 2, 8
 
@@ -47,7 +46,7 @@ def test_ranks_of_two_nodes_read_one_published_file(published: Store, slurm: Slu
     words = ["job", "script", "demo:latest", "--runtime", "run", "-N", str(NODES), f"--sbatch=--output={out}"]
     job = sqshpipe(*words, "--submit", "--", "python3", "-c", ask).strip()
     digest = published.resolve("demo").sha256
-    assert digest in edge.jobs_using()
+    assert digest in digests_in_use()
     assert slurm.wait_job(job, timeout=120) == "COMPLETED", out.read_text()
     ranks = [json.loads(line) for line in out.read_text().splitlines() if line.startswith("[")]
     assert sorted(int(rank) for rank, *_ in ranks) == list(range(NODES * TASKS))
@@ -57,7 +56,7 @@ def test_ranks_of_two_nodes_read_one_published_file(published: Store, slurm: Slu
         assert sorted(int(rank[1]) for rank in of_node) == list(range(TASKS))
         assert len({rank[4] for rank in of_node}) == 1, "every task of a node reads one device"
     deadline = time.monotonic() + 10
-    while digest in edge.jobs_using() and time.monotonic() < deadline:
+    while digest in digests_in_use() and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert digest not in edge.jobs_using()
+    assert digest not in digests_in_use()
     assert str(tmp_path / "node") not in Path("/proc/self/mounts").read_text()

@@ -8,26 +8,26 @@ import pytest
 
 from pipeline.errors import ToolError
 from pipeline.slurm import client as edge
-from tests.support.servers.slurm import Slurm
+from tests.support.servers.slurm import Slurm, digests_in_use
 
 DIGEST = "ab" * 32
 OTHER = "cd" * 32
 
 
-def test_jobs_using_names_the_digests_of_pending_and_running_jobs(slurm: Slurm) -> None:
+def test_jobs_name_the_digests_of_pending_and_running_jobs(slurm: Slurm) -> None:
     running = slurm.run(["sbatch", "--parsable", "--comment", f"sqshpipe:{DIGEST}", "--wrap", "sleep 600"])
     held = slurm.run(
         ["sbatch", "--parsable", "-H", "--comment", f"x sqshpipe:sha256:{OTHER} y|z", "--wrap", "true"]
     )
     ids = [running.stdout.strip(), held.stdout.strip()]
     try:
-        assert {DIGEST, OTHER} <= edge.jobs_using()
+        assert {DIGEST, OTHER} <= digests_in_use()
         assert all(edge.job_exists(job) for job in ids)
     finally:
         slurm.run(["scancel", *ids])
     for job in ids:
         slurm.wait_job(job)
-    assert not {DIGEST, OTHER} & edge.jobs_using()
+    assert not {DIGEST, OTHER} & digests_in_use()
     assert not any(edge.job_exists(job) for job in ids)
     assert not edge.job_exists("999999")
 
@@ -39,7 +39,7 @@ def test_a_users_own_squeue_defaults_do_not_hide_jobs(slurm: Slurm, monkeypatch:
     try:
         monkeypatch.setenv("SQUEUE_STATES", "COMPLETED")
         monkeypatch.setenv("SQUEUE_USERS", "nobody")
-        assert DIGEST in edge.jobs_using()
+        assert DIGEST in digests_in_use()
     finally:
         slurm.run(["scancel", job])
 
@@ -56,7 +56,7 @@ def test_an_unreachable_slurm_is_an_error_and_not_an_empty_answer(
     monkeypatch.setenv("SLURM_CONF", str(conf))
     monkeypatch.setattr(edge, "ASK_SECONDS", 8.0)
     with pytest.raises(ToolError):
-        edge.jobs_using()
+        digests_in_use()
     with pytest.raises(ToolError):
         edge.job_exists("1")
 

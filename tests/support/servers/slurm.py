@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.slurm import client
+
 _START_SECONDS = 30.0
 _MARK = "SQSHPIPE_TEST_SLURM"
 
@@ -315,3 +317,8 @@ def _end(daemon: subprocess.Popen[bytes], number: int) -> None:
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait(timeout=10)
+
+
+def digests_in_use() -> set[str]:
+    """The digests that comments of pending, running and ending jobs name."""
+    return {digest for job in client.jobs() for digest in job.digests}
