@@ -6,6 +6,7 @@ before anything is written.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -14,6 +15,7 @@ from typing import Literal
 
 from pipeline.bases import clients as bases
 from pipeline.config.lock import Lock, render_lock
+from pipeline.config.names import Version, check_version
 from pipeline.config.reading import load
 from pipeline.config.tag_pattern import Pattern
 from pipeline.config.types import Config, ImageSpec
@@ -181,14 +183,14 @@ def pull_request(found: RefreshResult) -> tuple[str, str]:
     return title, "\n".join(lines) + "\n"
 
 
-def next_version(spec: ImageSpec, taken: Callable[[str], bool], *, now: datetime | None = None) -> str:
+def next_version(
+    spec: ImageSpec, taken: Callable[[Version], bool], *, now: datetime | None = None
+) -> Version:
     """The base's tag, the date and the first counter that is free: ``24.01-py3-20260131.1``."""
     day = (now or datetime.now(timezone.utc)).strftime("%Y%m%d")
     stem = f"{(spec.base.tag or 'base')[:100]}-{day}"
-    counter = 1
-    while taken(f"{stem}.{counter}"):
-        counter += 1
-    return f"{stem}.{counter}"
+    versions = (check_version(f"{stem}.{counter}") for counter in itertools.count(1))
+    return next(version for version in versions if not taken(version))
 
 
 def _policy(spec: ImageSpec) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from pipeline.config.names import Version
 from pipeline.config.types import Config, ImageSpec, SlurmSettings
 from pipeline.errors import ConfigError, SqshpipeError
 from pipeline.system import process, self_command
@@ -38,7 +39,7 @@ class Task:
     """
 
     image: str
-    version: str
+    version: Version
     argv: tuple[str, ...]
     folder: Path
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
@@ -74,7 +75,7 @@ class Executor(Protocol):
 
 
 def tasks_for(
-    config: Config, specs: Iterable[ImageSpec], version_of: Callable[[ImageSpec], str]
+    config: Config, specs: Iterable[ImageSpec], version_of: Callable[[ImageSpec], Version]
 ) -> tuple[Task, ...]:
     """One task for each image, with this Python interpreter and the present overrides."""
     return tuple(
@@ -90,7 +91,7 @@ def tasks_for(
     )
 
 
-def _argv(config: Config, image: str, version: str) -> tuple[str, ...]:
+def _argv(config: Config, image: str, version: Version) -> tuple[str, ...]:
     words = ["release", image, "--tag", version, "--json"]
     words += ["--no-notify"]  # the caller notifies people, also about tasks that were lost
     words += ["--config", str(config.path.absolute()), "--store", str(config.store.root)]

@@ -51,10 +51,13 @@ def release_all(
     Ends with the first failure's exit code, after all have been tried.
     """
     from pipeline.batch import local as batch
+    from pipeline.config.names import check_version
     from pipeline.config.reading import load
 
     settings = load(config, store=store, registry=registry)
-    tasks = batch.tasks_for(settings, settings.select(names), lambda _: tag)
+    specs = settings.select(names)
+    version = check_version(tag, channels=[channel for spec in specs for channel in spec.channels])
+    tasks = batch.tasks_for(settings, specs, lambda _: version)
     outcomes = follow(settings, tasks, executor_for(settings, executor, jobs, shared))
     if as_json:
         output.data_json([outcome_json(outcome) for outcome in outcomes])

@@ -152,11 +152,10 @@ def _made(settings: Config, specs: tuple[ImageSpec, ...], tag: str | None) -> Pl
     from pipeline.plan import changes as planning
     from pipeline.plan import observe
 
-    for spec in specs:
-        if tag is not None:
-            check_version(tag, channels=spec.channels)
+    channels = [channel for spec in specs for channel in spec.channels]
+    version = None if tag is None else check_version(tag, channels=channels)
     with bases.Clients(settings) as clients:
-        seen = observe.observe(settings, specs, read_lock(settings.lock_path), clients, version=tag)
+        seen = observe.observe(settings, specs, read_lock(settings.lock_path), clients, version=version)
     return planning.plan(seen)
 
 

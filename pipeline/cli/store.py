@@ -27,6 +27,7 @@ from pipeline.errors import (
 from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
+    from pipeline.config.names import Version
     from pipeline.store.sync_source import Report
 
 store = Verbs("The shared folder: make it, care for it, copy it.")
@@ -134,7 +135,9 @@ def import_files(
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
-def _named(files: list[Path], name: str | None) -> tuple[list[tuple[Path, str, str]], list[SqshpipeError]]:
+def _named(
+    files: list[Path], name: str | None
+) -> tuple[list[tuple[Path, str, Version]], list[SqshpipeError]]:
     """(file, image, version) of each, and an error for each file that cannot be taken."""
     from pipeline.config.names import check_version, split_name
     from pipeline.convert.data import is_data
@@ -147,9 +150,9 @@ def _named(files: list[Path], name: str | None) -> tuple[list[tuple[Path, str, s
             )
         if ":" not in name:
             raise ConfigError(f"{name!r} names no version", hint=f"write --as {name}:v1.0")
-        image, version = split_name(name)
-        check_version(version)
-    named: list[tuple[Path, str, str]] = []
+        image, text = split_name(name)
+        version = check_version(text)
+    named: list[tuple[Path, str, Version]] = []
     refused: list[SqshpipeError] = []
 
     def look(file: Path) -> None:

@@ -17,6 +17,7 @@ from typing import IO
 import structlog
 
 from pipeline.config import folders
+from pipeline.config.names import Version
 from pipeline.config.types import ImageSpec
 from pipeline.docker import buildkit
 from pipeline.docker.config import docker_config
@@ -66,7 +67,7 @@ def build(
     base: BaseImage,
     *,
     key: str,
-    version: str,
+    version: Version,
     revision: str | None,
     engine: Engine,
     fresh: bool = False,
@@ -174,7 +175,7 @@ def _order(
     key: str,
     copy: _Copy,
     *,
-    version: str,
+    version: Version,
     revision: str | None,
     engine: Engine,
     fresh: bool,
@@ -214,7 +215,7 @@ def _order(
     )
 
 
-def labels(spec: ImageSpec, base: BaseImage, *, version: str, revision: str | None) -> dict[str, str]:
+def labels(spec: ImageSpec, base: BaseImage, *, version: Version, revision: str | None) -> dict[str, str]:
     """The labels of OCI image-spec, annotations.md. SOURCE_DATE_EPOCH, in seconds, replaces the present time.
 
     Raises ConfigError when that is set to something else.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from pipeline.authn import place_of
+from pipeline.config.names import Version
 from pipeline.docker.engine import Engine
 from pipeline.docker.events import Denied
 from pipeline.errors import RegistryError, SqshpipeError, ToolError
@@ -135,7 +136,7 @@ def _send(target: Reference, engine: Engine, credentials: CredentialsProvider, t
         return engine.push(target, fresh, task)
 
 
-def tag_version(pushed: PushedImage, version: str, client: RegistryClient) -> None:
+def tag_version(pushed: PushedImage, version: Version, client: RegistryClient) -> None:
     """Put the image's manifest under the version's tag; nothing is done when it has that tag already.
 
     Raises RegistryError when the tag stands for another image.

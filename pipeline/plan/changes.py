@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.config.names import Version
 from pipeline.config.types import ImageSpec
 from pipeline.image.inputs import BuildInputs
 from pipeline.oci.digest import Digest
@@ -34,7 +35,7 @@ class Observation:
     """
 
     spec: ImageSpec
-    version: str | None = None
+    version: Version | None = None
     base: Digest | None = None
     base_problem: str = ""
     locked: bool = False
@@ -67,7 +68,7 @@ class ImagePlan:
     """
 
     image: str
-    version: str | None
+    version: Version | None
     steps: tuple[Step, ...]
     changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

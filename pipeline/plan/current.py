@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from pipeline.config.names import Version
 from pipeline.config.types import ConvertOptions, ImageSpec
 from pipeline.errors import FormatError, PublishError
 from pipeline.image import inputs as build_inputs
@@ -25,7 +26,7 @@ _OPTIONS = ("compressor", "zstd_level", "block_size", "keep_owners", "keep_xattr
 class ReleaseFacts:
     """What the record of a release says about how it was made; ``size`` in bytes."""
 
-    version: str
+    version: Version
     state: str
     source: Digest | None
     base: Digest | None
@@ -41,7 +42,7 @@ class ReleaseFacts:
     def of(cls, release: Release) -> ReleaseFacts:
         converter: Mapping[str, Any] = release.converter or {}
         return cls(
-            version=release.version,
+            version=Version(release.version),
             state=release.state,
             source=_digest(release.source),
             base=_digest(release.base),
@@ -99,7 +100,7 @@ def option_changes(facts: ReleaseFacts, options: ConvertOptions) -> tuple[str, .
 
 
 def published(
-    spec: ImageSpec, version: str, base: Digest, inputs: BuildInputs | None, store: Store
+    spec: ImageSpec, version: Version, base: Digest, inputs: BuildInputs | None, store: Store
 ) -> Release | None:
     """The release of these sources as `version`, if it is there.
 
@@ -125,7 +126,7 @@ def published(
     return there if there.state == "published" else None
 
 
-def _next_version(spec: ImageSpec, version: str, store: Store) -> str:
+def _next_version(spec: ImageSpec, version: Version, store: Store) -> str:
     """``, as in --tag v1.3`` where the last number of `version` can be counted on; else nothing."""
     numbered = re.fullmatch(r"(.*?)(\d{1,9})", version)
     if numbered is None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 
 from pipeline.config.lock import Lock
+from pipeline.config.names import Version
 from pipeline.config.types import Config, ImageSpec
 from pipeline.errors import RegistryError, SqshpipeError
 from pipeline.image import inputs
@@ -37,7 +38,7 @@ def observe(
     lock: Lock,
     client_for: ClientFor,
     *,
-    version: str | None = None,
+    version: Version | None = None,
     now: datetime | None = None,
 ) -> tuple[Observation, ...]:
     """One observation for each image, in the order of ``specs``.
@@ -74,7 +75,7 @@ def _observe(
     pinned: _Pinned,
     client_for: ClientFor,
     sources: LayerSources,
-    version: str | None,
+    version: Version | None,
     now: datetime,
 ) -> Observation:
     store = Store(config.store.root)

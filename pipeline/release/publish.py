@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.names import DEFAULT_CHANNEL, DEFAULT_PLATFORM
+from pipeline.config.names import DEFAULT_CHANNEL, DEFAULT_PLATFORM, Version
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import SquashfsFile
 from pipeline.convert.data import convert_data, is_data
@@ -40,7 +40,7 @@ def publish(
     *,
     store: Store,
     image: str,
-    version: str,
+    version: Version,
     source: PushedImage | None = None,
     scan: Mapping[str, Any],
     provenance: Mapping[str, Any] | None = None,
@@ -86,7 +86,7 @@ def publish_again(
     *,
     store: Store,
     image: str,
-    version: str,
+    version: Version,
     source: PushedImage,
     scan: Mapping[str, Any],
     provenance: Mapping[str, Any],
@@ -135,7 +135,7 @@ def publish_file(
     *,
     store: Store,
     image: str,
-    version: str,
+    version: Version,
     platform: str = DEFAULT_PLATFORM,
     data: bool = False,
     allow_external: bool = False,
@@ -169,7 +169,7 @@ def publish_external(
     *,
     store: Store,
     image: str,
-    version: str,
+    version: Version,
     platform: str = DEFAULT_PLATFORM,
     kind: str = IMAGE,
     allow_external: bool = False,
@@ -223,7 +223,7 @@ def publish_data(
     *,
     store: Store,
     image: str,
-    version: str,
+    version: Version,
     images: bool = False,
     task: Task = NO_TASK,
 ) -> Release:

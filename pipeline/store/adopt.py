@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.config.names import check_image, check_version
+from pipeline.config.names import Version, check_image, check_version
 from pipeline.errors import ConfigError, SqshpipeError
 
 _PARTS = re.compile(r"(?P<image>.+?)[-_@](?P<version>v?[0-9].*)")
 _ENROOT = re.compile(r"(?P<image>.+)\+(?P<version>v?[0-9][^+]*)")  # as `enroot import` names its files
 
 
-def guess_name(file: Path) -> tuple[str, str]:
+def guess_name(file: Path) -> tuple[str, Version]:
     """(image, version) of names such as nvidia+pytorch+24.01-py3.sqsh and megatron-training_v1.0.sqsh.
 
     A version begins with a digit, or with v and a digit: library+ubuntu.sqsh is an image without one. Raises

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from pipeline.config.names import check_version
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import convert
 from pipeline.convert.verify import verify
@@ -38,4 +39,4 @@ def release(store: Store, version: str, *layers: LayerBuilder, folder: Path, ima
         cache=folder / "cache",
     )
     scan = {"status": "unscanned", "scanner": "none"}
-    return publish(verify(file), store=store, image=image, version=version, scan=scan)
+    return publish(verify(file), store=store, image=image, version=check_version(version), scan=scan)
