@@ -68,11 +68,10 @@ for path in (
     doctor.doctor,
 ):
     app.command(rich_help_panel="From Dockerfile to .sqsh")(path)
-app.command("list", rich_help_panel="Releases")(releases.list_releases)
+app.command("list", logs=False, rich_help_panel="Releases")(releases.list_releases)
+for quick in (releases.show, releases.resolve, report.diff):  # they answer within a job script
+    app.command(logs=False, rich_help_panel="Releases")(quick)
 for about in (
-    releases.show,
-    releases.resolve,
-    report.diff,
     report.report,
     releases.promote,
     releases.rollback,

@@ -2,66 +2,55 @@
 
 from __future__ import annotations
 
-import os
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperGroup
 
 from pipeline.cli import options, output
 
-# These answer within a job script: they log nothing, so they need not wait for structlog to load.
-_SILENT = {"resolve", "list", "show", "diff"}
-_PATHS = ("path", "file", "directory")  # names of the types of options and arguments that are paths
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_VOLUME = [
+    inspect.Parameter(name, _KEYWORD, default=False, annotation=Annotated[bool, option])
+    for name, option in {
+        "quiet_verb": typer.Option("--quiet", "-q", hidden=True),
+        "verbose_verb": typer.Option("--verbose", "-v", hidden=True),
+    }.items()
+]
 
 
-class Verb(TyperCommand):
-    """A verb; the only place that expands `~`, in arguments and in environment variables."""
+def _verb(function: Callable[..., Any], *, logs: bool) -> Callable[..., Any]:
+    """The verb as typer calls it; the only place that expands `~`, in arguments and in variables."""
 
-    def __init__(self, name: str | None, *, params: list[Any], **attributes: Any) -> None:
-        super().__init__(name, params=[*params, *_volume()], **attributes)
+    @functools.wraps(function)
+    def run(*words: Any, quiet_verb: bool, verbose_verb: bool, **given: Any) -> Any:
+        if quiet_verb:
+            output.be_quiet()
+        if verbose_verb:
+            output.be_verbose()
+        if logs:
+            from pipeline.cli import logs as logging
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the verb."""
-        if self.name not in _SILENT or ctx.parent.parent is not None:
-            from pipeline.cli import logs
+            logging.begin()
+        if given.get("config") == options.DEFAULT_CONFIG:
+            given["config"] = options.find_config()
+        return function(*words, **{name: _expanded(value) for name, value in given.items()})
 
-            logs.begin()
-        for param in self.params:
-            value = ctx.params.get(param.name)
-            if value is not None and param.type.name in _PATHS:
-                ctx.params[param.name] = _expanded(value)
-        if str(ctx.params.get("config")) == str(options.DEFAULT_CONFIG):
-            ctx.params["config"] = str(options.find_config())
-        return super().invoke(ctx)
-
-
-def _volume() -> list[TyperOption]:
-    def option(*names: str, act: Callable[[], None]) -> TyperOption:
-        def taken(_ctx: Any, _param: Any, value: bool) -> None:
-            if value:
-                act()
-
-        return TyperOption(
-            param_decls=list(names),
-            is_flag=True,
-            default=False,
-            expose_value=False,
-            callback=taken,
-            hidden=True,
-        )
-
-    return [
-        option("--quiet", "-q", act=output.be_quiet),
-        option("--verbose", "-v", act=output.be_verbose),
-    ]
+    signature = inspect.signature(function, eval_str=True)
+    parameters = [*signature.parameters.values(), *_VOLUME]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
 
 
 def _expanded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_expanded(one) for one in value]
-    return os.path.expanduser(value)  # noqa: PTH111 - typer makes the Path afterwards
+    return value.expanduser() if isinstance(value, Path) else value
 
 
 class Page(TyperGroup):
@@ -77,11 +66,18 @@ class Page(TyperGroup):
 
 
 class Verbs(typer.Typer):
-    """A group of verbs; each of them is a `Verb`."""
+    """A group of verbs."""
 
     def __init__(self, help: str, **attributes: Any) -> None:  # noqa: A002 - typer's name
         super().__init__(help=help, no_args_is_help=True, rich_markup_mode="markdown", **attributes)
 
-    def command(self, name: str | None = None, **attributes: Any) -> Callable[[Any], Any]:
-        """Register a function as a verb."""
-        return super().command(name, cls=Verb, **attributes)
+    def command(
+        self, name: str | None = None, *, logs: bool = True, **attributes: Any
+    ) -> Callable[[Any], Any]:
+        """Register a function as a verb; without `logs`, one that need not wait for structlog to load."""
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            super(Verbs, self).command(name, **attributes)(_verb(function, logs=logs))
+            return function
+
+        return register
