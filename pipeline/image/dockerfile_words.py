@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _SPECIAL = frozenset("@*#?-$!0")
+_GROUP = re.compile(r"\$(?:\$|[A-Za-z0-9_]+|\{[A-Za-z0-9_]+\})")
 _WHITESPACE = re.compile(r"[\t\v\f\r ]+")
 
 
@@ -193,7 +194,7 @@ class _Lexer:
         replacement = self.process("}", raw_escapes=True)[0]
         value = self._value(name) or ""
         expression = re.compile(_expression(pattern, greedy=True))
-        return expression.sub(lambda _: replacement, value, count=0 if everywhere else 1)
+        return _replaced(expression, replacement, value, everywhere=everywhere)
 
 
 @dataclass(slots=True)
@@ -243,6 +244,31 @@ def _expression(pattern: str, *, greedy: bool) -> str:
         else:
             found.append(re.escape(character))
     return "".join(found)
+
+
+def _replaced(expression: re.Pattern[str], replacement: str, value: str, *, everywhere: bool) -> str:
+    """``value`` with the replacement for the first match, or for all of them.
+
+    Only with all of them BuildKit reads ``$NAME`` in the replacement, as the name of a group: ``$0`` is the
+    match, any other is nothing. No match begins empty where the one before it ends.
+    """
+    if not everywhere:
+        return expression.sub(lambda _: replacement, value, count=1)
+    found, end = "", 0
+    for match in expression.finditer(value):
+        if match.start() == match.end() == end > 0:
+            continue
+        text = match[0]
+        found += value[end : match.start()]
+        found += _GROUP.sub(lambda group: _of_group(group[0], text), replacement)
+        end = match.end()
+    return found + value[end:]
+
+
+def _of_group(name: str, match: str) -> str:
+    if name == "$$":
+        return "$"
+    return match if re.fullmatch(r"\$\{?0+\}?", name) else ""
 
 
 def _trimmed(value: str, pattern: str, *, greedy: bool, at_end: bool) -> str:
