@@ -258,17 +258,14 @@ def _replaced(expression: re.Pattern[str], replacement: str, value: str, *, ever
     for match in expression.finditer(value):
         if match.start() == match.end() == end > 0:
             continue
-        text = match[0]
-        found += value[end : match.start()]
-        found += _GROUP.sub(lambda group: _of_group(group[0], text), replacement)
+        found += value[end : match.start()] + _filled(replacement, match[0])
         end = match.end()
     return found + value[end:]
 
 
-def _of_group(name: str, match: str) -> str:
-    if name == "$$":
-        return "$"
-    return match if re.fullmatch(r"\$\{?0+\}?", name) else ""
+def _filled(replacement: str, match: str) -> str:
+    values = {"$$": "$", "$0": match, "${0}": match}
+    return _GROUP.sub(lambda group: values.get(group[0], ""), replacement)
 
 
 def _trimmed(value: str, pattern: str, *, greedy: bool, at_end: bool) -> str:
