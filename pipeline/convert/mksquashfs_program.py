@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from pipeline.errors import FormatError, ToolError
 from pipeline.system import process
 from pipeline.system.disk import says_full
+from pipeline.system.memory import out_of_memory
 
 Version = tuple[int, int, int]
 
@@ -89,6 +91,8 @@ class Mksquashfs:
         try:
             process.run(argv, env=environment(), on_line=listen)
         except ToolError as error:
+            if "out of memory" in str(error).lower():
+                raise out_of_memory(MemoryError()) or error from error
             if not says_full(error.message):
                 raise
             raise ToolError(
@@ -185,6 +189,9 @@ def pseudo_link(path: bytes, target: bytes) -> bytes:
 def memory_budget(*, root: Path = Path("/")) -> int:
     """Bytes that mksquashfs may take: a quarter of what this process could get, within bounds."""
     limits = [*_cgroup_limits(root), *_available(root)]
+    addresses, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if addresses != resource.RLIM_INFINITY:
+        limits.append(addresses)
     return max(_LEAST_MEMORY, min([_MOST_MEMORY, *(limit // 4 for limit in limits)]))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _SPECIAL = frozenset("@*#?-$!0")
+_GROUP = re.compile(r"\$(?:\$|[A-Za-z0-9_]+|\{[A-Za-z0-9_]+\})")
 _WHITESPACE = re.compile(r"[\t\v\f\r ]+")
 
 
@@ -193,7 +194,7 @@ class _Lexer:
         replacement = self.process("}", raw_escapes=True)[0]
         value = self._value(name) or ""
         expression = re.compile(_expression(pattern, greedy=True))
-        return expression.sub(lambda _: replacement, value, count=0 if everywhere else 1)
+        return _replaced(expression, replacement, value, everywhere=everywhere)
 
 
 @dataclass(slots=True)
@@ -243,6 +244,28 @@ def _expression(pattern: str, *, greedy: bool) -> str:
         else:
             found.append(re.escape(character))
     return "".join(found)
+
+
+def _replaced(expression: re.Pattern[str], replacement: str, value: str, *, everywhere: bool) -> str:
+    """``value`` with the replacement for the first match, or for all of them.
+
+    Only with all of them BuildKit reads ``$NAME`` in the replacement, as the name of a group: ``$0`` is the
+    match, any other is nothing. No match begins empty where the one before it ends.
+    """
+    if not everywhere:
+        return expression.sub(lambda _: replacement, value, count=1)
+    found, end = "", 0
+    for match in expression.finditer(value):
+        if match.start() == match.end() == end > 0:
+            continue
+        found += value[end : match.start()] + _filled(replacement, match[0])
+        end = match.end()
+    return found + value[end:]
+
+
+def _filled(replacement: str, match: str) -> str:
+    values = {"$$": "$", "$0": match, "${0}": match}
+    return _GROUP.sub(lambda group: values.get(group[0], ""), replacement)
 
 
 def _trimmed(value: str, pattern: str, *, greedy: bool, at_end: bool) -> str:

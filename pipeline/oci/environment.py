@@ -5,8 +5,8 @@ enroot reads the file in three steps, and `write` chooses lines that come out of
 1. `${NAME}` is replaced by the value of NAME on the host, or by nothing where the host has no such variable.
    There is no escape for it. So `${X}` is written as `$${` + NEVER_SET + `}{X}`: the reference to a variable
    that nobody sets disappears, and what is left is not looked at again.
-2. Twice, one pair of quotes around a value is removed, with the white space behind it. So a value that begins
-   with a quote gets two pairs more.
+2. Twice, one pair of quotes around a value is removed, with the white space behind it; a backslash counts as
+   a quote. So a value that begins with one gets two pairs more.
 3. Names that a shell could not hold, and names that begin with ENROOT_, are dropped.
 
 Lines are bytes here, and end at a line feed only: no other character takes a value apart.
@@ -22,8 +22,9 @@ NEVER_SET = "__SQSHPIPE_NEVER_SET"
 
 _NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
 _REFERENCE = re.compile(rb"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_QUOTED = re.compile(rb"[\"'](.*)[\"']\s*", re.DOTALL)
+_QUOTED = re.compile(rb"[\"'\\](.*)[\"'\\]\s*", re.DOTALL)
 _RESERVED = b"ENROOT_"
+_OF_SHELLS = frozenset({"IFS", "OLDPWD", "OPTERR", "OPTIND", "PPID", "PS1", "PS2", "PS4", "PWD", "_"})
 _NO_REFERENCE = b"$${" + NEVER_SET.encode() + b"}{"
 
 
@@ -49,6 +50,8 @@ def losses(env: Iterable[str]) -> list[tuple[str, str]]:
             found.append((name, "left out: enroot keeps names that begin with ENROOT_ for itself"))
         elif "\n" in value:
             found.append((name, "its line breaks become spaces"))
+        elif name in _OF_SHELLS:
+            found.append((name, "the shell that starts the image may set it itself"))
     return found
 
 
@@ -78,6 +81,6 @@ def _line(item: str) -> bytes | None:
     if not equals or not _NAME.fullmatch(name) or name.startswith(_RESERVED):
         return None
     value = _REFERENCE.sub(lambda found: _NO_REFERENCE + found[1] + b"}", value.replace(b"\n", b" "))
-    if value[:1] in (b'"', b"'"):
+    if value[:1] in (b'"', b"'", b"\\"):
         value = b'""' + value + b'""'
     return name + b"=" + value

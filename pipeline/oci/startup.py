@@ -15,7 +15,7 @@ from pipeline.oci import environment
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _FSTAB_ESCAPES = str.maketrans({"\\": "\\134", " ": "\\040"})

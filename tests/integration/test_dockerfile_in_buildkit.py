@@ -64,6 +64,11 @@ WITH_PATTERNS = {
     "${TAG//-/_}": "v24.01_py3_igpu",
     "${PATH_//-/}": "abc",
     "${TAG%${NONE:--igpu}}": "v24.01-py3",
+    "${TAG//*/all}": "all",
+    "${TAG/*/all}": "all",
+    "x${EMPTY//*/none}": "xnone",
+    "${PATH_//?/z}": "zzzzz",
+    "${PATH_//-/\\$SET}": "a\\b\\c",
     "${TAG%?}": "v24.01-py3-igp",
 }
 

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.config.types import ConvertOptions
 from pipeline.convert import convert as stage
+from pipeline.convert.mksquashfs_program import Mksquashfs, memory_budget
 from pipeline.errors import ToolError
 from pipeline.oci.entry import Limits
 from pipeline.system.memory import out_of_memory
@@ -87,3 +88,16 @@ def test_a_command_with_little_memory_ends_in_a_sentence(
     assert "memory that this process may use" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert "unexpected" not in ended.stderr
+
+
+def test_the_last_words_of_mksquashfs_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "mksquashfs"
+    program.write_text("#!/bin/sh\necho 'FATAL ERROR: Out of memory (cache_alloc)' >&2\nexit 1\n")
+    program.chmod(0o755)
+    tool = Mksquashfs(path=program, version=(4, 6, 1))
+    with pytest.raises(ToolError, match="memory that this process may use is used up"):
+        tool.pack(tmp_path, tmp_path / "x.sqsh", compressor="zstd", zstd_level=3, block_size=131072)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2 << 30, 2 << 30))
+    assert memory_budget(root=tmp_path) == 512 << 20

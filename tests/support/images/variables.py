@@ -4,7 +4,8 @@ CARRIED = [
     f"T_A={value}"
     for value in (
         "plain", "", " ", " lead", "trail ", "two  words", "tab\t", "a=b=c", "X=Y", "#no comment",
-        "back\\slash",
+        "back\\slash", '\\"quoted\\"', "\\'quoted\\'", "\\both\\", "\\", "\\\\", '\\"', "'\\", '"\\',
+        "\\\\server\\share\\", "\\a'  ", '\\u@\\h:\\w\\$ "', '"\\"', "\\${X}*$'a'",
         '"quoted whole"', "'quoted whole'", '""', "''", '"', "'", '"""', '"\'', '\'"', '""twice""',
         "'\"both\"'",
         '"a" "b"', '"a"b', 'a"b"', '"open', 'close"', "it's", '"trail" ', '"trail"\t ', ' "lead"',

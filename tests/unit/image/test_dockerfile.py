@@ -145,6 +145,7 @@ SUBSTITUTED = {
     "longest beginning": "ARG IMAGE=a/b/pytorch\nFROM nvcr.io/nvidia/${IMAGE##*/}:24.01-py3\n",
     "first": "ARG TAG=24_01-py3\nFROM nvcr.io/nvidia/pytorch:${TAG/_/.}\n",
     "all": "ARG OWNER=n-v-i-d-i-a\nFROM nvcr.io/${OWNER//-/}/pytorch:24.01-py3\n",
+    "all of it, once": "ARG TAG=x\nFROM nvcr.io/nvidia/pytorch:${TAG//*/24.01-py3}\n",
     "quotes": "ARG REPO='nvcr.io/nvidia'\nFROM \"$REPO/pytorch\":'24.01-py3'\n",
     "an escape": "FROM nvcr.io/nvidia/py\\torch:24.01-py3\n",
     "another escape": "# escape=`\nARG V=24.01`-py3\nFROM nvcr.io/nvidia/pytorch:$V\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -43,7 +44,8 @@ def _after_enroot(
         check=True,
         timeout=30,
     ).stdout
-    unquoted = rf"s/^\({names}\)=[\"'](.*)[\"'][[:space:]]*$/\1=\2/".replace("(.*)", r"\(.*\)")
+    # as enroot's own expression: in a set of sed \ stands for itself, so it counts as a quote
+    unquoted = rf"s/^\({names}\)=[\"\x27](.*)[\"\x27][[:space:]]*$/\1=\2/".replace("(.*)", r"\(.*\)")
     for _ in range(2):
         replaced = subprocess.run(
             ["sed", "-e", rf"s/^[[:space:]]\+//; /^{names}=/!d; /^ENROOT_/d", "-e", unquoted],
@@ -75,6 +77,21 @@ def test_awk_and_sed_make_the_same_of_it(locale: str, tmp_path: Path) -> None:
     assert _after_enroot(content, HOST, tmp_path, locale=locale) == _expected(items)
 
 
+def test_awk_and_sed_make_the_same_of_values_by_chance(tmp_path: Path) -> None:
+    if not shutil.which("awk") or not shutil.which("sed"):
+        pytest.skip("awk or sed is not here")
+    pieces = [*"\"'\\ \t${}X=#\r\f\u2028\u00e9", "${X}"]
+    chance = random.Random(19)
+    values = ["".join(chance.choices(pieces, k=chance.randrange(6))) for _ in range(3000)]
+    items = [f"T_{number}={value}" for number, value in enumerate(values)]
+    content = environment.write(items)
+    assert environment.losses(items) == []
+    assert _after_enroot(content, HOST, tmp_path) == _expected(items)
+    assert environment.read(content, HOST) == _expected(items)
+    raw = [item for item in items if environment.is_plain(item)]
+    assert _after_enroot("".join(f"{item}\n" for item in raw).encode(), HOST, tmp_path) == _expected(raw)
+
+
 @given(st.one_of(TEXT, PIECES))
 def test_any_value_comes_out_as_it_went_in(value: str) -> None:
     content = environment.write([f"A={value}", "B=next"])
@@ -98,6 +115,29 @@ def test_what_cannot_be_carried_is_named() -> None:
 def test_what_nobody_sets_is_no_loss() -> None:
     assert environment.losses(["NOTHING"]) == []
     assert environment.write(["NOTHING"]) == b""
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_what_a_shell_sets_itself_is_named(shell: str) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not here")
+    names = ["IFS", "OLDPWD", "OPTERR", "OPTIND", "PPID", "PS1", "PS2", "PS4", "PWD", "_"]
+    names += ["HOME", "LANG", "SHLVL", "TERM", "UMASK"]
+    given = dict.fromkeys(names, "77")
+    script = "cd / && unset OLDPWD || exit 1; exec env -0"
+    done = subprocess.run(
+        ["/bin/env", "-i", *(f"{name}=77" for name in names), program, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    left = dict(item.split("=", 1) for item in done.stdout.split("\0") if item)
+    changed = {name for name in names if left.get(name) != given[name]}
+    named = {name for name, _ in environment.losses([f"{name}=77" for name in names])}
+    assert {"IFS", "PWD"} <= changed <= named
+    assert named.isdisjoint({"HOME", "LANG", "TERM"})
 
 
 def test_the_last_of_two_counts_and_the_host_is_asked() -> None:
