@@ -1,10 +1,16 @@
-"""A node for the bootstrap script: this host's own root behind an overlay, in namespaces of its own."""
+"""A node for the bootstrap script: this host's own root behind an overlay, in namespaces of its own.
+
+SQSHPIPE_TEST_NODE_ROOT may name the root of another system, which is the node then: Ubuntu 22.04 or 24.04 by
+debootstrap (variant minbase, components main and universe) with slurmd, slurmctld, slurm-client, libslurm-dev,
+curl, gcc, make, squashfs-tools, squashfuse and python3.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import io
+import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -12,11 +18,12 @@ from pathlib import Path
 
 from pipeline.cluster import settings
 
+SYSTEM = Path(os.environ.get("SQSHPIPE_TEST_NODE_ROOT", "/"))
 ROOT = """
 set -eu
 mount -t tmpfs none {place}
 mkdir {place}/upper {place}/work {place}/root
-mount -t overlay overlay -o lowerdir=/,upperdir={place}/upper,workdir={place}/work {place}/root
+mount -t overlay overlay -o lowerdir={system},upperdir={place}/upper,workdir={place}/work {place}/root
 for each in sys dev; do mount --rbind /$each {place}/root/$each; done
 mount -t proc proc {place}/root/proc
 mount -t tmpfs none {place}/root/run
@@ -24,7 +31,9 @@ mount -t tmpfs none {place}/root/tmp
 mkdir -p {place}/root/given {place}/root/opt/slurm/etc {place}/root/fsx
 mount --bind {given} {place}/root/given
 cd {place}/root
-rm -f etc/os-release && printf 'ID=ubuntu\\nVERSION_ID="24.04"\\n' > etc/os-release
+if [ {system} = / ]; then # Debian's root with the name of Ubuntu
+    rm -f etc/os-release && printf 'ID=ubuntu\\nVERSION_ID="24.04"\\n' > etc/os-release
+fi
 rm -rf usr/bin/enroot etc/enroot etc/slurm usr/local/bin/squashfuse
 echo ClusterName=x > opt/slurm/etc/slurm.conf
 : > told
@@ -76,7 +85,7 @@ class Node:
 def node_root(given: Path, place: Path) -> Iterator[Node]:
     """A node whose /given is `given`; what it starts ends with the block."""
     place.mkdir()
-    script = ROOT.format(place=place, given=given)
+    script = ROOT.format(place=place, given=given, system=SYSTEM)
     with subprocess.Popen(
         ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", script],
         stdin=subprocess.PIPE,

@@ -75,9 +75,7 @@ def serve(node: Node, given: Path, kind: bootstrap.Kind, version: str) -> None:
 
 
 def works(node: Node, kind: bootstrap.Kind) -> bool:
-    conf = "/run/slurm/conf" if kind == "pcs" else ETC[kind]
-    step = f"SLURM_CONF={conf}/slurm.conf timeout 30 srun --immediate=25 echo step ran"
-    return "step ran" in node.run(step)[1] and node.run("sleep 1; systemctl is-active slurmd")[0] == 0
+    return pyxis.works(node, "/run/slurm/conf" if kind == "pcs" else ETC[kind])
 
 
 def write_script(given: Path, kind: bootstrap.Kind, **values: object) -> None:
@@ -161,8 +159,8 @@ def test_a_slurmd_that_does_not_come_back_gets_the_services_files(
     etc = ETC[kind]
     show = f"cd {etc}; find . -type f -o -type l | sort | xargs tail -v -n +1; cat /etc/enroot/enroot.conf"
     before = node.run(show)[1]
-    (given / "slurmd").write_text(pyxis.CHOOSY_SLURMD.replace("/opt/slurm/etc", etc))
-    node.run("mv /usr/sbin/slurmd /usr/sbin/slurmd.real; install -m 755 /given/slurmd /usr/sbin/slurmd")
+    (given / "tools" / "slurmd").write_text(pyxis.CHOOSY_SLURMD.replace("/opt/slurm/etc", etc))
+    (given / "tools" / "slurmd").chmod(0o755)
     write_script(given, kind)
     code, said = node.run("SETTLE_SECONDS=2 bash /given/bootstrap.sh")
     assert code == 1

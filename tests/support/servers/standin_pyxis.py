@@ -11,6 +11,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from tests.support.node_root import SYSTEM
+
 # What each version of pyxis knows in plugstack.conf (read from its sources).
 OLD = ("runtime_path", "execute_entrypoint", "container_scope", "sbatch_support")
 KNOWN = {
@@ -152,8 +154,11 @@ spank_pyxis.so: pyxis.c
 
 
 def slurm_number() -> str:
-    """The version of the Slurm that is installed here, as its plugins carry it."""
-    said = subprocess.run(["/usr/sbin/slurmd", "-V"], capture_output=True, text=True, check=True).stdout
+    """The version of Slurm on the node of node_root, as its plugins carry it."""
+    argv = ["/usr/sbin/slurmd", "-V"]
+    if str(SYSTEM) != "/":
+        argv = ["chroot", str(SYSTEM), *argv]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     major, minor, micro = (int(each) for each in re.findall(r"\d+", said)[:3])
     return hex(major << 16 | minor << 8 | micro)
 
