@@ -104,8 +104,23 @@ def test_the_schema_of_cluster_yaml_is_the_generated_one_and_takes_the_starters(
         _check("--schemafile", CLUSTER_SCHEMA, file)
 
 
-def test_the_schemas_are_schemas() -> None:
+def test_the_schemas_are_schemas_that_schemastore_takes() -> None:
+    """It takes drafts up to 7, and checks the name that a file gives itself."""
     _check("--check-metaschema", SCHEMA, CLUSTER_SCHEMA)
+    for file in (SCHEMA, CLUSTER_SCHEMA):
+        schema = json.loads(file.read_text())
+        name = file.name.partition(".")[0]
+        assert schema["$schema"] == "http://json-schema.org/draft-07/schema#"
+        assert schema["$id"] == f"https://www.schemastore.org/sqshpipe-{name}.json"
+        assert schema["title"] == f"sqshpipe {name}.yaml"
+        assert schema["description"]
+        assert schema["additionalProperties"] is False
+        newer = re.findall(
+            r"\$defs|prefixItems|unevaluated\w+|dependentRequired|\$dynamic\w+", file.read_text()
+        )
+        assert newer == [], "words of newer drafts, which an older one ignores"
+        named = set(re.findall(r'"#/definitions/(\w+)"', file.read_text()))
+        assert named == set(schema["definitions"]), "each is there, and each is used"
 
 
 def test_what_init_writes_fits_the_schema_that_its_first_line_names(tmp_path: Path) -> None:
@@ -134,6 +149,17 @@ def test_editors_find_the_schema() -> None:
     assert (ROOT / named[1]) == SCHEMA
     starter = (ROOT / "pipeline/cli/starters/images.yaml.j2").read_text().splitlines()[0]
     assert starter.startswith("# yaml-language-server: $schema=images.schema.json ")
+
+
+def test_the_package_names_files_of_the_repository_that_the_documents_name() -> None:
+    text = (ROOT / "pyproject.toml").read_text().partition("[project.urls]")[2].partition("\n\n")[0]
+    links = re.findall(r'"(https://github\.com/[^"]+)"', text)
+    [repository] = [link for link in links if link.endswith("/sqshpipe")]
+    assert repository in (ROOT / "docs/how-to/own-image.md").read_text()
+    for link in links:
+        assert link.startswith(repository)
+        _, _, path = link.partition("/blob/main/")
+        assert (ROOT / path).exists()
 
 
 def test_pre_commit_runs_programs_that_are_there() -> None:
