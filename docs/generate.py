@@ -21,7 +21,7 @@ import typer
 from pipeline import errors
 from pipeline.cli.app import app
 from pipeline.cluster import settings as cluster_settings
-from pipeline.config.schema import json_schema
+from pipeline.config.schema import REFS, as_file, json_schema
 from pipeline.squashfs import startup
 from pipeline.store.record import DATA, SCHEMA, Record
 from pipeline.store.sealed import KEY
@@ -148,12 +148,13 @@ def _cluster() -> str:
         "An unknown key is an error that names the line. `sqshpipe config schema --cluster` prints this",
     ]
     head += ["as JSON schema, and `sqshpipe cluster init` writes a first file with comments."]
-    return _schema(head, "ClusterSettings", cluster_settings.ClusterSettings.model_json_schema())
+    plain = cluster_settings.ClusterSettings.model_json_schema(ref_template=REFS)
+    return _schema(head, "ClusterSettings", as_file("cluster", plain))
 
 
 def _schema(lines: list[str], whole: str, schema: dict[str, Any]) -> str:
-    for name in [whole, *schema["$defs"]]:
-        model = schema if name == whole else schema["$defs"][name]
+    for name in [whole, *schema["definitions"]]:
+        model = schema if name == whole else schema["definitions"][name]
         if "properties" not in model:
             continue
         title = "The file" if name == whole else _title(name)
@@ -170,8 +171,8 @@ def _schema(lines: list[str], whole: str, schema: dict[str, Any]) -> str:
 
 def _base(name: str, schema: dict[str, Any]) -> tuple[str, set[str]]:
     """The other model of the schema whose keys are all in `name` too, and these keys; else nothing."""
-    keys = set(schema["$defs"].get(name, {}).get("properties", ()))
-    for other, model in schema["$defs"].items():
+    keys = set(schema["definitions"].get(name, {}).get("properties", ()))
+    for other, model in schema["definitions"].items():
         below = set(model.get("properties", ()))
         if len(below) > _FEW_KEYS and below < keys:
             return other, below

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from pipeline.errors import ConfigError, SqshpipeError, ToolError
 from pipeline.system import untrusted
 
 _STORE = Path("/fsx/containers")
+_REPOSITORY = re.compile(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def init(
@@ -29,7 +32,6 @@ def init(
     """
     import jinja2
 
-    from pipeline import __version__
     from pipeline.config.ecr_hosts import parse_host
     from pipeline.config.names import check_image
     from pipeline.oci.reference import Reference
@@ -41,15 +43,14 @@ def init(
         keep_trailing_newline=True,
         trim_blocks=True,
     )
-    origin = _origin()
+    action = _action()
     values = {
         "name": check_image(name),
         "base": str(Reference.parse(base)),
         "registry": registry or "registry.example.com/team",
         "scanner": "auto" if parse_host((registry or "").partition("/")[0]) else "none",
         "store": str(store or _STORE),
-        "program": __version__,
-        "origin": origin,
+        "action": action,
     }
     places = {
         "images.yaml": "images.yaml",
@@ -79,8 +80,10 @@ def init(
     if not output.is_quiet():
         if new:
             output.note(new)
-        if not origin:
-            output.note("put into the workflow where your sqshpipe comes from: `pip install` stands there")
+        if not action:
+            output.note(
+                "the workflow says OWNER/sqshpipe@v1: put who has your sqshpipe at GitHub"
+            )
         output.note(f"next: sqshpipe lock, sqshpipe plan, sqshpipe release {name} --tag v1.0")
 
 
@@ -107,10 +110,10 @@ def _without_store(root: Path | None) -> str:
     return f"{store.root} is a store now"
 
 
-def _origin() -> str:
-    """From where pip installed this program, for another `pip install`: a commit or a file on the web.
+def _action() -> str:
+    """OWNER/NAME@COMMIT of this program's action, where pip installed the program from GitHub (PEP 610).
 
-    Empty for a checkout, a file of this machine or an index (PEP 610). A name and password are left out.
+    Empty otherwise: the same names at GitHub could be somebody else's.
     """
     import json
     from importlib.metadata import PackageNotFoundError, distribution
@@ -121,8 +124,9 @@ def _origin() -> str:
     except (PackageNotFoundError, ValueError):
         return ""
     address = urlsplit(found.get("url", ""))
-    if address.scheme not in ("https", "ssh"):
-        return ""
-    plain = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
-    source = found.get("vcs_info", {})
-    return f"{source['vcs']}+{plain}@{source['commit_id']}" if "commit_id" in source else plain
+    name = address.path.strip("/").removesuffix(".git")
+    commit = found.get("vcs_info", {}).get("commit_id", "")
+    known = address.hostname == "github.com" and address.scheme in ("https", "ssh")
+    if known and _REPOSITORY.fullmatch(name) and _COMMIT.fullmatch(commit):
+        return f"{name}@{commit}"
+    return ""

@@ -20,7 +20,7 @@ from pydantic import (
 from pipeline.config import yamlfile
 from pipeline.config.ecr_hosts import REGION_PATTERN, EcrHost, parse_host
 from pipeline.config.fields import SlurmTime
-from pipeline.config.schema import DIALECT
+from pipeline.config.schema import REFS, as_file
 from pipeline.errors import ConfigError
 
 # A word that a shell, YAML and slurm.conf all take as it is.
@@ -335,8 +335,8 @@ def parse(values: Any) -> ClusterSettings:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of cluster.yaml, for editors: where a value is wanted, ${NAME} may stand."""
-    schema: dict[str, Any] = _or_variable(ClusterSettings.model_json_schema())
-    return {"$schema": DIALECT, **schema, "title": "sqshpipe cluster.yaml"}
+    schema: dict[str, Any] = _or_variable(ClusterSettings.model_json_schema(ref_template=REFS))
+    return as_file("cluster", schema)
 
 
 def _or_variable(schema: Any) -> Any:

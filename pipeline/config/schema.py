@@ -10,16 +10,29 @@ from pydantic import TypeAdapter
 from pipeline.config.document import ImagesFile
 from pipeline.config.quantities import duration_text, size_text
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
+# SchemaStore takes drafts up to 7, and files that name themselves so.
+_DIALECT = "http://json-schema.org/draft-07/schema#"
+_ID = "https://www.schemastore.org/sqshpipe-{name}.json"
+REFS = "#/definitions/{model}"
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of images.yaml, for editors; sizes and times in it are written as people write them."""
-    schema = ImagesFile.model_json_schema()
-    for model in (schema, *schema["$defs"].values()):
+    schema = as_file("images", ImagesFile.model_json_schema(ref_template=REFS))
+    for model in (schema, *schema["definitions"].values()):
         for entry in model.get("properties", {}).values():
             _write_default(entry)
-    return {"$schema": DIALECT, **schema, "title": "sqshpipe images.yaml"}
+    return schema
+
+
+def as_file(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """``schema`` of NAME.yaml, which pydantic made with ``REFS``, in the shape that SchemaStore takes."""
+    head = {"$schema": _DIALECT, "$id": _ID.format(name=name), "title": f"sqshpipe {name}.yaml"}
+    return {
+        **head,
+        "definitions": schema["$defs"],
+        **{k: v for k, v in schema.items() if k not in ("$defs", "title")},
+    }
 
 
 def _write_default(entry: dict[str, Any]) -> None:

@@ -116,8 +116,13 @@ def advance(
     return decide(layout, image, decision, wanted=wanted, state=state)
 
 
-def rollback(layout: Layout, image: str, channel: str, *, reason: str = "") -> Event:
-    """Let `channel` name what it named before. Raises PublishError when nothing before still resolves."""
+def rollback(
+    layout: Layout, image: str, channel: str, *, may_name: Callable[[str], bool], reason: str = ""
+) -> Event:
+    """Let `channel` name what it named before, if `may_name` allows that version.
+
+    Raises PublishError when nothing before still resolves.
+    """
     check_channel(channel)
 
     def decision(state: ImageState) -> Change:
@@ -125,7 +130,7 @@ def rollback(layout: Layout, image: str, channel: str, *, reason: str = "") -> E
         if not names:
             raise ConfigError(f"{image} has no channel {channel!r}", hint=suggest(channel, state.channels))
         for earlier in reversed(names[:-1]):
-            if earlier != names[-1] and state.releases[earlier].resolvable():
+            if earlier != names[-1] and state.releases[earlier].resolvable() and may_name(earlier):
                 return Change(
                     kind="rollback", version=earlier, channel=channel, previous=names[-1], reason=reason
                 )

@@ -362,11 +362,15 @@ class Store:
         return self._changed(image, event)
 
     def rollback(self, image: str, channel: str, *, reason: str = "") -> str:
-        """Let `channel` name what it named before, and give that version."""
+        """Let `channel` name what it named before and still resolves, and give that version."""
         from pipeline.store import channels
 
         self.require()
-        event = channels.rollback(self.layout, check_image(image), channel, reason=reason)
+
+        def signed(version: str) -> bool:
+            return trust.is_signed_version(self.layout, image, version, self.required)
+
+        event = channels.rollback(self.layout, check_image(image), channel, may_name=signed, reason=reason)
         self._changed(image, event)
         return event.change.version
 

@@ -154,6 +154,15 @@ def signed_version(layout: Layout, image: str, wanted: str, required: Required |
     return version
 
 
+def is_signed_version(layout: Layout, image: str, version: str, required: Required | None) -> bool:
+    """Whether `signed_version` is content with a version."""
+    try:
+        signed_version(layout, image, version, required)
+    except (VerificationError, PublishError):
+        return False
+    return True
+
+
 def may_be_named(layout: Layout, record: Record, required: Required | None) -> bool:
     """Whether channels may name what is about to be published: it is signed, or needs no signature."""
     if not all_of(required):

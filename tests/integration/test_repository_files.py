@@ -7,13 +7,18 @@ import os
 import re
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline.cluster import bootstrap, settings
+from pipeline.config.lock import Lock, LockedBase, write_lock
 from pipeline.config.schema import json_schema
+from pipeline.oci.digest import Digest
+from pipeline.oci.platform import Platform
+from pipeline.oci.reference import Reference
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "docs" / "schema" / "images.schema.json"
@@ -43,6 +48,29 @@ def test_each_follows_its_schema(schema: str, files: list[str]) -> None:
 def test_the_template_for_gitlab_follows_its_schema() -> None:
     argv = ("--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci")
     _check(*argv, ROOT / "docs/how-to/gitlab-ci.yml")
+
+
+def test_a_merge_request_is_planned_where_no_store_is_mounted(tmp_path: Path) -> None:
+    """The template's own lines, in a repository that init made and `lock` has brought up to date."""
+    template = yaml.safe_load((ROOT / "docs/how-to/gitlab-ci.yml").read_text())
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SQSHPIPE_")}
+    environment |= {"PYTHONPATH": str(ROOT), "SQSHPIPE_STORE": str(tmp_path / "nothing mounted")}
+    run = [sys.executable, "-m", "pipeline", "init", "demo"]
+    subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=60)
+    (tmp_path / ".venv").symlink_to(TOOLS.parent)
+    [script] = template["plan"]["script"]
+    base = LockedBase(
+        digest=Digest.parse(f"sha256:{'0' * 64}"), locked_at=datetime(2026, 1, 2, tzinfo=timezone.utc)
+    )
+    name = Reference.parse("nvcr.io/nvidia/pytorch:24.01-py3")
+    codes = []
+    for lock in (Lock(), Lock().updated(name, Platform.parse("linux/amd64"), base)):
+        write_lock(tmp_path / "images.lock", lock)
+        done = subprocess.run(
+            ["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        codes.append(done.returncode)
+    assert codes == [10, 0], done.stderr
 
 
 def test_zizmor_finds_nothing_in_the_action_and_in_dependabot() -> None:
@@ -76,8 +104,23 @@ def test_the_schema_of_cluster_yaml_is_the_generated_one_and_takes_the_starters(
         _check("--schemafile", CLUSTER_SCHEMA, file)
 
 
-def test_the_schemas_are_schemas() -> None:
+def test_the_schemas_are_schemas_that_schemastore_takes() -> None:
+    """It takes drafts up to 7, and checks the name that a file gives itself."""
     _check("--check-metaschema", SCHEMA, CLUSTER_SCHEMA)
+    for file in (SCHEMA, CLUSTER_SCHEMA):
+        schema = json.loads(file.read_text())
+        name = file.name.partition(".")[0]
+        assert schema["$schema"] == "http://json-schema.org/draft-07/schema#"
+        assert schema["$id"] == f"https://www.schemastore.org/sqshpipe-{name}.json"
+        assert schema["title"] == f"sqshpipe {name}.yaml"
+        assert schema["description"]
+        assert schema["additionalProperties"] is False
+        newer = re.findall(
+            r"\$defs|prefixItems|unevaluated\w+|dependentRequired|\$dynamic\w+", file.read_text()
+        )
+        assert newer == [], "words of newer drafts, which an older one ignores"
+        named = set(re.findall(r'"#/definitions/(\w+)"', file.read_text()))
+        assert named == set(schema["definitions"]), "each is there, and each is used"
 
 
 def test_what_init_writes_fits_the_schema_that_its_first_line_names(tmp_path: Path) -> None:
@@ -106,6 +149,17 @@ def test_editors_find_the_schema() -> None:
     assert (ROOT / named[1]) == SCHEMA
     starter = (ROOT / "pipeline/cli/starters/images.yaml.j2").read_text().splitlines()[0]
     assert starter.startswith("# yaml-language-server: $schema=images.schema.json ")
+
+
+def test_the_package_names_files_of_the_repository_that_the_documents_name() -> None:
+    text = (ROOT / "pyproject.toml").read_text().partition("[project.urls]")[2].partition("\n\n")[0]
+    links = re.findall(r'"(https://github\.com/[^"]+)"', text)
+    [repository] = [link for link in links if link.endswith("/sqshpipe")]
+    assert repository in (ROOT / "docs/how-to/own-image.md").read_text()
+    for link in links:
+        assert link.startswith(repository)
+        _, _, path = link.partition("/blob/main/")
+        assert (ROOT / path).exists()
 
 
 def test_pre_commit_runs_programs_that_are_there() -> None:
@@ -168,6 +222,40 @@ def test_the_action_runs_the_command_and_gives_what_it_printed(tmp_path: Path, c
     assert head == f"result<<{end}"
     assert lines == done.stdout.splitlines()
     assert not (tmp_path / "planted").exists()
+
+
+@pytest.mark.needs("bash", "git")
+def test_the_action_puts_the_program_and_nothing_else_on_the_path(tmp_path: Path) -> None:
+    """What bootstrap.sh installs is there before: its stamp says so."""
+    steps = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+    [step] = [step for step in steps if "bootstrap.sh" in step.get("run", "")]
+    venv = tmp_path / "sqshpipe"
+    (venv / "bin").mkdir(parents=True)
+    for name in ("python", "pip", "sqshpipe"):
+        (venv / "bin" / name).write_text("#!/bin/sh\necho $0 $1\n")
+        (venv / "bin" / name).chmod(0o755)
+    (venv / ".installed").touch()
+    path = tmp_path / "path"
+    for _ in range(2):  # also in a job that calls the action twice
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+            env={
+                "PATH": os.environ["PATH"],
+                "GITHUB_ACTION_PATH": str(ROOT),
+                "RUNNER_TEMP": str(tmp_path),
+                "GITHUB_PATH": str(path),
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+    [folder] = set(path.read_text().splitlines())
+    assert [each.name for each in Path(folder).iterdir()] == ["sqshpipe"]
+    said = subprocess.run(
+        [Path(folder) / "sqshpipe", "hello"], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.split()[1] == "hello"
 
 
 def test_the_action_installs_from_the_lock_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import importlib.util
 import json
 import re
@@ -97,7 +98,18 @@ def test_nothing_is_granted_at_the_top_and_actions_are_pinned(path: Path) -> Non
     # Nothing of an event goes into a script's text: only through the environment.
     for run in re.findall(r"run: (.*)", text):
         assert "${{" not in run
-        assert re.match(r"(make|\.venv/bin/sqshpipe|gh release create|sudo env .* \.ci/run) ?", run), run
+        assert re.match(r"(make|sqshpipe|gh release create|sudo env .* \.ci/run) ?", run), run
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_what_runs_sqshpipe_gets_it_from_the_action(path: Path) -> None:
+    for name, job in yaml.load(path.read_text(), Loader=yaml.BaseLoader)["jobs"].items():
+        steps = job.get("steps", [])
+        runs = [step.get("run", "") for step in steps]
+        assert not [run for run in runs if "make setup" in run or "pip install" in run], name
+        ours = [number for number, run in enumerate(runs) if run.startswith("sqshpipe ")]
+        if ours:
+            assert "./" in [step.get("uses") for step in steps[: ours[0]]], name
 
 
 # --- what they do
@@ -110,16 +122,34 @@ STUBBED = (
 )
 
 
+def installed(venv: Path) -> None:
+    """What bootstrap.sh leaves behind, without the half minute that it takes."""
+    programs = {"python": '"$@"', "sqshpipe": '-m pipeline "$@"'}
+    (venv / "bin").mkdir(parents=True)
+    for name, words in programs.items():
+        path = venv / "bin" / name
+        path.write_text(f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}' {words}\n")
+        path.chmod(0o755)
+    pip = venv / "bin" / "pip"
+    pip.write_text('#!/bin/sh\necho "$@" > pip-was-asked\n')
+    pip.chmod(0o755)
+    (venv / ".installed").touch()
+
+
 class Checkout:
-    """A repository with the project's workflows and two images; its `.venv` leads to the tests' own."""
+    """A repository with the project's workflows, its action and two images.
+
+    What `make` and the action install is there before: programs that lead to the tests' own environment.
+    """
 
     def __init__(self, folder: Path, base: Reference) -> None:
         self.folder = folder
         shutil.copytree(ROOT / ".github", folder / ".github")
-        for name in ("Makefile", "bootstrap.sh"):
+        for name in ("Makefile", "bootstrap.sh", "action.yml"):
             shutil.copy(ROOT / name, folder)
-        (folder / "pyproject.toml").touch()
-        self.fake_venv()
+        for name in ("pyproject.toml", "requirements.txt"):
+            (folder / name).touch()
+        installed(folder / ".venv")
         for image in ("hello", "other"):
             self.write(
                 f"dockerfiles/{image}/Dockerfile", f"ARG BASE_IMAGE\nFROM {base}\nCOPY train.py /opt/\n"
@@ -136,18 +166,6 @@ class Checkout:
         self.write(".gitignore", ".venv\n")
         self.git("init", "-q", "-b", "main")
         self.commit()
-
-    def fake_venv(self) -> None:
-        programs = {"python": '"$@"', "sqshpipe": '-m pipeline "$@"'}
-        (self.folder / ".venv" / "bin").mkdir(parents=True)
-        for name, words in programs.items():
-            path = self.folder / ".venv" / "bin" / name
-            path.write_text(f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}' {words}\n")
-            path.chmod(0o755)
-        pip = self.folder / ".venv" / "bin" / "pip"
-        pip.write_text('#!/bin/sh\necho "$@" > pip-was-asked\n')
-        pip.chmod(0o755)
-        (self.folder / ".venv" / ".installed").touch()
 
     def write(self, path: str, text: str) -> None:
         (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +239,7 @@ def start(
                 "SQSHPIPE_SCRATCH": str(tmp_path / "scratch"),
             },
             stubs={name: lambda _: None for name in STUBBED},
+            prepare=lambda temp: installed(temp / "sqshpipe"),
         )
 
     return make
@@ -392,3 +411,46 @@ def test_another_image_than_the_one_handed_over_is_refused(
     assert done.returncode == 4
     assert "handed over as" in done.stderr
     assert published(tmp_path) == set()
+
+
+@needs_all
+def test_the_workflow_that_init_writes_plans_a_pull_request_and_publishes_a_tag(
+    checkout: Checkout, start: Start, tmp_path: Path
+) -> None:
+    (checkout.folder / "images.yaml").unlink()
+    argv = [str(checkout.folder / ".venv/bin/sqshpipe"), "init", "mine", "--base", "debian:12"]
+    shutil.rmtree(checkout.folder / ".github")
+    subprocess.run(argv, cwd=checkout.folder, check=True, capture_output=True)
+    base = checkout.folder / "dockerfiles/hello/Dockerfile"
+    shutil.copy(base, checkout.folder / "dockerfiles/mine/Dockerfile")
+    written = (checkout.folder / "images.yaml").read_text()
+    name = base.read_text().split()[3]
+    assert written.count("debian:12") == 1
+    checkout.write("images.yaml", re.sub(r'"\S*debian:12"', f'"{name}"', written))
+    checkout.commit()
+    (checkout.folder / "action.yml").unlink()  # it comes from another repository
+    workflow = ".github/workflows/images.yml"
+
+    # A hosted runner mounts no store, and has no registry of ours: only files are read.
+    run = start("pull_request", {}, "refs/pull/7/merge")
+    run.actions = {"OWNER/sqshpipe": ROOT}
+    run.variables = {}
+    run.environment = {**run.environment, "DOCKER_HOST": "unix:///nowhere"}
+    assert run.run(workflow) == {"images": "failure"}, logs(tmp_path)
+    assert published(tmp_path) == set()
+    assert "is not locked" in logs(tmp_path)
+    lock = [str(checkout.folder / ".venv/bin/sqshpipe"), "lock"]
+    login = start("push", {}, "refs/heads/main").environment
+    subprocess.run(lock, cwd=checkout.folder, env=dict(login), check=True, capture_output=True)
+    again = dataclasses.replace(run, scratch=tmp_path / "locked", ran=[])
+    assert again.run(workflow) == {"images": "success"}
+
+    run = start("push", {}, "refs/tags/v1.0")
+    run.actions = {"OWNER/sqshpipe": ROOT}
+    run.scratch = tmp_path / "pushed"
+    run.secrets = {}
+    run.environment = {**run.environment, **run.variables}
+    assert run.run(workflow) == {"images": "success"}, "".join(
+        log.read_text() for log in run.scratch.glob("*/log")
+    )
+    assert (tmp_path / "store/mine/v1.0.sqsh").resolve().is_file()

@@ -224,6 +224,7 @@ def test_no_step_downloads_and_runs() -> None:
         ROOT / "Makefile",
         ROOT / "bootstrap.sh",
         ROOT / ".ci" / "run",
+        ROOT / "action.yml",
         *(ROOT / ".github").rglob("*.yml"),
     ]
     for path in files:

@@ -164,6 +164,77 @@ def test_an_unsigned_release_is_found_by_none(site: Site, words: list[object]) -
         site.get("demo")
 
 
+@pytest.mark.parametrize("unsigned", ["demo:v1.1", "words:v1"], ids=["an image", "data"])
+@pytest.mark.parametrize("words", [["run"], ["job", "script"]], ids=" ".join)
+def test_data_that_is_not_signed_is_shown_to_no_image(site: Site, words: list[str], unsigned: str) -> None:
+    folder = site.folder / "words"
+    folder.mkdir()
+    (folder / "a.txt").write_text("word\n")
+    assert run("store", "import", folder, "--as", "words:v1", "--store", site.store.root).exit_code == 0
+    said = refused(*words, SIGNED, "--data", f"{unsigned}=/data", "--store", site.store.root, "--", "true")
+    assert said.startswith(f"{unsigned} is not signed by the key")
+    assert "not signed" in refused("node", "mount", unsigned, "--job", 7, "--store", site.store.root)
+
+
+def test_a_rollback_names_no_unsigned_release(site: Site) -> None:
+    """One from before the policy: a channel that names it would not resolve on any node."""
+    publish(site.store, "v1.2", squashfs_like("v1.2"), platform=HOST)
+    site.sign("demo:v1.2")
+    policy = trust.NODE_POLICY.read_bytes()
+    trust.NODE_POLICY.unlink()
+    for version in ("v1.0", "v1.1", "v1.2"):
+        site.store.promote(f"demo:{version}", "nightly")
+    trust.NODE_POLICY.write_bytes(policy)
+    assert run("rollback", "demo", "nightly", "--store", site.store.root).exit_code == 0
+    assert site.store.state("demo").current("nightly") == "v1.0"
+    assert "no" in refused("rollback", "demo", "nightly", "--store", site.store.root, as_=PublishError)
+    assert site.store.state("demo").current("nightly") == "v1.0"
+
+
+NO_SIGNATURES = (
+    "", "{", "[]", "7", "null", '{"dsseEnvelope": 7}', '{"dsseEnvelope": {"payload": 1}}', "[" * 100_000,
+    '{"dsseEnvelope": {"payload": "!", "payloadType": "a", "signatures": [{"sig": "!", "keyid": 1}]}}',
+    '{"payload": "e30=", "payloadType": "application/vnd.in-toto+json", "signatures": []}',
+    '{"payload": "e30=", "payloadType": "application/vnd.in-toto+json", "signatures": [{"sig": ""}]}',
+    '{"payload": "e30=", "payloadType": "application/vnd.in-toto+json", "signatures": [null]}',
+    '{"payload": "e30=", "payloadType": "application/vnd.in-toto+json", "signatures": {"a": "b"}}',
+)  # fmt: skip
+
+
+def test_files_that_are_no_signature_neither_count_nor_hide_one(site: Site) -> None:
+    for text in NO_SIGNATURES:
+        for version in ("v1.0", "v1.1"):
+            for suffix in (attest.SUFFIX, attest.ENVELOPE_SUFFIX):
+                path = site.store.root / "demo/.meta" / version / f"0{suffix}"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(text)
+        site.store.resolve(SIGNED, HOST)
+        with pytest.raises(VerificationError, match="not signed"):
+            site.store.resolve(UNSIGNED, HOST)
+
+
+@pytest.mark.parametrize("key", ["payload", "payloadType", "sig", "mediaType"])
+def test_a_signature_with_one_thing_changed(site: Site, key: str) -> None:
+    path = site.sign(SIGNED)
+    good = path.read_text()
+    path.chmod(0o644)
+    changes: list[Callable[[str], object]] = [
+        lambda text: text[:-1],
+        lambda text: ("B" if text[0] == "A" else "A") + text[1:],
+        lambda text: [text],
+    ]
+    for change in changes:
+        bundle = json.loads(good)
+        envelope = bundle["dsseEnvelope"]
+        holder = {"sig": envelope["signatures"][0], "mediaType": bundle}.get(key, envelope)
+        holder[key] = change(holder[key])
+        path.write_text(json.dumps(bundle))
+        with pytest.raises(VerificationError, match="not signed"):
+            site.store.resolve(SIGNED, HOST)
+    path.write_text(good)
+    site.store.resolve(SIGNED, HOST)
+
+
 def test_prewarm_demands_it_on_the_node(site: Site) -> None:
     """Also where the machine that asked for it has been talked into anything, and with --no-check."""
     release = site.store.find(UNSIGNED, HOST)

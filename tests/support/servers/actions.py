@@ -1,7 +1,8 @@
 """Runs a GitHub workflow as a runner would, as far as this project's workflows go.
 
 Jobs in the order of ``needs``, matrix legs one after the other, reusable workflows, expressions, outputs.
-``run:`` steps are executed with the runner's own shell flags; ``uses:`` steps are stubs that the test gives.
+``run:`` steps are executed with the runner's own shell flags, and so are those of a composite action whose
+folder is known (``./`` and ``actions``); every other ``uses:`` step is a stub that the test gives.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class JobRun:
     """What the workflow puts into the environment of its steps."""
     code: int = 0
     outputs: dict[str, str] = field(default_factory=dict)
+    temp: Path = Path()
+    """RUNNER_TEMP: one folder for the whole job."""
+    path: list[str] = field(default_factory=list)
+    """What steps have added to PATH."""
 
 
 @dataclass(kw_only=True)
@@ -52,6 +57,10 @@ class Workflows:
     secrets: Values
     environment: Mapping[str, str]
     stubs: Mapping[str, Stub]
+    actions: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of composite actions that are run for real."""
+    prepare: Callable[[Path], None] = lambda temp: None
+    """Called with RUNNER_TEMP before a job's first step."""
     ran: list[JobRun] = field(default_factory=list)
     summary: str = ""
 
@@ -71,7 +80,7 @@ class Workflows:
             job = waiting.pop(name)
             context: Values = {"inputs": given, "needs": {n: needs[n] for n in _needs(job)}}
             context["secrets"] = self.secrets if secrets is None else secrets
-            context["env"] = {key: self._fill(value, context) for key, value in whole.get("env", {}).items()}
+            context["env"] = self._filled(whole.get("env", {}), context)
             ready = all(results[need] == "success" for need in _needs(job))
             if not ready or not self._true(job.get("if", "true"), context):
                 results[name], needs[name] = "skipped", {"outputs": {}, "result": "skipped"}
@@ -96,65 +105,89 @@ class Workflows:
             assert set(secrets) <= set(declared["workflow_call"].get("secrets", {})), "a secret nobody named"
             results = self.run(called, inputs, secrets)
             return int("failure" in results.values()), {}
-        told = JobRun(
+        leg = JobRun(
             name=name,
             runs_on=job["runs-on"],
             permissions=job.get("permissions"),
             environment=job.get("environment"),
+            temp=self.scratch / f"temp-{len(self.ran)}",
         )
-        self.ran.append(told)
-        steps: Values = {}
-        context = {**context, "steps": steps}
-        for number, step in enumerate(job["steps"]):
+        leg.temp.mkdir(parents=True)
+        self.prepare(leg.temp)
+        self.ran.append(leg)
+        context = {**context, "env": {**context["env"], **self._filled(job.get("env", {}), context)}}
+        context = self._steps(job["steps"], context, leg)
+        leg.outputs = {key: str(self._fill(value, context)) for key, value in job.get("outputs", {}).items()}
+        return leg.code, leg.outputs
+
+    def _steps(self, steps: list[Values], context: Values, leg: JobRun) -> Values:
+        """Run the steps of a job or of a composite action; gives the context with their outputs."""
+        done: Values = {}
+        context = {**context, "steps": done}
+        for step in steps:
             wanted = step.get("if", "success()")
-            context["failed"] = told.code != 0
-            if "always()" not in wanted and told.code:
+            context["failed"] = leg.code != 0
+            if "always()" not in wanted and leg.code:
                 continue
             if not self._true(wanted, context):
                 continue
-            outputs: dict[str, str] = {}
+            inside = {**context, "env": {**context["env"], **self._filled(step.get("env", {}), context)}}
+            leg.variables |= inside["env"]
             if "uses" in step:
-                action = step["uses"].split("@")[0]
-                given = {key: self._fill(value, context) for key, value in step.get("with", {}).items()}
-                outputs = self.stubs[action](given) or {}
+                outputs = self._uses(step, inside, leg)
             else:
-                code, outputs = self._step(step, job, context, number, told)
-                told.code = told.code or code
+                code, outputs = self._step(step, inside, leg)
+                leg.code = leg.code or code
             if "id" in step:
-                steps[step["id"]] = {"outputs": outputs}
-        told.outputs = {key: str(self._fill(value, context)) for key, value in job.get("outputs", {}).items()}
-        return told.code, told.outputs
+                done[step["id"]] = {"outputs": outputs}
+        return context
 
-    def _step(
-        self, step: Values, job: Values, context: Values, number: int, told: JobRun
-    ) -> tuple[int, dict[str, str]]:
-        folder = self.scratch / f"step-{len(self.ran)}-{number}"
-        folder.mkdir(parents=True)
-        files = {name: folder / name for name in ("output", "summary", "event.json", "script.sh")}
+    def _uses(self, step: Values, context: Values, leg: JobRun) -> dict[str, str]:
+        name = step["uses"].split("@")[0]
+        given = {key: self._fill(value, context) for key, value in step.get("with", {}).items()}
+        folder = {"./": self.checkout, **self.actions}.get(name)
+        if folder is None:
+            return self.stubs[name](given) or {}
+        action = yaml.load((folder / "action.yml").read_text(), Loader=yaml.BaseLoader)
+        assert set(given) <= set(action["inputs"]), "an input that the action does not have"
+        defaults = {key: entry.get("default", "") for key, entry in action["inputs"].items()}
+        # An action sees neither the secrets nor the outputs of other steps: its inputs, and the environment.
+        inside = {"env": context["env"], "inputs": {**defaults, **given}, "action_path": str(folder)}
+        after = self._steps(action["runs"]["steps"], inside, leg)
+        return {key: str(self._fill(each["value"], after)) for key, each in action["outputs"].items()}
+
+    def _step(self, step: Values, context: Values, leg: JobRun) -> tuple[int, dict[str, str]]:
+        number = sum(1 for _ in self.scratch.glob("step-*"))
+        folder = self.scratch / f"step-{number}"
+        folder.mkdir()
+        files = {name: folder / name for name in ("output", "summary", "path", "event.json", "script.sh")}
         files["output"].touch()
+        files["path"].touch()
         files["event.json"].write_text(json.dumps(self.payload))
         files["script.sh"].write_text(str(self._fill(step["run"], context)))
-        declared = {**context["env"], **job.get("env", {}), **step.get("env", {})}
-        filled = {key: _text(self._fill(value, context)) for key, value in declared.items()}
-        told.variables |= filled
         environment = {
             **self.environment,
-            **filled,
+            **context["env"],
+            "PATH": ":".join([*reversed(leg.path), self.environment["PATH"]]),
             "CI": "true",
             "GITHUB_ACTIONS": "true",
+            "GITHUB_ACTION_PATH": context.get("action_path", ""),
             "GITHUB_EVENT_NAME": self.event,
             "GITHUB_EVENT_PATH": str(files["event.json"]),
             "GITHUB_OUTPUT": str(files["output"]),
+            "GITHUB_PATH": str(files["path"]),
             "GITHUB_REF": self.ref,
+            "GITHUB_REF_NAME": self.ref.split("/", 2)[-1],
             "GITHUB_REPOSITORY": "team/images",
             "GITHUB_SHA": self.sha,
             "GITHUB_STEP_SUMMARY": str(files["summary"]),
-            "RUNNER_TEMP": str(folder),
+            "RUNNER_TEMP": str(leg.temp),
         }
-        # What the runner runs where a step names no shell.
+        # What the runner runs where a step names no shell, and where it names bash, as an action must.
+        shell = {"": ["-e"], "bash": ["--noprofile", "--norc", "-eo", "pipefail"]}[step.get("shell", "")]
         done = subprocess.run(
-            ["bash", "-e", str(files["script.sh"])],
-            cwd=self.checkout,
+            ["bash", *shell, str(files["script.sh"])],
+            cwd=self.checkout / str(self._fill(step.get("working-directory", ""), context)),
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -164,8 +197,11 @@ class Workflows:
         if files["summary"].exists():
             self.summary += files["summary"].read_text()
         (folder / "log").write_text(done.stdout + done.stderr)
-        pairs = (line.partition("=") for line in files["output"].read_text().splitlines())
-        return done.returncode, {name: value for name, _, value in pairs}
+        leg.path += files["path"].read_text().splitlines()
+        return done.returncode, _outputs(files["output"].read_text())
+
+    def _filled(self, declared: Values, context: Values) -> dict[str, str]:
+        return {key: _text(self._fill(value, context)) for key, value in declared.items()}
 
     def _fill(self, value: Any, context: Values) -> Any:
         """``value`` with its expressions replaced; a value that is one expression alone keeps its type."""
@@ -184,6 +220,7 @@ class Workflows:
         github = {
             "event_name": self.event,
             "ref": self.ref,
+            "ref_name": self.ref.split("/", 2)[-1],
             "sha": self.sha,
             "event": self.payload,
             "repository": "team/images",
@@ -267,6 +304,20 @@ class _Expression:
 def _needs(job: Values) -> list[str]:
     needs = job.get("needs", [])
     return [needs] if isinstance(needs, str) else list(needs)
+
+
+def _outputs(text: str) -> dict[str, str]:
+    """What a step wrote into GITHUB_OUTPUT: NAME=VALUE, or NAME<<END with lines up to END."""
+    found = {}
+    lines = iter(text.splitlines())
+    for line in lines:
+        name, _, end = line.partition("<<")
+        if "=" in name or not end:
+            name, _, found_value = line.partition("=")
+            found[name] = found_value
+        else:
+            found[name] = "\n".join(itertools.takewhile(end.__ne__, lines))
+    return found
 
 
 def _text(value: Any) -> str:

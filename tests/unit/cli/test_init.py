@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline import __version__
 from pipeline.cli.app import app
 from pipeline.config.reading import load
 from pipeline.errors import ConfigError
@@ -46,31 +46,39 @@ def test_what_it_writes_is_a_configuration_that_loads(tmp_path: Path) -> None:
     workflow = yaml.safe_load((tmp_path / ".github/workflows/images.yml").read_text())
     assert workflow["permissions"] == {}
     assert workflow["jobs"]["images"]["runs-on"].startswith("${{")
-    for step in workflow["jobs"]["images"]["steps"]:
-        assert "uses" not in step or len(step["uses"].rpartition("@")[2]) == 40, (
-            "actions are pinned by commit"
-        )
+    uses = [step["uses"] for step in workflow["jobs"]["images"]["steps"] if "uses" in step]
+    unpinned = [each for each in uses if len(each.rpartition("@")[2]) != 40]
+    assert set(unpinned) <= {"OWNER/sqshpipe@v1"}, "pinned by commit, but for a placeholder"
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def _told(url: str, **more: object) -> str:
+    return json.dumps({"url": url, **more})
+
+
+def _git(url: str, commit: str = COMMIT) -> str:
+    return _told(url, vcs_info={"vcs": "git", "commit_id": commit})
 
 
 @pytest.mark.parametrize(
     ("told", "wanted"),
     [
-        (
-            '{"url": "https://me:secret@example.com/a.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}}',
-            "git+https://example.com/a.git@abc",
-        ),
-        (
-            '{"url": "https://example.com/sqshpipe-1.whl", "archive_info": {}}',
-            "https://example.com/sqshpipe-1.whl",
-        ),
-        (
-            '{"url": "file:///home/me/sqshpipe", "dir_info": {}}',
-            f"git+https://github.com/ORG/sqshpipe@v{__version__}",
-        ),
-        (None, f"git+https://github.com/ORG/sqshpipe@v{__version__}"),
+        (_git("https://me:secret@github.com/team/sqshpipe.git"), f"team/sqshpipe@{COMMIT}"),
+        (_git("ssh://git@github.com/team/a.b"), f"team/a.b@{COMMIT}"),
+        # The same path at GitHub would be a stranger's.
+        (_git("https://git.example.com/team/sqshpipe.git"), "OWNER/sqshpipe@v1"),
+        (_git("https://github.com.example.com/team/sqshpipe.git"), "OWNER/sqshpipe@v1"),
+        (_git("https://github.com/team/sqshpipe/more"), "OWNER/sqshpipe@v1"),
+        (_git("https://github.com/team/sq\nrun: id"), "OWNER/sqshpipe@v1"),
+        (_git("https://github.com/team/sqshpipe", "main"), "OWNER/sqshpipe@v1"),
+        (_told("https://github.com/team/sqshpipe/a.whl", archive_info={}), "OWNER/sqshpipe@v1"),
+        (_told("file:///home/me/sqshpipe", dir_info={}), "OWNER/sqshpipe@v1"),
+        (None, "OWNER/sqshpipe@v1"),
     ],
 )
-def test_the_workflow_installs_what_was_installed_here(
+def test_the_workflow_uses_the_action_of_what_is_installed_here(
     told: str | None, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Installed:
@@ -78,10 +86,14 @@ def test_the_workflow_installs_what_was_installed_here(
             return told if name == "direct_url.json" else None
 
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
-    _init("mine", "--folder", str(tmp_path))
+    result = CliRunner().invoke(app, ["init", "mine", "--folder", str(tmp_path)])
+    assert result.exit_code == 0
     workflow = yaml.safe_load((tmp_path / ".github/workflows/images.yml").read_text())
-    runs = [step.get("run") for step in workflow["jobs"]["images"]["steps"]]
-    assert f'pip install "sqshpipe @ {wanted}"' in runs
+    steps = workflow["jobs"]["images"]["steps"]
+    uses = [step["uses"] for step in steps if step.get("with", {}).get("command")]
+    assert uses == [wanted, wanted]
+    assert not [step for step in steps if "pip install" in step.get("run", "")]
+    assert ("OWNER/sqshpipe@v1" in result.stderr) == (wanted == "OWNER/sqshpipe@v1")
 
 
 ECR = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"

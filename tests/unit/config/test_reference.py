@@ -17,7 +17,7 @@ REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md
 
 def _keys() -> dict[str, dict[str, Any]]:
     schema = json_schema()
-    models = {"": schema, **schema["$defs"]}
+    models = {"": schema, **schema["definitions"]}
     return {
         f"{name}.{key}": entry
         for name, model in models.items()
