@@ -49,10 +49,16 @@ case $purpose in
     *) echo "bootstrap: $purpose is not a purpose: run, demo or test" >&2; exit 2 ;;
 esac
 
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-    echo "bootstrap: $python is missing or older than 3.10; name another: make PYTHON=python3.12" >&2
-    exit 3
-fi
+check_python() {
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        echo "bootstrap: $python is missing or older than 3.10; name another: make PYTHON=python3.12" >&2
+        exit 3
+    fi
+}
+
+# An old Python is reported before anything is installed. A bare Debian has none: its own one is then installed too.
+if command -v "$python" >/dev/null 2>&1; then check_python; fi
+[ "$python" != python3 ] || required="python3:python3 $required"
 
 # missing_of TOOLS: the packages of those programs that are not there, each once.
 missing_of() {
@@ -112,6 +118,8 @@ if [ -n "$missing$useful" ]; then
         echo "bootstrap: some tests will be skipped; for all of them: $how$useful" >&2
     fi
 fi
+
+check_python
 
 # One stamp a set of dependencies, older than pyproject.toml and the lock when these have changed.
 stamp=$venv/.installed$extras

@@ -22,6 +22,8 @@ PROGRAMS = {
     "squashfuse": ["squashfuse"],
     "fuse3": ["fusermount3"],
     "git": ["git"],
+    "python3": ["python3"],
+    "python3-venv": [],
     "apparmor": ["apparmor_parser"],
 }
 OWN = ("sh", "dirname", "grep", "cat", "find", "rm", "chmod", "touch")
@@ -105,6 +107,22 @@ def test_root_gets_the_packages_once(tmp_path: Path, *, client_apart: bool) -> N
     assert (again.returncode, again.stderr) == (0, "")
     assert machine.asked == before, "nothing is installed a second time"
     assert not (tmp_path / "policy").exists()
+
+
+def test_a_bare_machine_gets_python_too(tmp_path: Path) -> None:
+    machine = _machine(tmp_path, root=True, client_apart=True)
+    (machine.programs / "python3").unlink()
+    (tmp_path / ".venv" / "bin" / "python").unlink()
+    done = machine.bootstrap("run")
+    assert {"python3", "python3-venv", "git"} <= set(machine.asked), done.stderr
+
+
+def test_an_old_python_is_reported_before_anything_is_installed(tmp_path: Path) -> None:
+    machine = _machine(tmp_path, root=True, client_apart=True)
+    (machine.programs / "python3").write_text("#!/bin/sh\nexit 1\n")
+    done = machine.bootstrap("demo")
+    assert (done.returncode, machine.asked) == (3, [])
+    assert "older than 3.10" in done.stderr
 
 
 @pytest.mark.parametrize("client_apart", [True, False], ids=["Debian 13", "Debian 12, Ubuntu"])
