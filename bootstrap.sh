@@ -29,7 +29,7 @@ fi
 
 # A laptop whose Docker answers needs no daemon of ours.
 has_engine() {
-    [ -z "${DOCKER_HOST:-}" ] || return 0
+    [ -z "${DOCKER_HOST:-}${DOCKER_CONTEXT:-}" ] || return 0
     for socket in /var/run/docker.sock "${XDG_RUNTIME_DIR:-/nowhere}/docker.sock" "$HOME/.docker/run/docker.sock"; do
         if [ -S "$socket" ] && [ -w "$socket" ]; then return 0; fi
     done

@@ -150,3 +150,5 @@ def test_another_docker_context_is_an_engine(tmp_path: Path) -> None:
     (tmp_path / ".docker").mkdir()
     (tmp_path / ".docker" / "config.json").write_text('{"currentContext": "desktop-linux"}')
     assert machine.bootstrap("demo").returncode == 0
+    (tmp_path / ".docker" / "config.json").unlink()
+    assert machine.bootstrap("demo", DOCKER_CONTEXT="desktop-linux").returncode == 0
