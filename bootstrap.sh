@@ -100,9 +100,13 @@ install_packages() {
     apt-get -qq -o DPkg::Lock::Timeout=300 update
     find_missing # which packages there are is known only now
     echo "bootstrap: installing$missing$useful" >&2
+    # What a package says while it is set up, such as that its service was not started, is shown if it fails.
     # shellcheck disable=SC2086 # lists of packages
-    apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends \
-        $missing $useful >/dev/null
+    if ! problems=$(apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends \
+        $missing $useful 2>&1 >/dev/null); then
+        printf '%s\n' "$problems" >&2
+        exit 3
+    fi
 }
 
 find_missing
