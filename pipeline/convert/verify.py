@@ -28,9 +28,9 @@ from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Node
 from pipeline.progress import NO_TASK, Task
 from pipeline.registry.source import RegistrySource
+from pipeline.squashfs.expand import read_all
 from pipeline.squashfs.inode import Inode
 from pipeline.squashfs.proof import ReadBack
-from pipeline.squashfs.readback import read_all
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.system.hashing import hashed
 

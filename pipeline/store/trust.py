@@ -52,9 +52,9 @@ class Required:
 
     def check(self, layout: Layout, record: Record) -> None:
         """Leave a mark for a signed release. Raises VerificationError when none of the keys signed it."""
-        from pipeline.store import attest
+        from pipeline.store import signatures
 
-        found = attest.signature_of(layout, record, self.keys)
+        found = signatures.signature_of(layout, record, self.keys)
         if found is None:
             name = f"{record.image}:{record.version}"
             raise VerificationError(

@@ -23,7 +23,7 @@ from pipeline.node import job_mount, signed
 from pipeline.node import pyxis_importer as importer
 from pipeline.node.image_file import ImageFile
 from pipeline.node.user_mount import User
-from pipeline.store import attest, caches, sealed, trust
+from pipeline.store import caches, sealed, signatures, trust
 from pipeline.store.record import Record
 from pipeline.store.store import Store
 from tests.support.images.squashed import squash
@@ -49,7 +49,7 @@ class Site:
         return self.folder / "state" / "signed"
 
     def sign(self, name: str, key: str | None = None) -> Path:
-        return attest.sign(
+        return signatures.sign(
             self.store.layout, self.store.find(name, HOST), signing.open_signer(key or self.private)
         )
 
@@ -635,7 +635,7 @@ def _on_a_machine(folder: Path) -> None:
     for version in ("v1.0", "v1.1"):
         content = squash(folder, f"{version}.sqsh", word=version).read_bytes()
         publish(store, version, content, platform=HOST)
-    attest.sign(store.layout, store.find(SIGNED, HOST), signing.open_signer(private))
+    signatures.sign(store.layout, store.find(SIGNED, HOST), signing.open_signer(private))
     node, state = folder / "node", folder / "state"
     tool = f"{sys.executable} -m pipeline"
     user = "setpriv --reuid 65534 --regid 65534 --clear-groups"
