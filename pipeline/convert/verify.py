@@ -106,8 +106,8 @@ def described(
 ) -> SquashfsFile:
     """A .sqsh that is there already, as if it had just been made from ``source``, to be verified.
 
-    Its block size and compressor are taken as they are. Raises VerificationError when it is no squashfs file,
-    FormatError or RegistryError when the image cannot be read.
+    Its block size and compressor are taken as they are. Raises VerificationError when it is not a squashfs
+    file, FormatError or RegistryError when the image cannot be read.
     """
     try:
         with SquashfsImage.open(path) as image:

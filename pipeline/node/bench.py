@@ -231,7 +231,7 @@ def _forked(work: Callable[[], object], count: int) -> float:
 def _read_python(root: Path) -> None:
     """Read the Python files and libraries of a tree, as an import does."""
     read = 0
-    # The image's author chose the names: what is no regular file (a symlink, a pipe, a device) is not read.
+    # The image's author chose the names: only regular files are read, no symlink, pipe or device.
     for _, names, files, folder in os.fwalk(root):
         names.sort()
         for name in sorted(files):

@@ -495,9 +495,9 @@ def test_paths_instead_of_names(site: Site) -> None:
     link = store / "demo" / "link.sqsh"
     link.symlink_to(own)
     for path in (own, link):
-        assert "is no release" in refused("run", path, "--", "true", as_=ConfigError)
+        assert "is not a release" in refused("run", path, "--", "true", as_=ConfigError)
         words = ["node", "mount", path, *hold, "--digest", good.sha256]
-        assert "is no release" in refused(*words, as_=ConfigError)
+        assert "is not a release" in refused(*words, as_=ConfigError)
     for path in (store / "demo/v1.1.sqsh", site.store.find(UNSIGNED, HOST).path):
         assert "no signed release has the bytes" in refused("run", path, "--", "true")
         assert "no signed release" in refused("node", "mount", path, *hold, "--digest", good.sha256)
