@@ -101,7 +101,7 @@ def fill(filler: Path, *, leave: int) -> None:
 
 @pytest.mark.needs("root", "/dev/loop-control", "mkfs.ext4", "mount")
 def test_a_disk_that_is_full_at_any_moment(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is left, from nothing to enough: told in one sentence, nothing half, and mended with room."""
+    """Whatever is left, from nothing to enough: one sentence, no half release; with room it works."""
     point = mount("ext4", 64)
     store = new_store(point / "containers")
     publish(store, "v1.0")

@@ -473,7 +473,7 @@ def test_the_importer_imports_nothing_instead(site: Site) -> None:
 
 
 def test_signatures_behind_symlinks(site: Site) -> None:
-    """A signature for v1.1 that lies elsewhere is none of the store's files."""
+    """A signature for v1.1 that lies elsewhere is not one of the store's files."""
     path = site.sign(UNSIGNED)
     elsewhere = site.folder / "elsewhere"
     shutil.move(path, elsewhere)
