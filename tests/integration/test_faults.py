@@ -255,7 +255,7 @@ READ_BACK = {
 @pytest.mark.needs("strace", "mksquashfs")
 @pytest.mark.parametrize("moment", READ_BACK)
 def test_the_disk_fails_while_the_finished_file_is_read_back(moment: str, tmp_path: Path) -> None:
-    """EIO from one of the calls on: a sentence, no word of a defect, and the next run ends well."""
+    """EIO from one of the calls on: a sentence, nothing about a defect, and the next run ends well."""
     command, call, first, error = READ_BACK[moment]
     image, output = f"oci:{tmp_path / 'image'}", tmp_path / "x.sqsh"
     write_layout(tmp_path / "image", _layers())

@@ -385,7 +385,7 @@ def test_a_policy_with_a_key_that_is_none(site: Site) -> None:
 
 @pytest.mark.needs("root")
 def test_a_policy_that_users_cannot_read(site: Site) -> None:
-    """Then nothing resolves for them; that they cannot read it must not mean that there is none."""
+    """Then nothing resolves for them; that they cannot read it must not count as no policy."""
     trust.NODE_POLICY.chmod(0o600)
     os.seteuid(65534)
     try:
