@@ -29,7 +29,7 @@ fi
 
 # A laptop whose Docker answers needs no daemon of ours.
 has_engine() {
-    [ -z "${DOCKER_HOST:-}" ] || return 0
+    [ -z "${DOCKER_HOST:-}${DOCKER_CONTEXT:-}" ] || return 0
     for socket in /var/run/docker.sock "${XDG_RUNTIME_DIR:-/nowhere}/docker.sock" "$HOME/.docker/run/docker.sock"; do
         if [ -S "$socket" ] && [ -w "$socket" ]; then return 0; fi
     done
@@ -49,10 +49,16 @@ case $purpose in
     *) echo "bootstrap: $purpose is not a purpose: run, demo or test" >&2; exit 2 ;;
 esac
 
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-    echo "bootstrap: $python is missing or older than 3.10; name another: make PYTHON=python3.12" >&2
-    exit 3
-fi
+check_python() {
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        echo "bootstrap: $python is missing or older than 3.10; name another: make PYTHON=python3.12" >&2
+        exit 3
+    fi
+}
+
+# An old Python is reported before anything is installed. A bare Debian has none: its own one is then installed too.
+if command -v "$python" >/dev/null 2>&1; then check_python; fi
+[ "$python" != python3 ] || required="python3:python3 $required"
 
 # missing_of TOOLS: the packages of those programs that are not there, each once.
 missing_of() {
@@ -94,9 +100,13 @@ install_packages() {
     apt-get -qq -o DPkg::Lock::Timeout=300 update
     find_missing # which packages there are is known only now
     echo "bootstrap: installing$missing$useful" >&2
+    # What a package says while it is set up, such as that its service was not started, is shown if it fails.
     # shellcheck disable=SC2086 # lists of packages
-    apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends \
-        $missing $useful >/dev/null
+    if ! problems=$(apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install -y --no-install-recommends \
+        $missing $useful 2>&1 >/dev/null); then
+        printf '%s\n' "$problems" >&2
+        exit 3
+    fi
 }
 
 find_missing
@@ -112,6 +122,8 @@ if [ -n "$missing$useful" ]; then
         echo "bootstrap: some tests will be skipped; for all of them: $how$useful" >&2
     fi
 fi
+
+check_python
 
 # One stamp a set of dependencies, older than pyproject.toml and the lock when these have changed.
 stamp=$venv/.installed$extras

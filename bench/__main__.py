@@ -4,7 +4,7 @@
 
 Each writes FOLDER/NAME.json. Without --output that is bench/results, and docs/benchmarks.md, its charts and
 the READMEs are written from it (`python -m bench.figures`). One that fails costs the others nothing, and the
-exit code is 1; one whose programs are not installed is left out, which is told and no failure. `native`
+exit code is 1; one whose programs are not installed is left out and reported, without a failure. `native`
 converts an image of gigabytes and runs only when it is named or the size is large.
 """
 
@@ -64,11 +64,11 @@ def _native(_size: str, file: Path) -> int:
 
 def _sign(file: Path, name: str, size: str) -> None:
     """Date, command and machine, where the benchmark itself has not written them."""
-    told = json.loads(file.read_text(encoding="utf-8"))
-    told.setdefault("date", f"{datetime.now(timezone.utc):%Y-%m-%d}")
-    told.setdefault("command", f"python -m bench --size {size} {name}")
-    told["machine"] = {**machine(file.parent), **told.get("machine", {})}
-    file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    outcome = json.loads(file.read_text(encoding="utf-8"))
+    outcome.setdefault("date", f"{datetime.now(timezone.utc):%Y-%m-%d}")
+    outcome.setdefault("command", f"python -m bench --size {size} {name}")
+    outcome["machine"] = {**machine(file.parent), **outcome.get("machine", {})}
+    file.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
 
 
 RUNNERS: dict[str, Runner] = {
@@ -132,8 +132,8 @@ def main() -> int:
         from bench import figures
 
         figures.write()
-    for told in left_out:
-        print(f"left out: {told}", file=sys.stderr)
+    for outcome in left_out:
+        print(f"left out: {outcome}", file=sys.stderr)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -2,7 +2,7 @@
 
     python -m bench.convert [--size small|medium|large] [--rounds 3] [--output FILE.json]
 
-Every tool gets zstd level 3 and blocks of 128 KiB where it can be told, and finds the image in the page
+Every tool gets zstd level 3 and blocks of 128 KiB where it has the option, and finds the image in the page
 cache. sqshpipe's times contain a full read-back that compares the file with the image's layers; no peer does
 that.
 """
@@ -230,7 +230,7 @@ def _empty(folder: Path) -> None:
 
 _WORDS = ("umoci", "mksquashfs", "tar2sqfs", "ch-convert", "unshare", "zstd")
 # sqfstar 4.5.1 takes the level for the name of the file to make.
-_NOT_FAIR = {"sqfstar": "cannot be told a zstd level"}
+_NOT_FAIR = {"sqfstar": "cannot be given a zstd level"}
 
 
 def possible(ways: dict[str, Way]) -> tuple[dict[str, Way], dict[str, str]]:

@@ -39,19 +39,19 @@ def results(folder: Path = RESULTS) -> dict[str, Found]:
 def charts(found: Mapping[str, Found]) -> dict[str, str]:
     """File names with the SVG that belongs in them."""
     drawn = {}
-    if told := found.get("convert"):
-        rows = sorted(told["rows"], key=lambda row: median(row, "seconds"))
+    if outcome := found.get("convert"):
+        rows = sorted(outcome["rows"], key=lambda row: median(row, "seconds"))
         drawn["convert.svg"] = bars(
             "From an OCI image to a .sqsh",
-            f"{tables.image_words(told['image'])}; median of {told['rounds']}, thin line: spread; "
+            f"{tables.image_words(outcome['image'])}; median of {outcome['rounds']}, thin line: spread; "
             "hollow: a part of the work",
             [_bar(row) for row in rows],
         )
-    if told := found.get("growth"):
+    if outcome := found.get("growth"):
         drawn["growth.svg"] = panels(
             "How the time grows",
-            f"Median of {told['rounds']} rounds; below each chart stand the values of what grows",
-            [_panel(told, by) for by in _AXES],
+            f"Median of {outcome['rounds']} rounds; below each chart stand the values of what grows",
+            [_panel(outcome, by) for by in _AXES],
         )
     return drawn
 
@@ -68,8 +68,8 @@ def _bar(row: Found) -> Bar:
     )
 
 
-def _panel(told: Found, by: str) -> Panel:
-    points = [point for point in told["points"] if point["by"] == by]
+def _panel(outcome: Found, by: str) -> Panel:
+    points = [point for point in outcome["points"] if point["by"] == by]
     names = [row["way"] for row in points[0]["rows"]] if points else []
     lines = {
         name: [

@@ -165,7 +165,7 @@ def main() -> None:
     ok = ratios["p99"] <= RATIO
     print(f"goal of x{RATIO} at p99: {'met' if ok else 'NOT MET'}")
     if arguments.json:
-        told = {
+        outcome = {
             "rows": figures,
             "get_to_bare": ratios,
             "system_calls": {"bare": calls[0], "get": calls[1]},
@@ -174,7 +174,7 @@ def main() -> None:
             "load_1min": load,
             "met": ok,
         }
-        arguments.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def _said(*argv: str) -> str:
 def keep(output: Path, size: str, folder: Path, found: Mapping[str, Any]) -> None:
     """Write a result beside its date and machine."""
     name = output.stem
-    told = {
+    outcome = {
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
         "command": f"python -m bench --size {size} {name}",
         "size": size,
@@ -162,4 +162,4 @@ def keep(output: Path, size: str, folder: Path, found: Mapping[str, Any]) -> Non
         **found,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    output.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")

@@ -147,16 +147,16 @@ def on_a_cloning_disk(image: Path, cache: Path, folder: Path, size: int) -> dict
 
 
 def in_turn(rounds: int, *ways: tuple[Callable[[], object], Callable[[], Any]]) -> list[Any]:
-    """The quickest of several rounds of each way, by its own wall time where it tells one. A way is what is
+    """The quickest of several rounds of each way, by its own wall time where it reports one. A way is what is
     not measured and what is.
     """
     results: list[list[Any]] = [[] for _ in ways]
     for _ in range(rounds):
         for (prepare, work), kept in zip(ways, results, strict=True):
             prepare()
-            told: list[Any] = []
-            took = measured(lambda work=work, told=told: told.append(work()))  # type: ignore[misc]
-            kept.append(told[0] if isinstance(told[0], dict) else took)
+            outcome: list[Any] = []
+            took = measured(lambda work=work, outcome=outcome: outcome.append(work()))  # type: ignore[misc]
+            kept.append(outcome[0] if isinstance(outcome[0], dict) else took)
     return [min(kept, key=lambda result: result["wall_s"]) for kept in results]
 
 
@@ -164,9 +164,9 @@ class Bench:
     """All measurements, in an order in which each finds what it needs."""
 
     def __init__(
-        self, image: Path, folder: Path, rounds: int, told: Callable[[dict[str, Any]], None]
+        self, image: Path, folder: Path, rounds: int, outcome: Callable[[dict[str, Any]], None]
     ) -> None:
-        self._told = told  # what was found so far: a run that is cut short leaves its rows
+        self._outcome = outcome  # what was found so far: a run that is cut short leaves its rows
         self._image = image
         self._folder = folder
         self._rounds = rounds
@@ -184,23 +184,23 @@ class Bench:
             into_page_cache(blob)
         found["cold"], found["mksquashfs"] = self._cold_and_mksquashfs()
         found["native_size"] = self._native.stat().st_size
-        self._told(found)
+        self._outcome(found)
         self._rebuild()
-        self._told(found)
+        self._outcome(found)
         self._enroot()
-        self._told(found)
+        self._outcome(found)
         found["reading"] = self._reading()
         found["cloning"] = on_a_cloning_disk(
             self._image, self._cache, self._folder, self._native.stat().st_size
         )
-        self._told(found)
+        self._outcome(found)
         return found
 
     def run_rebuild(self) -> dict[str, Any]:
         """The rebuild and what it is compared with alone, on packs that are made first."""
         self._convert()
         self._rebuild()
-        self._told(self.found)
+        self._outcome(self.found)
         return self.found
 
     def _rebuild(self) -> None:
@@ -333,13 +333,13 @@ def main() -> None:
         parser.error("--rebuild goes with --output")
     before = json.loads(given.output.read_text()) if given.rebuild else {}
 
-    def told(found: dict[str, Any]) -> None:
+    def outcome(found: dict[str, Any]) -> None:
         if given.output:
             given.output.parent.mkdir(parents=True, exist_ok=True)
             given.output.write_text(json.dumps(with_ratios({**before, **found}), indent=2) + "\n")
 
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="sqshpipe-bench-") as name:
-        bench = Bench(given.image, Path(name), given.rounds, told)
+        bench = Bench(given.image, Path(name), given.rounds, outcome)
         found = {**before, **(bench.run_rebuild() if given.rebuild else bench.run())}
     for what, ratio, goal in ratios(found):
         print(f"{what:<36} {ratio:8.2f}   {goal and 'goal ' + goal}")

@@ -126,7 +126,7 @@ class Steps:
         self._cached(len(self._blobs) - 1).unlink()
 
     def _assemble(self, output: Path) -> None:
-        """Untar every cached layer, mend modes, whiteouts to overlay's, mount, mksquashfs, remove."""
+        """Untar every cached layer, fix modes, whiteouts to overlay's, mount, mksquashfs, remove."""
         layers = [self._folder / f"layer-{number}" for number in range(len(self._blobs))]
         for layer in layers:
             layer.mkdir()

@@ -4,7 +4,7 @@
 
 Layers: a Debian root's programs, its libraries, its shared files and headers, the Python that runs this,
 Python packages (installed by pip for the image), a layer that hides and replaces some of all that, and a top
-layer of about 30 MB. Paths that a machine lacks are left out; `image.json` in FOLDER tells what was made.
+layer of about 30 MB. Paths that a machine lacks are left out; `image.json` in FOLDER says what was made.
 """
 
 from __future__ import annotations

@@ -149,8 +149,8 @@ def main() -> None:
     if options.json:
         words = f"python -m bench.store --releases {options.releases} --rounds {options.rounds}"
         load = os.getloadavg()
-        told = {"command": words, "processors": os.cpu_count(), "load": load, **_compared(few, figures)}
-        options.json.write_text(json.dumps(told, indent=2) + "\n")
+        outcome = {"command": words, "processors": os.cpu_count(), "load": load, **_compared(few, figures)}
+        options.json.write_text(json.dumps(outcome, indent=2) + "\n")
 
 
 def _compared(few: dict[str, float], many: dict[int, dict[str, float]]) -> dict[str, object]:

@@ -16,11 +16,11 @@ OURS, CHANGED = "sqshpipe native", f"sqshpipe native{_CHANGED}"
 FROM_REGISTRY = "sqshpipe native, from the registry"
 
 
-def where(told: Found) -> str:
+def where(data: Found) -> str:
     """Date and machine in a line."""
-    machine = told.get("machine", {})
+    machine = data.get("machine", {})
     words = [
-        str(told.get("date", "")),
+        str(data.get("date", "")),
         str(machine.get("cpu", "")),
         f"{machine['cores']} cores" if "cores" in machine else "",
         f"{machine['memory_gb']} GB" if "memory_gb" in machine else "",
@@ -36,15 +36,15 @@ def image_words(image: Found) -> str:
     )
 
 
-def _signature(told: Found, about: str = "") -> str:
+def _signature(data: Found, about: str = "") -> str:
     """What was measured by which command, when, on what, and how busy that was."""
-    load = told.get("machine", {}).get("load_1min_before", told.get("load_1min", told.get("load")))
-    cores = told.get("cores", told.get("processors"))
+    load = data.get("machine", {}).get("load_1min_before", data.get("load_1min", data.get("load")))
+    cores = data.get("cores", data.get("processors"))
     words = [
         about.strip().removesuffix("."),
-        f"`{told['command']}`" if "command" in told else "",
-        f"median of {told['rounds']} rounds in turn" if "rounds" in told else "",
-        where(told) or (f"{cores} cores" if cores else ""),
+        f"`{data['command']}`" if "command" in data else "",
+        f"median of {data['rounds']} rounds in turn" if "rounds" in data else "",
+        where(data) or (f"{cores} cores" if cores else ""),
         f"load before the first round: {_load(load)}" if load is not None else "",
     ]
     return "; ".join(word for word in words if word) + "."
@@ -72,13 +72,13 @@ def _ratio(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
-def _named(told: Found) -> dict[str, Found]:
-    return {row["way"]: row for row in told["rows"]}
+def _named(data: Found) -> dict[str, Found]:
+    return {row["way"]: row for row in data["rows"]}
 
 
-def convert(told: Found) -> str:
+def convert(data: Found) -> str:
     """All ways, quickest first, and in which respects a peer is better."""
-    base = _named(told)[OURS]
+    base = _named(data)[OURS]
     rows = [
         (
             f"**{row['way']}**" if row["way"].startswith("sqshpipe") else row["way"],
@@ -91,7 +91,7 @@ def convert(told: Found) -> str:
             _megabytes(row["runs"][-1]["size"]),
             row["note"],
         )
-        for row in sorted(told["rows"], key=lambda row: median(row, "seconds"))
+        for row in sorted(data["rows"], key=lambda row: median(row, "seconds"))
     ]
     head = (
         "way",
@@ -105,13 +105,13 @@ def convert(told: Found) -> str:
         "what it does",
     )
     return (
-        f"{_signature(told, image_words(told['image']) + '. ')}\n\n![bars](figures/convert.svg)\n\n"
-        f"{_grid(head, rows)}\n{better(told)}\n{_left_out(told)}"
+        f"{_signature(data, image_words(data['image']) + '. ')}\n\n![bars](figures/convert.svg)\n\n"
+        f"{_grid(head, rows)}\n{better(data)}\n{_left_out(data)}"
     )
 
 
-def _left_out(told: Found) -> str:
-    left = "; ".join(f"{name}: {why}" for name, why in told.get("left_out", {}).items())
+def _left_out(data: Found) -> str:
+    left = "; ".join(f"{name}: {why}" for name, why in data.get("left_out", {}).items())
     return f"\nLeft out: {left}.\n" if left else ""
 
 
@@ -124,35 +124,35 @@ _RESPECTS: tuple[tuple[str, str, Callable[[Found], float]], ...] = (
 )
 
 
-def _peers(told: Found) -> list[Found]:
+def _peers(data: Found) -> list[Found]:
     """Those that do the whole work, quickest first."""
-    rows = [row for row in told["rows"] if not (row["way"].startswith("sqshpipe") or row.get("floor"))]
+    rows = [row for row in data["rows"] if not (row["way"].startswith("sqshpipe") or row.get("floor"))]
     return sorted(rows, key=lambda row: median(row, "seconds"))
 
 
-def _beside(told: Found, peer: str) -> Found:
+def _beside(data: Found, peer: str) -> Found:
     """What of ours has the same start as that peer: nothing, the other layers, or a registry."""
-    rows = _named(told)
+    rows = _named(data)
     if peer.endswith(_CHANGED):
         return rows[CHANGED]
     return rows.get(FROM_REGISTRY, rows[OURS]) if peer == "enroot import" else rows[OURS]
 
 
-def _ahead(told: Found) -> list[tuple[str, str, list[tuple[str, float]]]]:
+def _ahead(data: Found) -> list[tuple[str, str, list[tuple[str, float]]]]:
     """The respects, in English and Korean, in which peers beat ours by at least 3 %, the best one first."""
     found = []
     for english, korean, value in _RESPECTS:
-        parts = [(row["way"], value(row) / value(_beside(told, row["way"]))) for row in _peers(told)]
+        parts = [(row["way"], value(row) / value(_beside(data, row["way"]))) for row in _peers(data)]
         if better := sorted((one for one in parts if one[1] < 0.97), key=lambda one: one[1]):
             found.append((english, korean, better))
     return found
 
 
-def better(told: Found) -> str:
+def better(data: Found) -> str:
     """Where peers beat `sqshpipe native` from the same start."""
     lines = [
         f"- {word}: {', '.join(f'{name} ({_ratio(ratio)})' for name, ratio in peers)}"
-        for word, _, peers in _ahead(told)
+        for word, _, peers in _ahead(data)
     ]
     if not lines:
         return "No peer that does the whole work is better than `sqshpipe native` in any of these columns."
@@ -162,12 +162,12 @@ def better(told: Found) -> str:
     )
 
 
-def growth(told: Found) -> str:
+def growth(data: Found) -> str:
     """One table, a row a point."""
-    names = [row["way"] for row in told["points"][0]["rows"]]
+    names = [row["way"] for row in data["points"][0]["rows"]]
     peer = next((name for name in names if not name.startswith("sqshpipe")), None)
     rows = []
-    for point in told["points"]:
+    for point in data["points"]:
         image, found = point["image"], {row["way"]: median(row, "seconds") for row in point["rows"]}
         cores = f"{point['value']}" if point["by"] == "cores" else "all"
         rows.append(
@@ -183,15 +183,15 @@ def growth(told: Found) -> str:
             )
         )
     head = ("grows", "size", "files", "layers", "cores", *names, "peer / native", "peer / top layer changed")
-    left = _left_out(told["points"][0])
-    return f"{_signature(told)}\n\n![lines](figures/growth.svg)\n\n{_grid(head, rows)}{left}"
+    left = _left_out(data["points"][0])
+    return f"{_signature(data)}\n\n![lines](figures/growth.svg)\n\n{_grid(head, rows)}{left}"
 
 
-def compared(told: Found) -> str:
+def compared(data: Found) -> str:
     """Groups of ways, each beside the first of its group."""
     first: dict[str, float] = {}
     rows = []
-    for row in told["rows"]:
+    for row in data["rows"]:
         group = row["way"].partition(":")[0]
         base = first.setdefault(group, median(row, "seconds"))
         rows.append(
@@ -207,13 +207,13 @@ def compared(told: Found) -> str:
             )
         )
     head = ("what", "median", "spread", "times sqshpipe", "CPU", "peak memory", "written", "")
-    about = f"One .sqsh of {_megabytes(told['file_bytes'])}. "
-    return f"{_signature(told, about)}\n\n{_grid(head, rows)}{_left_out(told)}"
+    about = f"One .sqsh of {_megabytes(data['file_bytes'])}. "
+    return f"{_signature(data, about)}\n\n{_grid(head, rows)}{_left_out(data)}"
 
 
-def plan(told: Found) -> str:
+def plan(data: Found) -> str:
     """Rows with the growth from few to many."""
-    base = median(told["rows"][0], "seconds")
+    base = median(data["rows"][0], "seconds")
     rows = [
         (
             row["way"],
@@ -223,14 +223,14 @@ def plan(told: Found) -> str:
             seconds(median(row, "cpu")),
             _megabytes(max(run["peak"] for run in row["runs"])),
         )
-        for row in told["rows"]
+        for row in data["rows"]
     ]
-    about = f"{told['files_an_image']} files in each context. "
+    about = f"{data['files_an_image']} files in each context. "
     head = ("", "median", "spread", "times the first", "CPU", "peak memory")
-    return f"{_signature(told, about)}\n\n{_grid(head, rows)}"
+    return f"{_signature(data, about)}\n\n{_grid(head, rows)}"
 
 
-def start(told: Found) -> str:
+def start(data: Found) -> str:
     """Commands beside the bare interpreter."""
     rows = [
         (
@@ -240,14 +240,14 @@ def start(told: Found) -> str:
             seconds(median(row, "cpu")),
             _megabytes(max(run["peak"] for run in row["runs"])),
         )
-        for row in told["rows"]
+        for row in data["rows"]
     ]
-    return f"{_signature(told)}\n\n{_grid(('', 'median', 'spread', 'CPU', 'peak memory'), rows)}"
+    return f"{_signature(data)}\n\n{_grid(('', 'median', 'spread', 'CPU', 'peak memory'), rows)}"
 
 
-def store(told: Found) -> str:
+def store(data: Found) -> str:
     """Few releases beside many, in one image and in a hundred; milliseconds."""
-    (least, few), *many = told["milliseconds"].items()
+    (least, few), *many = data["milliseconds"].items()
     head = ["ms, best of rounds", f"{least} releases"]
     for images, _ in many:
         head += [f"many, in {images} image{'s' if images != '1' else ''}", "times"]
@@ -255,63 +255,63 @@ def store(told: Found) -> str:
     for name, base in few.items():
         row = [name, f"{base:.1f}"]
         for images, figures in many:
-            row += [f"{figures[name]:.1f}", _ratio(told["ratios"][images][name])]
+            row += [f"{figures[name]:.1f}", _ratio(data["ratios"][images][name])]
         rows.append(row)
-    return f"{_signature(told)}\n\n{_grid(head, rows)}"
+    return f"{_signature(data)}\n\n{_grid(head, rows)}"
 
 
-def importer(told: Found) -> str:
+def importer(data: Found) -> str:
     """Milliseconds of look-ups, alone and many at once."""
     rows = [
         (name, f"{each['median_ms']:.1f}", f"{each['p99_ms']:.1f}", f"{each['cpu_ms']:.1f}")
-        for name, each in told["rows"].items()
+        for name, each in data["rows"].items()
     ]
-    about = f"{told['releases']} releases. "
-    return f"{_signature(told, about)}\n\n{_grid(('ms', 'median', 'p99', 'CPU'), rows)}"
+    about = f"{data['releases']} releases. "
+    return f"{_signature(data, about)}\n\n{_grid(('ms', 'median', 'p99', 'CPU'), rows)}"
 
 
-def mirror(told: Found) -> str:
+def mirror(data: Found) -> str:
     """Ours beside skopeo."""
     rows = [
         (name, f"{each['seconds']:.1f} s", f"{each['cpu_seconds']:.1f} s", f"{each['peak_mb']} MB")
-        for name, each in told.items()
+        for name, each in data.items()
         if isinstance(each, dict) and "cpu_seconds" in each
     ]
-    about = f"{told['megabytes']} MB from registry to registry; skopeo takes {told['ratio']} times as long. "
-    return f"{_signature(told, about)}\n\n{_grid(('', 'median', 'CPU', 'peak memory'), rows)}"
+    about = f"{data['megabytes']} MB from registry to registry; skopeo takes {data['ratio']} times as long. "
+    return f"{_signature(data, about)}\n\n{_grid(('', 'median', 'CPU', 'peak memory'), rows)}"
 
 
-def refresh(told: Found) -> str:
+def refresh(data: Found) -> str:
     """Near and far registries."""
     rows = [
         (name, f"{each['seconds']:.2f} s", f"{each['seconds_best']:.2f} s", f"{each['cpu_seconds']:.2f} s")
-        for name, each in told.items()
+        for name, each in data.items()
         if isinstance(each, dict) and "cpu_seconds" in each
     ]
-    about = f"{told['images']} images of which none changed. "
-    return f"{_signature(told, about)}\n\n{_grid(('registry', 'median', 'best', 'CPU'), rows)}"
+    about = f"{data['images']} images of which none changed. "
+    return f"{_signature(data, about)}\n\n{_grid(('registry', 'median', 'best', 'CPU'), rows)}"
 
 
-def zstd_layers(told: Found) -> str:
+def zstd_layers(data: Found) -> str:
     """The same image with gzip and with zstd layers."""
-    rows = [(row["layers"], f"{row['stored_mb']} MB", f"{row['seconds']:.1f} s") for row in told["rows"]]
+    rows = [(row["layers"], f"{row['stored_mb']} MB", f"{row['seconds']:.1f} s") for row in data["rows"]]
     about = (
-        f"{told['bytes'] / 1e6:.0f} MB in {told['layers']} layers; gzip level 6, zstd level {told['level']}. "
+        f"{data['bytes'] / 1e6:.0f} MB in {data['layers']} layers; gzip level 6, zstd level {data['level']}. "
     )
-    return f"{_signature(told, about)}\n\n{_grid(('layers', 'stored', 'converted from nothing'), rows)}"
+    return f"{_signature(data, about)}\n\n{_grid(('layers', 'stored', 'converted from nothing'), rows)}"
 
 
-def small_files(told: Found) -> str:
+def small_files(data: Found) -> str:
     """A folder beside a .sqsh on the same distant file system."""
-    rows = [(row["way"], f"{row['seconds']:.1f} s", f"{row['requests']:,}") for row in told["rows"]]
-    about = f"{told['files']:,} files of 4 KiB; {told['delay_ms']} ms before each answer. "
-    return f"{_signature(told, about)}\n\n{_grid(('way', 'time', 'requests'), rows)}"
+    rows = [(row["way"], f"{row['seconds']:.1f} s", f"{row['requests']:,}") for row in data["rows"]]
+    about = f"{data['files']:,} files of 4 KiB; {data['delay_ms']} ms before each answer. "
+    return f"{_signature(data, about)}\n\n{_grid(('way', 'time', 'requests'), rows)}"
 
 
-def node(told: Found) -> str:
+def node(data: Found) -> str:
     """Where time goes at a node's start."""
     about = "Bytes are what the node reads of the file until then. "
-    parts = [f"{_signature(told, about)}"]
+    parts = [f"{_signature(data, about)}"]
     for store, title in (
         ("local", "The file on a local disk:"),
         ("slow", "On a store that takes 2 ms a read:"),
@@ -331,40 +331,40 @@ def node(told: Found) -> str:
                 ),
                 row["note"],
             )
-            for row in told["stores"].get(store, [])
+            for row in data["stores"].get(store, [])
         ]
         names = ("way", "ranks", "to the first rank", "bytes", "work after that", "bytes", "")
         parts += [title, _grid(names, rows)] if rows else []
     return "\n\n".join(parts)
 
 
-def native(told: Found) -> str:
+def native(data: Found) -> str:
     """Ratios of the large image beside their goals."""
-    image = told["image"]
+    image = data["image"]
     size, layers = image["unpacked_bytes"] / 1e9, len(image["layers"])
     about = f"{size:.1f} GB unpacked, {image['entries']:,} members, {layers} layers."
-    rows = [(name, _ratio(ratio), goal) for name, ratio, goal in told["ratios"]]
-    return f"{_signature(told, about)}\n\n{_grid(('', 'ratio', 'goal'), rows)}"
+    rows = [(name, _ratio(ratio), goal) for name, ratio, goal in data["ratios"]]
+    return f"{_signature(data, about)}\n\n{_grid(('', 'ratio', 'goal'), rows)}"
 
 
-def points(told: Found) -> str:
+def points(data: Found) -> str:
     """Rows of plain numbers."""
-    names = list(told["points"][0])
-    rows = [[_plain(name, point[name]) for name in names] for point in told["points"]]
-    return f"{_signature(told)}\n\n{_grid([name.replace('_', ' ') for name in names], rows)}"
+    names = list(data["points"][0])
+    rows = [[_plain(name, point[name]) for name in names] for point in data["points"]]
+    return f"{_signature(data)}\n\n{_grid([name.replace('_', ' ') for name in names], rows)}"
 
 
 def _plain(name: str, value: Any) -> str:
     return _megabytes(value) if re.search(r"(^|_)bytes$", name) else f"{value:,}"
 
 
-def readme(told: Found, *, korean: bool) -> str:
+def readme(data: Found, *, korean: bool) -> str:
     """The few lines that a README shows: each way from nothing and after a change of the top layer."""
-    rows = _named(told)
-    lines = [_readme_row(told, "**sqshpipe native**", rows[OURS], rows[CHANGED])]
+    rows = _named(data)
+    lines = [_readme_row(data, "**sqshpipe native**", rows[OURS], rows[CHANGED])]
     lines += [
-        _readme_row(told, row["way"], row, rows.get(f"{row['way']}{_CHANGED}", row))
-        for row in _peers(told)
+        _readme_row(data, row["way"], row, rows.get(f"{row['way']}{_CHANGED}", row))
+        for row in _peers(data)
         if not row["way"].endswith(_CHANGED)
     ]
     head = (
@@ -374,36 +374,36 @@ def readme(told: Found, *, korean: bool) -> str:
     )
     return (
         f"![bars](docs/figures/convert.svg)\n\n{_grid(head, lines)}\n"
-        f"{_measured(told, korean=korean)}\n\n{_better_words(told, korean=korean)}\n"
+        f"{_measured(data, korean=korean)}\n\n{_better_words(data, korean=korean)}\n"
     )
 
 
-def _readme_row(told: Found, name: str, fresh: Found, changed: Found) -> tuple[str, ...]:
+def _readme_row(data: Found, name: str, fresh: Found, changed: Found) -> tuple[str, ...]:
     cold, warm = median(fresh, "seconds"), median(changed, "seconds")
-    beside = _beside(told, fresh["way"])
+    beside = _beside(data, fresh["way"])
     return (
         name,
         seconds(cold),
         _ratio(cold / median(beside, "seconds")),
         seconds(warm),
-        _ratio(warm / median(_named(told)[CHANGED], "seconds")),
+        _ratio(warm / median(_named(data)[CHANGED], "seconds")),
     )
 
 
-def _measured(told: Found, *, korean: bool) -> str:
-    image, rounds = told["image"], told["rounds"]
-    repeat = f"`make bench SIZE={told['size']}`"
+def _measured(data: Found, *, korean: bool) -> str:
+    image, rounds = data["image"], data["rounds"]
+    repeat = f"`make bench SIZE={data['size']}`"
     if korean:
         return (
             f"이미지: 실제 파일 {image['files']:,}개, {image['bytes'] / 1e6:,.0f} MB, "
-            f"gzip 레이어 {image['layers']}개. {rounds}회 측정의 중앙값. 다시 재려면 {repeat}. {where(told)}."
+            f"gzip 레이어 {image['layers']}개. {rounds}회 측정의 중앙값. 다시 재려면 {repeat}. {where(data)}."
         )
-    return f"{image_words(image)}; median of {rounds} rounds in turn; repeat it by {repeat}; {where(told)}."
+    return f"{image_words(image)}; median of {rounds} rounds in turn; repeat it by {repeat}; {where(data)}."
 
 
-def _better_words(told: Found, *, korean: bool) -> str:
+def _better_words(data: Found, *, korean: bool) -> str:
     """In a line: the best peer in each respect in which one is better."""
-    found = [(ko if korean else en, *peers[0]) for en, ko, peers in _ahead(told)]
+    found = [(ko if korean else en, *peers[0]) for en, ko, peers in _ahead(data)]
     named = "; ".join(f"{word}: {name} ({_ratio(ratio)})" for word, name, ratio in found)
     if korean:
         return (

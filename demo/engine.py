@@ -117,7 +117,7 @@ class PrivateEngine:
             "exec-root": f"{_RUN}/engine",
             "pidfile": f"{_RUN}/engine.pid",
             "hosts": [self.host],
-            # BuildKit takes no address range for a name, and the scheme is what tells it
+            # BuildKit takes no address range for a name, so the scheme says it
             "insecure-registries": ["127.0.0.0/8", *(f"http://{host}" for host in self._plain_http)],
             "bridge": "none",
             "iptables": False,

@@ -21,7 +21,7 @@ from pipeline.errors import SqshpipeError
 from pipeline.node import software
 from pipeline.system import process
 from pipeline.system.mountinfo import existing, mount_of
-from pipeline.system.workers import each
+from pipeline.system.parallel_reads import each
 from pipeline.text import human_bytes
 
 Status = Literal["ok", "warn", "fail"]

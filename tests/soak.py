@@ -213,7 +213,7 @@ def _run(action: Callable[[Store], object], root: Path, fault: str, seed: int) -
     except Terminated:
         return 143
     except OSError as error:
-        # the importer tells an OSError by itself
+        # the importer reports an OSError by itself
         return 3 if fault else _told(error)
     except BaseException as error:  # noqa: BLE001 - whatever it is, nobody foresaw it
         return _told(error)

@@ -19,7 +19,7 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import CredentialsProvider, credentials_provider
-from pipeline.system.workers import each
+from pipeline.system.parallel_reads import each
 
 _WORKERS = 32
 

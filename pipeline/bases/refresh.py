@@ -25,7 +25,7 @@ from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.tags import known_tags
 from pipeline.system.atomic import replace as replace_file
-from pipeline.system.workers import each
+from pipeline.system.parallel_reads import each
 from pipeline.text import markdown
 
 Kind = Literal["moved", "locked", "newer", "announced"]

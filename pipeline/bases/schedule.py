@@ -151,7 +151,7 @@ def systemd(schedule: Schedule) -> str:
 
 def crontab(schedule: Schedule) -> str:
     """The content of /etc/cron.d/sqshpipe: a line for each job; what still runs is not started again."""
-    head = [f"# {_CRON}: its lines name the user, so it is no crontab of a user.", "SHELL=/bin/sh"]
+    head = [f"# {_CRON}: its lines name the user, so it is not a crontab of a user.", "SHELL=/bin/sh"]
     lines = [line for job in schedule.jobs for line in (f"# {job.purpose}", _cron_line(job, schedule))]
     return "\n".join([*head, *lines]) + "\n"
 

@@ -75,7 +75,7 @@ def sign(
 ) -> None:
     """Sign the record of a release; prints the path of the signature."""
     from pipeline.attest import signing
-    from pipeline.store import attest as stored
+    from pipeline.store import signatures as stored
 
     opened = open_store(store, config)
     release = opened.find(name, platform or host_platform())
@@ -95,7 +95,7 @@ def verify(
 ) -> None:
     """Check that this key signed the record and the bytes; exit with 7 if not."""
     from pipeline.attest import signing
-    from pipeline.store import attest as stored
+    from pipeline.store import signatures as stored
 
     opened = open_store(store, config)
     release = opened.find(name, platform or host_platform())

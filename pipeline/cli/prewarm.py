@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, ToolError, VerificationError
 from pipeline.text import human_bytes, human_seconds
 
 if TYPE_CHECKING:
-    from pipeline.node.file_cache import Warmed
+    from pipeline.node.prewarm_on_node import Warmed
 
 STATE = Path("/var/lib/sqshpipe")
 
@@ -117,19 +117,19 @@ def warm_here(
     import json
     import os
 
-    from pipeline.node import file_cache, prefetch
+    from pipeline.node import prefetch, prewarm_on_node
     from pipeline.node.image_file import ImageFile
 
     if release is not None and wanted(release, store).sha256 != digest:  # leaves the marks
         raise VerificationError(f"{release} is another file on this node than {digest}")
     if startup is not None:
         if local is not None:
-            file = file_cache.onto_disk(file, digest, local, state=state, brought=brought).path
+            file = prewarm_on_node.onto_disk(file, digest, local, state=state, brought=brought).path
         done = prefetch.now(ImageFile(path=file, sha256=digest, startup=startup))
     elif local is None:
-        done = file_cache.into_page_cache(file, digest if check else None)
+        done = prewarm_on_node.into_page_cache(file, digest if check else None)
     else:
-        done = file_cache.onto_disk(file, digest, local, state=state, brought=brought, ranges=ranges)
+        done = prewarm_on_node.onto_disk(file, digest, local, state=state, brought=brought, ranges=ranges)
     node_name = os.environ.get("SLURMD_NODENAME") or done.host
     output.data(json.dumps(_as_json(node_name, done, "")))
 

@@ -34,7 +34,7 @@ def record(
     """
     from pipeline.node import profile as profiling
     from pipeline.store import profiles
-    from pipeline.store.publishing import hash_file
+    from pipeline.store.publish_steps import hash_file
     from pipeline.system import untrusted
 
     if file is None and ("/" in image or "#" in image):

@@ -74,7 +74,7 @@ def cluster_file(settings: ClusterSettings) -> str:
 
 
 def starter(kind: Kind) -> str:
-    """A first cluster.yaml for a kind of cluster, with comments; it renders as it stands."""
+    """A first cluster.yaml for a kind of cluster, with comments; it renders unchanged."""
     return render("cluster.yaml", kind=kind)
 
 

@@ -73,7 +73,7 @@ def convert_data(
     """Write the new file `output` from the folder or tar `source`; on an exception it is gone.
 
     `images`: also take a folder or a tar that is itself a container image. Raises ToolError (space, files
-    that cannot be read or change meanwhile), FormatError (what is no tar, what squashfs or other nodes cannot
+    that cannot be read or change meanwhile), FormatError (not a tar, or what squashfs or other nodes cannot
     hold).
     """
     codec = codec_of(options)

@@ -1,7 +1,7 @@
 """Packing layers beside build and scan, so that only stitch, verification and publishing follow the verdict.
 
 Nothing of it is visible: packs go into the cache folder, where a pack stands for a blob only after both were
-compared. Whatever goes wrong here is no error: the conversion does the same work again, and reports it.
+compared. A failure here does not end the run: the conversion does the same work again, and reports it.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ KNOWN_FAILURES: Mapping[str, str] = {
     "error code: 406": f"the registry refuses the media types that enroot asks for (#263); {OTHER_CONVERTER}",
     "error code: 404": f"not in the registry, or hidden from enroot in an index (#277); {OTHER_CONVERTER}",
     "error code: 40[13]": "the registry refuses the credentials; sqshpipe doctor shows which are used",
-    "Could not process JSON": f"the answer is no manifest, often a refused login (#59); {OTHER_CONVERTER}",
+    "Could not process JSON": f"the answer is not a manifest, often a refused login (#59); {OTHER_CONVERTER}",
     "Cannot hard link to": f"enroot cannot take a hard link to a file of a lower layer; {OTHER_CONVERTER}",
     "whiteout: .*File exists": f"enroot cannot take a whiteout beside a file of its name; {OTHER_CONVERTER}",
     "Cannot open: File exists": f"enroot cannot take a file in place of a folder; {OTHER_CONVERTER}",
@@ -62,7 +62,7 @@ KNOWN_FAILURES: Mapping[str, str] = {
     "unsupported aufs whiteout": f"enroot cannot take what AUFS left in a layer; {OTHER_CONVERTER}",
     "create mount namespace": f"enroot lacks privileges in this container (#260); {OTHER_CONVERTER}",
     "mount overlay|create .*whiteout": f"{_NO_OVERLAY}, or {OTHER_CONVERTER}",
-    "Command not found: [^ ]": f"enroot misses one of its own tools: install it, or {OTHER_CONVERTER}",
+    "Command not found: [^ ]": f"enroot lacks one of its own tools: install it, or {OTHER_CONVERTER}",
     r"Using credentials from file[^\n]*\s*\Z": "the registry refused the login; try it with docker login",
     "Checksum mismatch": "a layer arrived damaged: try again",
 }

@@ -148,7 +148,7 @@ def pack_argv(
     argv += ["-xattrs" if keep_xattrs else "-no-xattrs"]  # scratch's own (SELinux labels) are not the image's
     argv += ["-processors", str(processors)]  # those that this process may use, not all that the host has
     argv += ["-mem", f"{memory // _MIB}M"]  # its default, a quarter of the host, is more than a job may have
-    argv += ["-progress"]  # also where stdout is no terminal: the lines are read here
+    argv += ["-progress"]  # also where stdout is not a terminal: the lines are read here
     if not keep_owners:
         argv += ["-all-root"]  # inside a container job there is one user, shown as root
     if pseudo_file is not None:

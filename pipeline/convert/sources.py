@@ -37,8 +37,8 @@ def opened_source(
 ) -> Iterator[ImageSource]:
     """The image that ``text`` names, for ``platform``, until the end of the with statement.
 
-    An image of a daemon is saved into a folder in ``scratch`` first. Raises ConfigError for what is no source
-    or is made for another platform, RegistryError, ToolError, FormatError.
+    An image of a daemon is saved into a folder in ``scratch`` first. Raises ConfigError for what is not a
+    source or is made for another platform, RegistryError, ToolError, FormatError.
     """
     kind, _, rest = text.partition(":")
     reference = _registry_name(text)

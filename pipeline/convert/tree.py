@@ -42,7 +42,7 @@ def read_tree(
 
     ``copies(index)`` gives what takes a copy of that layer's tar while it is read, and learns by how it is
     left whether the layer was sound. The digests of unpacked layers are checked, the crc32 of every file is
-    in its entry. Raises FormatError for bytes that are no image or beyond ``limits``, and what ``source``
+    in its entry. Raises FormatError for bytes that are not an image or beyond ``limits``, and what ``source``
     raises.
     """
     layers = source.manifest().layers
@@ -238,7 +238,7 @@ def open_entries(
             except LimitError:
                 raise  # as much as the limits allow was read, and no more shall be
             except FormatError:
-                _pass(blob, cancel)  # bytes that were damaged on their way are no fault of the image's
+                _pass(blob, cancel)  # bytes that were damaged on their way are not the image's fault
                 raise
     except FormatError as error:
         if error.message.startswith("layer "):

@@ -28,9 +28,9 @@ from pipeline.oci.source import ImageSource
 from pipeline.oci.tree import Node
 from pipeline.progress import NO_TASK, Task
 from pipeline.registry.source import RegistrySource
+from pipeline.squashfs.expand import read_all
 from pipeline.squashfs.inode import Inode
 from pipeline.squashfs.proof import ReadBack
-from pipeline.squashfs.readback import read_all
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.system.hashing import hashed
 
@@ -106,8 +106,8 @@ def described(
 ) -> SquashfsFile:
     """A .sqsh that is there already, as if it had just been made from ``source``, to be verified.
 
-    Its block size and compressor are taken as they are. Raises VerificationError when it is no squashfs file,
-    FormatError or RegistryError when the image cannot be read.
+    Its block size and compressor are taken as they are. Raises VerificationError when it is not a squashfs
+    file, FormatError or RegistryError when the image cannot be read.
     """
     try:
         with SquashfsImage.open(path) as image:

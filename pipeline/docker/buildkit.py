@@ -62,7 +62,7 @@ def find_frontend(engine: Engine) -> Frontend | None:
     if not engine.has_buildkit:
         return None
     programs = _docker_programs()
-    return _with_buildx(programs) or _old_enough(programs, engine.host)
+    return _with_buildx(programs) or _old_enough(programs, engine)
 
 
 def build(
@@ -95,7 +95,7 @@ def build(
         if _worth_telling(line, internal):
             task.line(line)
 
-    environment = _environment(engine.host, docker_config)
+    environment = _environment(engine, docker_config)
     with _watched(engine) as gone:
         try:
             done = process.run(argv, env=environment, on_line=listen, check=False, stop=gone)
@@ -158,15 +158,13 @@ def _options(frontend: Frontend, order: BuildRequest, dockerfile: Path) -> list[
     return options
 
 
-def _environment(host: str, docker_config: Path) -> dict[str, str]:
+def _environment(engine: Engine, docker_config: Path) -> dict[str, str]:
     environment = {
         name: value for name, value in os.environ.items() if name not in ("DOCKER_CONTEXT", "BUILDX_BUILDER")
     }
-    if environment.get("DOCKER_TLS_VERIFY"):
-        # the command line looks for certificates beside its configuration, and that is another one here
-        environment.setdefault("DOCKER_CERT_PATH", str(Path.home() / ".docker"))
-    return environment | {
-        "DOCKER_HOST": host,
+    return {
+        **environment,
+        **engine.variables,
         "DOCKER_CONFIG": str(docker_config),
         "DOCKER_BUILDKIT": "1",
         "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
@@ -235,12 +233,13 @@ def _with_buildx(programs: list[str]) -> Frontend | None:
     return None
 
 
-def _old_enough(programs: list[str], host: str) -> Frontend | None:
+def _old_enough(programs: list[str], engine: Engine) -> Frontend | None:
     for program in programs:
         # the server's version makes it talk to the engine, which may be too new for so old a command line
         query = "{{.Client.Version}} {{.Server.Version}}"
-        argv = [program, "--host", host, "version", "--format", query]
-        answer = process.run(argv, check=False, timeout=_PROBE_TIMEOUT)
+        argv = [program, "--host", engine.host, "version", "--format", query]
+        environment = {**os.environ, **engine.variables}
+        answer = process.run(argv, env=environment, check=False, timeout=_PROBE_TIMEOUT)
         major = answer.stdout.split(".", 1)[0]
         if answer.returncode == 0 and major.isdigit() and int(major) < _FIRST_REFUSING:
             return Frontend(

@@ -8,7 +8,6 @@ error in it is raised.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -21,10 +20,10 @@ import docker
 import requests
 import structlog
 import tenacity
-from docker.context import ContextAPI
+import urllib3
 from docker.errors import DockerException
-from docker.utils import kwargs_from_env
 
+from pipeline.docker.context import Endpoint, chosen_endpoint
 from pipeline.docker.errors import NONSENSE, NotThere, reason, translate_errors
 from pipeline.docker.events import (
     LAST_LINES,
@@ -46,7 +45,6 @@ from pipeline.system.disk import cannot_write
 
 log = structlog.get_logger()
 
-DEFAULT_HOST = "unix:///var/run/docker.sock"
 _CONNECT_TIMEOUT = 10  # seconds
 _ANSWER_TIMEOUT = 120  # seconds: a question that no work hangs on; an engine under load takes its time
 _SILENCE_TIMEOUT = 1800  # seconds: the engine says nothing while it compresses or commits a large layer
@@ -96,27 +94,33 @@ class Engine:
     engine.
     """
 
-    def __init__(self, client: docker.APIClient, host: str) -> None:
+    def __init__(
+        self, client: docker.APIClient, host: str, variables: Mapping[str, str] | None = None
+    ) -> None:
         self._client = client
         self._info: dict[str, Any] | None = None
         self.host = host
+        # What the docker command needs in its environment to reach the same engine.
+        self.variables = {**(variables or {}), "DOCKER_HOST": host}
 
     @classmethod
     def connect(cls, host: str | None = None) -> Engine:
-        """Connect to `host`, else to DOCKER_HOST, else to the docker context, else to the usual socket.
+        """Connect to `host`, else to the engine that the user chose (`chosen_endpoint`).
 
-        Raises ToolError when no engine answers within 10 s.
+        Raises ToolError when no engine answers within 10 s, ConfigError for an invalid docker context.
         """
-        tls: dict[str, Any] = {}
-        if host is None and os.environ.get("DOCKER_HOST"):
-            tls = {k: v for k, v in kwargs_from_env().items() if k == "tls"}
-            host = os.environ["DOCKER_HOST"]
-        elif host is None:
-            host = _context_host() or DEFAULT_HOST
+        endpoint = Endpoint(host=host) if host is not None else chosen_endpoint()
+        host, tls = endpoint.host, endpoint.tls or False
+        if endpoint.tls and not endpoint.tls.verify:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the user's context says so
         hint = "start Docker, or set DOCKER_HOST to an engine that runs; sqshpipe doctor says more"
+        if host.startswith("ssh://"):
+            far = host.removeprefix("ssh://")
+            hint = f"forward its socket, ssh -nNT -L /tmp/far.sock:/var/run/docker.sock {far}"
+            hint += ", and set DOCKER_HOST=unix:///tmp/far.sock"
         try:
             _check_socket(host)
-            client = docker.APIClient(base_url=host, version="auto", timeout=_CONNECT_TIMEOUT, **tls)
+            client = _Client(base_url=host, version="auto", timeout=_CONNECT_TIMEOUT, tls=tls)
         except PermissionError as error:
             raise ToolError(
                 f"no permission for the Docker Engine at {host}", hint="join the group docker, or be root"
@@ -124,7 +128,7 @@ class Engine:
         except (DockerException, requests.RequestException, OSError, *NONSENSE) as error:
             raise ToolError(f"no Docker Engine answers at {host}: {reason(error)}", hint=hint) from error
         client.timeout = _SILENCE_TIMEOUT
-        return cls(client, host)
+        return cls(client, host, endpoint.variables)
 
     def __enter__(self) -> Engine:
         return self
@@ -336,13 +340,14 @@ def _auth(credentials: Credentials | None) -> dict[str, str]:
     return {"username": credentials.username, "password": credentials.password}
 
 
-def _context_host() -> str | None:
-    """Where the docker context leads that the user has chosen (Docker Desktop and colima set one)."""
-    try:
-        context = ContextAPI.get_current_context()
-        return str(context.Host) if context is not None and context.Host else None
-    except (DockerException, OSError, ValueError, KeyError):
-        return None
+class _Client(docker.APIClient):
+    """A client that trusts the CA of the engine's certificates, also where REQUESTS_CA_BUNDLE is set."""
+
+    def merge_environment_settings(self, *args: Any) -> Any:
+        url, proxies, stream, verify, cert = args
+        return super().merge_environment_settings(
+            url, proxies, stream, self.verify if verify is None else verify, cert
+        )
 
 
 def _check_socket(host: str) -> None:

@@ -28,7 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline.errors import ConfigError
-from pipeline.image.dockerfile_parts import Instruction, directives, instructions, syntax
+from pipeline.image.dockerfile_instructions import Instruction, directives, instructions, syntax
 from pipeline.image.dockerfile_words import BadWordError, Flag, argument_words, substituted
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import DEFAULT_TAG, Reference

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import SqshpipeError, ToolError
-from pipeline.node import file_cache, page_cache, prefetch, profile, run, shared_mount
+from pipeline.node import page_cache, prefetch, prewarm_on_node, profile, run, shared_mount
 from pipeline.store import profiles
 from pipeline.system import process, untrusted
 from pipeline.system.mount import Kind
@@ -114,7 +114,7 @@ def _attempt(
     none = Timing(way=way.name, ranks=ranks, warm=warm, first_rank=None, work=None)
     try:
         if warm:
-            file_cache.into_page_cache(image.path, None)
+            prewarm_on_node.into_page_cache(image.path, None)
         else:
             _forget(image.path)
         store = _Store(image.path)
@@ -163,7 +163,7 @@ class _Store:
 def _appeared(way: Way, image: run.ImageFile, own: Path) -> Iterator[Path]:
     """The folder with the image's files, for the length of the block."""
     if way.ahead == "whole file":
-        file_cache.into_page_cache(image.path, None)
+        prewarm_on_node.into_page_cache(image.path, None)
     if way.kind is None:
         tool = process.which("unsquashfs", hint="apt install squashfs-tools")
         folder = own / "root"
@@ -231,7 +231,7 @@ def _forked(work: Callable[[], object], count: int) -> float:
 def _read_python(root: Path) -> None:
     """Read the Python files and libraries of a tree, as an import does."""
     read = 0
-    # The image's author chose the names: what is no regular file (a symlink, a pipe, a device) is not read.
+    # The image's author chose the names: only regular files are read, no symlink, pipe or device.
     for _, names, files, folder in os.fwalk(root):
         names.sort()
         for name in sorted(files):

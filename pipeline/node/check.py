@@ -73,7 +73,7 @@ def this_host() -> Host:
 def check(file: Path, host: Host, *, efa: bool | None = None) -> list[Finding]:
     """Compare an image with a node. `efa` None asks about EFA when the node has it.
 
-    Raises FormatError when the file is no sound squashfs.
+    Raises FormatError when the file is not a sound squashfs.
     """
     with SquashfsImage.open(file) as image:
         environment = _environment(image)

@@ -24,8 +24,8 @@ from typing import NoReturn
 from pipeline.errors import ConfigError, FormatError, SqshpipeError, ToolError
 from pipeline.node import new_root
 from pipeline.node.new_root import DRIVER_FOLDER, Bind, NewRoot
+from pipeline.oci import enroot_files
 from pipeline.oci import environment as image_environment
-from pipeline.oci import startup
 from pipeline.system import process
 from pipeline.text import shown
 
@@ -187,7 +187,7 @@ def _argv(entering: Entering, root: NewRoot) -> tuple[tuple[str, ...], str | Non
 
 
 def _without_shell(entering: Entering, rc: bytes, why: str) -> tuple[tuple[str, ...], str]:
-    start = startup.parse_rc(rc.decode("utf-8", "surrogateescape"))
+    start = enroot_files.parse_rc(rc.decode("utf-8", "surrogateescape"))
     if start is None:
         raise FormatError(
             f"the image cannot be started: {why}, and its /etc/rc is another than sqshpipe or enroot write",

@@ -17,7 +17,7 @@ class ImageFile:
     """A .sqsh to mount and the name by which callers of this node share the mount (64 hex digits).
 
     `startup` is the folder of the release's start-up profiles, `ranges` the file that says what it has in
-    common with other releases; None for a file that is no release, or has none.
+    common with other releases; None for a file that is not a release, or has none.
     """
 
     path: Path

@@ -198,7 +198,7 @@ def _checked(settings: Settings, file: Path, found: pyxis_importer.Found, *, who
 def _release_of(settings: Settings, sha256: str) -> pyxis_importer.Found:
     """The release of the store that has these bytes and was compared with its image. Raises Refused."""
     if not pyxis_importer.is_digest(sha256):
-        raise Refused(f"{sha256!r} is no digest")
+        raise Refused(f"{sha256!r} is not a digest")
     why = Refused("no release of the store has this digest")
     for found, record in _releases(settings, sha256):
         try:

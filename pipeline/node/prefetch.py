@@ -16,8 +16,8 @@ import structlog
 
 from pipeline.errors import ToolError
 from pipeline.node import pyxis_importer, shared_mount
-from pipeline.node.file_cache import Warmed
 from pipeline.node.image_file import ImageFile
+from pipeline.node.prewarm_on_node import Warmed
 from pipeline.squashfs.startup import Range
 from pipeline.system import untrusted
 

@@ -15,7 +15,7 @@ import structlog
 
 from pipeline.errors import ConfigError, ToolError
 from pipeline.node import tool
-from pipeline.node.file_cache import Warmed
+from pipeline.node.prewarm_on_node import Warmed
 from pipeline.slurm import client
 from pipeline.system import process
 

@@ -252,12 +252,12 @@ def parse(path: str, raw: bytes, *, sealed: bool = False) -> dict[str, object]:
         if not isinstance(found, dict) or (not sealed and is_deeper(found, DEEPEST)):
             raise Damaged(path, "not a JSON object, or nested too deeply")
         if b"\\u" in raw:
-            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is not text
     except (ValueError, RecursionError):
         raise Damaged(path, "not JSON") from None
     schema = found.get("schema", 0)
     if type(schema) is not int or schema < 0:
-        raise Damaged(path, "its schema is no number")
+        raise Damaged(path, "its schema is not a number")
     if schema > SCHEMA:
         raise Refused(f"{path} is newer than this importer: run `sqshpipe node install` on the nodes")
     if ("crc32" in found or sealed) and not is_sound(raw):
@@ -633,7 +633,7 @@ def not_published(root: str, wanted: Wanted, image: Image) -> Refused:
 def is_store(root: str) -> bool:
     """Whether a store is there: its folder of bytes, its manifest or a record, as `store create` looks for.
 
-    An empty mount point is no store: what is missing there does not count as not published.
+    An empty mount point is not a store: what is missing there does not count as not published.
     """
     if os.path.exists(f"{root}/blobs/sha256") or os.path.exists(f"{root}/manifest.json"):
         return True
@@ -1151,7 +1151,7 @@ def startup_ranges(path: str, sha256: str, size: int, limit: int) -> list[tuple[
     if (table.get("sha256"), table.get("size")) != (sha256, size):
         raise Refused(f"{path} is the start-up profile of another file")
     if type(ranges) is not list or len(ranges) > RANGES or not all(map(is_range, ranges)):
-        raise Refused(f"{path} is no list of at most {RANGES} ranges")
+        raise Refused(f"{path} is not a list of at most {RANGES} ranges")
     end = 0
     for start, length in sorted(ranges):
         if start < end or start + length > size:

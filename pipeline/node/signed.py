@@ -88,7 +88,7 @@ def check_path(file: ImageFile) -> ImageFile:
     digest = file.path.stem
     if file.path != layout.blob(digest):
         raise ConfigError(
-            f"{file.path} is no release, and {required.source} requires signed releases on this machine",
+            f"{file.path} is not a release, and {required.source} requires signed releases on this machine",
             hint="give IMAGE:VERSION of the store",
         )
     store = Store(layout.root)

@@ -24,8 +24,8 @@ from collections.abc import Iterable
 from pipeline.errors import FormatError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.digest import Digest
+from pipeline.oci.enroot_files import FORMAT_VERSION, absolute, startup_files
 from pipeline.oci.entry import DEFAULT_LIMITS, Entry, EntryKind
-from pipeline.oci.startup import FORMAT_VERSION, absolute, startup_files
 from pipeline.oci.tree import Node, Steps, Tree, follow
 
 __all__ = ["FORMAT_VERSION", "enroot_rootfs"]

@@ -23,7 +23,7 @@ from pipeline.plan.layers import LayerSources
 from pipeline.registry.client import RegistryClient
 from pipeline.store.record import Release
 from pipeline.store.store import Store
-from pipeline.system.workers import each
+from pipeline.system.parallel_reads import each
 
 _WORKERS = 16
 _LIVE = ("published", "hidden", "yanked")

@@ -25,7 +25,7 @@ from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.store.events import whoami
 from pipeline.store.layout import LAYERS, RANGES
-from pipeline.store.publishing import copy_in, hash_file, link_in
+from pipeline.store.publish_steps import copy_in, hash_file, link_in
 from pipeline.store.record import DATA, EXTERNAL, IMAGE, Record, Release, rows
 from pipeline.store.sharing import is_vouched, layers_of, ranges_of
 from pipeline.store.store import Store

@@ -7,9 +7,9 @@ from functools import partial
 
 from pipeline.errors import FormatError
 from pipeline.squashfs.blocks import LENGTH, Span
+from pipeline.squashfs.expand import Blocks, Job, Tails, expand_all
 from pipeline.squashfs.layout import file_words
 from pipeline.squashfs.packindex import PackIndex
-from pipeline.squashfs.readback import Blocks, Job, Tails, expand_all
 from pipeline.squashfs.reread import reread
 from pipeline.squashfs.superblock import Compressor
 from pipeline.system.parallel import CancelToken

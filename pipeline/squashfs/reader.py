@@ -39,7 +39,7 @@ class SquashfsImage:
     """An open squashfs 4.0 file.
 
     Every position and size is checked before it is used: a damaged file ends in FormatError, after time and
-    memory bounded by the file's own size. One object serves one thread; ``readback.read_all`` reads
+    memory bounded by the file's own size. One object serves one thread; ``expand.read_all`` reads
     with several. `owners` are the numbers of all users and groups in it.
     """
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SqshpipeError
-from pipeline.store import creation, leases, preflight
+from pipeline.store import creation, leases, space
 from pipeline.store.layout import Layout
 from pipeline.store.prune import temporaries
 from pipeline.store.reading import cache_bytes, index_is_current, lost_events, read_head, read_truth
@@ -128,7 +128,7 @@ def _room(layout: Layout) -> Iterator[Finding]:
         )
     else:
         yield Finding(level="ok", found=f"{free / 1e9:.1f} GB free")
-    left = preflight.lustre_quota_left(layout.root)
+    left = space.lustre_quota_left(layout.root)
     if left is not None and left < LOW_BYTES:
         yield Finding(
             level="warn",
@@ -187,7 +187,7 @@ def _leftovers(layout: Layout) -> Iterator[Finding]:
 
 def _group(layout: Layout, group: str | None) -> Iterator[Finding]:
     try:
-        preflight.check_group(layout, group)
+        space.check_group(layout, group)
     except SqshpipeError as error:
         yield Finding(level="fail", found=error.headline, advice=error.hint)
         return
@@ -210,7 +210,7 @@ def _unstriped(layout: Layout) -> Iterator[Finding]:
     sizes = {path: path.lstat().st_size for path in layout.blobs.glob("*.sqsh") if not path.is_symlink()}
     largest = sorted((path for path in sizes if sizes[path] >= LARGE_BYTES), key=lambda path: -sizes[path])
     try:
-        alone = [path for path in largest[:ASKED] if preflight.targets(path) == 1]
+        alone = [path for path in largest[:ASKED] if space.targets(path) == 1]
     except SqshpipeError as error:
         yield Finding(level="warn", found=error.headline, advice=error.hint)
         return
@@ -231,7 +231,7 @@ def _striping(layout: Layout, count: int, size: int) -> Iterator[Finding]:
     elif shutil.which("lfs") is None:
         found = "lfs is not installed, so new files are not striped"
         yield Finding(level="warn", found=found, advice="install the Lustre client's tools on the publisher")
-    elif layout.blobs.is_dir() and (is_so := preflight.striping(layout)) != (count, size):
+    elif layout.blobs.is_dir() and (is_so := space.striping(layout)) != (count, size):
         yield Finding(
             level="warn",
             found=f"{layout.blobs} is striped over {is_so[0]} targets in {is_so[1]} bytes",

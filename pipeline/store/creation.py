@@ -77,7 +77,7 @@ def require(layout: Layout) -> None:
 
 def create(layout: Layout, *, group: str | None, stripe: tuple[int, int] | None) -> bool:
     """Create the store at the root of `layout`; False when it exists already. Raises as `Store.create`."""
-    from pipeline.store import folders, leases, preflight
+    from pipeline.store import folders, leases, space
 
     with atomic.translate_errors(f"creating the store {layout.root}"):
         if is_store(layout):
@@ -88,10 +88,10 @@ def create(layout: Layout, *, group: str | None, stripe: tuple[int, int] | None)
                 hint=f"mount {point}",
             )
         folders.create_root(layout.root, group=group)
-        preflight.check_group(layout, group)
+        space.check_group(layout, group)
         folders.make(layout.blobs)
         if stripe is not None:
-            preflight.stripe(layout, count=stripe[0], size=stripe[1])
+            space.stripe(layout, count=stripe[0], size=stripe[1])
         leases.prepare(layout)
     return True
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.config.names import check_platform, check_version, split_name, stem
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import NO_TASK, Task
-from pipeline.store import channels, events, folders, index, publishing, sealed
+from pipeline.store import channels, events, folders, index, publish_steps, sealed
 from pipeline.store.events import Change, Event, now, read_event, whoami
 from pipeline.store.layout import LINK_SUFFIX, RECORD_SUFFIX, Layout
 from pipeline.store.reading import cache_bytes, exists, fold_events, read_record, read_truth, records_in
@@ -112,7 +112,7 @@ def _sha256(layout: Layout, digest: str, task: Task = NO_TASK) -> str:
     """sha256 of the file with the name of those bytes; a sentence when it is not a regular file."""
     with atomic.translate_errors(f"reading {layout.blob(digest)}"):
         try:
-            return publishing.hash_file(layout.blob(digest), task=task)
+            return publish_steps.hash_file(layout.blob(digest), task=task)
         except untrusted.NotRegularError:
             return "unknown, since it is not a regular file"
 

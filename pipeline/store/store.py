@@ -258,18 +258,18 @@ class Store:
 
     def staging(self) -> AbstractContextManager[Path]:
         """A name inside blobs/sha256/ to write a .sqsh to, so that publishing it costs no copy."""
-        from pipeline.store.publishing import staging
+        from pipeline.store.publish_steps import staging
 
         self.prepare()
         return staging(self.layout)
 
     def make_room(self, size: int) -> None:
         """Raise ToolError when `size` more bytes do not fit, by free space or by quota."""
-        from pipeline.store import preflight
+        from pipeline.store import space
 
         self.prepare()
         with atomic.translate_errors(f"looking for room in {self.root}"):
-            preflight.make_room(self.layout, size)
+            space.make_room(self.layout, size)
 
     def create(self) -> bool:
         """Make the store, once in its life; False when it is one already, which then stays as it is.
@@ -284,11 +284,11 @@ class Store:
 
         Raises PublishError when there is no store.
         """
-        from pipeline.store import folders, leases, preflight
+        from pipeline.store import folders, leases, space
 
         self.require()
         with atomic.translate_errors(f"preparing {self.root}"):
-            preflight.check_group(self.layout, self._group)
+            space.check_group(self.layout, self._group)
             folders.make(self.layout.blobs)
             with contextlib.suppress(PermissionError):  # doctor reports it; a release does not need it
                 leases.prepare(self.layout)
@@ -310,7 +310,7 @@ class Store:
         content under the same version is done already. Raises PublishError when the version has other
         content, also after it was pruned.
         """
-        from pipeline.store.publisher import publish
+        from pipeline.store.publish import publish
 
         check_image(record.image)
         check_version(record.version)

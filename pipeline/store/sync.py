@@ -19,7 +19,7 @@ from pipeline.config.names import DEFAULT_CHANNEL, split_name, stem
 from pipeline.errors import ConfigError, VerificationError
 from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.ranges import Piece, pieces
-from pipeline.store import attachments, caches, channels, preflight, publisher, publishing
+from pipeline.store import attachments, caches, channels, publish, publish_steps, space
 from pipeline.store.attachments import NotOfTheStoreError
 from pipeline.store.fetching import fetch
 from pipeline.store.layout import BROUGHT, RECORD_SUFFIX, Layout
@@ -100,7 +100,7 @@ def compare(source: Store | Bucket, target: Store | Bucket, *, names: Iterable[s
         name = f"{record.image}:{record.version}"
         there = _recorded_at(target, record)
         if there is not None:
-            publishing.refuse_other_content(record, there)
+            publish_steps.refuse_other_content(record, there)
         standing = VersionState()
         if isinstance(target, Store):
             standing = read_truth(target.layout, record.image).state.releases.get(record.version) or standing
@@ -172,10 +172,10 @@ def _bring(
     standing = before[record.image].releases.get(record.version) or VersionState()
     there = read_record(layout, record.image, record.version, record.platform)
     if there is not None:
-        publishing.refuse_other_content(record, there)
+        publish_steps.refuse_other_content(record, there)
     else:
         named = record.version in before[record.image].releases
-        publisher.refuse_lost_record(layout, record, before[record.image], named=named)
+        publish.refuse_lost_record(layout, record, before[record.image], named=named)
     if standing.pruned and (record.image, record.version) not in wanted:
         report.pruned.append(f"{record.image}:{record.version}")
         return False
@@ -184,8 +184,8 @@ def _bring(
     _bring_attachments(layout, record, source)
     damaged = record.platform in standing.damaged
     if damaged:
-        publisher.set_aside(layout, record)
-    if there is None or damaged or standing.pruned or not publishing.bytes_are_there(layout, record):
+        publish.set_aside(layout, record)
+    if there is None or damaged or standing.pruned or not publish_steps.bytes_are_there(layout, record):
         _bring_release(layout, record, source, holders, report, task)
     else:
         report.present += 1
@@ -206,10 +206,10 @@ def _bring_attachments(layout: Layout, record: Record, source: SyncSource) -> No
 def _bring_release(
     layout: Layout, record: Record, source: SyncSource, holders: Holders, report: Report, task: Task
 ) -> None:
-    if publishing.bytes_are_there(layout, record):
-        publisher.commit_present(layout, record)
+    if publish_steps.bytes_are_there(layout, record):
+        publish.commit_present(layout, record)
     else:
-        preflight.make_room(layout, record.size)
+        space.make_room(layout, record.size)
         with _partial(layout, record) as staged:
             digest, reused = _fetch(staged, record, source, layout, holders.of(record), report, task)
             if reused and digest != record.sha256:
@@ -222,7 +222,7 @@ def _bring_release(
                     f"{record.image}:{record.version} arrived with sha256 {digest}, not {record.sha256}",
                     hint="run sqshpipe store scrub at the source, then sync again",
                 )
-            publisher.commit_staged(layout, record, staged)
+            publish.commit_staged(layout, record, staged)
     holders.add(record)
     report.copied.append(f"{record.image}:{record.version}")
 
@@ -287,7 +287,7 @@ def _upload(
     key = f"{record.image}/{stem(record.version, record.platform)}{RECORD_SUFFIX}"
     there = bucket.get(key)
     if there is not None:
-        publishing.refuse_other_content(record, parse_record(there, Path(f"{bucket.name}/{key}")))
+        publish_steps.refuse_other_content(record, parse_record(there, Path(f"{bucket.name}/{key}")))
     present = set(dict(bucket.keys(attachment_prefix(record))))
     for name, content in list(source.attached(record)):  # all of them can be read, or nothing is brought
         if attachment_prefix(record) + name not in present:
@@ -302,7 +302,7 @@ def _upload(
         report.bytes_copied += done.sent
         report.bytes_reused += done.reused
     if there is None and not bucket.put_new(key, record.as_bytes()):
-        publishing.refuse_other_content(
+        publish_steps.refuse_other_content(
             record, parse_record(bucket.get(key) or b"", Path(f"{bucket.name}/{key}"))
         )
     report.copied.append(f"{record.image}:{record.version}")

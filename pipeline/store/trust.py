@@ -52,9 +52,9 @@ class Required:
 
     def check(self, layout: Layout, record: Record) -> None:
         """Leave a mark for a signed release. Raises VerificationError when none of the keys signed it."""
-        from pipeline.store import attest
+        from pipeline.store import signatures
 
-        found = attest.signature_of(layout, record, self.keys)
+        found = signatures.signature_of(layout, record, self.keys)
         if found is None:
             name = f"{record.image}:{record.version}"
             raise VerificationError(
@@ -96,7 +96,7 @@ def of_node() -> Required | None:
         if not keys or not marks.is_absolute() or not state.is_absolute():
             raise ValueError("it names no key, or no folder for marks")
         if not all(type(uid) is int for uid in uids):
-            raise ValueError("mark_uids is no list of numbers")
+            raise ValueError("mark_uids is not a list of numbers")
     except (sealed.UnreadableError, ConfigError) as error:
         raise _unusable(error.headline) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

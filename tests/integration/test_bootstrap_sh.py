@@ -22,6 +22,8 @@ PROGRAMS = {
     "squashfuse": ["squashfuse"],
     "fuse3": ["fusermount3"],
     "git": ["git"],
+    "python3": ["python3"],
+    "python3-venv": [],
     "apparmor": ["apparmor_parser"],
 }
 OWN = ("sh", "dirname", "grep", "cat", "find", "rm", "chmod", "touch")
@@ -107,6 +109,22 @@ def test_root_gets_the_packages_once(tmp_path: Path, *, client_apart: bool) -> N
     assert not (tmp_path / "policy").exists()
 
 
+def test_a_bare_machine_gets_python_too(tmp_path: Path) -> None:
+    machine = _machine(tmp_path, root=True, client_apart=True)
+    (machine.programs / "python3").unlink()
+    (tmp_path / ".venv" / "bin" / "python").unlink()
+    done = machine.bootstrap("run")
+    assert {"python3", "python3-venv", "git"} <= set(machine.asked), done.stderr
+
+
+def test_an_old_python_is_reported_before_anything_is_installed(tmp_path: Path) -> None:
+    machine = _machine(tmp_path, root=True, client_apart=True)
+    (machine.programs / "python3").write_text("#!/bin/sh\nexit 1\n")
+    done = machine.bootstrap("demo")
+    assert (done.returncode, machine.asked) == (3, [])
+    assert "older than 3.10" in done.stderr
+
+
 @pytest.mark.parametrize("client_apart", [True, False], ids=["Debian 13", "Debian 12, Ubuntu"])
 def test_an_ordinary_user_with_an_engine_passes(tmp_path: Path, *, client_apart: bool) -> None:
     machine = _machine(tmp_path, root=False, client_apart=client_apart)
@@ -132,3 +150,5 @@ def test_another_docker_context_is_an_engine(tmp_path: Path) -> None:
     (tmp_path / ".docker").mkdir()
     (tmp_path / ".docker" / "config.json").write_text('{"currentContext": "desktop-linux"}')
     assert machine.bootstrap("demo").returncode == 0
+    (tmp_path / ".docker" / "config.json").unlink()
+    assert machine.bootstrap("demo", DOCKER_CONTEXT="desktop-linux").returncode == 0

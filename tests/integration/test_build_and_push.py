@@ -36,7 +36,7 @@ BUILDERS = ("buildkit", "classic")
 
 
 class Lines:
-    """A meter that keeps what is told."""
+    """A task that keeps what is reported."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -278,7 +278,7 @@ def test_interrupted_in_the_middle(number: signal.Signals, places: dict[str, Pat
     write_layout(tmp_path / "image", [BASE, layer], compression="none")
     tools = tmp_path / "tools"
     tools.mkdir()
-    slow = tools / "mksquashfs"  # the real one, that stays after its work until it is told to go
+    slow = tools / "mksquashfs"  # the real one, that stays after its work until it is asked to end
     slow.write_text(
         "#!/bin/sh\n"
         'case "$1" in -version) exec /usr/bin/mksquashfs -version;; esac\n'
@@ -350,7 +350,7 @@ def test_without_root_the_result_is_the_same(places: dict[str, Path], tmp_path: 
                 scratch=places["scratch"],
                 cache=places["cache"],
             )
-        except BaseException as error:  # noqa: BLE001 - told in the parent
+        except BaseException as error:  # noqa: BLE001 - reported by the parent
             told.write_text(repr(error))
         finally:
             os._exit(0)

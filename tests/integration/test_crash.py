@@ -25,7 +25,7 @@ SHORT = 40
 """About how many points of each action are tried without --slow."""
 WORKERS = 2
 FORESEEN = (0, 3, 7, 8)
-"""Exit codes of an action whose call failed: mended, no space, damaged bytes, refused."""
+"""Exit codes of an action whose call failed: repaired, no space, damaged bytes, refused."""
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def judge(nursery: crash.Nursery, place: Path, point: crash.Point, action: str, 
     ]
     name = ""
     try:
-        for name, step in steps:  # noqa: B007 - tells which step failed
+        for name, step in steps:  # noqa: B007 - says which step failed
             step()
     except Exception as error:  # noqa: BLE001 - whatever it is, it belongs into the list of failures
         return f"{point}: {name}: {type(error).__name__}: {error}"

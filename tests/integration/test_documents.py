@@ -1,4 +1,4 @@
-"""README and tutorial: every command block is run as it stands, but for addresses and folders.
+"""README and tutorial: every command block is run as printed, except for addresses and folders.
 
 `make test` is only shown by make, since this is a part of it, and srun is a program that checks whether the
 container image is a published file.

@@ -208,7 +208,7 @@ def mirrored(there: World) -> None:
 
 
 def drifted(there: World) -> None:
-    """The repository differs from images.yaml: told by plan, mended by ecr apply, told no more."""
+    """The repository differs from images.yaml: plan reports it, ecr apply fixes it, plan reports nothing."""
     change = {"repositoryName": "team/train", "imageTagMutability": "MUTABLE"}
     there.ecr.ask_moto("PutImageTagMutability", json.dumps(change).encode())
     there.ecr.ask_moto("DeleteLifecyclePolicy", json.dumps({"repositoryName": "team/train"}).encode())

@@ -117,7 +117,7 @@ def test_converting_from_a_registry(
             assert not (tmp_path / "x.sqsh").exists()
             assert list((tmp_path / "scratch").iterdir()) == []
             proxy.faults.clear()
-        attempt()  # the next run goes on and ends well
+        attempt()  # the next run continues and ends well
         assert (tmp_path / "x.sqsh").exists()
 
 
@@ -224,7 +224,7 @@ def test_converting_while_the_disk_fails(error: str, call: str, tmp_path: Path) 
     (tmp_path / "scratch").mkdir()
     output = tmp_path / "out" / "x.sqsh"
     words = ("convert", f"oci:{tmp_path / 'image'}", "-o", output, "--converter", "native")
-    # write itself is also how it tells its story: the file's bytes go through the others
+    # write itself is also how strace reports: the file's bytes go through the others
     calls = {
         "write": "pwrite64,pwritev,copy_file_range,fallocate,ftruncate",
         "fsync": "fsync",
@@ -255,7 +255,7 @@ READ_BACK = {
 @pytest.mark.needs("strace", "mksquashfs")
 @pytest.mark.parametrize("moment", READ_BACK)
 def test_the_disk_fails_while_the_finished_file_is_read_back(moment: str, tmp_path: Path) -> None:
-    """EIO from one of the calls on: a sentence, no word of a defect, and the next run ends well."""
+    """EIO from one of the calls on: a sentence, nothing about a defect, and the next run ends well."""
     command, call, first, error = READ_BACK[moment]
     image, output = f"oci:{tmp_path / 'image'}", tmp_path / "x.sqsh"
     write_layout(tmp_path / "image", _layers())
@@ -290,7 +290,7 @@ def test_the_store_fails(
     prepared: Path,
     tmp_path: Path,
 ) -> None:
-    """A call that changes the store fails with what quotas, disks and NFS answer: mended by the next run."""
+    """A call that changes the store fails with what quotas, disks and NFS answer: the next run repairs it."""
     from tests.integration.test_crash import final_state
 
     undisturbed = tmp_path / "undisturbed"
@@ -531,7 +531,7 @@ while True:
 def test_power_is_lost_while_publishing(
     tmp_path: Path, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The disk as it is at a random moment, mounted again: every release that was told is there and whole.
+    """The disk as it is at a random moment, mounted again: every release that was reported is complete.
 
     The publisher is stopped between two system calls for as long as the disk takes to copy, so that the copy
     is of one moment; what it had not asked to be on the disk by then is lost, as in a power cut.

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PublishError, ToolError
-from pipeline.store import checkup, preflight, prune
+from pipeline.store import checkup, prune, space
 from pipeline.store.scrub import scrub
 from pipeline.store.store import Store
 from pipeline.system.mountinfo import mount_of
@@ -101,13 +101,13 @@ def fill(filler: Path, *, leave: int) -> None:
 
 @pytest.mark.needs("root", "/dev/loop-control", "mkfs.ext4", "mount")
 def test_a_disk_that_is_full_at_any_moment(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is left, from nothing to enough: told in one sentence, nothing half, and mended with room."""
+    """Whatever is left, from nothing to enough: one sentence, no half release; with room it works."""
     point = mount("ext4", 64)
     store = new_store(point / "containers")
     publish(store, "v1.0")
     with pytest.raises(ToolError, match="is needed"):
         publish(store, "v1.1", b"x" * (100 << 20))
-    monkeypatch.setattr(preflight, "MARGIN_BYTES", -(1 << 30))  # look only when writing fails
+    monkeypatch.setattr(space, "MARGIN_BYTES", -(1 << 30))  # look only when writing fails
     refused = 0
     for left in range(0, 44, 2):
         filler = point / "filler"

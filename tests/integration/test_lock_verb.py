@@ -1,4 +1,4 @@
-"""``sqshpipe lock`` against a real registry: what it writes, what it tells, and what stops it."""
+"""``sqshpipe lock`` against a real registry: what it writes, what it prints, and what stops it."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def built(recipe: list[list[tuple]]) -> list[LayerBuilder]:  # type: ignore[type
         layer, files = LayerBuilder(), set()
         for kind, path, *rest in entries_of_one:
             if kind == "hardlink" and rest[0] not in files:
-                continue  # a link to nothing is an error in both, which tells little
+                continue  # a link to nothing is an error in both, which shows little
             files.discard(path)
             if kind == "file":
                 files.add(path)

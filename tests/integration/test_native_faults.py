@@ -73,7 +73,7 @@ def kill_campaign(tmp_path: Path, rounds: int) -> None:
     cache, output = tmp_path / "cache", tmp_path / "out"
     killed = 0
     for number in range(rounds):
-        if number % 3 == 0:  # else go on with what the killed ones have left
+        if number % 3 == 0:  # else continue with what the killed ones have left
             for pack in pack_cache(cache).packs():
                 pack.path.unlink()
         command = [sys.executable, "-c", DRIVER, tmp_path / "image", output, cache]
@@ -125,7 +125,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 @pytest.mark.parametrize("looked_before", [True, False])
 @pytest.mark.parametrize("full", ["cache", "output"])
 def test_a_full_disk(tmp_path: Path, full: str, looked_before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen before the work where the sizes tell; while writing, it is the same error and leaves nothing."""
+    """Seen before the work where sizes show it; while writing, it is the same error and leaves nothing."""
     source = make_image(tmp_path / "image", size=6_000_000)
     if not looked_before:
         monkeypatch.setattr(packing, "require_space", lambda _needs: None)

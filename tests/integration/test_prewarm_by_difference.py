@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import VerificationError
-from pipeline.node import file_cache, shared_copy
-from pipeline.node.file_cache import Warmed
+from pipeline.node import prewarm_on_node, shared_copy
+from pipeline.node.prewarm_on_node import Warmed
 from pipeline.store.layout import RANGES
 from pipeline.store.sharing import ranges_of
 from pipeline.store.store import Store
@@ -40,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def warm(store: Store, version: str, folder: Path, *, ranges: bool = True) -> Warmed:
     found = store.resolve(f"demo:{version}")
     beside = store.layout.attachments("demo", version, "linux/amd64") / RANGES
-    return file_cache.onto_disk(
+    return prewarm_on_node.onto_disk(
         found.path, found.sha256, folder, state=None, ranges=beside if ranges else None, reserve=0
     )
 
@@ -141,7 +141,7 @@ def test_wrong_bytes_in_the_store_get_no_name(store: Store, tmp_path: Path) -> N
     before = copies(tmp_path / "nvme")
     beside = store.layout.attachments("demo", "v1.1", "linux/amd64") / RANGES
     with pytest.raises(VerificationError):
-        file_cache.onto_disk(
+        prewarm_on_node.onto_disk(
             file, store.resolve("demo:v1.1").sha256, tmp_path / "nvme", state=None, ranges=beside, reserve=0
         )
     assert copies(tmp_path / "nvme") == before

@@ -115,7 +115,7 @@ def test_a_newer_tag_is_taken_or_told(client: RegistryClient, repository: str, t
     assert ":24.02-py3  # a comment\n" in path.read_text()
     assert locked(path, "takes") == newer
     assert changes(refresh(path, "--json")) == [("announced", "24.02-py3")]
-    # Both are told, each once: what is taken, and what people are to decide; also where that is all there is.
+    # Both are reported, each once: what is taken, and what people decide; also where that is all.
     assert told.read_text().count("has a newer tag") == 1
     assert told.read_text().count("gives way to the newer tag") == 1
     told.unlink()

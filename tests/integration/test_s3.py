@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 from pipeline.attest import signing
 from pipeline.aws.s3 import S3Bucket
 from pipeline.errors import ConfigError, PublishError, ToolError, VerificationError
-from pipeline.store import attest
+from pipeline.store import signatures
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
 from tests.support.store.releases import new_store, publish
@@ -153,8 +153,8 @@ def test_a_key_that_never_leaves_kms(source: Store, aws: None) -> None:
     key = kms.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["KeyId"]
     where = f"awskms:{key}"
     release = source.resolve("demo:v1.0")
-    path = attest.sign(source.layout, release, signing.open_signer(where))
-    assert attest.verify(source.layout, release, [signing.open_key(where)]) == path
+    path = signatures.sign(source.layout, release, signing.open_signer(where))
+    assert signatures.verify(source.layout, release, [signing.open_key(where)]) == path
     with pytest.raises(ToolError, match="KMS refused"):
         signing.open_key("awskms:00000000-0000-0000-0000-000000000000")
     wrong = kms.create_key(KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["KeyId"]

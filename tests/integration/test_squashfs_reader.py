@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.squashfs.expand import read_all
 from pipeline.squashfs.inode import Kind
-from pipeline.squashfs.readback import read_all
 from pipeline.squashfs.reader import SquashfsImage
 
 pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="mksquashfs is not installed")

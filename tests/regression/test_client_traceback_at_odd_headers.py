@@ -1,5 +1,5 @@
 """Headers and answers of a registry that ended in a traceback, or in all memory: odd digits, long numbers,
-addresses that are none, tokens that no header takes, lists nested without end, a token of gigabytes.
+invalid addresses, tokens that no header takes, lists nested without end, a token of gigabytes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Answers of something that is no Docker Engine, or addresses that are none, ended in a traceback; one that
-hangs was waited for half an hour at each question.
+"""What is not a Docker Engine, or an invalid address, ended in a traceback; a server that hangs
+was waited for half an hour at each question.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An engine that was killed while it told of its push ended in a traceback of urllib3."""
+"""An engine that was killed while it reported its push ended in a traceback of urllib3."""
 
 from __future__ import annotations
 

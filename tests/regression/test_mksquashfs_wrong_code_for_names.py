@@ -1,4 +1,4 @@
-"""A device or attribute that mksquashfs has no way to write was told as a tool that failed, exit code 3."""
+"""A device or attribute that mksquashfs has no way to write was reported as a failed tool, exit code 3."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, ToolError, VerificationError
-from pipeline.node import file_cache
+from pipeline.node import prewarm_on_node
 from pipeline.store import leases, prune, restore
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
@@ -39,9 +39,9 @@ def pipe(path: Path) -> Path:
 def test_a_pipe_in_place_of_bytes(store: Store, tmp_path: Path) -> None:
     blob = pipe(store.resolve("alpha:v1.0").path)
     with pytest.raises(ToolError, match="cannot read"):
-        file_cache.into_page_cache(blob, blob.stem)
+        prewarm_on_node.into_page_cache(blob, blob.stem)
     with pytest.raises(ToolError, match="cannot prewarm"):
-        file_cache.onto_disk(blob, blob.stem, tmp_path / "local", state=None, reserve=0)
+        prewarm_on_node.onto_disk(blob, blob.stem, tmp_path / "local", state=None, reserve=0)
     record = store.layout.record("alpha", "v1.0", AMD64)
     record.unlink()
     record.write_bytes(b"damaged")

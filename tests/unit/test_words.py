@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import tokenize
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,6 +56,27 @@ def test_no_module_of_these_folders_has_them() -> None:
 def test_the_other_modules_have_no_more_than_before() -> None:
     found = _hits(_modules(".") - _modules(*FOLDERS))
     assert len(found) <= REST_AT_MOST, found
+
+
+def test_comments_and_docstrings_of_the_rest_have_few() -> None:
+    """Tests, demo and benchmarks: names in their code may be short, their sentences are read by people."""
+    modules = [path for folder in ("tests", "demo", "bench") for path in (ROOT / folder).rglob("*.py")]
+    assert len(modules) > 300
+    hits = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in modules
+        if path != Path(__file__)
+        for text in _prose(path)
+        for line in text.splitlines()
+        if AVOIDED.search(ALLOWED.sub("", line))
+    ]
+    assert len(hits) <= 10, hits
+
+
+def _prose(path: Path) -> Iterable[str]:
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string.endswith('"""')):
+            yield token.string
 
 
 @pytest.mark.parametrize("line", ["What is told here", "it Mends the file", "the run goes on"])

@@ -26,7 +26,7 @@ CONFIGURE = (
 )
 ENROOT = "#!/bin/sh\n[ $1 != start ] || { echo started; exit; }\necho 4.1.2\n"
 TOOLS = {
-    # installs what it is given as a file, and like dpkg asks about a changed enroot.conf unless it is told
+    # installs what it is given as a file, and like dpkg asks about a changed enroot.conf without an option
     "apt-get": """\
 #!/bin/bash
 echo "apt-get $*" >> /told

@@ -87,7 +87,7 @@ def meanwhile(store: Store, folder: Path, errors: list[BaseException]) -> Iterat
                 store.publish(record_of(file, version, stamp), file)
                 store.promote(f"demo:{version}", "stable")
                 prune(store.layout, policy, lambda: LiveJobs(cluster="x"))
-            except BaseException as error:  # noqa: BLE001 - told by the test
+            except BaseException as error:  # noqa: BLE001 - reported by the test
                 errors.append(error)
                 return
 

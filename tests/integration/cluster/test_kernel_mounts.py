@@ -25,7 +25,7 @@ from pipeline.node.image_file import ImageFile
 from pipeline.node.pyxis_importer import Settings
 from pipeline.node.user_mount import User
 from pipeline.slurm import client
-from pipeline.store import attest, trust
+from pipeline.store import signatures, trust
 from pipeline.store.record import Release
 from pipeline.system import mount_api
 from pipeline.system.mount import Kind
@@ -504,7 +504,7 @@ def test_where_signatures_are_required_only_signed_releases_are_mounted(
     with pytest.raises(ToolError, match="is not signed by the key"):
         job_mount.acquire(node.settings, release.sha256, "7", USER)
     assert node.mounts() == []
-    attest.sign(node.store.layout, release, signing.open_signer(private))
+    signatures.sign(node.store.layout, release, signing.open_signer(private))
     job_mount.acquire(node.settings, release.sha256, "7", USER)
     assert len(list(marks.iterdir())) == 1
 

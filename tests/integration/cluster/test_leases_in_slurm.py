@@ -51,7 +51,7 @@ def test_a_running_step_keeps_its_file_and_an_ended_one_does_not(
     step, out, meet = tmp_path / "step.sh", tmp_path / "out", tmp_path / "meet"
     meet.mkdir()
     step.write_text(STEP.format(program=program, meet=meet))
-    # no comment on the job: only the leases tell
+    # no comment on the job: only the leases say so
     argv = ["sbatch", "--parsable", f"-N{NODES}", f"--ntasks-per-node={TASKS}", f"--output={out}"]
     job = slurm.run([*argv, "--wrap", f"srun --wait=0 sh {step}"]).stdout.strip()
     leases = published.root / "leases"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ToolError
-from pipeline.node import file_cache, pyxis_importer
+from pipeline.node import prewarm_on_node, pyxis_importer
 from tests.support.store.handmade_store import squashfs_like
 from tests.support.store.releases import new_store, publish
 
@@ -32,9 +32,9 @@ def test_a_prewarm_onto_a_disk_that_fails(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", failing)
         with pytest.raises(ToolError, match=r"nvme"):
-            file_cache.onto_disk(file, sha256, local, state=None)
+            prewarm_on_node.onto_disk(file, sha256, local, state=None)
     assert list(local.iterdir()) == []
-    assert file_cache.onto_disk(file, sha256, local, state=None).path.read_bytes() == data
+    assert prewarm_on_node.onto_disk(file, sha256, local, state=None).path.read_bytes() == data
 
 
 @pytest.mark.parametrize("error", [errno.ESTALE, errno.EIO, errno.ENOTCONN])

@@ -1,4 +1,4 @@
-"""What the Slurm edge tells about a real Slurm."""
+"""What the Slurm client reports about a real Slurm."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ToolError, VerificationError
-from pipeline.node import file_cache, page_cache
+from pipeline.node import page_cache, prewarm_on_node
 from pipeline.node import prewarm as prewarming
 from pipeline.node.install import ImporterSettings, install
 from pipeline.squashfs.startup import Profile
@@ -123,12 +123,12 @@ def test_wrong_bytes_get_no_name(tmp_path: Path) -> None:
     file = tmp_path / "file.sqsh"
     file.write_bytes(b"x" * 5000)
     with pytest.raises(VerificationError):
-        file_cache.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None)
+        prewarm_on_node.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None)
     assert list((tmp_path / "nvme").iterdir()) == []
     with pytest.raises(ToolError, match="B free"):
-        file_cache.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None, reserve=1 << 60)
+        prewarm_on_node.onto_disk(file, "0" * 64, tmp_path / "nvme", state=None, reserve=1 << 60)
     with pytest.raises(VerificationError):
-        file_cache.into_page_cache(file, "0" * 64)
+        prewarm_on_node.into_page_cache(file, "0" * 64)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mincore answers root only for files of others")
@@ -141,7 +141,7 @@ def test_the_page_cache_is_told_truly(tmp_path: Path) -> None:
         os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
         source.read(1 << 20)
     assert 1 << 20 <= page_cache.resident(file) < 3 << 20
-    file_cache.into_page_cache(file, None)
+    prewarm_on_node.into_page_cache(file, None)
     assert page_cache.resident(file) == 3 << 20
 
 
@@ -260,11 +260,11 @@ def test_an_ordinary_user_is_told_that_roots_copy_is_there(image: Path, tmp_path
         file.write_bytes(image.read_bytes())
         file.chmod(0o444)
         local = place / "nvme"
-        file_cache.onto_disk(file, sha256, local, state=None)
+        prewarm_on_node.onto_disk(file, sha256, local, state=None)
         before = (local / f"{sha256}.sqsh").stat()
 
         def warm() -> None:
-            done = file_cache.onto_disk(file, sha256, local, state=None)
+            done = prewarm_on_node.onto_disk(file, sha256, local, state=None)
             assert (done.there, done.path) == (True, local / f"{sha256}.sqsh")
 
         assert as_user(60021, warm, group=60021) == ""

@@ -18,7 +18,7 @@ import pytest
 from pipeline.cluster import bootstrap
 from pipeline.convert.enroot_program import Places
 from pipeline.errors import ToolError
-from pipeline.node import file_cache, pyxis_importer, shared_mount
+from pipeline.node import prewarm_on_node, pyxis_importer, shared_mount
 from pipeline.node.install import ImporterSettings, install
 from pipeline.squashfs.cache import PackCache
 from pipeline.system import untrusted
@@ -98,7 +98,7 @@ def test_a_copy_of_root_takes_its_name_from_whoever_planted_it(place: Path, how:
     local, state = for_all(place / "nvme"), place / "state"
     for_all(state / "verified")
     attack(local / COPY, how, place)
-    warmed = file_cache.onto_disk(place / "file.sqsh", SHA256, local, state=state)
+    warmed = prewarm_on_node.onto_disk(place / "file.sqsh", SHA256, local, state=state)
     untouched(place)
     copy = local / COPY
     assert warmed.path == copy
@@ -115,7 +115,7 @@ def test_a_service_user_warms_the_page_cache_where_another_holds_the_name(place:
     os.chown(place / "victim", SERVICE, SERVICE)
 
     def warm() -> None:
-        done = file_cache.onto_disk(place / "file.sqsh", SHA256, local, state=place / "state")
+        done = prewarm_on_node.onto_disk(place / "file.sqsh", SHA256, local, state=place / "state")
         assert done.path == place / "file.sqsh"
 
     assert as_user(SERVICE, warm, group=SERVICE) == ""
@@ -131,7 +131,7 @@ def test_a_folder_behind_another_users_link_is_refused(place: Path, user: int) -
     os.chown(place / "victim", user, user)
 
     def warm() -> None:
-        file_cache.onto_disk(place / "file.sqsh", SHA256, above / "nvme" / "deeper", state=None)
+        prewarm_on_node.onto_disk(place / "file.sqsh", SHA256, above / "nvme" / "deeper", state=None)
 
     told = as_user(user, warm, group=user)
     assert told.startswith("ToolError")
@@ -308,7 +308,7 @@ def test_a_loop_of_links_ends(place: Path, loop: str) -> None:
 def test_a_bit_flipped_in_a_copy_is_found_by_the_next_prewarm(place: Path, *, keep_time: bool) -> None:
     local, state = place / "nvme", place / "state"
     for_all(state / "verified")
-    copy = file_cache.onto_disk(place / "file.sqsh", SHA256, local, state=state).path
+    copy = prewarm_on_node.onto_disk(place / "file.sqsh", SHA256, local, state=state).path
     before = copy.stat()
     with copy.open("r+b") as file:
         file.seek(200_000)
@@ -318,14 +318,14 @@ def test_a_bit_flipped_in_a_copy_is_found_by_the_next_prewarm(place: Path, *, ke
     descriptor = open_copy(copy)
     assert not pyxis_importer.is_marked(descriptor, SHA256, str(state), (0,))
     os.close(descriptor)
-    warmed = file_cache.onto_disk(place / "file.sqsh", SHA256, local, state=state)
+    warmed = prewarm_on_node.onto_disk(place / "file.sqsh", SHA256, local, state=state)
     assert not warmed.there
     assert copy.read_bytes() == DATA
     descriptor = open_copy(copy)
     assert pyxis_importer.is_marked(descriptor, SHA256, str(state), (0,))
     os.close(descriptor)
     (place / "file.sqsh").write_bytes(DATA[:-1] + b"?")
-    assert file_cache.onto_disk(place / "file.sqsh", SHA256, local, state=state).there
+    assert prewarm_on_node.onto_disk(place / "file.sqsh", SHA256, local, state=state).there
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -401,7 +401,7 @@ def test_a_copy_of_root_in_a_folder_where_others_replace_it_is_not_used(
     store = HandmadeStore(place / "store")
     path = store.release("demo", "v1.0", content=DATA)
     local = for_all(place / "nvme")
-    copy = file_cache.onto_disk(path, SHA256, local, state=None).path
+    copy = prewarm_on_node.onto_disk(path, SHA256, local, state=None).path
     settings = pyxis_importer.Settings({"schema": 1, "store": str(store.root), "local": str(local)})
     assert pyxis_importer.get(settings, "demo:v1.0") == str(copy), "root's, in a sticky folder of root"
     os.chown(local, owner, owner)

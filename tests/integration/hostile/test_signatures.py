@@ -23,7 +23,7 @@ from pipeline.node import job_mount, signed
 from pipeline.node import pyxis_importer as importer
 from pipeline.node.image_file import ImageFile
 from pipeline.node.user_mount import User
-from pipeline.store import attest, caches, sealed, trust
+from pipeline.store import caches, sealed, signatures, trust
 from pipeline.store.record import Record
 from pipeline.store.store import Store
 from tests.support.images.squashed import squash
@@ -49,7 +49,7 @@ class Site:
         return self.folder / "state" / "signed"
 
     def sign(self, name: str, key: str | None = None) -> Path:
-        return attest.sign(
+        return signatures.sign(
             self.store.layout, self.store.find(name, HOST), signing.open_signer(key or self.private)
         )
 
@@ -456,7 +456,7 @@ def test_a_policy_with_a_key_that_is_none(site: Site) -> None:
 
 @pytest.mark.needs("root")
 def test_a_policy_that_users_cannot_read(site: Site) -> None:
-    """Then nothing resolves for them; that they cannot read it must not mean that there is none."""
+    """Then nothing resolves for them; that they cannot read it must not count as no policy."""
     trust.NODE_POLICY.chmod(0o600)
     os.seteuid(65534)
     try:
@@ -544,7 +544,7 @@ def test_the_importer_imports_nothing_instead(site: Site) -> None:
 
 
 def test_signatures_behind_symlinks(site: Site) -> None:
-    """A signature for v1.1 that lies elsewhere is none of the store's files."""
+    """A signature for v1.1 that lies elsewhere is not one of the store's files."""
     path = site.sign(UNSIGNED)
     elsewhere = site.folder / "elsewhere"
     shutil.move(path, elsewhere)
@@ -566,9 +566,9 @@ def test_paths_instead_of_names(site: Site) -> None:
     link = store / "demo" / "link.sqsh"
     link.symlink_to(own)
     for path in (own, link):
-        assert "is no release" in refused("run", path, "--", "true", as_=ConfigError)
+        assert "is not a release" in refused("run", path, "--", "true", as_=ConfigError)
         words = ["node", "mount", path, *hold, "--digest", good.sha256]
-        assert "is no release" in refused(*words, as_=ConfigError)
+        assert "is not a release" in refused(*words, as_=ConfigError)
     for path in (store / "demo/v1.1.sqsh", site.store.find(UNSIGNED, HOST).path):
         assert "no signed release has the bytes" in refused("run", path, "--", "true")
         assert "no signed release" in refused("node", "mount", path, *hold, "--digest", good.sha256)
@@ -706,7 +706,7 @@ def _on_a_machine(folder: Path) -> None:
     for version in ("v1.0", "v1.1"):
         content = squash(folder, f"{version}.sqsh", word=version).read_bytes()
         publish(store, version, content, platform=HOST)
-    attest.sign(store.layout, store.find(SIGNED, HOST), signing.open_signer(private))
+    signatures.sign(store.layout, store.find(SIGNED, HOST), signing.open_signer(private))
     node, state = folder / "node", folder / "state"
     tool = f"{sys.executable} -m pipeline"
     user = "setpriv --reuid 65534 --regid 65534 --clear-groups"

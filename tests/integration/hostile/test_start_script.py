@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.oci.config import parse_config
-from pipeline.oci.startup import startup_files
+from pipeline.oci.enroot_files import startup_files
 from tests.support.images.hostile_images import CONFIG
 from tests.support.images.layers import image_config
 

@@ -1,4 +1,4 @@
-"""A registry, or a proxy before it, that damages a layer is told as that, wherever the damage is met."""
+"""A registry, or a proxy before it, that damages a layer is reported as that, wherever it is noticed."""
 
 from __future__ import annotations
 

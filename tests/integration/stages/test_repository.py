@@ -1,4 +1,4 @@
-"""ECR repositories made, compared and mended against moto."""
+"""ECR repositories made, compared and changed, against moto."""
 
 from __future__ import annotations
 

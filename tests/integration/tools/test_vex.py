@@ -283,7 +283,7 @@ def test_where_the_gate_asks_for_more(image: Image, tmp_path: Path) -> None:
 
 
 def test_documents_that_are_attached_to_the_image(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In each form in which tools attach them, where the policy says so; what is none excuses nothing."""
+    """In each form in which tools attach them, where the policy says so; another document excuses nothing."""
     client, repository = image.client, image.reference.repository
     assert image.reference.digest is not None
     subject = client.head(repository, str(image.reference.digest))

@@ -13,7 +13,7 @@ Every mount is a client of its own of the same server (BACKING). Faults:
 """
 
 # ruff: noqa: PTH101, PTH102, PTH104, PTH106, PTH108, PTH115, PTH120, PTH208, PTH211
-# what the kernel asks is text, and goes on as text
+# what the kernel asks is text, and stays text
 
 from __future__ import annotations
 

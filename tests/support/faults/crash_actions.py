@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pipeline.store.caches
 import pipeline.store.channels
-import pipeline.store.publisher
+import pipeline.store.publish
 import pipeline.store.sync
 from pipeline.errors import SqshpipeError, ToolError
 from pipeline.store import prune as pruning

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.oci.config import parse_config
-from pipeline.oci.startup import startup_files
+from pipeline.oci.enroot_files import startup_files
 from tests.support.images.layers import image_config
 
 STATIC = """\

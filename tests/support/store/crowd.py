@@ -19,7 +19,7 @@ PAYLOAD = 200_000
 
 
 def content(label: str) -> bytes:
-    """Bytes that tell whether they are whole: the label, and what must follow it."""
+    """Bytes that show whether they are complete: the label, and what must follow it."""
     seed = hashlib.sha256(label.encode()).digest()
     return label.encode().ljust(64) + seed * (PAYLOAD // len(seed))
 

@@ -1,4 +1,4 @@
-"""Timers and crontab lines: settings, locks, odd names of files, and the words of systemd's own parser."""
+"""Timers and crontab lines: settings, locks, odd names of files, and what systemd's own parser accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many images: who waits for whom, what a failure costs, how many run at once, and what each is told."""
+"""Many images: who waits for whom, what a failure costs, how many run at once, and what each is given."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_cpus_that_no_node_has_are_refused(tmp_path: Path) -> None:
 
 
 def test_nodes_that_require_signatures(tmp_path: Path) -> None:
-    """The script writes the node's policy before the importer, and a key that is none is refused at once."""
+    """The script writes the node's policy before the importer, and an invalid key is refused at once."""
     _, public = write_keys(tmp_path, "ours")
     made = settings.ClusterSettings(require_signature=Path(public).read_text())
     text = bootstrap.script(made)

@@ -30,7 +30,7 @@ from pipeline.oci.reference import Reference
 from pipeline.release.publish import publish_again
 from pipeline.squashfs.codecs import Codec
 from pipeline.squashfs.layers import LayerIndex, encode_layers, read_layer
-from pipeline.store import attest, leases
+from pipeline.store import leases, signatures
 from pipeline.store.layout import LAYERS
 from pipeline.store.prune import no_jobs, prune
 from pipeline.store.record import EXTERNAL, Release, parse_record
@@ -313,7 +313,7 @@ def test_where_signatures_are_required_only_signed_releases_are_used(
     site.store.required = Required(keys=open_keys(str(public)), source=tmp_path)
     assert convert(site).path.read_bytes() == cold
     assert sorted(site.opened) == [0, 1, 2, 3]
-    attest.sign(site.store.layout, released, open_signer(str(private)))
+    signatures.sign(site.store.layout, released, open_signer(str(private)))
     assert convert(site).path.read_bytes() == cold
     assert sorted(site.opened) == [2]
 

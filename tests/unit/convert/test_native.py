@@ -21,8 +21,8 @@ from pipeline.oci.entry import EntryKind
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
 from pipeline.oci.source import ImageSource
+from pipeline.squashfs.expand import checksums
 from pipeline.squashfs.inode import Inode, Kind
-from pipeline.squashfs.readback import checksums
 from pipeline.squashfs.reader import SquashfsImage
 from tests.support.images.layer_cases import LAYER_CASES, LayerCase
 from tests.support.images.layers import LayerBuilder, write_layout

@@ -23,7 +23,13 @@ Install = Callable[..., Path]
 def engine(*, has_buildkit: bool = True) -> Engine:
     return cast(
         "Engine",
-        SimpleNamespace(host="unix:///fake.sock", has_buildkit=has_buildkit, root="/r", answers=lambda: True),
+        SimpleNamespace(
+            host="unix:///fake.sock",
+            variables={"DOCKER_HOST": "unix:///fake.sock"},
+            has_buildkit=has_buildkit,
+            root="/r",
+            answers=lambda: True,
+        ),
     )
 
 
@@ -167,7 +173,14 @@ def test_an_engine_that_hangs_while_it_builds_is_not_waited_for(
     found = buildkit.find_frontend(engine())
     assert found is not None
     looks = iter([True, False, True, False, False])
-    hanging = cast("Engine", SimpleNamespace(host="unix:///fake.sock", answers=lambda: next(looks)))
+    hanging = cast(
+        "Engine",
+        SimpleNamespace(
+            host="unix:///fake.sock",
+            variables={"DOCKER_HOST": "unix:///fake.sock"},
+            answers=lambda: next(looks),
+        ),
+    )
     with pytest.raises(ToolError, match="the Docker Engine does not answer"):
         buildkit.build(found, order(tmp_path), hanging, docker_config=tmp_path, folder=tmp_path)
     assert list(looks) == []

@@ -1,4 +1,4 @@
-"""The build key follows the build's inputs and nothing else, and differences are told by name."""
+"""The build key follows the build's inputs and nothing else, and differences are reported by name."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ PUBLISHED = Event(
 
 
 class Recorder:
-    """Stands in for the network: remembers, and fails as often as it is told to."""
+    """Stands in for the network: remembers, and fails as often as the test says."""
 
     def __init__(self, failures: int = 0) -> None:
         self.sent: list[Event] = []

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.oci import environment
-from pipeline.oci.startup import Start, parse_rc, rc
+from pipeline.oci.enroot_files import Start, parse_rc, rc
 from tests.support.images.variables import CARRIED, LOST
 
 HOST = {b"HOME": b"/of the host", b"X": b"other", b"EMPTY": b""}
@@ -153,7 +153,7 @@ def test_the_start_script_says_what_the_config_said(
     folder: str, entrypoint: list[str], cmd: list[str]
 ) -> None:
     from pipeline.oci.digest import Digest
-    from pipeline.oci.startup import absolute
+    from pipeline.oci.enroot_files import absolute
     from tests.unit.oci.test_rootfs import config
 
     made = config(WorkingDir=folder, Entrypoint=entrypoint, Cmd=cmd, Labels={"cd /x": "exec \n"})

@@ -35,7 +35,7 @@ def remove(flat: Flat, path: bytes) -> Flat:
 
 
 def resolve(flat: Flat, path: bytes, depth: int = 0) -> bytes:
-    """Where `path` leads, following symlinks; what is missing is taken as it stands."""
+    """Where `path` leads, following symlinks; what is missing is taken unchanged."""
     if depth > 40:
         raise FormatError("circle")
     done: list[bytes] = []
@@ -54,7 +54,7 @@ def resolve(flat: Flat, path: bytes, depth: int = 0) -> bytes:
 
 
 def model(layers: list[list[Entry]], at: list[int]) -> Flat:
-    """`at` tells where it is: layer and index of the entry that it works on."""
+    """`at` says where it is: layer and index of the entry that it works on."""
     flat: Flat = {}
     for number, entries in enumerate(layers):
         hidden: Flat = {}

@@ -49,7 +49,7 @@ def test_plain_files_are_read_as_all_members_are(form: int, monkeypatch: pytest.
 
 
 def test_a_header_that_is_plain_is_parsed_alike() -> None:
-    """Headers with bytes changed at random, their checksum mended, never get another meaning."""
+    """Headers with bytes changed at random, their checksum corrected, never get another meaning."""
     rng = random.Random(3)
     blocks = [archive(form)[:BLOCK] for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT)]
     plain = 0

@@ -11,10 +11,10 @@ import pytest
 from pipeline.errors import FormatError
 from pipeline.oci.config import ImageConfig, parse_config
 from pipeline.oci.digest import Digest
+from pipeline.oci.enroot_files import fstab, rc
 from pipeline.oci.entry import Entry, EntryKind
 from pipeline.oci.merge import Tree, merge
 from pipeline.oci.rootfs import MAX_TIME, created_seconds, enroot_rootfs
-from pipeline.oci.startup import fstab, rc
 
 FILE, DIRECTORY, SYMLINK, HARDLINK = (
     EntryKind.FILE,

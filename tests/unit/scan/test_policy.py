@@ -1,4 +1,4 @@
-"""What blocks, what does not, and the one reason that is told."""
+"""What blocks, what does not, and the one reason that is given."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import FormatError
+from pipeline.squashfs.expand import read_all
 from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.pack import Pack, PackDamaged
 from pipeline.squashfs.packindex import PackIndex, Piece
-from pipeline.squashfs.readback import read_all
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.squashfs.superblock import METADATA_SIZE, Superblock
 from tests.support.images.squashfs import Stitcher

@@ -1,4 +1,4 @@
-"""Scrub finds what is damaged, marks it, and goes on where it was cut; du counts shared bytes once."""
+"""Scrub finds what is damaged, marks it, and continues where it was stopped; du counts shared bytes once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies to another mounted store: what travels, what is verified, what is gone on from."""
+"""Copies to another mounted store: what travels, what is verified, what is resumed."""
 
 from __future__ import annotations
 

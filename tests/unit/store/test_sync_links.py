@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.errors import FormatError, PublishError, VerificationError
 from pipeline.report import sbom
-from pipeline.store import attachments, attest
+from pipeline.store import attachments, signatures
 from pipeline.store.layout import SBOM
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
@@ -186,4 +186,4 @@ def test_a_signature_behind_a_link_is_none(source: Store, tmp_path: Path) -> Non
     (tmp_path / "elsewhere" / "x.dsse.json").write_text(json.dumps({}))
     (beside(source) / "x.dsse.json").symlink_to(tmp_path / "elsewhere" / "x.dsse.json")
     with pytest.raises(VerificationError, match="no signature"):
-        attest.verify(source.layout, release, [])
+        signatures.verify(source.layout, release, [])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.system.workers import each
+from pipeline.system.parallel_reads import each
 
 
 def test_results_come_in_order_from_no_more_threads_than_allowed() -> None:

@@ -126,7 +126,7 @@ def _signatures(layout: Layout, record: Record) -> list[str]:
 
 def read_back(release: Release) -> None:
     """Hash the bytes of a release. Raises VerificationError when they are not what its record names."""
-    from pipeline.store.publishing import hash_file
+    from pipeline.store.publish_steps import hash_file
 
     with atomic.translate_errors(f"reading {release.path}"):
         digest = hash_file(release.path)

@@ -102,7 +102,7 @@ def expand_all(
     source: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in sorted(jobs, key=lambda job: job[0]):
         source.put(job)
-    with Crew(count, name="readback") as crew:
+    with Crew(count, name="expand") as crew:
         try:
             for future in [crew.submit(reader.run, source, compressor) for _ in range(count)]:
                 future.result()

@@ -1,6 +1,4 @@
-"""Publishing from end to end: the steps of `publishing`, with what is done left out and what was left
-undone repaired.
-"""
+"""Publish a release: the steps of `publish_steps`, without those that an earlier run has done."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from pathlib import Path
 from pipeline.config.names import DEFAULT_PLATFORM
 from pipeline.errors import PublishError
 from pipeline.progress import NO_TASK, Task
-from pipeline.store import caches, channels, folders, preflight, publishing
+from pipeline.store import caches, channels, folders, publish_steps, space
 from pipeline.store.events import Change
 from pipeline.store.layout import Layout
 from pipeline.store.reading import add_versions, exists, fold_events, load, read_record, refuse_newer
@@ -39,7 +37,7 @@ def publish(
         _refuse_other_kind(layout, record)
         there = read_record(layout, record.image, record.version, record.platform)
         if there is not None:
-            publishing.refuse_other_content(record, there)
+            publish_steps.refuse_other_content(record, there)
         else:
             refuse_lost_record(layout, record, state, named=named)
         standing = state.releases.get(record.version) if there else None
@@ -105,7 +103,7 @@ def _stands(layout: Layout, record: Record, standing: VersionState | None) -> bo
         standing.pruned or standing.hidden_at or record.platform in standing.damaged
     ):
         return False
-    return publishing.bytes_are_there(layout, record)
+    return publish_steps.bytes_are_there(layout, record)
 
 
 def _bring(
@@ -120,18 +118,18 @@ def _bring(
     folders.make(layout.blobs)
     folders.make_of_image(layout, record.image)
     if _is_staged(layout, file):
-        _bring_staged(layout, record, file, standing, sha256 or publishing.hash_file(file, task=task))
+        _bring_staged(layout, record, file, standing, sha256 or publish_steps.hash_file(file, task=task))
         return
-    preflight.make_room(layout, record.size)
-    with publishing.staging(layout) as staged:
-        sha256 = publishing.copy_in(file, staged, task=task)
+    space.make_room(layout, record.size)
+    with publish_steps.staging(layout) as staged:
+        sha256 = publish_steps.copy_in(file, staged, task=task)
         _bring_staged(layout, record, staged, standing, sha256)
 
 
 def _bring_staged(
     layout: Layout, record: Record, staged: Path, standing: VersionState | None, sha256: str
 ) -> None:
-    publishing.seal(staged, record, sha256)
+    publish_steps.seal(staged, record, sha256)
     if standing is not None and record.platform in standing.damaged:
         set_aside(layout, record)
     _commit_sealed(layout, record, staged)
@@ -142,7 +140,7 @@ def commit_staged(layout: Layout, record: Record, staged: Path) -> None:
     written.
     """
     folders.make_of_image(layout, record.image)
-    publishing.seal(staged, record, record.sha256)
+    publish_steps.seal(staged, record, record.sha256)
     _commit_sealed(layout, record, staged)
 
 
@@ -151,10 +149,10 @@ def commit_present(layout: Layout, record: Record, *, task: Task = NO_TASK) -> N
     written.
     """
     folders.make_of_image(layout, record.image)
-    publishing.check_present(layout, record, task=task)
-    if not publishing.commit(layout, record):
+    publish_steps.check_present(layout, record, task=task)
+    if not publish_steps.commit(layout, record):
         _bring_back(layout, record)
-    if not publishing.bytes_are_there(layout, record):
+    if not publish_steps.bytes_are_there(layout, record):
         raise PublishError(
             f"the bytes of {record.image}:{record.version} were pruned at this very moment",
             hint="run it again",
@@ -162,11 +160,11 @@ def commit_present(layout: Layout, record: Record, *, task: Task = NO_TASK) -> N
 
 
 def _commit_sealed(layout: Layout, record: Record, staged: Path) -> None:
-    publishing.put_bytes(layout, staged, record)
-    if not publishing.commit(layout, record):
+    publish_steps.put_bytes(layout, staged, record)
+    if not publish_steps.commit(layout, record):
         _bring_back(layout, record)
-    if not publishing.bytes_are_there(layout, record):
-        publishing.put_bytes(layout, staged, record)
+    if not publish_steps.bytes_are_there(layout, record):
+        publish_steps.put_bytes(layout, staged, record)
 
 
 def _is_staged(layout: Layout, file: Path) -> bool:
@@ -179,7 +177,7 @@ def set_aside(layout: Layout, record: Record) -> None:
     if not exists(blob):
         return
     regular = blob.is_file() and not blob.is_symlink()
-    if not regular or publishing.hash_file(blob) != record.sha256:
+    if not regular or publish_steps.hash_file(blob) != record.sha256:
         blob.rename(blob.with_name(temporary_name(".damaged")))
 
 

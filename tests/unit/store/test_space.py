@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, ToolError
-from pipeline.store import checkup, folders, preflight
+from pipeline.store import checkup, folders, space
 from pipeline.store.adopt import guess_name
 from pipeline.store.store import Store
 from pipeline.system.mountinfo import MountPoint
@@ -21,7 +21,7 @@ from tests.support.store.releases import folder, new_store, publish
 
 def test_no_room_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = new_store(tmp_path / "containers")
-    monkeypatch.setattr(preflight, "MARGIN_BYTES", 1 << 60)
+    monkeypatch.setattr(space, "MARGIN_BYTES", 1 << 60)
     with pytest.raises(ToolError, match="is needed"):
         publish(store, "v1.0")
     assert list(store.layout.blobs.iterdir()) == []
@@ -57,7 +57,7 @@ def test_a_group_that_is_none(tmp_path: Path) -> None:
         Store(tmp_path / "containers", group="no-such-group").create()
     folders.create_root(tmp_path / "other")
     with pytest.raises(ConfigError, match="no group"):
-        preflight.check_group(Store(tmp_path / "other").layout, "no-such-group")
+        space.check_group(Store(tmp_path / "other").layout, "no-such-group")
 
 
 def test_what_examination_finds(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ esac
     lfs.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     lustre = MountPoint(point=tmp_path, type="lustre")
-    for module in (preflight, checkup):
+    for module in (space, checkup):
         monkeypatch.setattr(module, "mount_of", lambda _: lustre)
     return log
 
@@ -172,7 +172,7 @@ def test_the_quota_of_lustre_is_asked_where_space_cannot_be_reserved(
     store = new_store(tmp_path / "containers")
     store.prepare()
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    monkeypatch.setattr(preflight, "reserve", lambda *_: False)
+    monkeypatch.setattr(space, "reserve", lambda *_: False)
     store.make_room(90_000_000)
     with pytest.raises(ToolError, match="102 MB are left of the quota") as caught:
         store.make_room(200_000_000)
@@ -187,7 +187,7 @@ def test_a_quota_that_is_used_up_is_told_before_the_work(
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     store = new_store(tmp_path / "containers")
-    monkeypatch.setattr(preflight, "reserve", refuse)
+    monkeypatch.setattr(space, "reserve", refuse)
     with pytest.raises(ToolError, match="quota there does not allow it"):
         store.make_room(2 << 20)
     assert folder(store.layout.blobs) == []

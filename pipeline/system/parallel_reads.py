@@ -1,4 +1,4 @@
-"""Run calls in several threads, which are abandoned when their results are no longer wanted."""
+"""Run calls that only read in several threads, and leave them behind when their results are not needed."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from sigstore_models.bundle.v1 import Bundle
 
 from pipeline.attest import signing
 from pipeline.errors import ConfigError, VerificationError
-from pipeline.store import attest
+from pipeline.store import signatures
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
 from tests.support.store.releases import new_store, publish, record_for
@@ -55,20 +55,20 @@ def test_signed_and_verified(store: Store, tmp_path: Path, curve: bool) -> None:
     private, public = write_keys(tmp_path, "ours", curve=curve)
     _, strange = write_keys(tmp_path, "theirs", curve=curve)
     release = store.resolve("demo:v1.0")
-    path = attest.sign(store.layout, release, signing.open_signer(private))
+    path = signatures.sign(store.layout, release, signing.open_signer(private))
     assert path.parent == store.root / "demo/.meta/v1.0"
-    assert attest.sign(store.layout, release, signing.open_signer(private)) == path
-    assert attest.verify(store.layout, release, [signing.open_key(public)]) == path
+    assert signatures.sign(store.layout, release, signing.open_signer(private)) == path
+    assert signatures.verify(store.layout, release, [signing.open_key(public)]) == path
     with pytest.raises(VerificationError, match="no signature by this key"):
-        attest.verify(store.layout, release, [signing.open_key(strange)])
+        signatures.verify(store.layout, release, [signing.open_key(strange)])
     with pytest.raises(VerificationError, match=r"v1\.1 has no signature"):
-        attest.verify(store.layout, store.resolve("demo:v1.1"), [signing.open_key(public)])
+        signatures.verify(store.layout, store.resolve("demo:v1.1"), [signing.open_key(public)])
 
 
 def test_the_statement_names_the_file_as_in_toto_does(store: Store, tmp_path: Path) -> None:
     private, _ = write_keys(tmp_path, "ours")
     release = store.resolve("demo:v1.0")
-    bundle = json.loads(attest.sign(store.layout, release, signing.open_signer(private)).read_bytes())
+    bundle = json.loads(signatures.sign(store.layout, release, signing.open_signer(private)).read_bytes())
     envelope = bundle["dsseEnvelope"]
     statement = json.loads(base64.b64decode(envelope["payload"]))
     assert envelope["payloadType"] == "application/vnd.in-toto+json"
@@ -78,40 +78,40 @@ def test_the_statement_names_the_file_as_in_toto_does(store: Store, tmp_path: Pa
 
 def test_a_changed_record_is_not_what_was_signed(store: Store, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path, "ours")
-    attest.sign(store.layout, store.resolve("demo:v1.0"), signing.open_signer(private))
+    signatures.sign(store.layout, store.resolve("demo:v1.0"), signing.open_signer(private))
     path = store.layout.record("demo", "v1.0", "linux/amd64")
     changed = record_for(b"v1.0", "v1.0").as_json() | {"scan": {"status": "passed", "scanner": "trivy"}}
     path.chmod(0o644)
     path.write_text(json.dumps(changed))
     with pytest.raises(VerificationError):
-        attest.verify(store.layout, store.resolve("demo:v1.0"), [signing.open_key(public)])
+        signatures.verify(store.layout, store.resolve("demo:v1.0"), [signing.open_key(public)])
 
 
 def test_a_signature_of_another_release_does_not_count(store: Store, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path, "ours")
-    path = attest.sign(store.layout, store.resolve("demo:v1.0"), signing.open_signer(private))
+    path = signatures.sign(store.layout, store.resolve("demo:v1.0"), signing.open_signer(private))
     moved = store.root / "demo/.meta/v1.1"
     moved.mkdir()
     (moved / path.name).write_bytes(path.read_bytes())
     with pytest.raises(VerificationError):
-        attest.verify(store.layout, store.resolve("demo:v1.1"), [signing.open_key(public)])
+        signatures.verify(store.layout, store.resolve("demo:v1.1"), [signing.open_key(public)])
 
 
 def test_changed_bytes_are_found(store: Store) -> None:
     release = store.resolve("demo:v1.0")
-    attest.read_back(release)
+    signatures.read_back(release)
     release.path.chmod(0o644)
     release.path.write_bytes(b"v9.9")
     with pytest.raises(VerificationError, match="its record says"):
-        attest.read_back(release)
+        signatures.read_back(release)
 
 
 def test_signatures_travel_with_a_copy(store: Store, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path, "ours")
-    attest.sign(store.layout, store.resolve("demo:v1.0"), signing.open_signer(private))
+    signatures.sign(store.layout, store.resolve("demo:v1.0"), signing.open_signer(private))
     copy = new_store(tmp_path / "copy")
     sync(store, copy)
-    attest.verify(copy.layout, copy.resolve("demo:v1.0"), [signing.open_key(public)])
+    signatures.verify(copy.layout, copy.resolve("demo:v1.0"), [signing.open_key(public)])
 
 
 def test_keys_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_the_bundle_is_what_sigstore_defines(store: Store, tmp_path: Path, curve
     """Read by models of Sigstore's protobuf files, which refuse other keys; verified without our code."""
     private, public = write_keys(tmp_path, "ours", curve=curve)
     release = store.resolve("demo:v1.0")
-    path = attest.sign(store.layout, release, signing.open_signer(private))
+    path = signatures.sign(store.layout, release, signing.open_signer(private))
     assert path.name.endswith(".sigstore.json")
     text = path.read_text()
     bundle = Bundle.from_json(text)
@@ -166,12 +166,12 @@ def test_an_envelope_without_a_bundle_still_counts(store: Store, tmp_path: Path)
     private, public = write_keys(tmp_path, "ours")
     keys = [signing.open_key(public)]
     release = store.resolve("demo:v1.0")
-    path = attest.sign(store.layout, release, signing.open_signer(private))
+    path = signatures.sign(store.layout, release, signing.open_signer(private))
     bare = path.with_name("ours.dsse.json")
     bare.write_text(json.dumps(json.loads(path.read_text())["dsseEnvelope"]))
     path.unlink()
-    assert attest.verify(store.layout, release, keys) == bare
-    assert attest.sign(store.layout, release, signing.open_signer(private)) == path
+    assert signatures.verify(store.layout, release, keys) == bare
+    assert signatures.sign(store.layout, release, signing.open_signer(private)) == path
 
 
 @pytest.mark.parametrize(
@@ -192,9 +192,9 @@ def test_a_bundle_that_is_none(
 ) -> None:
     private, public = write_keys(tmp_path, "ours")
     release = store.resolve("demo:v1.0")
-    path = attest.sign(store.layout, release, signing.open_signer(private))
+    path = signatures.sign(store.layout, release, signing.open_signer(private))
     changed = json.loads(path.read_text())
     change(changed)
     path.write_text(json.dumps(changed))
     with pytest.raises(VerificationError):
-        attest.verify(store.layout, release, [signing.open_key(public)])
+        signatures.verify(store.layout, release, [signing.open_key(public)])

@@ -1,4 +1,4 @@
-"""The one way in which a release comes into being.
+"""The single steps of publishing a release, in the order that `publish` takes them.
 
 1. the bytes, written and hashed under a temporary name in blobs/sha256/, flushed, 0444;
 2. linked to the name that is their digest (never replacing), the folder flushed;
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import NO_TASK, Task
-from pipeline.store import folders, preflight
+from pipeline.store import folders, space
 from pipeline.store.layout import Layout
 from pipeline.store.reading import exists, read_record
 from pipeline.store.record import Record
@@ -56,7 +56,7 @@ def copy_in(file: Path, staged: Path, *, task: Task = NO_TASK) -> str:
         size = os.fstat(source.fileno()).st_size
         task.total(size)
         with staged.open("xb", buffering=0) as target:
-            preflight.reserve(target.fileno(), size)
+            space.reserve(target.fileno(), size)
 
             def keep(piece: bytes) -> None:
                 view = memoryview(piece)
