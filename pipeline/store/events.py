@@ -29,7 +29,8 @@ KINDS = frozenset(
         *("hide", "unhide", "delete", "restore", "damaged", "repaired"),
     }
 )
-_TEXTS = ("event", "version", "channel", "from", "sha256", "platform", "reason", "by", "at")
+_TEXTS = ("event", "version", "channel", "from", "sha256", "platform", "reason", "check", "by", "at")
+CONTENT = "content"
 _ATTEMPTS = 1000
 _NAME = re.compile(r"([0-9]{8,12})\.json")
 
@@ -46,6 +47,8 @@ class Change:
     sha256: str = ""
     platform: str = ""
     reason: str = ""
+    check: str = ""
+    """CONTENT in a `damaged` event: the bytes are those that were published, and what is in them is wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +104,7 @@ def read_event(layout: Layout, image: str, number: int) -> Event | None:
     if set(map(type, texts)) != {str}:
         wrong = next(key for key, value in zip(_TEXTS, texts, strict=True) if not isinstance(value, str))
         raise sealed.damaged(path, f"{wrong} is not text")
-    kind, version, channel, previous, sha256, platform, reason, by, at = texts
+    kind, version, channel, previous, sha256, platform, reason, check, by, at = texts
     change = Change(
         kind=kind,
         version=version,
@@ -110,6 +113,7 @@ def read_event(layout: Layout, image: str, number: int) -> Event | None:
         sha256=sha256,
         platform=platform,
         reason=reason,
+        check=check,
     )
     if change.kind and change.kind not in KINDS:
         raise sealed.UnreadableError(
@@ -137,6 +141,22 @@ def read_events(layout: Layout, image: str, after: int) -> Iterator[Event]:
             return
         yield event
         number += 1
+
+
+def wrong_content(layout: Layout, image: str, version: str, platform: str) -> str:
+    """Why a scrub marked a file whose bytes are those that were published; empty when it did not.
+
+    Such a file is not repaired by the same bytes.
+    """
+    reason = ""
+    for event in read_events(layout, image, 0):
+        change = event.change
+        if (change.version, change.platform) == (version, platform) and change.kind in (
+            "damaged",
+            "repaired",
+        ):
+            reason = change.reason if (change.kind, change.check) == ("damaged", CONTENT) else ""
+    return reason
 
 
 def last_listed(layout: Layout, image: str) -> int:
@@ -212,6 +232,7 @@ def as_bytes(image: str, event: Event) -> bytes:
         "sha256": change.sha256,
         "platform": change.platform,
         "reason": change.reason,
+        "check": change.check,
     }
     data.update({key: value for key, value in optional.items() if value})
     data.update({"by": event.by, "at": event.at})

@@ -21,6 +21,7 @@ from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.ranges import Piece, pieces
 from pipeline.store import attachments, caches, channels, preflight, publisher, publishing
 from pipeline.store.attachments import NotOfTheStoreError
+from pipeline.store.events import wrong_content
 from pipeline.store.fetching import fetch
 from pipeline.store.layout import BROUGHT, RECORD_SUFFIX, Layout
 from pipeline.store.reading import fold_events, read_record, read_truth
@@ -184,6 +185,9 @@ def _bring(
     _bring_attachments(layout, record, source)
     damaged = record.platform in standing.damaged
     if damaged:
+        if wrong := wrong_content(layout, record.image, record.version, record.platform):
+            report.refused.append(f"{record.image}:{record.version} stays damaged at the target: {wrong}")
+            return False
         publisher.set_aside(layout, record)
     if there is None or damaged or standing.pruned or not publishing.bytes_are_there(layout, record):
         _bring_release(layout, record, source, holders, report, task)

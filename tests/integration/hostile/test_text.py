@@ -77,7 +77,7 @@ CASES: dict[str, list[str]] = {
         "--dry-run --store S",
         "--dry-run --no-slurm --store E",
     ],
-    "store scrub": ["--store S", "demo --store S", "X --store S"],
+    "store scrub": ["--store S", "demo --store S", "X --store S", "--full --store S"],
     "store rescan": ["--config C --store S", "X --store S"],
     "store usage": ["--store S", "demo --store S", "X --store S"],
     "store metrics": ["--store S", "--store E", "-o F/x --store S", "--store X"],
