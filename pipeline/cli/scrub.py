@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import completion, options, output
+from pipeline.cli.recorded_images import recorded_images
 from pipeline.cli.stores import open_store
-from pipeline.errors import ConfigError, RegistryError, VerificationError
+from pipeline.errors import RegistryError, VerificationError
 
 if TYPE_CHECKING:
-    from pipeline.oci.source import ImageSource
-    from pipeline.store.record import Record
     from pipeline.store.scrub import Deep, Report
     from pipeline.store.store import Store
 
@@ -72,40 +71,14 @@ def scrub(
 @contextlib.contextmanager
 def _deep(opened: Store, root: Path | None, config: Path, *, against_image: bool) -> Iterator[Deep]:
     """The comparison of content; images are asked for in the registry that their records name."""
-    from pipeline.bases.clients import Clients
     from pipeline.config.folders import cache_folder
-    from pipeline.config.reading import load
     from pipeline.convert.recheck import Recheck
-    from pipeline.oci.reference import Reference
-    from pipeline.registry.client import RegistryClient
-    from pipeline.registry.credentials import credentials_provider
-    from pipeline.registry.images import image_manifest
-    from pipeline.registry.source import RegistrySource
     from pipeline.store.scrub import Deep
 
-    with contextlib.ExitStack() as closing:
-        settings = load(config, store=root) if config.is_file() else None
-        clients = closing.enter_context(Clients(settings)) if settings is not None else None
-
-        @contextlib.contextmanager
-        def image(record: Record) -> Iterator[ImageSource]:
-            source = record.source or {}
-            try:
-                reference = Reference.parse(f"{source['repository']}@{source['digest']}")
-            except (KeyError, ConfigError) as error:
-                raise RegistryError("its record does not name its image in a registry") from error
-            with contextlib.ExitStack() as own:
-                client = (
-                    clients(reference.registry)
-                    if clients is not None
-                    else own.enter_context(
-                        RegistryClient(reference.registry, credentials=credentials_provider(None))
-                    )
-                )
-                yield RegistrySource(client, reference.repository, image_manifest(client, reference, None))
-
+    with recorded_images(config, root) as (settings, image):
         recheck = Recheck(
             layout=opened.layout,
+            required=opened.required,
             synced=settings is not None and settings.store.trust_synced,
             image=image if against_image else None,
             cache=cache_folder(config),

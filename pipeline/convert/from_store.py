@@ -48,7 +48,7 @@ class StoredLayers:
         self._layout = store.layout
         self._required = store.required
         self._synced = synced
-        self._holders = Holders(store.layout)
+        self._holders = Holders(store.layout, events=not trust.all_of(store.required))
         self._opened = contextlib.ExitStack()
         self._held: dict[_Name, tuple[Held, bytes] | None] = {}
         self._pairs: dict[Pair, list[tuple[Record, Compared]]] | None = None
@@ -118,7 +118,7 @@ class StoredLayers:
         """The sentence about a release that has such layers, packed by another codec version; or empty."""
         wanted = set(diff_ids)
         for record in self._holders.records():
-            other = _other_codec(record, versions)
+            other = packed_otherwise(record, versions)
             if other and any(pair.diff_id in wanted for pair, _ in compared_in(record)):
                 return other
         return ""
@@ -126,7 +126,7 @@ class StoredLayers:
     def newest_other_codec(self, image: str, versions: Mapping[str, str]) -> str:
         """The same sentence about the newest release of an image, whatever its layers are; or empty."""
         newest = next((record for record in self._holders.records() if record.image == image), None)
-        return "" if newest is None else _other_codec(newest, versions)
+        return "" if newest is None else packed_otherwise(newest, versions)
 
     def _naming(self, key: str, keys: Sequence[str], *, xattrs: bool) -> Iterator[Record]:
         """Releases that have the pack `key`, those first that have most of `keys`, each file once.
@@ -187,7 +187,7 @@ def _drop(lease: Path) -> None:
         leases.drop(lease)
 
 
-def _other_codec(record: Record, versions: Mapping[str, str]) -> str:
+def packed_otherwise(record: Record, versions: Mapping[str, str]) -> str:
     """The sentence about a release whose layers another version of the codec packed; or empty."""
     made = mapping((record.converter or {}).get("versions"))
     other = [f"{name} {made[name]}; here {one}" for name, one in versions.items() if name in made]

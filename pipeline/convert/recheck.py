@@ -32,7 +32,8 @@ from pipeline.squashfs.layers import read_layers
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.store.layout import Layout
 from pipeline.store.record import DATA, Record, mapping, rows
-from pipeline.store.sharing import layers_of
+from pipeline.store.sharing import layers_of, with_attached
+from pipeline.store.trust import Required
 
 _LARGEST_FILE = 8 << 20  # bytes of one of enroot's files; they hold little more than an image's config
 
@@ -49,6 +50,7 @@ class Recheck:
     """
 
     layout: Layout
+    required: Required | None = None
     synced: bool = False
     image: Callable[[Record], AbstractContextManager[ImageSource]] | None = None
     cache: Path = Path()
@@ -82,7 +84,8 @@ class Recheck:
         converter = mapping(record.converter)
         if converter.get("name") != "native":
             raise NotComparable("it has no layers beside it: native did not make it")
-        stored = layers_of(self.layout, record, synced=self.synced)
+        named = with_attached(self.layout, record, self.required)
+        stored = layers_of(self.layout, named, synced=self.synced)
         if stored is None:
             raise NotComparable("it has no layers beside it that this store's publishers vouch for")
         options = mapping(converter.get("options"))

@@ -10,8 +10,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline.config.names import is_channel, is_version
 from pipeline.errors import PublishError
 from pipeline.store import sealed
 from pipeline.store.layout import Layout
+from pipeline.store.record import is_sha256
 from pipeline.system import atomic
 from pipeline.text import escaped
 
@@ -49,6 +50,10 @@ class Change:
     reason: str = ""
     check: str = ""
     """CONTENT in a `damaged` event: the bytes are those that were published, and what is in them is wrong."""
+    attachments: Mapping[str, str] = field(default_factory=dict)
+    """sha256 by name, in a `repaired` event: what was attached later, believed as if the record named it.
+    Who does not know this key sees a platform repaired that is not damaged, which changes nothing.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +119,7 @@ def read_event(layout: Layout, image: str, number: int) -> Event | None:
         platform=platform,
         reason=reason,
         check=check,
+        attachments=_attachments(data, path),
     )
     if change.kind and change.kind not in KINDS:
         raise sealed.UnreadableError(
@@ -124,6 +130,15 @@ def read_event(layout: Layout, image: str, number: int) -> Event | None:
     if not change.kind or not is_version(change.version) or not names_channel:
         raise sealed.damaged(path, "it does not say what was done to which version")
     return Event(number=number, change=change, by=by, at=at, checksum=sealed.checksum(raw))
+
+
+def _attachments(data: dict[str, Any], path: str) -> Mapping[str, str]:
+    found = data.get("attachments") or {}
+    if not isinstance(found, dict) or not all(
+        isinstance(one, str) and is_sha256(one) for one in found.values()
+    ):
+        raise sealed.damaged(path, "an attachment is not named by 64 hex digits")
+    return found
 
 
 def read_events(layout: Layout, image: str, after: int) -> Iterator[Event]:
@@ -226,13 +241,14 @@ def as_bytes(image: str, event: Event) -> bytes:
         "image": image,
         "version": change.version,
     }
-    optional = {
+    optional: dict[str, Any] = {
         "channel": change.channel,
         "from": change.previous,
         "sha256": change.sha256,
         "platform": change.platform,
         "reason": change.reason,
         "check": change.check,
+        "attachments": dict(change.attachments),
     }
     data.update({key: value for key, value in optional.items() if value})
     data.update({"by": event.by, "at": event.at})

@@ -27,7 +27,7 @@ from pipeline.store.layout import BROUGHT, RECORD_SUFFIX, Layout
 from pipeline.store.reading import fold_events, read_record, read_truth
 from pipeline.store.record import Record, parse_record
 from pipeline.store.sealed import UnreadableError
-from pipeline.store.sharing import Holder, Holders, ranges_of
+from pipeline.store.sharing import Holder, Holders, ranges_of, with_attached
 from pipeline.store.state import ImageState, VersionState
 from pipeline.store.store import Store
 from pipeline.store.sync_source import (
@@ -316,7 +316,7 @@ def _in_bucket(
     layout: Layout, record: Record, bucket: Bucket, holders: Holders
 ) -> tuple[Sequence[Piece], Sequence[str]]:
     """What objects of the bucket have of a release: those that are releases here too, by the ranges here."""
-    wanted = ranges_of(layout, record)
+    wanted = ranges_of(layout, with_attached(layout, record))
     if wanted is None:
         return (), ()
     there = [one for one in holders.of(record) if bucket.size(one.record.file) == one.record.size]

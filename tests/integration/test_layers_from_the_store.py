@@ -24,6 +24,7 @@ from pipeline.config.types import (
     StoreSettings,
 )
 from pipeline.convert.packing import pack_cache
+from pipeline.errors import PublishError
 from pipeline.oci.manifest import OCI_LAYER, Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
@@ -202,3 +203,31 @@ def test_a_full_scrub_asks_the_registry_only_for_images(
     assert "failed   demo:v1.0: " in said
     assert site.store.resolve("demo:v1.0").state == "published"
     assert scrub("--full")[0] == 0
+
+
+def test_rebuild_makes_the_layers_that_a_killed_release_left_out(
+    site: Site, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    made, _ = site.release("v1.0", BASE, files("top", 10, seed=5))
+    beside = site.store.layout.attachments("demo", "v1.0", "linux/amd64")
+    lost = {name: (beside / name).read_bytes() for name in made.attachments}
+    for name in lost:
+        (beside / name).unlink()
+    config = tmp_path / "images.yaml"
+    config.write_text(
+        f"version: 1\nregistry: {{url: {proxy.address}/{site.own}}}\nstore: {{root: {site.store.root}}}\n"
+        "images: {demo: {base: 'debian:12', scan: {scanner: none}}}\n"
+    )
+    arguments = ["store", "rebuild", "--layers", "--config", str(config)]
+    folders = {"SQSHPIPE_CACHE": str(tmp_path / "rebuilt"), "SQSHPIPE_SCRATCH": str(tmp_path / "scratch")}
+    (fault,) = proxy.faults = [Fault(status=404, times=1000)]
+    failed = CliRunner().invoke(app, arguments, env=folders)
+    assert isinstance(failed.exception, PublishError), failed.output
+    assert "demo:v1.0: " in failed.output
+    proxy.faults.remove(fault)
+    found = CliRunner().invoke(app, arguments, env=folders)
+    assert found.exit_code == 0, found.output
+    assert "demo:v1.0  linux/amd64" in found.output
+    assert {name: (beside / name).read_bytes() for name in lost} == lost
+    _, asked = site.release("v1.1", BASE, files("top", 10, seed=6))
+    assert blobs(asked, site.manifest) == [2]

@@ -83,7 +83,7 @@ CASES: dict[str, list[str]] = {
     "store metrics": ["--store S", "--store E", "-o F/x --store S", "--store X"],
     "store sync": ["S D", "S D --only X", "S D --channel X", "X D", "S X", "S D --dry-run"],
     "store attach-profile": ["demo:v2 F --store S", "demo:v2 X --store S", "X F --store S"],
-    "store rebuild": ["--store S", "--store E", "--store X"],
+    "store rebuild": ["--store S", "--store E", "--store X", "--layers --store S"],
     "attest create": ["demo:v2 --store S --config C", "X --store S"],
     "attest sign": ["demo:v2 --key X --store S", "demo:v2 --key F --store S"],
     "attest verify": ["demo:v2 --key X --store S", "X --key F --store S"],
