@@ -70,14 +70,17 @@ def wanted(
     from pipeline.cli.stores import host_platform, open_store
     from pipeline.store import trust
     from pipeline.store.layout import RANGES
-    from pipeline.store.sharing import with_attached
 
     opened = open_store(store)
     release = opened.resolve(name, host_platform())
     if not data:
         require_image(release)
     beside = opened.layout.attachments(release.image, release.version, release.platform)
-    named = with_attached(opened.layout, release, opened.required).attachments
+    named = release.attachments
+    if release.packs and RANGES not in named:
+        from pipeline.store.sharing import with_attached  # loads much that others do not need
+
+        named = with_attached(opened.layout, release, opened.required).attachments
     ranges = beside / RANGES if RANGES in named else None
     found = ImageFile(path=release.path, sha256=release.sha256, startup=beside, ranges=ranges)
     if read and trust.all_of(opened.required):

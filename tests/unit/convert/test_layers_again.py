@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from pipeline.node.pyxis_importer import History
 from pipeline.oci.digest import Digest
 from pipeline.oci.layout import open_layout
 from pipeline.oci.source import ImageSource
+from pipeline.release.publish import publish_again
 from pipeline.store import trust
 from pipeline.store.events import read_events
 from pipeline.store.layout import BROUGHT, LAYERS, RANGES
 from pipeline.store.reading import load, read_truth
 from pipeline.store.record import Record, Release
+from pipeline.store.sealed import UnreadableError
 from pipeline.store.sharing import Holders, with_attached
 from pipeline.store.sync import sync
 from tests.support.images.layers import LayerBuilder
 from tests.support.store.releases import new_store
 from tests.unit.convert.test_from_store import PLATFORM, Site, files, site, top
+from tests.unit.convert.test_from_store_faults import pushed
 
 __all__ = ["site"]
 LAYERS_OF_IT = (files("base", 60), LayerBuilder().whiteout("base/003"), top(1))
@@ -184,3 +188,41 @@ def test_what_others_made_is_left_alone(site: Site, tmp_path: Path) -> None:
     assert list(again(there).missing()) == []
     assert [one.version for one in again(there, synced=True).missing()] == ["v1.0"]
     assert Digest.parse(str((release.source or {})["digest"]))
+
+
+def test_publishing_the_file_again_puts_what_the_event_names_into_the_record(site: Site) -> None:
+    release = site.release("v1.0", *LAYERS_OF_IT)
+    named = dict(release.attachments)
+    lose(site, release, named=False)
+    make(site)
+    copy = publish_again(
+        site.store.resolve("demo:v1.0"),
+        store=site.store,
+        image="other",
+        version="v2.0",
+        source=pushed(),
+        scan={"status": "unscanned"},
+        provenance={},
+    )
+    assert dict(copy.attachments) == named
+
+
+def test_the_event_says_what_older_readers_take_for_a_repair(site: Site) -> None:
+    """Schema 1, a kind that they know, of a platform that is not damaged; all else is a key more."""
+    release = site.release("v1.0", *LAYERS_OF_IT)
+    lose(site, release, named=False)
+    make(site)
+    layout = site.store.layout
+    *_, event = read_events(layout, "demo", 0)
+    path = layout.event("demo", event.number)
+    data = json.loads(path.read_bytes())
+    assert (data["schema"], data["event"], data["version"]) == (1, "repaired", "v1.0")
+    assert (data["platform"], data["sha256"]) == ("linux/amd64", release.sha256)
+    before = load(layout, "demo").state.releases["v1.0"].state()
+    damaged = {**data, "attachments": {LAYERS: "no digest"}}
+    damaged.pop("crc32")
+    path.chmod(0o644)
+    path.write_bytes(json.dumps(damaged).encode())
+    with pytest.raises(UnreadableError, match="not named by 64 hex digits"):
+        read_truth(layout, "demo")
+    assert before == "published"
