@@ -53,6 +53,7 @@ def examine(config: Config | None, problem: SqshpipeError | None = None) -> tupl
     checks += [lambda: _scanner(config), _slurm]
     if config is not None:
         checks += [
+            lambda: _codec(config),
             lambda: _space("scratch", config.scratch, _SCRATCH_GB, "SQSHPIPE_SCRATCH", local=True),
             lambda: _space("cache", config.cache, _CACHE_GB, "SQSHPIPE_CACHE", local=False),
             lambda: _registry(config),
@@ -121,6 +122,33 @@ def _enroot(config: Config | None) -> Check:
         status: Status = "fail" if needed else "warn"
         return Check(name="enroot", status=status, found=error.headline, advice=error.hint)
     return Check(name="enroot", status="ok", found=found)
+
+
+def _codec(config: Config) -> Check:
+    """Whether the newest releases of the images here can be sources of layers for the next ones."""
+    from pipeline.convert.convert import choose_converter
+    from pipeline.convert.from_store import StoredLayers
+    from pipeline.convert.packing import codec_of
+    from pipeline.store.store import Store
+
+    specs = [spec for spec in config.images.values() if choose_converter(spec.convert) == "native"]
+    name, others, versions = "codec", dict[str, None](), dict[str, str]()
+    try:
+        stored = None if config.store.configured is None else StoredLayers(Store(config.store.root))
+        for spec in specs:
+            here = codec_of(spec.convert).versions()
+            versions |= here
+            other = "" if stored is None else stored.newest_other_codec(spec.name, here)
+            others |= {other: None} if other else {}
+    except (SqshpipeError, OSError) as error:
+        advice = error.hint if isinstance(error, SqshpipeError) else ""
+        return Check(name=name, status="warn", found=f"not known: {error}", advice=advice)
+    if others:
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        advice = "the next release packs all layers again: use one version of the library everywhere"
+        return Check(name=name, status="warn", found=f"{', '.join([*others][:_NAMED])}{more}", advice=advice)
+    found = ", ".join(f"{library} {version}" for library, version in versions.items())
+    return Check(name=name, status="ok", found=found or "no image is converted by native here")
 
 
 def _pinned(config: Config, converter: str) -> bool:

@@ -76,7 +76,12 @@ def wanted(
     if not data:
         require_image(release)
     beside = opened.layout.attachments(release.image, release.version, release.platform)
-    ranges = beside / RANGES if RANGES in release.attachments else None
+    named = release.attachments
+    if release.packs and RANGES not in named:
+        from pipeline.store.sharing import with_attached  # loads much that others do not need
+
+        named = with_attached(opened.layout, release, opened.required).attachments
+    ranges = beside / RANGES if RANGES in named else None
     found = ImageFile(path=release.path, sha256=release.sha256, startup=beside, ranges=ranges)
     if read and trust.all_of(opened.required):
         signed.check_bytes(found)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli import options, output
 from pipeline.cli.stores import host_platform, open_store
-from pipeline.errors import PublishError
+from pipeline.errors import PublishError, SqshpipeError
+
+if TYPE_CHECKING:
+    from pipeline.store.store import Store
 
 _WAYS_OUT = (
     "no bytes are deleted in this store while a record or event cannot be read: restore the file from a "
@@ -38,6 +42,10 @@ def rebuild(
             "--replace-event", metavar="IMAGE:NUMBER", help="Replace this event by one without effect."
         ),
     ] = None,
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="Make missing ranges and layers of releases again, from their images."),
+    ] = False,
     platform: options.Platform = None,
 ) -> None:
     """Write manifest.json, all indexes and symlinks again from records and events.
@@ -59,3 +67,40 @@ def rebuild(
     output.data_path(opened.layout.manifest)
     if broken:
         raise PublishError("not everything in the store can be read", hint=_WAYS_OUT)
+    if layers:
+        _make_layers(opened, store, config)
+
+
+def _make_layers(opened: Store, root: Path | None, config: Path) -> None:
+    """Make ranges and layers of each release that lacks them; print its name. Raises PublishError."""
+    from pipeline.cli.progress import ConsoleProgress
+    from pipeline.cli.recorded_images import recorded_images
+    from pipeline.config.folders import cache_folder, scratch_folder
+    from pipeline.convert.layers_again import Again
+
+    failed = 0
+    with recorded_images(config, root) as (settings, image), ConsoleProgress().stage("layers") as task:
+        again = Again(
+            store=opened,
+            image=image,
+            cache=cache_folder(config),
+            scratch=scratch_folder(config),
+            synced=settings is not None and settings.store.trust_synced,
+        )
+        for record in list(again.missing()):
+            name = f"{record.image}:{record.version}"
+            try:
+                why_not = again.make(record, task)
+            except SqshpipeError as error:
+                why_not = error.headline
+            if why_not:
+                failed += 1
+                output.log().warning(f"{name}: {why_not}")
+            else:
+                opened.refresh(record.image)
+                output.data(f"{name}  {record.platform}")
+    if failed:
+        raise PublishError(
+            f"the layers of {failed} releases could not be made",
+            hint="without them they are no sources of layers and travel as whole files; nothing else is lost",
+        )

@@ -14,6 +14,7 @@ from pipeline.cli.metrics import metrics
 from pipeline.cli.profile import attach
 from pipeline.cli.prune import prune
 from pipeline.cli.rebuild import rebuild
+from pipeline.cli.scrub import scrub
 from pipeline.cli.stores import configured_store, host_platform, open_store
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import (
@@ -22,7 +23,6 @@ from pipeline.errors import (
     FormatError,
     PublishError,
     SqshpipeError,
-    VerificationError,
 )
 from pipeline.text import human_bytes
 
@@ -33,15 +33,6 @@ if TYPE_CHECKING:
 store = Verbs("The shared folder: make it, care for it, copy it.")
 store.add_typer(lease, name="lease")
 store.command("attach-profile")(attach)
-
-Names = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[IMAGE[:VERSION]]…",
-        help="Only these; default: everything.",
-        autocompletion=completion.releases,
-    ),
-]
 
 
 @store.command()
@@ -176,59 +167,6 @@ def _fail(refused: list[SqshpipeError]) -> None:
         output.failure(error)
     if refused:
         raise refused[0]
-
-
-@store.command()
-def scrub(
-    names: Names = None,
-    root: options.Store = None,
-    config: options.ConfigFile = options.DEFAULT_CONFIG,
-    rate: Annotated[float, typer.Option("--rate", help="MB per second at most; 0: no limit.")] = 200.0,
-    as_json: options.Json = False,
-) -> None:
-    """Read releases back and compare size and sha256; exit with 7 for damage.
-
-    A damaged release no longer resolves. Example: sqshpipe store scrub --store /fsx/containers --rate 100
-    """
-    from pipeline.cli.progress import ConsoleProgress
-    from pipeline.store.scrub import scrub as run
-
-    opened = open_store(root, config)
-    with ConsoleProgress().stage("scrub") as task:
-        report = run(
-            opened.layout,
-            names=names or (),
-            bytes_per_second=rate * 1e6,
-            required=opened.required,
-            task=task,
-        )
-    if as_json:
-        output.data_json(dataclasses.asdict(report))
-    else:
-        for damage in report.damaged:
-            output.data(f"damaged  {damage.sha256}  {', '.join(damage.releases)}: {damage.what}")
-        for message in report.broken:
-            output.data(f"damaged  {message}")
-        for message in report.unsigned:
-            output.data(f"unsigned {message}")
-        skipped = f", {report.skipped} read before the last run was cut short" if report.skipped else ""
-        output.data(f"{report.checked} files read, {len(report.damaged)} damaged{skipped}")
-    if report.broken:
-        raise VerificationError(
-            f"{len(report.broken)} records and {len(report.damaged)} of {report.checked} files are damaged",
-            hint="sqshpipe store rebuild says what can be done; for files, publish or sync the content again",
-        )
-    if report.damaged:
-        names_of = sorted({name for damage in report.damaged for name in damage.releases})
-        raise VerificationError(
-            f"{len(report.damaged)} of {report.checked} files are damaged: {', '.join(names_of)}",
-            hint="they no longer resolve; publish or sync the same content again, which repairs them",
-        )
-    if report.unsigned:
-        raise VerificationError(
-            f"{len(report.unsigned)} releases have no signature that is required here",
-            hint="they do not resolve; the owner of the key signs them with sqshpipe attest sign",
-        )
 
 
 @store.command()
@@ -379,3 +317,4 @@ def _print_missing(report: Report, target: str, *, as_json: bool) -> None:
 store.command()(metrics)
 store.command()(prune)
 store.command()(rebuild)
+store.command()(scrub)

@@ -48,7 +48,7 @@ class StoredLayers:
         self._layout = store.layout
         self._required = store.required
         self._synced = synced
-        self._holders = Holders(store.layout)
+        self._holders = Holders(store.layout, events=not trust.all_of(store.required))
         self._opened = contextlib.ExitStack()
         self._held: dict[_Name, tuple[Held, bytes] | None] = {}
         self._pairs: dict[Pair, list[tuple[Record, Compared]]] | None = None
@@ -118,12 +118,15 @@ class StoredLayers:
         """The sentence about a release that has such layers, packed by another codec version; or empty."""
         wanted = set(diff_ids)
         for record in self._holders.records():
-            made = (record.converter or {}).get("versions") or {}
-            other = [f"{name} {made[name]}; here {one}" for name, one in versions.items() if name in made]
-            same = all(made.get(name) == one for name, one in versions.items())
-            if other and not same and any(pair.diff_id in wanted for pair, _ in compared_in(record)):
-                return shown(f"{record.image}:{record.version} has it, packed with {', '.join(other)}")
+            other = packed_otherwise(record, versions)
+            if other and any(pair.diff_id in wanted for pair, _ in compared_in(record)):
+                return other
         return ""
+
+    def newest_other_codec(self, image: str, versions: Mapping[str, str]) -> str:
+        """The same sentence about the newest release of an image, whatever its layers are; or empty."""
+        newest = next((record for record in self._holders.records() if record.image == image), None)
+        return "" if newest is None else packed_otherwise(newest, versions)
 
     def _naming(self, key: str, keys: Sequence[str], *, xattrs: bool) -> Iterator[Record]:
         """Releases that have the pack `key`, those first that have most of `keys`, each file once.
@@ -182,6 +185,15 @@ class StoredLayers:
 def _drop(lease: Path) -> None:
     with contextlib.suppress(PublishError, OSError):  # it ends by itself
         leases.drop(lease)
+
+
+def packed_otherwise(record: Record, versions: Mapping[str, str]) -> str:
+    """The sentence about a release whose layers another version of the codec packed; or empty."""
+    made = mapping((record.converter or {}).get("versions"))
+    other = [f"{name} {made[name]}; here {one}" for name, one in versions.items() if name in made]
+    if not other or all(made.get(name) == one for name, one in versions.items()):
+        return ""
+    return shown(f"{record.image}:{record.version} has it, packed with {', '.join(other)}")
 
 
 def _keeps_xattrs(record: Record) -> bool:

@@ -27,7 +27,7 @@ from pipeline.store.events import whoami
 from pipeline.store.layout import LAYERS, RANGES
 from pipeline.store.publish_steps import copy_in, hash_file, link_in
 from pipeline.store.record import DATA, EXTERNAL, IMAGE, Record, Release, rows
-from pipeline.store.sharing import is_vouched, layers_of, ranges_of
+from pipeline.store.sharing import is_vouched, layers_of, ranges_of, with_attached
 from pipeline.store.store import Store
 from pipeline.system import atomic
 from pipeline.text import utc
@@ -97,8 +97,9 @@ def publish_again(
 
     Its bytes are read back and compared with their digest. Raises VerificationError when they are damaged.
     """
-    shared = ranges_of(store.layout, same)
-    attached = _attached(None if shared is None else shared.encode(), layers_of(store.layout, same))
+    named = with_attached(store.layout, same, store.required)
+    shared = ranges_of(store.layout, named)
+    attached = _attached(None if shared is None else shared.encode(), layers_of(store.layout, named))
     record = Record(
         image=image,
         version=version,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -204,6 +204,16 @@ def read_layer(stored: bytes, key: str, *, size: int) -> LayerIndex | None:
 
     Raises FormatError when a number in it is not possible.
     """
+    return next(_read(stored, size, key), None)
+
+
+def read_layers(stored: bytes, *, size: int) -> list[LayerIndex]:
+    """All sections in the attachment of a .sqsh of `size` bytes. Raises FormatError as `read_layer` does."""
+    return list(_read(stored, size, None))
+
+
+def _read(stored: bytes, size: int, key: str | None) -> Iterator[LayerIndex]:
+    """The section of the pack `key`, or of each pack."""
     try:
         at = int.from_bytes(stored[8:16], "little") + 16
         if stored[:8] != _MAGIC or not 16 < at <= len(stored):
@@ -214,11 +224,10 @@ def read_layer(stored: bytes, key: str, *, size: int) -> LayerIndex | None:
         for name, length in head["layers"]:
             if type(length) is not int or not 0 < length <= len(stored) - at:
                 raise ValueError("a section is cut short")
-            if name == key:
+            if key in (None, name):
                 found = LayerIndex.decode(stored[at : at + length])
                 found.check_file(size)
-                return found
+                yield found
             at += length
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise FormatError(f"the layers of a .sqsh are damaged: {error}") from error
-    return None

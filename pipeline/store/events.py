@@ -10,8 +10,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline.config.names import is_channel, is_version
 from pipeline.errors import PublishError
 from pipeline.store import sealed
 from pipeline.store.layout import Layout
+from pipeline.store.record import is_sha256
 from pipeline.system import atomic
 from pipeline.text import escaped
 
@@ -29,7 +30,8 @@ KINDS = frozenset(
         *("hide", "unhide", "delete", "restore", "damaged", "repaired"),
     }
 )
-_TEXTS = ("event", "version", "channel", "from", "sha256", "platform", "reason", "by", "at")
+_TEXTS = ("event", "version", "channel", "from", "sha256", "platform", "reason", "check", "by", "at")
+CONTENT = "content"
 _ATTEMPTS = 1000
 _NAME = re.compile(r"([0-9]{8,12})\.json")
 
@@ -46,6 +48,12 @@ class Change:
     sha256: str = ""
     platform: str = ""
     reason: str = ""
+    check: str = ""
+    """CONTENT in a `damaged` event: the bytes are those that were published, and what is in them is wrong."""
+    attachments: Mapping[str, str] = field(default_factory=dict)
+    """sha256 by name, in a `repaired` event: what was attached later, believed as if the record named it.
+    Who does not know this key sees a platform repaired that is not damaged, which changes nothing.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +109,7 @@ def read_event(layout: Layout, image: str, number: int) -> Event | None:
     if set(map(type, texts)) != {str}:
         wrong = next(key for key, value in zip(_TEXTS, texts, strict=True) if not isinstance(value, str))
         raise sealed.damaged(path, f"{wrong} is not text")
-    kind, version, channel, previous, sha256, platform, reason, by, at = texts
+    kind, version, channel, previous, sha256, platform, reason, check, by, at = texts
     change = Change(
         kind=kind,
         version=version,
@@ -110,6 +118,8 @@ def read_event(layout: Layout, image: str, number: int) -> Event | None:
         sha256=sha256,
         platform=platform,
         reason=reason,
+        check=check,
+        attachments=_attachments(data, path),
     )
     if change.kind and change.kind not in KINDS:
         raise sealed.UnreadableError(
@@ -120,6 +130,15 @@ def read_event(layout: Layout, image: str, number: int) -> Event | None:
     if not change.kind or not is_version(change.version) or not names_channel:
         raise sealed.damaged(path, "it does not say what was done to which version")
     return Event(number=number, change=change, by=by, at=at, checksum=sealed.checksum(raw))
+
+
+def _attachments(data: dict[str, Any], path: str) -> Mapping[str, str]:
+    found = data.get("attachments") or {}
+    if not isinstance(found, dict) or not all(
+        isinstance(one, str) and is_sha256(one) for one in found.values()
+    ):
+        raise sealed.damaged(path, "an attachment is not named by 64 hex digits")
+    return found
 
 
 def read_events(layout: Layout, image: str, after: int) -> Iterator[Event]:
@@ -137,6 +156,22 @@ def read_events(layout: Layout, image: str, after: int) -> Iterator[Event]:
             return
         yield event
         number += 1
+
+
+def wrong_content(layout: Layout, image: str, version: str, platform: str) -> str:
+    """Why a scrub marked a file whose bytes are those that were published; empty when it did not.
+
+    Such a file is not repaired by the same bytes.
+    """
+    reason = ""
+    for event in read_events(layout, image, 0):
+        change = event.change
+        if (change.version, change.platform) == (version, platform) and change.kind in (
+            "damaged",
+            "repaired",
+        ):
+            reason = change.reason if (change.kind, change.check) == ("damaged", CONTENT) else ""
+    return reason
 
 
 def last_listed(layout: Layout, image: str) -> int:
@@ -206,12 +241,14 @@ def as_bytes(image: str, event: Event) -> bytes:
         "image": image,
         "version": change.version,
     }
-    optional = {
+    optional: dict[str, Any] = {
         "channel": change.channel,
         "from": change.previous,
         "sha256": change.sha256,
         "platform": change.platform,
         "reason": change.reason,
+        "check": change.check,
+        "attachments": dict(change.attachments),
     }
     data.update({key: value for key, value in optional.items() if value})
     data.update({"by": event.by, "at": event.at})

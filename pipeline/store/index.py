@@ -66,12 +66,13 @@ def _version_state_json(standing: VersionState) -> dict[str, Any]:
             platform: held.as_json() if (held := standing.platforms.get(platform)) else None
             for platform in sorted(standing.damaged)
         }
-    optional = {
+    optional: dict[str, Any] = {
         "yanked": standing.yanked,
         "kept": standing.kept,
         "hidden_at": standing.hidden_at,
         "named_until": standing.named_until,
         "reason": standing.reason,
+        "attached": standing.attached,
     }
     data.update({key: value for key, value in optional.items() if value})
     return data

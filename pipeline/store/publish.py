@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.config.names import DEFAULT_PLATFORM
 from pipeline.errors import PublishError
 from pipeline.progress import NO_TASK, Task
-from pipeline.store import caches, channels, folders, publish_steps, space
+from pipeline.store import caches, channels, events, folders, publish_steps, space
 from pipeline.store.events import Change
 from pipeline.store.layout import Layout
 from pipeline.store.reading import add_versions, exists, fold_events, load, read_record, refuse_newer
@@ -181,6 +181,16 @@ def set_aside(layout: Layout, record: Record) -> None:
         blob.rename(blob.with_name(temporary_name(".damaged")))
 
 
+def refuse_wrong_content(layout: Layout, record: Record) -> None:
+    """Raise PublishError for a release whose bytes are damaged as they were published."""
+    if reason := events.wrong_content(layout, record.image, record.version, record.platform):
+        name = f"{record.image}:{record.version}"
+        raise PublishError(
+            f"the same bytes do not repair {name}: {reason}",
+            hint=f"release it as another version than {name}",
+        )
+
+
 def _bring_back(layout: Layout, record: Record) -> None:
     """A version that was hidden, pruned or damaged has its bytes again."""
     version, platform = record.version, record.platform
@@ -190,6 +200,7 @@ def _bring_back(layout: Layout, record: Record) -> None:
         if standing is None:
             return None
         if platform in standing.damaged:
+            refuse_wrong_content(layout, record)
             return Change(kind="repaired", version=version, platform=platform, sha256=record.sha256)
         if standing.pruned:
             return Change(kind="restore", version=version, reason="published again")

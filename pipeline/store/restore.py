@@ -6,14 +6,16 @@ The damaged file is never deleted: it is moved to a name that begins with ".dama
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.config.names import check_platform, check_version, split_name, stem
 from pipeline.errors import ConfigError, PublishError, VerificationError
 from pipeline.progress import NO_TASK, Task
-from pipeline.store import channels, events, folders, index, publish_steps, sealed
+from pipeline.store import attachments, channels, events, folders, index, publish_steps, sealed
 from pipeline.store.events import Change, Event, now, read_event, whoami
 from pipeline.store.layout import LINK_SUFFIX, RECORD_SUFFIX, Layout
 from pipeline.store.reading import cache_bytes, exists, fold_events, read_record, read_truth, records_in
@@ -106,6 +108,42 @@ def replace_event(layout: Layout, name: str) -> Path:
     event = Event(number=number, change=change, by=whoami(), at=now())
     _replace(path, events.as_bytes(image, event))
     return path
+
+
+def attach(layout: Layout, record: Record, made: Mapping[str, bytes]) -> None:
+    """Put files beside a release that were made again, and name those by an event that its record does not.
+
+    Raises PublishError when the record names other content, or the release has no sound bytes any more.
+    """
+    name, named = f"{record.image}:{record.version}", dict[str, str]()
+    for file, content in made.items():
+        digest = hashlib.sha256(content).hexdigest()
+        if record.attachments.get(file, digest) != digest:
+            raise PublishError(f"{file} of {name} is not what its record names", hint="leave it as it is")
+        if file not in record.attachments:
+            named[file] = digest
+        there = attachments.read(layout, record, file)
+        if there is None:
+            attachments.add(layout, record, file, content)
+        elif there != content:
+            _replace(layout.attachments(record.image, record.version, record.platform) / file, content)
+
+    def decision(state: ImageState) -> Change | None:
+        standing = state.releases[record.version]
+        if standing.state(record.platform) in ("pruned", "damaged"):
+            raise PublishError(f"{name} has no sound bytes any more", hint="publish it again first")
+        if named.items() <= standing.attached.get(record.platform, {}).items():
+            return None
+        return Change(
+            kind="repaired",
+            version=record.version,
+            platform=record.platform,
+            sha256=record.sha256,
+            reason="made again: " + ", ".join(named),
+            attachments=named,
+        )
+
+    channels.decide(layout, record.image, decision, wanted=lambda _: [record.version])
 
 
 def _sha256(layout: Layout, digest: str, task: Task = NO_TASK) -> str:

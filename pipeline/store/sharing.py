@@ -7,18 +7,20 @@ of the whole before the file gets its name.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import structlog
 
 from pipeline.errors import FormatError, PublishError
 from pipeline.squashfs.layers import MOST_BYTES as LAYERS_BYTES
 from pipeline.squashfs.ranges import MOST_BYTES, PackRanges
-from pipeline.store import attachments
+from pipeline.store import attachments, trust
 from pipeline.store.layout import BROUGHT, LAYERS, RANGES, Layout
 from pipeline.store.reading import exists, load, read_record
 from pipeline.store.record import Record
 from pipeline.store.sealed import UnreadableError
+from pipeline.store.state import VersionState
 
 log = structlog.get_logger()
 
@@ -39,6 +41,28 @@ def ranges_of(layout: Layout, record: Record) -> PackRanges | None:
         log.debug("ranges are not used", release=f"{record.image}:{record.version}", why=str(error))
         return None
     return found if found.size == record.size else None
+
+
+_Attached = TypeVar("_Attached", bound=Record)
+
+
+def with_attached(layout: Layout, record: _Attached, required: trust.Required | None = None) -> _Attached:
+    """The record with what events say was attached later (`store rebuild --layers`).
+
+    Where signatures are required it stays as it is: no event is signed.
+    """
+    if not record.packs or {RANGES, LAYERS} <= record.attachments.keys() or trust.all_of(required):
+        return record
+    try:
+        standing = load(layout, record.image).state.releases.get(record.version)
+    except (UnreadableError, OSError):
+        return record
+    return record if standing is None else _attached(record, standing)
+
+
+def _attached(record: _Attached, standing: VersionState) -> _Attached:
+    later = standing.attached.get(record.platform)
+    return replace(record, attachments={**later, **record.attachments}) if later else record
 
 
 def layers_of(layout: Layout, record: Record, *, synced: bool = False) -> bytes | None:
@@ -85,9 +109,13 @@ class Holder:
 
 @dataclass(slots=True)
 class Holders:
-    """The releases of one store by the packs of which they are. Its records are read once, when asked."""
+    """The releases of one store by the packs of which they are. Its records are read once, when asked.
+
+    What was attached later counts as named by the record, unless `events` is false.
+    """
 
     layout: Layout
+    events: bool = True
     _by_key: dict[str, dict[str, Record]] = field(default_factory=dict)  # then by sha256 of the file
     _records: list[Record] = field(default_factory=list)
     _read: bool = False
@@ -160,6 +188,6 @@ class Holders:
                     if not standing.pruned and platform not in standing.damaged:
                         record = read_record(self.layout, image, version, platform)
                         if record is not None:
-                            self.add(record)
+                            self.add(_attached(record, standing) if self.events else record)
         except (UnreadableError, OSError) as error:
             log.debug("an image is not looked at for bytes", image=image, why=str(error))

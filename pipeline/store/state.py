@@ -59,6 +59,8 @@ class VersionState:
     named_until: str = ""
     """When the last channel that named it began to name another version."""
     reason: str = ""
+    attached: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    """By platform: sha256 by name, of what events say was attached later."""
 
     def state(self, platform: str | None = None) -> str:
         """The state of one platform's file, or of the version as a whole."""
@@ -205,6 +207,9 @@ class ImageState:
             standing.damaged.add(change.platform)
         elif change.kind == "repaired":
             standing.damaged.discard(change.platform)
+            if change.attachments:
+                before = standing.attached.get(change.platform, {})
+                standing.attached[change.platform] = {**before, **change.attachments}
 
     def _forsake(self, version: str, at: str) -> None:
         """A yanked version leaves its channels; each goes back to what it named before and still resolves."""
@@ -231,6 +236,7 @@ def parse_version_state(version: str, entry: Mapping[str, Any]) -> VersionState:
         pruned=entry["state"] == "pruned",
         named_until=_text(entry, "named_until"),
         reason=_text(entry, "reason"),
+        attached={platform: _attached(named) for platform, named in (entry.get("attached") or {}).items()},
     )
 
 
@@ -245,6 +251,12 @@ def _bytes(held: Mapping[str, Any]) -> StoredFile:
         external=held.get("external") is True,
         kind=_text(held, "kind") or IMAGE,
     )
+
+
+def _attached(named: Mapping[str, Any]) -> Mapping[str, str]:
+    if not all(isinstance(one, str) and is_sha256(one) for one in named.values()):
+        raise ValueError(named)
+    return dict(named)
 
 
 def _text(entry: Mapping[str, Any], key: str) -> str:

@@ -138,8 +138,8 @@ class Store:
         release = self._release(record, head)
         if release.state == "damaged":
             raise VerificationError(
-                f"{release.name} is damaged: a scrub found other bytes than were published",
-                hint="publish the same content again, which repairs it, or resolve another version",
+                f"{release.name} is damaged: a scrub found other bytes than were published, or wrong content",
+                hint="sqshpipe store scrub says which; publish the same content again, or another version",
             )
         if release.state != "published":
             standing = self.state(image).releases.get(version)

@@ -21,12 +21,13 @@ from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.ranges import Piece, pieces
 from pipeline.store import attachments, caches, channels, publish, publish_steps, space
 from pipeline.store.attachments import NotOfTheStoreError
+from pipeline.store.events import wrong_content
 from pipeline.store.fetching import fetch
 from pipeline.store.layout import BROUGHT, RECORD_SUFFIX, Layout
 from pipeline.store.reading import fold_events, read_record, read_truth
 from pipeline.store.record import Record, parse_record
 from pipeline.store.sealed import UnreadableError
-from pipeline.store.sharing import Holder, Holders, ranges_of
+from pipeline.store.sharing import Holder, Holders, ranges_of, with_attached
 from pipeline.store.state import ImageState, VersionState
 from pipeline.store.store import Store
 from pipeline.store.sync_source import (
@@ -184,6 +185,9 @@ def _bring(
     _bring_attachments(layout, record, source)
     damaged = record.platform in standing.damaged
     if damaged:
+        if wrong := wrong_content(layout, record.image, record.version, record.platform):
+            report.refused.append(f"{record.image}:{record.version} stays damaged at the target: {wrong}")
+            return False
         publish.set_aside(layout, record)
     if there is None or damaged or standing.pruned or not publish_steps.bytes_are_there(layout, record):
         _bring_release(layout, record, source, holders, report, task)
@@ -312,7 +316,7 @@ def _in_bucket(
     layout: Layout, record: Record, bucket: Bucket, holders: Holders
 ) -> tuple[Sequence[Piece], Sequence[str]]:
     """What objects of the bucket have of a release: those that are releases here too, by the ranges here."""
-    wanted = ranges_of(layout, record)
+    wanted = ranges_of(layout, with_attached(layout, record))
     if wanted is None:
         return (), ()
     there = [one for one in holders.of(record) if bucket.size(one.record.file) == one.record.size]

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from demo.registry import PrivateRegistry
 from pipeline.bases.clients import Clients
+from pipeline.cli.app import app
 from pipeline.config.lock import Lock
 from pipeline.config.names import Version
 from pipeline.config.types import (
@@ -22,6 +24,7 @@ from pipeline.config.types import (
     StoreSettings,
 )
 from pipeline.convert.packing import pack_cache
+from pipeline.errors import PublishError
 from pipeline.oci.manifest import OCI_LAYER, Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
@@ -37,7 +40,7 @@ from pipeline.store.record import Release
 from pipeline.text import human_bytes
 from tests.support.images.layers import LayerBuilder
 from tests.support.images.pushed import push_image
-from tests.support.servers.registry import FaultyProxy
+from tests.support.servers.registry import Fault, FaultyProxy
 from tests.support.store.releases import new_store
 from tests.unit.convert.test_from_store import SHELL, files
 
@@ -61,7 +64,7 @@ class Site:
 
     def __init__(self, folder: Path, registry: PrivateRegistry, proxy: FaultyProxy) -> None:
         self._folder = folder
-        self._own = f"own-{folder.name.replace('_', '-').lower()}"
+        self.own = f"own-{folder.name.replace('_', '-').lower()}"
         self._credentials = Credentials(username=registry.username, password=registry.password)
         self._proxy = proxy
         self.store = new_store(folder / "store")
@@ -75,7 +78,7 @@ class Site:
             made = path.release(run, spec, Version(version)).release
         assert made is not None
         assert not [thread for thread in threading.enumerate() if thread.name == "early-packing"]
-        prefix = f"/v2/{self._own}/demo/blobs/"  # all else are manifests, by tag and digest
+        prefix = f"/v2/{self.own}/demo/blobs/"  # all else are manifests, by tag and digest
         asked = [seen.path for seen in self._proxy.seen[before:] if seen.method == "GET"]
         return made, [one.rpartition("/")[2] for one in asked if one.startswith(prefix)]
 
@@ -87,7 +90,7 @@ class Site:
         return plan(seen).images[0].notes
 
     def _spec(self, version: str, *layers: LayerBuilder) -> ImageSpec:
-        name = f"{self._own}-base/{version}"
+        name = f"{self.own}-base/{version}"
         with RegistryClient(self._proxy.address, credentials=lambda _: self._credentials) as client:
             self.manifest = push_image(
                 client, name, *(layer.tar() for layer in [SHELL, *layers]), tag="v1", layer_type=OCI_LAYER
@@ -104,7 +107,7 @@ class Site:
     def _machine(self, name: str) -> Iterator[Run]:
         config = Config(
             path=self._folder / "images.yaml",
-            registry=RegistrySettings(url=f"{self._proxy.address}/{self._own}"),
+            registry=RegistrySettings(url=f"{self._proxy.address}/{self.own}"),
             store=StoreSettings(configured=self.store.root),
             images={},
             cache=self._folder / name / "cache",
@@ -168,3 +171,63 @@ def test_the_plan_says_where_layers_would_come_from(site: Site, monkeypatch: pyt
     _, other = site.plan("v1.1", BASE, new)
     assert other.startswith("demo:v1.0 has it, packed with zstd ")
     assert other.endswith("; here 9.9.9")
+
+
+def test_a_full_scrub_asks_the_registry_only_for_images(
+    site: Site, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    site.release("v1.0", BASE, LayerBuilder().whiteout("base/007"), files("top", 10, seed=5))
+    config = tmp_path / "images.yaml"
+    config.write_text(
+        f"version: 1\nregistry: {{url: {proxy.address}/{site.own}}}\nstore: {{root: {site.store.root}}}\n"
+        "images: {demo: {base: 'debian:12', scan: {scanner: none}}}\n"
+    )
+
+    def scrub(option: str) -> tuple[int, str, int]:
+        before = len(proxy.seen)
+        cache = {"SQSHPIPE_CACHE": str(tmp_path / "scrubbed")}
+        found = CliRunner().invoke(app, ["store", "scrub", option, "--config", str(config)], env=cache)
+        code = found.exit_code if found.exception is None else getattr(found.exception, "exit_code", 1)
+        return code, found.output + repr(found.exception), len(proxy.seen) - before
+
+    code, said, asked = scrub("--full")
+    assert (code, asked) == (0, 0), said
+    assert "1 files read, 0 damaged, the content of 1 releases compared" in said
+    code, said, asked = scrub("--against-image")
+    assert code == 0, said
+    assert "1 files read, 0 damaged, the content of 1 releases compared" in said
+    assert asked > 4
+    proxy.faults.append(Fault(status=404, times=1000))
+    code, said, _ = scrub("--against-image")
+    assert code == 4, said
+    assert "failed   demo:v1.0: " in said
+    assert site.store.resolve("demo:v1.0").state == "published"
+    assert scrub("--full")[0] == 0
+
+
+def test_rebuild_makes_the_layers_that_a_killed_release_left_out(
+    site: Site, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    made, _ = site.release("v1.0", BASE, files("top", 10, seed=5))
+    beside = site.store.layout.attachments("demo", "v1.0", "linux/amd64")
+    lost = {name: (beside / name).read_bytes() for name in made.attachments}
+    for name in lost:
+        (beside / name).unlink()
+    config = tmp_path / "images.yaml"
+    config.write_text(
+        f"version: 1\nregistry: {{url: {proxy.address}/{site.own}}}\nstore: {{root: {site.store.root}}}\n"
+        "images: {demo: {base: 'debian:12', scan: {scanner: none}}}\n"
+    )
+    arguments = ["store", "rebuild", "--layers", "--config", str(config)]
+    folders = {"SQSHPIPE_CACHE": str(tmp_path / "rebuilt"), "SQSHPIPE_SCRATCH": str(tmp_path / "scratch")}
+    (fault,) = proxy.faults = [Fault(status=404, times=1000)]
+    failed = CliRunner().invoke(app, arguments, env=folders)
+    assert isinstance(failed.exception, PublishError), failed.output
+    assert "demo:v1.0: " in failed.output
+    proxy.faults.remove(fault)
+    found = CliRunner().invoke(app, arguments, env=folders)
+    assert found.exit_code == 0, found.output
+    assert "demo:v1.0  linux/amd64" in found.output
+    assert {name: (beside / name).read_bytes() for name in lost} == lost
+    _, asked = site.release("v1.1", BASE, files("top", 10, seed=6))
+    assert blobs(asked, site.manifest) == [2]

@@ -15,8 +15,10 @@ from pipeline.cli.app import app
 from pipeline.config.reading import load
 from pipeline.doctor import Check, examine
 from pipeline.errors import ConfigError
+from pipeline.squashfs.codecs import Codec
+from pipeline.squashfs.superblock import Compressor
 from pipeline.system.mountinfo import MountPoint
-from tests.support.store.releases import new_store
+from tests.support.store.releases import new_store, record_for
 
 MIRROR = "version: 1\nimages: {demo: {base: 'debian:12', scan: {scanner: none}}}\n"
 
@@ -164,3 +166,42 @@ def test_verb_prints_and_exits_with_3(tmp_path: Path) -> None:
     assert "fail  images.yaml  " in result.stdout
     listed = json.loads(CliRunner().invoke(app, ["doctor", "--config", missing, "--json"]).stdout)
     assert {"check", "status", "found", "advice"} == set(listed[0])
+
+
+NATIVE = (
+    "version: 1\nimages: {demo: {base: 'debian:12', scan: {scanner: none}, convert: {converter: native}}}\n"
+)
+
+
+def test_layers_that_another_version_of_the_codec_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each image the newest release counts: what was made before an upgrade stays in the store."""
+    store = new_store(tmp_path / "store")
+    zstd = Codec(compressor=Compressor.ZSTD).versions()["zstd"]
+    native = {"name": "native", "options": {}, "versions": {"native": "3", "zstd": zstd}, "format": 1}
+
+    def publish(image: str, version: str, **converter: object) -> None:
+        content = f"{image}:{version}".encode()
+        record = record_for(content, version, image=image)
+        record = dataclasses.replace(record, converter={**native, **converter}, packs=("a" * 64,))
+        (tmp_path / "file").write_bytes(content)
+        store.publish(record, tmp_path / "file")
+
+    publish("demo", "v1.0")
+    publish("other", "v1.0", versions={"zstd": "0.0.1"})
+    assert look(tmp_path, NATIVE, SQSHPIPE_STORE=str(store.root))["codec"] == Check(
+        name="codec", status="ok", found=f"zstd {zstd}"
+    )
+    monkeypatch.setattr(Codec, "versions", lambda _: {"zstd": "9.9.9"})
+    found = look(tmp_path, NATIVE, SQSHPIPE_STORE=str(store.root))["codec"]
+    assert (found.status, found.found) == ("warn", f"demo:v1.0 has it, packed with zstd {zstd}; here 9.9.9")
+    assert "packs all layers again" in found.advice
+    publish("demo", "v1.1", versions={"zstd": "9.9.9"})
+    assert look(tmp_path, NATIVE, SQSHPIPE_STORE=str(store.root))["codec"].status == "ok"
+
+
+def test_the_codec_without_a_store(tmp_path: Path) -> None:
+    assert look(tmp_path, NATIVE)["codec"].status == "ok"
+    enroot = NATIVE.replace("converter: native", "converter: mksquashfs")
+    assert look(tmp_path, enroot)["codec"].found == "no image is converted by native here"
