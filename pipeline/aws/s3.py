@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import botocore.exceptions
 import structlog
+from botocore.config import Config
 
 from pipeline.aws import errors
 from pipeline.aws.parts import plan
@@ -26,6 +27,7 @@ log = structlog.get_logger()
 
 PART_BYTES = 64 << 20
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+_PATIENCE = Config(connect_timeout=10, max_pool_connections=16)
 _BROKEN = (
     botocore.exceptions.IncompleteReadError,
     botocore.exceptions.ReadTimeoutError,
@@ -45,7 +47,7 @@ class S3Bucket:
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._part_bytes = part_bytes
-        self._client = client or errors.client("s3")
+        self._client = client or errors.client("s3", _PATIENCE)
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(key, size in bytes) of every object under `prefix`."""

@@ -77,6 +77,9 @@ class StoredLayers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._opened.close()
 
     def open(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +22,7 @@ from pipeline.aws.s3 import S3Bucket
 from pipeline.convert import from_bucket
 from pipeline.convert.from_bucket import BucketReleases
 from pipeline.convert.from_store import StoredLayers
+from pipeline.convert.packing import pack_cache
 from pipeline.convert.verify import verify
 from pipeline.errors import ToolError
 from pipeline.store import attest
@@ -27,10 +31,10 @@ from pipeline.store.record import EXTERNAL, Release
 from pipeline.store.store import Store
 from pipeline.store.sync import sync
 from pipeline.store.trust import Required
-from tests.support.images.layers import LayerBuilder
+from tests.support.images.layers import LayerBuilder, write_layout
 from tests.support.servers import aws
 from tests.support.store.releases import new_store
-from tests.unit.convert.test_from_store import Site, files, noise, top
+from tests.unit.convert.test_from_store import SHELL, Site, files, noise, top
 
 MIB = 1 << 20
 BASE = files("base", 40)
@@ -323,3 +327,31 @@ def test_no_room_for_downloads(
     monkeypatch.setattr(from_bucket, "require_space", full)
     convert(site, cold, reads=LAYERS_OF_ALL)
     assert bucket.asked == []
+
+
+def test_the_verb_takes_a_bucket_that_images_yaml_trusts(
+    site: Site, released: Release, bucket: Bucket, tmp_path: Path
+) -> None:
+    write_layout(tmp_path / "image", [BASE, HIDING, top(2), SHELL], compression="gzip")
+    config, result = tmp_path / "images.yaml", tmp_path / "result.sqsh"
+    config.write_text("version: 1\nimages:\n  demo:\n    base: example.com/base:1\n")
+
+    def run() -> subprocess.CompletedProcess[str]:
+        verb = ["convert", f"oci:{tmp_path / 'image'}", "--output", result, "--converter", "native"]
+        how = ["--block-size", "4K", "--store", bucket.name, "--config", config, "--platform", "linux/amd64"]
+        places = {"SQSHPIPE_CACHE": str(tmp_path / "cache"), "SQSHPIPE_SCRATCH": str(tmp_path)}
+        argv = [sys.executable, "-m", "pipeline", *map(str, [*verb, *how])]
+        return subprocess.run(
+            argv, env={**os.environ, **places}, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    refused = run()
+    assert refused.returncode == 2
+    assert "trust_synced: true" in refused.stderr
+    with config.open("a") as file:
+        file.write("store: {root: /nowhere, trust_synced: true}\n")
+    made = run()
+    assert made.returncode == 0, made.stderr
+    assert len(pack_cache(tmp_path / "cache").packs()) == 1, "only the changed layer is packed"
+    cold = site.convert(BASE, HIDING, top(2), stored=False)
+    assert result.read_bytes() == cold.path.read_bytes()
