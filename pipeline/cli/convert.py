@@ -229,7 +229,6 @@ def verify(
 
 def _stored(store: str | None, config: Path, scratch: Path) -> AbstractContextManager[StoredLayers | None]:
     """The releases of a folder or a bucket from which layers are taken. ConfigError if it may not be one."""
-    from pipeline.attest.required import stored_layers
     from pipeline.cli.stores import load_settings
     from pipeline.config.types import StoreSettings
     from pipeline.convert.from_store import StoredLayers
@@ -246,6 +245,8 @@ def _stored(store: str | None, config: Path, scratch: Path) -> AbstractContextMa
             f"{store} may not be used: layers from there are those of whoever writes to the bucket",
             hint=f"if you trust them, write store: {{trust_synced: true}} into {config}",
         )
+    from pipeline.plan.layers import stored_layers
+
     settings = dataclasses.replace(settings, s3=store)
     return stored_layers(None, settings, source=config, scratch=scratch)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.attest.required import store_of, stored_layers
-from pipeline.config.types import Config, ImageSpec
+from pipeline.attest.required import required_of, store_of
+from pipeline.config.types import Config, ImageSpec, StoreSettings
 from pipeline.convert.convert import choose_converter
+from pipeline.convert.from_bucket import BucketReleases
 from pipeline.convert.from_store import StoredLayers
 from pipeline.convert.packing import codec_of, pack_cache
 from pipeline.errors import SqshpipeError
@@ -18,6 +20,7 @@ from pipeline.registry.client import RegistryClient
 from pipeline.registry.images import image_manifest
 from pipeline.registry.source import RegistrySource
 from pipeline.squashfs.cache import pack_key
+from pipeline.store.store import Store
 from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
@@ -89,3 +92,17 @@ class LayerSources:
                 copy = stored_layers(None, settings, source=config.path, scratch=config.scratch)
                 self._opened[settings.s3] = copy
         return self._opened
+
+
+def stored_layers(
+    store: Store | None, settings: StoreSettings, *, source: Path, scratch: Path
+) -> StoredLayers:
+    """The layers that releases of `store` have, and those of its copy in S3 where images.yaml names one.
+
+    Downloads go to a folder in `scratch`. Raises as `store_of` does.
+    """
+    copy = None
+    if settings.s3 is not None:
+        required = required_of(settings, source) if store is None else store.required
+        copy = BucketReleases(settings.s3, scratch=scratch, required=required)
+    return StoredLayers(store, synced=settings.trust_synced, copy=copy)

@@ -295,7 +295,7 @@ def _stored(run: Run, store: Store | None) -> AbstractContextManager[StoredLayer
     config = run.config
     if store is None and config.store.s3 is None:
         return nullcontext()
-    from pipeline.attest.required import stored_layers
+    from pipeline.plan.layers import stored_layers
 
     return stored_layers(store, config.store, source=config.path, scratch=config.scratch)
 
