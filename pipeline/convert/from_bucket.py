@@ -29,7 +29,8 @@ from pipeline.system.scratch import SpaceRequirement, require_space, scratch_fol
 
 log = structlog.get_logger()
 
-_CHUNK = 1 << 16  # bytes: ranges are rounded to it, and a gap of one is not worth a request
+_CHUNK = 1 << 16  # bytes: ranges are rounded to it
+_GAP = 4  # chunks that are downloaded too, since one more request takes as long
 _REQUEST = 128  # chunks of one request at most
 _AT_ONCE = 8  # requests
 
@@ -120,7 +121,7 @@ class BucketReleases:
             return False
 
     def _with_attached(self, record: Record) -> Layout | None:
-        """A folder with the layers and the signatures beside a release; None when the bucket is left out."""
+        """A folder with the layers and the signatures beside a release; None when they cannot be read."""
         from pipeline.store.attest import ENVELOPE_SUFFIX, SUFFIX
 
         prefix = attachment_prefix(record)
@@ -134,8 +135,9 @@ class BucketReleases:
                 wanted = name == LAYERS or name.endswith((SUFFIX, ENVELOPE_SUFFIX))
                 if wanted and "/" not in name and size <= attachments.LIMIT:
                     attachments.add(self._layout, record, name, self.bucket.get(key) or b"")
-        except PublishError:
-            raise
+        except (PublishError, OSError) as error:  # of this release
+            log.info("a release cannot be a source of layers", release=prefix, why=str(error))
+            return None
         except SqshpipeError as error:
             self.leave_out(error)
             return None
@@ -176,20 +178,22 @@ class _Download:
                 raise SourceFailed(held, error.headline) from error
 
     def _requests(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The (position, length) to ask for: what is not there of `ranges`, neighbours as one."""
+        """The (position, length) to ask for: what is not there of `ranges`, what is near as one."""
         wanted: set[int] = set()
         for position, length in ranges:
             first, last = position // _CHUNK, -(-(position + length) // _CHUNK)
             if self._there.find(0, first, last) >= 0:
                 wanted.update(chunk for chunk in range(first, last) if not self._there[chunk])
-        found: list[tuple[int, int]] = []
-        begin = end = -1
-        for chunk in [*sorted(wanted), len(self._there) + _REQUEST]:
-            if begin >= 0 and (chunk > end + 1 or chunk >= begin + _REQUEST):
-                found.append((begin * _CHUNK, min(end * _CHUNK, self._record.size) - begin * _CHUNK))
-                begin = -1
-            begin, end = chunk if begin < 0 else begin, chunk + 1
-        return found
+        runs: list[list[int]] = []  # first chunk, and the one after the last
+        for chunk in sorted(wanted):
+            begin, end = runs[-1] if runs else (0, -_REQUEST)
+            near = chunk <= end + _GAP and self._there.find(1, end, chunk) < 0
+            if near and chunk < begin + _REQUEST:
+                runs[-1][1] = chunk + 1
+            else:
+                runs.append([chunk, chunk + 1])
+        size = self._record.size
+        return [(begin * _CHUNK, min(end * _CHUNK, size) - begin * _CHUNK) for begin, end in runs]
 
     def _get(self, position: int, length: int) -> None:
         bucket = self._releases.bucket

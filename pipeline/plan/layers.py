@@ -75,7 +75,8 @@ class LayerSources:
                 missing.append(diff_id)
         parts = [f"{human_bytes(size)} from {where}" for where, size in found.items()]
         with self._lock:
-            others = [stored.other_codec(missing, codec.versions()) for stored in places.values()]
+            asked = places.values() if missing else ()
+            others = [stored.other_codec(missing, codec.versions()) for stored in asked]
         return (f"layers of {what}: {', '.join(parts)}", *list(filter(None, others))[:1])
 
     def _where(self, key: str) -> str:

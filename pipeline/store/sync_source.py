@@ -14,7 +14,7 @@ from pipeline.config.names import is_image, stem
 from pipeline.errors import PublishError
 from pipeline.progress import Task
 from pipeline.squashfs.ranges import Piece
-from pipeline.store import attachments
+from pipeline.store import attachments, sealed
 from pipeline.store.layout import Layout
 from pipeline.store.reading import read_record, read_truth
 from pipeline.store.record import Record, is_claim, parse_record
@@ -122,8 +122,15 @@ def _truth(layout: Layout, image: str, report: Report) -> ImageState:
 def recorded(bucket: Bucket, wanted: list[tuple[str, str | None]], report: Report) -> Iterator[Record]:
     """The records of a bucket, oldest first. Raises PublishError for one that has another one's name."""
     found = []
-    matches = [match for key, _ in bucket.keys("") if (match := _RECORD.fullmatch(key))]
-    matches = [match for match in matches if is_image(match[1])]
+    matches = []
+    for key, size in bucket.keys(""):
+        match = _RECORD.fullmatch(key)
+        if match is None or not is_image(match[1]):
+            continue
+        if size > sealed.SMALL:
+            report.broken.append(f"{bucket.name}/{key} is larger than a record can be")
+        else:
+            matches.append(match)
     with Crew(_AT_ONCE, name="records") as crew:
         answers = [crew.submit(bucket.get, match[0]) for match in matches]
         contents = [answer.result() or b"" for answer in answers]

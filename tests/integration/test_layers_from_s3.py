@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -170,6 +171,42 @@ def test_requests_are_large_and_nothing_is_asked_for_twice(
     assert len(chunks) == len(set(chunks))
 
 
+def test_what_lies_near_is_one_request(site: Site, released: Release, bucket: Bucket) -> None:
+    """Four chunks between two pieces cost less than a request; what is there already is not fetched again."""
+    with contextlib.ExitStack() as opening:
+        copy = opened(site, bucket)
+        opening.callback(copy.close)
+        (record,) = copy.records()
+        found = copy.open(record, opening)
+        assert found is not None
+        held, kib = found[0], 1 << 10
+        assert held.bring is not None
+        held.bring(held, [(0, 1), (64 * 6 * kib - 1, 1), (64 * 12 * kib, 5)])
+        held.bring(held, [(64 * 3 * kib, 64 * 11 * kib)])
+        held.bring(held, [(100, 64 * 12 * kib)])
+        assert [(at // kib // 64, length // kib // 64) for _, at, length in bucket.asked] == [
+            (0, 6),
+            (12, 1),
+            (6, 6),
+            (13, 1),
+        ]
+        end = released.size - 10
+        held.bring(held, [(end, 10)])
+        stored = released.path.read_bytes()
+        assert os.pread(held.descriptor, 64 * 14 * kib, 0) == stored[: 64 * 14 * kib]
+        assert os.pread(held.descriptor, 99, end) == stored[end:]
+
+
+def test_nothing_that_is_beside_a_release_stops_a_conversion(
+    site: Site, released: Release, cold: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.store.attachments.atomic.create", refuse)
+    convert(site, cold, reads=LAYERS_OF_ALL)
+
+
 def test_tails_that_are_moved_and_fragments_that_are_made_again(site: Site, bucket: Bucket) -> None:
     lower, upper = files("a", 40), LayerBuilder().dir("b")
     for number in range(40):
@@ -246,7 +283,9 @@ def test_answers_that_are_cut_short(
 
 
 @pytest.mark.parametrize("key", [BESIDE, "demo/v1.0.json"])
-@pytest.mark.parametrize("content", [None, b"", b"{}", b"\0" * 5000], ids=["gone", "empty", "json", "zeros"])
+@pytest.mark.parametrize(
+    "content", [None, b"{}", b"\0" * 5000, b" " * (17 * MIB)], ids=["gone", "json", "zeros", "huge"]
+)
 def test_what_is_beside_an_object_is_not_what_it_was(
     site: Site, released: Release, bucket: Bucket, cold: bytes, key: str, content: bytes | None
 ) -> None:
