@@ -14,9 +14,14 @@ def store_of(settings: StoreSettings, source: Path) -> Store:
 
     Raises ConfigError for a key that cannot be read, ToolError when AWS KMS does not give it.
     """
-    required = None
-    if settings.require_signature is not None:
-        from pipeline.attest.signing import open_keys  # loads boto3
-
-        required = trust.Required(keys=open_keys(settings.require_signature), source=source)
+    required = required_of(settings, source)
     return Store(settings.root, group=settings.group, stripe=settings.stripe, required=required)
+
+
+def required_of(settings: StoreSettings, source: Path) -> trust.Required | None:
+    """The signatures that images.yaml, `source`, requires; raises as `store_of` does."""
+    if settings.require_signature is None:
+        return None
+    from pipeline.attest.signing import open_keys  # loads boto3
+
+    return trust.Required(keys=open_keys(settings.require_signature), source=source)

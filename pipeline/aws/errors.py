@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.authn import NoCredentials
 from pipeline.errors import ConfigError, RegistryError, SqshpipeError
 from pipeline.text import shown
+
+if TYPE_CHECKING:
+    from botocore.config import Config
 
 _WHERE = "check the AWS_… variables and the files ~/.aws/config and ~/.aws/credentials"
 _SOURCES = "aws sso login, AWS_PROFILE, an instance role, or OIDC in Actions; whatever boto3 takes"
@@ -23,14 +26,14 @@ class NoAwsCredentials(NoCredentials):
     """boto3's chain found nothing to sign with; the message says why."""
 
 
-def client(service: str) -> Any:
+def client(service: str, config: Config | None = None) -> Any:
     """boto3's client for ``service``, such as ``s3``. Raises what `trouble` gives."""
     import boto3
     from botocore import exceptions as aws
 
     try:
         # a session of its own: the one that boto3 shares is not safe in threads, and remembers
-        return boto3.Session().client(service)  # type: ignore[call-overload]  # not a constant name
+        return boto3.Session().client(service, config=config)  # type: ignore[call-overload]  # no constant
     except (aws.BotoCoreError, OSError, ValueError, LookupError) as error:
         raise trouble(error, asked=service) from None
 

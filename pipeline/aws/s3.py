@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import botocore.exceptions
 import structlog
+from botocore.config import Config
 
 from pipeline.aws import errors
 from pipeline.aws.parts import plan
@@ -26,6 +27,12 @@ log = structlog.get_logger()
 
 PART_BYTES = 64 << 20
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+_PATIENCE = Config(connect_timeout=10, max_pool_connections=16)
+_BROKEN = (
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ReadTimeoutError,
+    botocore.exceptions.ResponseStreamingError,
+)
 _THERE = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict"})
 
 
@@ -40,7 +47,7 @@ class S3Bucket:
         self._bucket = bucket
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._part_bytes = part_bytes
-        self._client = client or errors.client("s3")
+        self._client = client or errors.client("s3", _PATIENCE)
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(key, size in bytes) of every object under `prefix`."""
@@ -93,9 +100,7 @@ class S3Bucket:
         with self._told(f"reading {key}"):
             size = self.size(key)
             if size is None:
-                raise VerificationError(
-                    f"{self.name}/{key} is missing, and a record names it", hint="sync from another copy"
-                )
+                raise _missing(f"{self.name}/{key}")
             if offset >= size:
                 import io
 
@@ -105,6 +110,35 @@ class S3Bucket:
                 Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={offset}-{last}"
             )
         return cast("BinaryIO", answer["Body"])
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        """These bytes of an object, fewer where it ends or the stream broke each of three times.
+
+        VerificationError when the object does not exist.
+        """
+        data = b""
+        with self._told(f"reading {key}"):
+            for _ in range(3):
+                data = self._get_range(key, offset, length)
+                if len(data) == length:
+                    break
+        return data
+
+    def _get_range(self, key: str, offset: int, length: int) -> bytes:
+        try:
+            answer = self._client.get_object(
+                Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={offset}-{offset + length - 1}"
+            )
+        except botocore.exceptions.ClientError as error:
+            if _code(error) in _MISSING:
+                raise _missing(f"{self.name}/{key}") from error
+            if _code(error) == "InvalidRange":  # it ends before
+                return b""
+            raise
+        try:
+            return bytes(answer["Body"].read(length))
+        except _BROKEN:
+            return b""
 
     def upload(
         self,
@@ -143,6 +177,10 @@ class S3Bucket:
                 f"{self.name}: {doing} failed: {error}",
                 hint="check the bucket's name, region and rights (s3:ListBucket, GetObject, PutObject)",
             ) from error
+
+
+def _missing(name: str) -> VerificationError:
+    return VerificationError(f"{name} is missing, and a record names it", hint="sync from another copy")
 
 
 def _code(error: botocore.exceptions.ClientError) -> str:

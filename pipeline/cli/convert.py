@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from pipeline.text import short
 
 if TYPE_CHECKING:
     from pipeline.config.types import ConvertOptions
+    from pipeline.convert.from_store import StoredLayers
     from pipeline.oci.entry import Limits
 
 
@@ -63,8 +65,12 @@ MaxRatio = Annotated[
     int, typer.Option("--max-ratio", min=1, help="Largest ratio of unpacked to stored bytes, above 4G.")
 ]
 SourceStore = Annotated[
-    Path | None,
-    typer.Option("--store", envvar="SQSHPIPE_STORE", help="Take layers from its releases (native)."),
+    str | None,
+    typer.Option(
+        "--store",
+        envvar="SQSHPIPE_STORE",
+        help="Take layers from its releases (native): a folder, or s3://bucket/prefix.",
+    ),
 ]
 File = Annotated[Path, typer.Argument(help="A .sqsh.", show_default=False)]
 
@@ -94,12 +100,10 @@ def convert(
     from pipeline.cli.stores import host_platform
     from pipeline.config.folders import cache_folder, scratch_folder
     from pipeline.convert import convert as stage
-    from pipeline.convert.from_store import StoredLayers
     from pipeline.convert.sources import opened_source
     from pipeline.convert.verify import verify as verify_file
     from pipeline.errors import ConfigError
     from pipeline.oci.platform import Platform
-    from pipeline.store.store import Store
 
     if file.exists() and not force:
         raise ConfigError(f"{file} exists", hint="choose another --output, or give --force to replace it")
@@ -113,7 +117,7 @@ def convert(
             wanted = Platform.parse(platform or host_platform())
             with (
                 opened_source(source, wanted, scratch=scratch, task=task) as image,
-                contextlib.nullcontext() if store is None else StoredLayers(Store(store)) as stored,
+                _stored(store, config, scratch) as stored,
             ):
                 made = stage.convert(
                     image,
@@ -221,6 +225,30 @@ def verify(
         )
     else:
         output.data(str(file))
+
+
+def _stored(store: str | None, config: Path, scratch: Path) -> AbstractContextManager[StoredLayers | None]:
+    """The releases of a folder or a bucket from which layers are taken. ConfigError if it may not be one."""
+    from pipeline.cli.stores import load_settings
+    from pipeline.config.types import StoreSettings
+    from pipeline.convert.from_store import StoredLayers
+    from pipeline.errors import ConfigError
+    from pipeline.store.store import Store
+
+    if store is None:
+        return contextlib.nullcontext()
+    if not store.startswith("s3://"):
+        return StoredLayers(Store(Path(store)))
+    settings = load_settings(config) if config.is_file() else StoreSettings(configured=None)
+    if not settings.trust_synced:
+        raise ConfigError(
+            f"{store} may not be used: layers from there are those of whoever writes to the bucket",
+            hint=f"if you trust them, write store: {{trust_synced: true}} into {config}",
+        )
+    from pipeline.plan.layers import stored_layers
+
+    settings = dataclasses.replace(settings, s3=store)
+    return stored_layers(None, settings, source=config, scratch=scratch)
 
 
 def _limits(max_unpacked: str, max_ratio: int) -> Limits:

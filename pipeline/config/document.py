@@ -102,12 +102,25 @@ class StoreModel(Model):
     trust_synced: bool = Field(
         default=False, description="Take layers and whole files from releases that sync brought."
     )
+    s3: str | None = Field(
+        default=None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]*(/.*)?$",
+        description="Copy of this store that `store sync` makes: `native` takes layers from there too. "
+        "Needs `trust_synced`.",
+        examples=["s3://bucket/containers"],
+    )
     require_signature: str | None = Field(
         default=None,
         min_length=1,
         description="Public key (PEM file, awskms:KEY-ID): a release that it did not sign does not resolve.",
         examples=["keys/release.pub"],
     )
+
+    @model_validator(mode="after")
+    def _trusted(self) -> StoreModel:
+        if self.s3 and not self.trust_synced:
+            raise ValueError("s3 needs trust_synced: true, which trusts whoever writes to the bucket")
+        return self
 
 
 class LimitsModel(Model):

@@ -213,6 +213,7 @@ def _store_settings(model: document.StoreModel, folder: Path) -> StoreSettings:
         grace=model.grace,
         delete_after=model.delete_after,
         trust_synced=model.trust_synced,
+        s3=model.s3,
         require_signature=key,
     )
 

@@ -94,6 +94,8 @@ class StoreSettings:
     delete_after: timedelta = timedelta(days=14)
     trust_synced: bool = False
     """Whether layers and whole files are taken from releases that `sync` brought."""
+    s3: str | None = None
+    """The bucket that `sync` copies this store to; with `trust_synced` layers are taken from there too."""
     require_signature: str | None = None
     """Path of a PEM file with public keys, or ``awskms:KEY-ID``: what they did not sign does not resolve."""
 

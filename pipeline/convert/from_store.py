@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -38,25 +38,48 @@ _DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{64,128}")
 _Name = tuple[str, str, str]
 
 
+class Releases(Protocol):
+    """Where releases are: in a store, or in its copy in S3."""
+
+    def records(self) -> Sequence[Record]:
+        """Those that have layers, newest first; read once, when asked."""
+
+    def is_believed(self, record: Record) -> bool:
+        """Whether what a record says of layers is believed: also signed, where the store requires that."""
+
+    def open(self, record: Record, opened: contextlib.ExitStack) -> tuple[Held, bytes] | None:
+        """A release with its layers, until `opened` ends; None when it cannot be used.
+
+        Raises PublishError, OSError.
+        """
+
+    def close(self) -> None: ...
+
+
 class StoredLayers:
     """The layers that releases of `store` have. A context manager: leases and files are held until it ends.
 
-    `synced` says whether releases that `sync` brought from other stores are used too.
+    `synced` says whether releases that `sync` brought from other stores are used too. All in `copy`, which is
+    asked for what the store does not have, are such.
     """
 
-    def __init__(self, store: Store, *, synced: bool = False) -> None:
-        self._layout = store.layout
-        self._required = store.required
-        self._synced = synced
-        self._holders = Holders(store.layout, events=not trust.all_of(store.required))
+    def __init__(self, store: Store | None, *, synced: bool = False, copy: Releases | None = None) -> None:
+        self._places: list[Releases] = [] if store is None else [_Mounted(store, synced=synced)]
+        if copy is not None and synced:
+            self._places.append(copy)
         self._opened = contextlib.ExitStack()
-        self._held: dict[_Name, tuple[Held, bytes] | None] = {}
-        self._pairs: dict[Pair, list[tuple[Record, Compared]]] | None = None
+        for place in self._places:
+            self._opened.callback(place.close)
+        self._held: dict[tuple[int, _Name], tuple[Held, bytes] | None] = {}
+        self._pairs: list[dict[Pair, list[tuple[Record, Compared]]] | None] = [None for _ in self._places]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._opened.close()
 
     def open(
@@ -68,8 +91,8 @@ class StoredLayers:
         """
         while True:
             found: list[tuple[Held, LayerIndex]] = []
-            for record in self._naming(key, keys, xattrs=xattrs):
-                section = self._section(record, key)
+            for opened, record in self._naming(key, keys, xattrs=xattrs):
+                section = self._section(opened, record, key)
                 if section is not None and (section[1].header["keeps_xattrs"] or not xattrs):
                     found.append(section)
                 if len(found) == (_MOST_SOURCES if every else 1):
@@ -84,26 +107,27 @@ class StoredLayers:
     def has(self, key: str) -> bool:
         """Whether a release has something of the pack `key`; no release is opened."""
         return any(
-            key in record.packs and LAYERS in record.attachments and self._is_vouched(record)
-            for record in self._holders.records()
+            key in record.packs and LAYERS in record.attachments and place.is_believed(record)
+            for place in self._places
+            for record in place.records()
         )
 
     def compared(self, pair: Pair) -> Compared | None:
         """What a publisher of this store found who read this blob and compared both digests."""
-        if self._pairs is None:
-            self._pairs = {}
-            for record in self._holders.records():
-                for each, found in compared_in(record):
-                    self._pairs.setdefault(each, []).append((record, found))
-        for record, found in self._pairs.get(pair, ()):
-            if self._is_vouched(record):
-                return found
+        for number, place in enumerate(self._places):
+            for record, found in self._compared(number).get(pair, ()):
+                if place.is_believed(record):
+                    return found
         return None
 
-    def _is_vouched(self, record: Record) -> bool:
-        """Whether what a record says of layers is believed: also signed, where the store requires that."""
-        vouched = is_vouched(self._layout, record, synced=self._synced)
-        return vouched and trust.is_signed(self._layout, record, self._required)
+    def _compared(self, number: int) -> dict[Pair, list[tuple[Record, Compared]]]:
+        pairs = self._pairs[number]
+        if pairs is None:
+            pairs = self._pairs[number] = {}
+            for record in self._places[number].records():
+                for pair, found in compared_in(record):
+                    pairs.setdefault(pair, []).append((record, found))
+        return pairs
 
     def leave_out(self, error: SourceFailed) -> None:
         """Do not use that release again; its files stay as they are."""
@@ -117,7 +141,7 @@ class StoredLayers:
     def other_codec(self, diff_ids: Sequence[str], versions: Mapping[str, str]) -> str:
         """The sentence about a release that has such layers, packed by another codec version; or empty."""
         wanted = set(diff_ids)
-        for record in self._holders.records():
+        for record in (record for place in self._places for record in place.records()):
             other = packed_otherwise(record, versions)
             if other and any(pair.diff_id in wanted for pair, _ in compared_in(record)):
                 return other
@@ -125,29 +149,33 @@ class StoredLayers:
 
     def newest_other_codec(self, image: str, versions: Mapping[str, str]) -> str:
         """The same sentence about the newest release of an image, whatever its layers are; or empty."""
-        newest = next((record for record in self._holders.records() if record.image == image), None)
+        records = (record for place in self._places for record in place.records())
+        newest = next((record for record in records if record.image == image), None)
         return "" if newest is None else packed_otherwise(newest, versions)
 
-    def _naming(self, key: str, keys: Sequence[str], *, xattrs: bool) -> Iterator[Record]:
+    def _naming(
+        self, key: str, keys: Sequence[str], *, xattrs: bool
+    ) -> Iterator[tuple[tuple[Held, bytes], Record]]:
         """Releases that have the pack `key`, those first that have most of `keys`, each file once.
 
         With `xattrs` only those whose records say that they keep them, since each one named is opened.
         """
         wanted, seen = set(keys), set[str]()
-        naming = [
-            record
-            for record in self._holders.records()
-            if key in record.packs and (not xattrs or _keeps_xattrs(record))
-        ]
-        for record in sorted(naming, key=lambda record: -len(wanted.intersection(record.packs))):
-            if record.sha256 not in seen and self._hold(record) is not None:
-                seen.add(record.sha256)
-                yield record
+        for number, place in enumerate(self._places):
+            naming = [
+                record
+                for record in place.records()
+                if key in record.packs and (not xattrs or _keeps_xattrs(record))
+            ]
+            for record in sorted(naming, key=lambda record: -len(wanted.intersection(record.packs))):
+                opened = None if record.sha256 in seen else self._hold(number, record)
+                if opened is not None:
+                    seen.add(record.sha256)
+                    yield opened, record
 
-    def _section(self, record: Record, key: str) -> tuple[Held, LayerIndex] | None:
-        opened = self._hold(record)
-        if opened is None:
-            return None
+    def _section(
+        self, opened: tuple[Held, bytes], record: Record, key: str
+    ) -> tuple[Held, LayerIndex] | None:
         try:
             found = read_layer(opened[1], key, size=record.size)
         except FormatError as error:
@@ -155,31 +183,51 @@ class StoredLayers:
             return None
         return None if found is None else (opened[0], found)
 
-    def _hold(self, record: Record) -> tuple[Held, bytes] | None:
-        name = (record.image, record.version, record.platform)
+    def _hold(self, number: int, record: Record) -> tuple[Held, bytes] | None:
+        name = (number, (record.image, record.version, record.platform))
         if name not in self._held:
-            self._held[name] = self._open(record)
+            try:
+                self._held[name] = self._places[number].open(record, self._opened)
+            except (PublishError, OSError) as error:
+                log.info("a release cannot be a source of layers", release=record.version, why=str(error))
+                self._held[name] = None
         return self._held[name]
 
-    def _open(self, record: Record) -> tuple[Held, bytes] | None:
-        """A release with its layers, under a lease; None when it cannot be used."""
-        try:
-            layers = layers_of(self._layout, record, synced=self._synced)
-            if layers is None or not self._is_vouched(record):
-                return None
-            lease = leases.take(self._layout, record, seconds=_LEASE)
-            self._opened.callback(_drop, lease)
-            path = self._layout.blob(record.sha256)
-            descriptor = attachments.open_file(self._layout, path)
-            if descriptor is None:
-                return None
-            self._opened.callback(os.close, descriptor)
-            if os.fstat(descriptor).st_size != record.size:
-                return None
-        except (PublishError, OSError) as error:
-            log.info("a release cannot be a source of layers", release=record.version, why=str(error))
+
+class _Mounted:
+    """The releases of a store whose file system is mounted."""
+
+    def __init__(self, store: Store, *, synced: bool) -> None:
+        self._layout = store.layout
+        self._required = store.required
+        self._synced = synced
+        self._holders = Holders(store.layout, events=not trust.all_of(store.required))
+
+    def records(self) -> Sequence[Record]:
+        return self._holders.records()
+
+    def is_believed(self, record: Record) -> bool:
+        vouched = is_vouched(self._layout, record, synced=self._synced)
+        return vouched and trust.is_signed(self._layout, record, self._required)
+
+    def open(self, record: Record, opened: contextlib.ExitStack) -> tuple[Held, bytes] | None:
+        """A release with its layers, under a lease."""
+        layers = layers_of(self._layout, record, synced=self._synced)
+        if layers is None or not self.is_believed(record):
+            return None
+        lease = leases.take(self._layout, record, seconds=_LEASE)
+        opened.callback(_drop, lease)
+        path = self._layout.blob(record.sha256)
+        descriptor = attachments.open_file(self._layout, path)
+        if descriptor is None:
+            return None
+        opened.callback(os.close, descriptor)
+        if os.fstat(descriptor).st_size != record.size:
             return None
         return Held(name=f"{record.image}:{record.version}", path=path, descriptor=descriptor), layers
+
+    def close(self) -> None:
+        """Leases and files are in what `open` was given."""
 
 
 def _drop(lease: Path) -> None:

@@ -53,13 +53,13 @@ def observe(
     keys = {(str(spec.base), str(spec.platform)): spec for spec in specs}
     found = each(lambda spec: _pin(spec, lock, client_for), keys.values(), workers=_WORKERS)
     pinned = dict(zip(keys, found, strict=True))
-    sources = LayerSources(config)
+    with LayerSources(config) as sources:
 
-    def one(spec: ImageSpec) -> Observation:
-        base = pinned[str(spec.base), str(spec.platform)]
-        return _observe(config, spec, base, client_for, sources, version, moment)
+        def one(spec: ImageSpec) -> Observation:
+            base = pinned[str(spec.base), str(spec.platform)]
+            return _observe(config, spec, base, client_for, sources, version, moment)
 
-    return tuple(each(one, specs, workers=_WORKERS))
+        return tuple(each(one, specs, workers=_WORKERS))
 
 
 def _pin(spec: ImageSpec, lock: Lock, client_for: ClientFor) -> _Pinned:

@@ -291,12 +291,13 @@ def _converted(
 
 
 def _stored(run: Run, store: Store | None) -> AbstractContextManager[StoredLayers | None]:
-    """The releases of the store from which layers are taken."""
-    if store is None:
+    """The releases from which layers are taken: those of the store, and of its copy in S3."""
+    config = run.config
+    if store is None and config.store.s3 is None:
         return nullcontext()
-    from pipeline.convert.from_store import StoredLayers
+    from pipeline.plan.layers import stored_layers
 
-    return StoredLayers(store, synced=run.config.store.trust_synced)
+    return stored_layers(store, config.store, source=config.path, scratch=config.scratch)
 
 
 def _verified(run: Run, file: SquashfsFile) -> VerifiedSquashfs:

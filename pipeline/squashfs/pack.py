@@ -156,6 +156,11 @@ class Pack:
     def provide(self, extents: Sequence[tuple[int, int]], codec: Codec) -> None:
         """Make the data of these (position, length) readable; nothing to do where the pack has all of it."""
 
+    def bring(self, extents: Sequence[tuple[int, int]], tails: Iterable[int]) -> None:
+        """Fetch the data of these (position, length) and the content of these entries at once, where they lie
+        on another machine. What is not asked for here is fetched when it is read.
+        """
+
     def close(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)

@@ -98,6 +98,7 @@ def stitch(
     the file cannot be written.
     """
     job = ImageWriter(nodes, packs, target, options)
+    job.bring()
     with (
         _Copier(packs, job.layout, target, on_bytes) as copier,
         Compressors(options.codec, workers=1) as compressors,
@@ -157,14 +158,19 @@ class ImageWriter:
         self.head_size = -(-(SIZE + len(options_block(options.codec))) // ALIGNMENT) * ALIGNMENT
         self.layout = lay_out(packs, self._contents(), start=self.head_size, block_size=options.block_size)
         self._indexes = [pack.index for pack in packs]
-        extents: list[list[tuple[int, int]]] = [[] for _ in packs]
+        self._extents: list[list[tuple[int, int]]] = [[] for _ in packs]
         for item in self.layout.ranges:
-            extents[item.layer].append((item.source, item.length))
-        for pack, needed in zip(packs, extents, strict=True):
+            self._extents[item.layer].append((item.source, item.length))
+        for pack, needed in zip(packs, self._extents, strict=True):
             pack.provide(needed, options.codec)
         self._extra = PackIndex(header={})
         self._extra_numbers: dict[bytes, int] = {}
         self.inode_count = 0
+
+    def bring(self) -> None:
+        """Fetch all that is read of the packs, where it lies on another machine."""
+        for layer, (pack, needed) in enumerate(zip(self._packs, self._extents, strict=True)):
+            pack.bring(needed, [tail.index for tail in self.layout.moved if tail.layer == layer])
 
     def take(self, nodes: Mapping[bytes, NodeLike], files: PackIndex) -> None:
         """Make `nodes` the tree: of one layer, whose packed content lies in the target from the head on."""

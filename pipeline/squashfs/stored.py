@@ -12,7 +12,7 @@ import os
 import tempfile
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +33,16 @@ _SAME = ("paths", "kinds", "modes", "uids", "gids", "mtimes", "sizes", "fragment
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """An open .sqsh of a release; `name` is the release's, for people."""
+    """An open .sqsh of a release; `name` is the release's, for people.
+
+    Of one that lies on another machine `descriptor` is a file with holes: `bring` fetches these (position,
+    length) of it, all at once. It raises SourceFailed.
+    """
 
     name: str
     path: Path
     descriptor: int
+    bring: Callable[[Held, Sequence[tuple[int, int]]], None] | None = None
 
 
 class SourceFailed(FormatError):
@@ -45,7 +50,7 @@ class SourceFailed(FormatError):
 
     def __init__(self, held: Held, what: str) -> None:
         super().__init__(
-            f"{held.path} cannot be used as a source of layers: {what}",
+            f"{held.name} cannot be used as a source of layers: {held.path}: {what}",
             hint="run sqshpipe store scrub, which marks what is damaged",
         )
         self.held = held
@@ -80,6 +85,7 @@ class StoredPack(Pack):
         self.key = key
         self._scratch = scratch
         self.sources = [held for held, _ in sources]
+        self._elsewhere = {held.descriptor: held for held in self.sources if held.bring is not None}
         self._layers = [layer for _, layer in sources]
         self._of_entry = array("H", bytes(2 * len(sources[0][1])))  # which source has it
         self._extents: list[_Extent] = []
@@ -164,6 +170,24 @@ class StoredPack(Pack):
         return extent if extent and position < extent.position + extent.length else None
 
     def where(self, position: int, length: int) -> Iterator[Place]:
+        for place in self._lies(position, length):
+            self._bring([place])
+            yield place
+
+    def bring(self, extents: Sequence[tuple[int, int]], tails: Iterable[int]) -> None:
+        if not self._elsewhere:
+            return
+        places = [place for extent in extents for place in self._lies(*extent)]
+        self._bring([*places, *(_place(self._tail(number)) for number in tails)])
+
+    def _bring(self, places: Sequence[Place]) -> None:
+        """Fetch what lies on another machine, and is not here yet."""
+        for descriptor, held in self._elsewhere.items():
+            wanted = [(at, count) for one, at, count in places if one == descriptor]
+            if wanted and held.bring is not None:
+                held.bring(held, wanted)
+
+    def _lies(self, position: int, length: int) -> Iterator[Place]:
         while length:
             extent = self._at(position)
             if extent is None:
@@ -174,6 +198,11 @@ class StoredPack(Pack):
             position, length = position + count, length - count
 
     def tail(self, number: int) -> Tail:
+        found = self._tail(number)
+        self._bring([_place(found)])
+        return found
+
+    def _tail(self, number: int) -> Tail:
         source, index = self._of_entry[number], self.index
         layer, held = self._layers[source], index.positions[number]
         position, word = layer.held_positions[held], layer.held_words[held]
@@ -203,7 +232,7 @@ class StoredPack(Pack):
     def held_bytes(self, position: int, length: int) -> Iterator[tuple[str, int]]:
         """Which release has how many of these bytes of the data, or that they were compressed again."""
         names = {held.descriptor: held.name for held in self.sources}
-        for descriptor, _, count in self.where(position, length):
+        for descriptor, _, count in self._lies(position, length):
             yield names.get(descriptor, "compressed again"), count
 
     def provide(self, extents: Sequence[tuple[int, int]], codec: Codec) -> None:
@@ -231,6 +260,7 @@ class StoredPack(Pack):
         for entry, (size, shown) in enumerate(zip(index.sizes, index.shown, strict=True)):
             if shown and 0 < size < block_size and index.places[entry] in tails:
                 tails[index.places[entry]][index.details[entry]] = entry
+        self.bring((), [entry for of in tails.values() for entry in of.values()])
         if self._made < 0:
             with tempfile.TemporaryFile(dir=self._scratch) as file:
                 self._made = os.dup(file.fileno())
@@ -254,3 +284,7 @@ class StoredPack(Pack):
         if self._made >= 0:
             os.close(self._made)
             self._made = -1
+
+
+def _place(tail: Tail) -> Place:
+    return tail.descriptor, tail.position, tail.word & LENGTH

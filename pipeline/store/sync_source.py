@@ -14,7 +14,7 @@ from pipeline.config.names import is_image, stem
 from pipeline.errors import PublishError
 from pipeline.progress import Task
 from pipeline.squashfs.ranges import Piece
-from pipeline.store import attachments
+from pipeline.store import attachments, sealed
 from pipeline.store.layout import Layout
 from pipeline.store.reading import read_record, read_truth
 from pipeline.store.record import Record, is_claim, parse_record
@@ -22,7 +22,9 @@ from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import ImageState
 from pipeline.store.store import Store
 from pipeline.system import atomic
+from pipeline.system.parallel import Crew
 
+_AT_ONCE = 16  # requests for records
 _RECORD = re.compile(r"([^/]+)/([^/]+)\.json")
 
 
@@ -56,6 +58,9 @@ class Bucket(Protocol):
 
     def open_from(self, key: str, offset: int, length: int | None = None) -> BinaryIO:
         """Read an object from byte `offset` on; at most `length` bytes."""
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        """These bytes of an object, fewer where it ends. VerificationError when it does not exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,12 +120,22 @@ def _truth(layout: Layout, image: str, report: Report) -> ImageState:
 
 
 def recorded(bucket: Bucket, wanted: list[tuple[str, str | None]], report: Report) -> Iterator[Record]:
+    """The records of a bucket, oldest first. Raises PublishError for one that has another one's name."""
     found = []
-    for key, _ in bucket.keys(""):
+    matches = []
+    for key, size in bucket.keys(""):
         match = _RECORD.fullmatch(key)
         if match is None or not is_image(match[1]):
             continue
-        raw = bucket.get(key) or b""
+        if size > sealed.SMALL:
+            report.broken.append(f"{bucket.name}/{key} is larger than a record can be")
+        else:
+            matches.append(match)
+    with Crew(_AT_ONCE, name="records") as crew:
+        answers = [crew.submit(bucket.get, match[0]) for match in matches]
+        contents = [answer.result() or b"" for answer in answers]
+    for match, raw in zip(matches, contents, strict=True):
+        key = match[0]
         try:
             record = None if is_claim(raw) else parse_record(raw, Path(f"{bucket.name}/{key}"))
         except UnreadableError as error:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import boto3
 import pytest
 from typer.testing import CliRunner
 
 from demo.registry import PrivateRegistry
+from pipeline.aws.s3 import S3Bucket
 from pipeline.bases.clients import Clients
 from pipeline.cli.app import app
 from pipeline.config.lock import Lock
@@ -34,12 +37,14 @@ from pipeline.progress import NO_PROGRESS
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.release import path
-from pipeline.release.run import Run
+from pipeline.release.run import Run, Stage
 from pipeline.squashfs.codecs import Codec
 from pipeline.store.record import Release
+from pipeline.store.sync import sync
 from pipeline.text import human_bytes
 from tests.support.images.layers import LayerBuilder
 from tests.support.images.pushed import push_image
+from tests.support.servers import aws
 from tests.support.servers.registry import Fault, FaultyProxy
 from tests.support.store.releases import new_store
 from tests.unit.convert.test_from_store import SHELL, files
@@ -68,19 +73,27 @@ class Site:
         self._credentials = Credentials(username=registry.username, password=registry.password)
         self._proxy = proxy
         self.store = new_store(folder / "store")
+        self.settings = StoreSettings(configured=self.store.root)
         self.manifest: Manifest | None = None
 
     def release(self, version: str, *layers: LayerBuilder) -> tuple[Release, list[str]]:
         """Make and publish a release; gives the digests of the blobs that were downloaded."""
+        reached, asked = self.reach(version, *layers)
+        assert reached.release is not None
+        return reached.release, asked
+
+    def reach(
+        self, version: str, *layers: LayerBuilder, until: Stage = Stage.PUBLISH
+    ) -> tuple[path.Reached, list[str]]:
+        """Take the path up to `until`; gives the digests of the blobs that were downloaded."""
         spec = self._spec(version, *layers)
         with self._machine(version) as run:
             before = len(self._proxy.seen)
-            made = path.release(run, spec, Version(version)).release
-        assert made is not None
+            reached = path.release(run, spec, Version(version), until=until)
         assert not [thread for thread in threading.enumerate() if thread.name == "early-packing"]
         prefix = f"/v2/{self.own}/demo/blobs/"  # all else are manifests, by tag and digest
         asked = [seen.path for seen in self._proxy.seen[before:] if seen.method == "GET"]
-        return made, [one.rpartition("/")[2] for one in asked if one.startswith(prefix)]
+        return reached, [one.rpartition("/")[2] for one in asked if one.startswith(prefix)]
 
     def plan(self, version: str, *layers: LayerBuilder) -> tuple[str, ...]:
         """The notes of a plan on another machine."""
@@ -108,7 +121,7 @@ class Site:
         config = Config(
             path=self._folder / "images.yaml",
             registry=RegistrySettings(url=f"{self._proxy.address}/{self.own}"),
-            store=StoreSettings(configured=self.store.root),
+            store=self.settings,
             images={},
             cache=self._folder / name / "cache",
             scratch=self._folder / name / "scratch",
@@ -231,3 +244,34 @@ def test_rebuild_makes_the_layers_that_a_killed_release_left_out(
     assert {name: (beside / name).read_bytes() for name in lost} == lost
     _, asked = site.release("v1.1", BASE, files("top", 10, seed=6))
     assert blobs(asked, site.manifest) == [2]
+
+
+def test_a_runner_without_the_file_system_uses_the_copy_in_s3(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It downloads the changed layer and makes the same file; its plan says where layers come from."""
+    old, new, mounted = files("top", 10, seed=5), files("top", 90, seed=6), site.settings
+    site.release("v1.0", BASE, MIDDLE, old)
+    url = "s3://containers/team"
+    with aws.moto_server() as address:
+        aws.use(monkeypatch, address)
+        boto3.client("s3").create_bucket(Bucket="containers")
+        sync(site.store, S3Bucket(url))
+        empty = new_store(tmp_path / "empty").root
+        site.settings = StoreSettings(configured=empty, trust_synced=True, s3=url)
+        (note,) = site.plan("runner", BASE, MIDDLE, new)
+        assert site.manifest is not None
+        *held, top = [layer.size for layer in site.manifest.layers]
+        assert note == (
+            "layers of the base: 0 B from the cache, 0 B from the store, "
+            f"{human_bytes(sum(held))} from {url}, {human_bytes(top)} from the registry"
+        )
+        site.settings = replace(site.settings, configured=tmp_path / "not-mounted")
+        reached, asked = site.reach("runner", BASE, MIDDLE, new, until=Stage.TEST)
+        assert blobs(asked, site.manifest) == [3]
+        assert site.packs("runner") == 1
+        assert [entry.name for entry in (tmp_path / "runner" / "scratch").iterdir()] == []
+    site.settings = mounted
+    made, _ = site.release("v1.1", BASE, MIDDLE, new)
+    assert reached.verified is not None
+    assert reached.verified.file.sha256 == made.sha256

@@ -155,6 +155,7 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
     names, kernel = f"{_I}/cluster/test_hostile_names.py", f"{_I}/cluster/test_kernel_mounts.py"
     warming, attest = f"{_I}/cluster/test_warming.py", f"{_I}/stages/test_attest_and_rescan.py"
     sync, s3, aws = f"{_U}/store/test_sync.py", f"{_I}/test_s3.py", f"{_U}/aws/test_ecr_trouble.py"
+    ranged = f"{_I}/test_layers_from_s3.py"
     handed = "tests/regression/test_enroot_unpacked_before_the_check.py"
     builds, drips = f"{_I}/test_build_faults.py", "tests/regression/test_session_endless_drip.py"
     full = f"{_I}/test_full_disks.py"
@@ -202,6 +203,11 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
         ("sync to S3", "the line is cut", OVER, f"{s3}::test_an_upload_that_was_cut_is_gone_on_from"),
         ("sync from S3", "the line is cut", OVER, f"{s3}::test_a_download_that_was_cut_is_gone_on_from"),
         ("sync to and from S3", "other bytes", CLEAR, f"{s3}::test_damage_on_either_side_is_found"),
+        ("convert from S3", "an object goes, is cut, has other bytes", ON, f"{ranged}::test_an_object_that_changes_between_any_two_reads"),
+        ("convert from S3", "answers are cut short", ON, f"{ranged}::test_answers_that_are_cut_short"),
+        ("convert from S3", "no network", ON, f"{ranged}::test_a_bucket_that_cannot_be_reached"),
+        ("convert from S3", "the network goes away", ON, f"{ranged}::test_a_network_that_goes_away"),
+        ("convert from S3", "no room for what is downloaded", ON, f"{ranged}::test_no_room_for_downloads"),
         ("attest", "a signer fails", ON, f"{attest}::test_what_is_installed_signs_and_its_failure_is_recorded"),
         ("attest", "disk full", f"{CLEAR}; {OVER}", f"{attest}::test_a_store_that_is_full_when_a_release_is_attested"),
         ("attest", "no registry, no tools", ON, f"{attest}::test_without_tools_and_registry_a_release_stands_and_says_what_is_missing"),

@@ -29,7 +29,7 @@ from pipeline.store.store import Store
 from tests.support.images.squashed import squash
 from tests.support.store.handmade_store import squashfs_like
 from tests.support.store.releases import new_store, publish
-from tests.unit.store.test_attest import write_keys
+from tests.unit.store.test_signatures import write_keys
 
 HOST = importer.platform()
 SIGNED, UNSIGNED = "demo:v1.0", "demo:v1.1"
@@ -204,7 +204,7 @@ NO_SIGNATURES = (
 def test_files_that_are_no_signature_neither_count_nor_hide_one(site: Site) -> None:
     for text in NO_SIGNATURES:
         for version in ("v1.0", "v1.1"):
-            for suffix in (attest.SUFFIX, attest.ENVELOPE_SUFFIX):
+            for suffix in (signatures.SUFFIX, signatures.ENVELOPE_SUFFIX):
                 path = site.store.root / "demo/.meta" / version / f"0{suffix}"
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(text)

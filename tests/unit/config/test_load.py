@@ -169,6 +169,14 @@ ERRORS = {
         IMAGE + "zzz: 1\n",
         r"line 5, zzz: unknown key \(known here: cache, defaults",
     ),
+    "a bucket without trust": (
+        IMAGE + "store: {root: /containers, s3: s3://bucket/containers}\n",
+        r"line 5, store: s3 needs trust_synced: true",
+    ),
+    "no bucket": (
+        IMAGE + "store: {root: /containers, s3: https://bucket, trust_synced: true}\n",
+        r"line 5, store\.s3: .*s3://",
+    ),
     "key in the wrong place": (
         IMAGE + "scan: {scanner: none}\n",
         r"line 5, scan: it stands under defaults, or in an image's entry",

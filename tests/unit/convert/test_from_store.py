@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import random
 import zlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import zstandard
 
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import SquashfsFile, convert
-from pipeline.convert.from_store import StoredLayers
+from pipeline.convert.from_store import Releases, StoredLayers
 from pipeline.convert.packing import pack_cache
 from pipeline.convert.verify import QUICK_CHECKS, verify
 from pipeline.errors import FormatError
@@ -53,6 +54,8 @@ class Site:
 
     folder: Path
     store: Store
+    copy: Callable[[], Releases] | None = None
+    """Opens the store's copy, which takes the place of the store."""
     opened: list[int] = field(default_factory=list)
     """Numbers of the layers that the last conversion read."""
     count: int = 0
@@ -80,7 +83,8 @@ class Site:
                 opened.append(index)
                 return source.open_layer(index)
 
-        sources = StoredLayers(site.store, synced=synced) if stored else contextlib.nullcontext()
+        store, copy = (None, self.copy()) if self.copy else (site.store, None)
+        sources = StoredLayers(store, synced=synced, copy=copy) if stored else contextlib.nullcontext()
         with sources as found:
             return convert(
                 Counting(),
