@@ -32,7 +32,7 @@ EXPIRY = 600.0  # seconds after which a job is looked for that has had no epilog
 MOST_NAMED = 64  # files that the comment of one job may name: each is looked for in the whole store
 _GONE = ("damaged", "pruned")
 _CHECKED = "tree"
-_KERNEL = (6, 2)  # the first that shows a squashfs with other owners
+KERNEL = (6, 2)  # the first that shows a squashfs with other owners
 _HINT = "steps read this image through squashfuse"
 
 
@@ -134,7 +134,7 @@ def report(settings: Path) -> tuple[bool, str]:
     if found.mounts != "kernel":
         return True, f"turned off (mounts: fuse): {through}"
     release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
-    if release < _KERNEL:
+    if release < KERNEL:
         return (
             False,
             f"Linux {os.uname().release} shows no squashfs as a user's own files, 6.2 does: {through}",
