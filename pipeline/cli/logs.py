@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
-import structlog
-
 from pipeline.cli import output
+
+# structlog takes rich for tracebacks that we never print. That is a third of the start of each rank of `run`.
+if "rich" in sys.modules:
+    import structlog
+else:
+    sys.modules["rich"] = None  # type: ignore[assignment] # an import of it fails, which structlog expects
+    try:
+        import structlog
+    finally:
+        del sys.modules["rich"]
 
 _FOR_MACHINES_ONLY = ("timestamp", "level", "run", "image")
 

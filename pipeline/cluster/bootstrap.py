@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
 import yaml
@@ -11,7 +11,7 @@ from pipeline.cluster import merging
 from pipeline.cluster.render import render
 from pipeline.cluster.settings import ClusterSettings
 from pipeline.errors import ConfigError
-from pipeline.node import shim, software
+from pipeline.node import job_mount, shim, software
 from pipeline.node.install import ImporterSettings, importer_source
 from pipeline.store import trust
 from pipeline.store.keys import public_keys
@@ -21,9 +21,12 @@ Kind = Literal["parallelcluster", "pcs", "hyperpod"]
 
 def script(settings: ClusterSettings) -> str:
     """The OnNodeConfigured script, complete in one file: it carries the importer with it."""
+    prefix = PurePosixPath(settings.prefix)
     return render(
         "bootstrap.sh",
         s=settings,
+        hooks=hooks(prefix / "bin" / "pyxis-importer.json", str(prefix / "bin" / "sqshpipe")),
+        kernel=".".join(map(str, job_mount.KERNEL)),
         importer_source=importer_source().decode().rstrip("\n"),
         importer_settings=importer_settings(settings).as_json().rstrip("\n"),
         policy_file=trust.NODE_POLICY,
@@ -50,6 +53,7 @@ def importer_settings(settings: ClusterSettings) -> ImporterSettings:
         missing=settings.missing,
         local=Path(settings.local),
         cluster=settings.name,
+        mounts=settings.mounts,
     )
 
 
@@ -78,7 +82,7 @@ def starter(kind: Kind) -> str:
     return render("cluster.yaml", kind=kind)
 
 
-def hooks(settings: Path, command: str) -> dict[str, str]:
+def hooks(settings: PurePath, command: str) -> dict[str, str]:
     """Slurm's Prolog and Epilog by file name: they mount what a job's comment names, and unmount it.
 
     `settings` is the importer's file on the nodes, `command` sqshpipe there. Raises ConfigError for a path

@@ -215,6 +215,11 @@ class ClusterSettings(_Part):
         " of theirs or of Slurm's. What software pins replaces them.",
         default="use",
     )
+    mounts: Literal["kernel", "fuse"] = _about(
+        "`kernel`: Slurm's Prolog mounts the images of a job by the kernel, on nodes with Linux 6.2 or later."
+        " docs/security.md says what that means.",
+        default="fuse",
+    )
     plugstack: Literal["optional", "required"] = _about(
         "`required`: slurmd does not start when pyxis does not load.", default="optional"
     )
@@ -244,6 +249,8 @@ class ClusterSettings(_Part):
     def _nothing_replaces_what_is_left(self) -> ClusterSettings:
         if self.existing == "leave" and self.software != Software():
             raise ValueError("existing: leave installs nothing: take the pins out of software, or write use")
+        if self.existing == "leave" and self.mounts == "kernel":
+            raise ValueError("existing: leave changes no file of Slurm: write existing: use, or mounts: fuse")
         return self
 
     @property

@@ -125,9 +125,13 @@ def kernel_mounts(settings: Path) -> list[Finding]:
     """Whether jobs get kernel mounts here, and which mounted files have changed since they were mounted."""
     well, text = job_mount.report(settings)
     findings = [Finding(what="kernel mounts", verdict="ok" if well else "warn", text=text)]
-    for path in job_mount.changed():
-        text = f"{path} has changed since it was mounted: its jobs may read damaged data"
-        findings.append(Finding(what="mounted file", verdict="bad", text=text))
+    damaged = job_mount.damaged()
+    texts = [f"{path} is damaged: its bytes are not those of its digest" for path in damaged] + [
+        f"{path} has changed since it was mounted: its jobs may read damaged data"
+        for path in job_mount.changed()
+        if path not in damaged
+    ]
+    findings += [Finding(what="mounted file", verdict="bad", text=text) for text in texts]
     return findings
 
 

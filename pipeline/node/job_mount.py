@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from pipeline.errors import FormatError, SqshpipeError, ToolError
-from pipeline.node import pyxis_importer, shared_mount, shim
+from pipeline.node import mounted_file, pyxis_importer, shared_mount, shim
 from pipeline.node.pyxis_importer import Refused, Settings
 from pipeline.node.user_mount import User
 from pipeline.slurm import client
@@ -32,7 +32,7 @@ EXPIRY = 600.0  # seconds after which a job is looked for that has had no epilog
 MOST_NAMED = 64  # files that the comment of one job may name: each is looked for in the whole store
 _GONE = ("damaged", "pruned")
 _CHECKED = "tree"
-_KERNEL = (6, 2)  # the first that shows a squashfs with other owners
+KERNEL = (6, 2)  # the first that shows a squashfs with other owners
 _HINT = "steps read this image through squashfuse"
 
 
@@ -85,8 +85,7 @@ def acquire(settings: Settings, sha256: str, job: str, user: User) -> Path:
         found = _release_of(settings, sha256)
         local = pyxis_importer.local_copy(settings, found)
         names = [str(published), *([str(Path(settings.local).resolve() / published.name)] if local else [])]
-        there = shared_mount.mounted_file(shared_mount.node_folder() / sha256)
-        file = Path(there if there in names else names[-1])
+        file = _to_mount(shared_mount.node_folder(), sha256, names)
         with _checked(settings, file, found, whole=file != published) as opened:
             if not _may_read(published, user):
                 raise Refused(f"user {user.uid} may not read it")
@@ -94,7 +93,7 @@ def acquire(settings: Settings, sha256: str, job: str, user: User) -> Path:
             most = max(settings.kernel_mounts, 0)
             mounted = shared_mount.acquire(file, sha256, holder, kind="kernel", most=most, opened=opened)
         try:
-            if shared_mount.mounted_file(mounted.folder) not in names:
+            if mounted_file.path_of(mounted.folder) not in names:
                 raise ToolError(f"{sha256} is the name of another mount of this node")
             return shared_mount.show_to(mounted, user, names)
         except SqshpipeError:
@@ -102,6 +101,16 @@ def acquire(settings: Settings, sha256: str, job: str, user: User) -> Path:
             raise
     except (Refused, OSError) as error:
         raise ToolError(f"{published} is not mounted: {error}", hint=_HINT) from error
+
+
+def _to_mount(node: Path, sha256: str, names: Sequence[str]) -> Path:
+    """Which of these paths to mount: the one that is mounted, else the last. Raises Refused when damaged."""
+    shared_mount.look_at(node / sha256)
+    there, damaged = mounted_file.path_of(node / sha256), mounted_file.damaged(node, sha256)
+    sound = [each for each in names if each not in damaged]
+    if not sound:
+        raise Refused("it is damaged: inform the owner of the store")
+    return Path(there if there in sound else sound[-1])
 
 
 def expire() -> None:
@@ -125,7 +134,7 @@ def report(settings: Path) -> tuple[bool, str]:
     if found.mounts != "kernel":
         return True, f"turned off (mounts: fuse): {through}"
     release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
-    if release < _KERNEL:
+    if release < KERNEL:
         return (
             False,
             f"Linux {os.uname().release} shows no squashfs as a user's own files, 6.2 does: {through}",
@@ -149,7 +158,18 @@ def report(settings: Path) -> tuple[bool, str]:
 def changed() -> list[str]:
     """Files that have changed since they were mounted here; those that this user can look at."""
     with contextlib.suppress(ToolError, OSError):
-        return [path for path in map(shared_mount.has_changed, shared_mount.folders()) if path]
+        return [path for path in map(mounted_file.has_changed, shared_mount.folders()) if path]
+    return []
+
+
+def damaged() -> list[str]:
+    """Files that were found damaged below their mounts. Where the kernel met errors, files are read whole."""
+    with contextlib.suppress(ToolError, OSError):
+        for folder in shared_mount.folders():
+            if mounted_file.has_changed(folder) or mounted_file.had_errors(folder):
+                digest = mounted_file.digest_of(folder)
+                mounted_file.examine(folder.parent, digest, mounted_file.path_of(folder))
+        return mounted_file.damaged(shared_mount.node_folder())
     return []
 
 

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import os
 import stat
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +109,7 @@ class NewRoot:
                     _mount_fd(file, target, _BIND)
                 return
             # A file of the tmpfs under a name that nobody foresees, and that is gone before anything runs.
-            name = f".sqshpipe-{uuid.uuid4().hex}"
+            name = f".sqshpipe-{os.urandom(16).hex()}"
             descriptor = untrusted.create_exclusive(name, mode=0o644, dir_fd=self.folder)
             try:
                 os.write(descriptor, source)
@@ -212,7 +211,7 @@ class NewRoot:
 
     def _mount_read_only(self, source: int, target: int, *, is_folder: bool) -> None:
         """Prepared under a name that nobody foresees and then moved, so that it is never seen writable."""
-        name = f".sqshpipe-{uuid.uuid4().hex}"
+        name = f".sqshpipe-{os.urandom(16).hex()}"
         self._create(self.folder, name, is_folder=is_folder)
         with self._found(name) as place:
             _mount_fd(source, place, _BIND | _REC)

@@ -11,15 +11,18 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from pipeline.errors import ToolError
 from pipeline.node import pyxis_importer, shared_mount
 from pipeline.node.image_file import ImageFile
-from pipeline.node.prewarm_on_node import Warmed
-from pipeline.squashfs.startup import Range
 from pipeline.system import untrusted
+
+if TYPE_CHECKING:  # each rank of `run` loads this module
+    from pipeline.node.prewarm_on_node import Warmed
+    from pipeline.squashfs.startup import Range
 
 log = structlog.get_logger()
 
@@ -43,6 +46,8 @@ def ranges(image: ImageFile) -> list[Range]:
 
 def now(image: ImageFile) -> Warmed:
     """Read ahead and wait for it. Raises ToolError when there is no sound profile or no such file."""
+    from pipeline.node.prewarm_on_node import Warmed
+
     began = time.monotonic()
     wanted = ranges(image)
     if not wanted:

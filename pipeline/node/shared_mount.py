@@ -26,7 +26,7 @@ from pathlib import Path
 import structlog
 
 from pipeline.errors import ConfigError, ToolError
-from pipeline.node import pyxis_importer, user_mount
+from pipeline.node import mounted_file, pyxis_importer, user_mount
 from pipeline.node.user_mount import User
 from pipeline.system import mount as mounts
 from pipeline.system import untrusted
@@ -171,25 +171,34 @@ def clear(node: Path) -> None:
 
 
 def release_job(job: str) -> None:
-    """What an epilog does: the job holds nothing any more, and neither do its dead processes."""
+    """What an epilog does: the job holds nothing any more, and neither do its dead processes.
+
+    Files that were damaged or changed below its mounts are named, and their mounts taken away.
+    """
     node = node_folder()
     mine = job_holder(job)
     was = []
     for folder in _folders(node):
         for each in _holders(folder):
             if each.name == mine or each.name.startswith(f"{mine}-"):
-                was.append((folder, _noted(folder)))
+                was.append((folder, _seen(folder)))
                 with _locked(folder) as still_there:
                     if still_there:
                         each.unlink(missing_ok=True)
                         _drop_users(folder)
     clear(node)
-    for folder, noted in was:  # last, since a store that does not answer must not keep us from the rest
-        if _differs(noted):
-            log.warning("a file has changed since it was mounted", file=noted[0])
-            with _locked(folder) as still_there:
-                if still_there:
-                    _retire(folder)
+    for folder, seen in was:  # last: a store that does not answer must not keep us from the rest
+        _look_at(folder, *seen)
+
+
+def look_at(folder: Path) -> None:
+    """Name the file of a mount when it was damaged or has changed, and take its mount away then."""
+    _look_at(folder, *_seen(folder))
+
+
+def _seen(folder: Path) -> tuple[tuple[str, str], str, bool]:
+    digest = mounted_file.digest_of(folder)
+    return mounted_file.noted(folder), digest, bool(digest) and mounted_file.had_errors(folder)
 
 
 def folders() -> list[Path]:
@@ -210,34 +219,6 @@ def job_holders(node: Path) -> dict[str, float]:
     return found
 
 
-def has_changed(folder: Path) -> str:
-    """Path of a file that is another one, or has other bytes, than when it was mounted; empty if it is not.
-
-    A file that cannot be looked at now has not changed.
-    """
-    noted = _noted(folder)
-    return noted[0] if _differs(noted) else ""
-
-
-def _differs(noted: tuple[str, str]) -> bool:
-    path, before = noted
-    try:
-        return bool(before) and identity(Path(path)) != before
-    except OSError:
-        return False
-
-
-def identity(file: Path | int) -> str:
-    """What differs when a file, by its path or opened, was replaced or written to. Raises OSError."""
-    found = os.fstat(file) if isinstance(file, int) else file.stat()
-    return f"{found.st_dev:x}-{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
-
-
-def mounted_file(folder: Path) -> str:
-    """The path of the file that is mounted in a folder of the node."""
-    return _noted(folder)[0]
-
-
 def _acquire(
     folder: Path, file: Path, holder: str, kind: mounts.Kind | None, opened: int | None
 ) -> SharedMount:
@@ -245,7 +226,7 @@ def _acquire(
     if _is_broken(root):
         mounts.unmount(root, "fuse")
     else:
-        changed = has_changed(folder)
+        changed = mounted_file.has_changed(folder)
         if changed:
             log.warning("a file has changed since it was mounted, and is mounted anew", file=changed)
             _retire(folder)
@@ -255,12 +236,11 @@ def _acquire(
             root.mkdir(parents=True, exist_ok=True)
             (folder / "own").chmod(0o700)
             found = file.resolve()
-            noted = identity(found if opened is None else opened)
-            (folder / "path").write_text(f"{found}\n{noted}\n")
+            mounted_file.note(folder, found, mounted_file.identity(found if opened is None else opened))
             used = mounts.mount(file, root, kind=kind, opened=opened)
             (folder / "kind").write_text(used)
             log.debug("mounted", file=str(file), folder=str(root), by=used)
-        if opened is not None and _noted(folder)[1] != identity(opened):
+        if opened is not None and mounted_file.noted(folder)[1] != mounted_file.identity(opened):
             raise ToolError(f"{file} is not the file that is mounted on this node under its digest")
         return _mounted(folder, root)
     except BaseException:
@@ -281,20 +261,31 @@ def _reserve(node: Path, folder: Path, most: int) -> None:
         folder.mkdir(exist_ok=True)
 
 
+def _look_at(folder: Path, noted: tuple[str, str], sha256: str, errors: bool) -> None:
+    changed = mounted_file.differs(*noted)
+    if changed:
+        log.warning("a file has changed since it was mounted", file=noted[0])
+        _retire_locked(folder)
+    if (changed or errors) and not mounted_file.examine(folder.parent, sha256, noted[0]):
+        log.warning("a file is damaged, its bytes are not those of its digest", file=noted[0])
+        _retire_locked(folder)
+    elif errors:
+        with contextlib.suppress(OSError):
+            os.utime(folder / "path")  # errors until now were those of another file
+
+
+def _retire_locked(folder: Path) -> None:
+    with _locked(folder) as still_there:
+        if still_there:
+            _retire(folder)
+
+
 def _retire(folder: Path) -> None:
     """Take a mount away whose file has changed; who reads it now keeps what the kernel still has."""
+    (folder / "path").unlink(missing_ok=True)
     user_mount.drop(folder / "users")
     if (folder / "own" / "root").is_mount():
         mounts.unmount(folder / "own" / "root", "kernel")
-
-
-def _noted(folder: Path) -> tuple[str, str]:
-    """The path of the file that is mounted, and its `identity` at that time; empty when none is."""
-    try:
-        path, _, before = (folder / "path").read_text().rstrip("\n").partition("\n")
-    except OSError:
-        return "", ""
-    return path, before
 
 
 def _mounted(folder: Path, root: Path) -> SharedMount:

@@ -187,6 +187,8 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
         ("get", "lease cannot be left", ON, f"{importer}::test_a_lease_that_cannot_be_left_does_not_stop_the_job"),
         ("kernel mount", "64 prologs at once", ON, f"{kernel}::test_64_prologs_at_once_make_one_mount"),
         ("kernel mount", "a file changes below it", f"{CLEAR}; {OVER}", f"{kernel}::test_a_file_that_was_changed_below_its_mount_is_named_and_mounted_anew"),
+        ("kernel mount", "a file is damaged below it", f"{CLEAR}; {OVER}", f"{kernel}::test_a_file_that_was_damaged_below_its_mount_is_named_and_mounted_no_more"),
+        ("kernel mount", "server of the store killed", f"{CLEAR}; {OVER}", f"{kernel}::test_after_the_server_of_the_store_was_killed_the_next_step_has_a_mount"),
         ("kernel mount", "a job without epilog", OVER, f"{kernel}::test_what_a_job_holds_that_had_no_epilog_is_released"),
         ("kernel mount", "none for the step, or not seen there", ON, f"{kernel}::test_the_shim_becomes_squashfuse"),
         ("kernel mount", "store hangs", ON, f"{kernel}::test_a_store_that_hangs_keeps_neither_steps_nor_epilogs_nor_other_images"),

@@ -91,9 +91,7 @@ def test_dry_run_in_a_root_of_its_own(tmp_path: Path, system: str, credentials: 
     assert "PropagateResourceLimitsExcept=MEMLOCK\n" in (slurm / "slurm.conf").read_text()
     assert (root / "etc" / "enroot" / "hooks.d" / "50-slurm-pytorch.sh").exists()
     assert (root / "etc" / "enroot" / "users" / ".credentials").exists() == (credentials == "substitution")
-    link = root / "usr" / "local" / "sbin" / "squashfuse"
-    assert link.readlink() == Path("/opt/sqshpipe/sbin/squashfuse")
-    assert (root / "opt" / "sqshpipe" / "sbin" / "squashfuse").read_text() == shim.script()
+    assert not (root / "usr" / "local" / "sbin" / "squashfuse").exists(), "mounts: fuse"
     importer = root / "opt" / "sqshpipe" / "bin" / "pyxis-importer"
     assert json.loads(importer.with_name("pyxis-importer.json").read_text())["store"] == str(store.root)
     got = subprocess.run([importer, "get", "docker://demo:v1.0"], capture_output=True, text=True, env={})
@@ -161,6 +159,76 @@ def test_aws_pcs_keeps_slurm_elsewhere(tmp_path: Path) -> None:
         " use_squashfuse=1 importer=/opt/sqshpipe/bin/pyxis-importer\n"
     )
     assert not list(root.rglob("plugstack.conf")), "the service has its own"
+
+
+PARALLELCLUSTER = "Prolog=/opt/slurm/etc/scripts/prolog.d/*\nEpilog=/opt/slurm/etc/scripts/epilog.d/*\n"
+
+
+@pytest.mark.parametrize("kernel", ["5.15.0-1080-aws", "6.2.0", "6.10.3-200.fc40"])
+@pytest.mark.parametrize("slurm", ["plain", "parallelcluster", "another prolog", "not here"])
+def test_kernel_mounts_are_set_up_where_they_are_asked_for_and_the_kernel_can(
+    tmp_path: Path, kernel: str, slurm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, root = tmp_path / "bootstrap.sh", make_root(tmp_path, SYSTEMS["ubuntu2204"])
+    (tmp_path / "bin").mkdir()
+    uname = tmp_path / "bin" / "uname"
+    uname.write_text(f'#!/bin/sh\n[ "$1" = -r ] || exec /usr/bin/uname "$@"\necho {kernel}\n')
+    uname.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{uname.parent}:{os.environ['PATH']}")
+    etc = root / "opt" / "slurm" / "etc"
+    conf = etc / "slurm.conf"
+    if slurm == "not here":
+        conf.unlink()
+    elif slurm != "plain":
+        own = PARALLELCLUSTER if slurm == "parallelcluster" else "Prolog=/etc/own\nEpilog=/etc/own\n"
+        conf.write_text("ClusterName=x\n" + own)
+    script.write_text(bootstrap.script(values(tmp_path, mounts="kernel")))
+    done = run(script, "--dry-run", "--root", root)
+    assert done.returncode == 0, done.stderr
+    ours = root / "opt" / "sqshpipe"
+    assert json.loads((ours / "bin" / "pyxis-importer.json").read_text())["mounts"] == "kernel"
+    made = bootstrap.hooks(Path("/opt/sqshpipe/bin/pyxis-importer.json"), "/opt/sqshpipe/bin/sqshpipe")
+    for name, text in made.items():
+        assert (ours / "libexec" / name).read_text().strip() == text.strip()
+        assert os.access(ours / "libexec" / name, os.X_OK)
+    can = not kernel.startswith("5")
+    link = root / "usr" / "local" / "sbin" / "squashfuse"
+    assert link.is_symlink() is can
+    if can:
+        assert link.readlink() == Path("/opt/sqshpipe/sbin/squashfuse")
+        assert (ours / "sbin" / "squashfuse").read_text() == shim.script()
+    else:
+        assert f"mounts: kernel needs Linux 6.2, this is {kernel}" in done.stderr
+    text = conf.read_text() if conf.exists() else ""
+    lines = [line for line in text.splitlines() if line.startswith(("Prolog", "Epilog"))]
+    folder = etc / "scripts" / "prolog.d" / "90_sqshpipe"
+    assert folder.exists() is (can and slurm == "parallelcluster")
+    if slurm == "plain":
+        added = [
+            "Prolog=/opt/sqshpipe/libexec/prolog",
+            "Epilog=/opt/sqshpipe/libexec/epilog",
+            "PrologFlags=Alloc",
+        ]
+        assert lines == (added if can else [])
+    else:
+        assert "sqshpipe" not in "".join(lines)
+    if can and slurm == "another prolog":
+        assert (
+            "slurm.conf has Prolog=/etc/own, which is left alone: call /opt/sqshpipe/libexec/prolog"
+            in done.stderr
+        )
+    if can and slurm == "not here":
+        assert "set Epilog=/opt/sqshpipe/libexec/epilog where Slurm's configuration is kept" in done.stderr
+    before = listing(root)
+    assert run(script, "--dry-run", "--root", root).returncode == 0
+    assert listing(root) == before
+    checked = run(script, "--check", "--root", root).stderr
+    good = can and slurm in ("plain", "parallelcluster")
+    assert ("ok       Prolog for kernel mounts" in checked) is good
+    assert ("note     no kernel mounts for jobs" in checked) is not can
+    if slurm == "plain" and can:
+        conf.write_text("ClusterName=x\n")
+        assert "MISSING  Epilog for kernel mounts" in run(script, "--check", "--root", root).stderr
 
 
 def test_an_unknown_system_is_refused(tmp_path: Path) -> None:
@@ -267,6 +335,8 @@ def test_what_is_rendered_passes_shellcheck(tmp_path: Path, credentials: str, so
     if software != "pinned":
         existing = "use" if software == "none" else "leave"
         made = made.model_copy(update={"software": settings.Software(), "existing": existing})
+    if software == "pinned":
+        made = made.model_copy(update={"mounts": "kernel"})
     hooks = bootstrap.hooks(Path("/opt/x.json"), "/usr/bin/sqshpipe")
     scripts = {"bootstrap": bootstrap.script(made), **hooks}
     for name, text in scripts.items():

@@ -18,6 +18,7 @@ from pipeline.cluster import bootstrap, settings
 from tests.support.node_root import Node, node_root
 from tests.support.servers import standin_pyxis
 from tests.support.servers.slurm import _free_ports
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.needs("unshare", "mount", "slurmd", "slurmctld", "sbatch", "cc", "root")
 
@@ -233,3 +234,37 @@ def test_a_slurmd_that_does_not_come_back_gets_its_former_files(node: Node, give
     assert slurms_files(node) == before
     assert works(node)
     assert said.strip() in node.run("cat /var/log/sqshpipe-bootstrap.log")[1], "what happened is in the log"
+
+
+@pytest.mark.parametrize("place", ["slurm.conf", "folders"])
+def test_kernel_mounts_set_up_here_are_asked_for_by_the_next_job(node: Node, given: Path, place: str) -> None:
+    """Slurm runs the Prolog and the Epilog that the script has put in place; sqshpipe itself stands in."""
+    made = settings.parse({"os": "ubuntu2204", "mounts": "kernel"})
+    (given / "bootstrap.sh").write_text(bootstrap.script(made))
+    put_pyxis(node, given, "0.24.0", PARALLELCLUSTER, None)
+    if place == "folders":  # a folder without files is an error for slurmd
+        node.run(
+            "cd /opt/slurm/etc; for each in prolog epilog; do mkdir -p scripts/$each.d; "
+            "printf '#!/bin/sh\\n' > scripts/$each.d/90_noop; chmod 755 scripts/$each.d/*; done; "
+            "printf 'Prolog=%s/prolog.d/*\\nEpilog=%s/epilog.d/*\\n' $PWD/scripts $PWD/scripts >> slurm.conf"
+        )
+    start_slurm(node)
+    code, said = node.run("SETTLE_SECONDS=2 bash /given/bootstrap.sh")
+    assert code == 0, said
+    assert "ok       Epilog for kernel mounts" in said
+    node.run(
+        "printf '#!/bin/sh\\necho \"$@\" >> /asked\\n' > /opt/sqshpipe/bin/sqshpipe; "
+        "chmod 755 /opt/sqshpipe/bin/sqshpipe"
+    )
+    digest = "5" * 64
+    step = f"timeout 30 srun --immediate=25 --comment=sqshpipe:{digest} sh -c 'cat /asked; echo step ran'"
+    said = node.run(f"SLURM_CONF=/opt/slurm/etc/slurm.conf {step}")[1]
+    asked, _, rest = said.partition("\n")
+    assert asked.startswith(
+        "--quiet node mount-for-job --settings /opt/sqshpipe/bin/pyxis-importer.json --job "
+    )
+    assert asked.endswith(f" --user 0:0 {digest}")
+    assert "step ran" in rest
+    job = asked.split("--job ")[1].split()[0]
+    assert until(lambda: f"node unmount --job {job}" in node.run("cat /asked")[1], 20)
+    assert node.run("SETTLE_SECONDS=2 bash /given/bootstrap.sh --check")[0] == 0

@@ -19,7 +19,8 @@ import pytest
 
 from pipeline.attest import signing
 from pipeline.errors import FormatError, ToolError, VerificationError
-from pipeline.node import enter, job_mount, shared_mount, signed
+from pipeline.node import check as node_check
+from pipeline.node import enter, job_mount, mounted_file, shared_mount, signed
 from pipeline.node import run as running
 from pipeline.node.image_file import ImageFile
 from pipeline.node.pyxis_importer import Settings
@@ -33,7 +34,7 @@ from tests.support.faults import people
 from tests.support.images import job_image, small_root
 from tests.support.images.job_image import USER, JobNode
 from tests.support.waiting import until
-from tests.unit.store.test_attest import write_keys
+from tests.unit.store.test_signatures import write_keys
 
 pytestmark = pytest.mark.needs("root", "mksquashfs", "squashfuse")
 ENROOT = os.environ.get("SQSHPIPE_TEST_ENROOT") or shutil.which("enroot") or ""
@@ -360,6 +361,117 @@ def test_a_file_that_was_changed_below_its_mount_is_named_and_mounted_anew(
     assert node.mounts() == []
 
 
+@contextlib.contextmanager
+def store_on_a_disk(node: JobNode, release: Release) -> Iterator[tuple[Path, Callable[[bytes], None]]]:
+    """The node's store on a disk of its own, and what writes to the blocks of the release's file there.
+
+    The file system does not learn of it: all times stay as they are.
+    """
+    disk, place = node.folder / "disk.img", node.folder / "disk"
+    argv = ["mkfs.ext4", "-q", "-b", "4096", "-d", str(node.store.root), str(disk), "64M"]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", disk, place], check=True, timeout=60)
+    file = place / "blobs" / "sha256" / release.path.name
+
+    def write(content: bytes) -> None:
+        head = release.path.read_bytes()[:4096]  # the superblock is in it, and stays
+        start = disk.read_bytes().index(head)
+        with disk.open("r+b") as blocks:
+            blocks.seek(start + 4096)
+            blocks.write(content)
+            os.fsync(blocks.fileno())
+        with file.open("rb") as cached:
+            os.posix_fadvise(cached.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    try:
+        yield place, write
+    finally:
+        shared_mount.release_job("7")
+        subprocess.run(["umount", "-l", place], check=True, timeout=30)
+
+
+def read_all_below(folder: Path) -> str:
+    """What stops a program that reads every file of an image; empty when nothing does."""
+    try:
+        for each in folder.rglob("*"):
+            if each.is_file() and not each.is_symlink():
+                each.read_bytes()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
+
+
+@pytest.mark.parametrize("when", ["epilog", "node check", "next prolog"])
+def test_a_file_that_was_damaged_below_its_mount_is_named_and_mounted_no_more(
+    when: str, node: JobNode, content: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if not os.access("/dev/kmsg", os.R_OK):
+        pytest.skip("the kernel's log cannot be read here")
+    release = node.publish("v1.0", content)
+    with store_on_a_disk(node, release) as (place, write):
+        file = place / "blobs" / "sha256" / release.path.name
+        settings = Settings({"store": str(place), "state": str(node.folder / "state")})
+        folder = job_mount.acquire(settings, release.sha256, "7", USER)
+        write(b"\x55" * (len(content) // 2))
+        assert read_all_below(folder) == "EIO"
+        if when == "next prolog":
+            with pytest.raises(ToolError, match="is not mounted: it is damaged"):
+                job_mount.acquire(settings, release.sha256, "8", USER)
+            assert node.mounts() == []
+        elif when == "node check":
+            assert [each.text for each in node_check.kernel_mounts(node.folder) if each.verdict == "bad"] == [
+                f"{file} is damaged: its bytes are not those of its digest"
+            ]
+        shared_mount.release_job("7")
+        shown = capfd.readouterr()
+        assert f"{file}" in shown.out + shown.err
+        assert node.mounts() == []
+        assert job_mount.damaged() == [str(file)]
+        with pytest.raises(ToolError, match="is not mounted: it is damaged"):
+            job_mount.acquire(settings, release.sha256, "7", USER)
+        write(content[4096:])
+        shutil.copy(file, file.with_name("new"))
+        file.with_name("new").rename(file)
+        assert read_all_below(job_mount.acquire(settings, release.sha256, "7", USER)) == ""
+        assert job_mount.damaged() == []
+
+
+def test_errors_of_another_squashfs_take_no_mount_away(node: JobNode, release: Release) -> None:
+    job_mount.acquire(node.settings, release.sha256, "7", USER)
+    job_mount.acquire(node.settings, release.sha256, "8", USER)
+    with Path("/dev/kmsg").open("wb", buffering=0) as log:
+        log.write(b"SQUASHFS error: Failed to read block 0x12acbf: -5")
+    assert mounted_file.had_errors(node.node / release.sha256)
+    shared_mount.release_job("7")
+    assert len(node.mounts()) == 2
+    assert job_mount.damaged() == []
+
+
+def test_after_the_server_of_the_store_was_killed_the_next_step_has_a_mount(
+    node: JobNode, release: Release
+) -> None:
+    with store_over_fuse(node) as (place, server):
+        settings = Settings({"store": str(place), "state": str(node.folder / "state")})
+        folder = job_mount.acquire(settings, release.sha256, "7", USER)
+        server.kill()
+        server.wait(timeout=30)
+        assert until(lambda: read_all_below(folder) == "EIO")
+        with pytest.raises(ToolError, match="is not mounted"):
+            job_mount.acquire(settings, release.sha256, "8", USER)
+        subprocess.run(["umount", "-l", place], check=True, timeout=30)
+        again = subprocess.Popen(["squashfuse", "-f", "-o", "allow_other", node.folder / "store.sqsh", place])
+        try:
+            assert until(place.is_mount)
+            assert read_all_below(job_mount.acquire(settings, release.sha256, "9", USER)) == ""
+            for job in ("7", "8", "9"):
+                shared_mount.release_job(job)
+            assert node.mounts() == []
+        finally:
+            again.kill()
+            again.wait(timeout=30)
+
+
 def test_what_a_job_holds_that_had_no_epilog_is_released(
     node: JobNode, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,7 +572,7 @@ def test_a_local_copy_is_mounted_and_stands_for_both_paths(node: JobNode, releas
     local.chmod(0o444)
     settings = Settings({"store": str(node.store.root), "local": str(local.parent)})
     job_mount.acquire(settings, release.sha256, "7", USER)
-    assert shared_mount.mounted_file(node.node / release.sha256) == str(local)
+    assert mounted_file.path_of(node.node / release.sha256) == str(local)
     node.take_squashfuse_away()
     for image in (local, release.path):
         done = shim_run(node, image, f"uid={USER.uid},gid={USER.gid}")
@@ -468,7 +580,7 @@ def test_a_local_copy_is_mounted_and_stands_for_both_paths(node: JobNode, releas
     shared_mount.release_job("7")
     local.chmod(0o666)
     job_mount.acquire(settings, release.sha256, "8", USER)
-    assert shared_mount.mounted_file(node.node / release.sha256) == str(release.path)
+    assert mounted_file.path_of(node.node / release.sha256) == str(release.path)
 
 
 @pytest.mark.parametrize("when", ["once", "while it is mounted"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -86,29 +87,38 @@ def test_a_running_step_keeps_its_file_and_an_ended_one_does_not(
     assert not held.exists()
 
 
-@pytest.fixture
-def hooked(published: Store, tmp_path: Path) -> Iterator[Slurm]:
-    """A private Slurm with our prolog and epilog."""
+@contextlib.contextmanager
+def slurm_with_hooks(store: Store, place: Path, *more: str, **files: str) -> Iterator[Slurm]:
+    """A private Slurm with our prolog and epilog, more lines of slurm.conf, and files beside that.
+
+    Mounts lie in `place`/node, which all users can reach.
+    """
     if missing():
         conftest.missing(missing())
     if os.geteuid() != 0:
         pytest.skip("a prolog mounts as root")
-    command = tmp_path / "hook"
-    environment = f"PYTHONPATH={os.environ['PYTHONPATH']} SQSHPIPE_NODE_DIR={tmp_path}/node"
+    command = place / "hook"
+    environment = f"PYTHONPATH={os.environ['PYTHONPATH']} SQSHPIPE_NODE_DIR={place}/node"
     command.write_text(f'#!/bin/sh\nexec env {environment} {sys.executable} -m pipeline "$@"\n')
     command.chmod(0o755)
-    lines = ["PrologFlags=Alloc"]
-    program = install(ImporterSettings(store=published.root, state=tmp_path / "state"), tmp_path / "prefix")
+    lines = [*more] or ["PrologFlags=Alloc"]
+    program = install(ImporterSettings(store=store.root, state=place / "state"), place / "prefix")
     settings = program.with_name("pyxis-importer.json")
     for name, text in bootstrap.hooks(settings, str(command)).items():
-        hook = tmp_path / f"{name}.sh"
+        hook = place / f"{name}.sh"
         hook.write_text(text)
         hook.chmod(0o755)
         lines.append(f"{name.capitalize()}={hook}")
-    with (
-        tempfile.TemporaryDirectory(prefix="sqshpipe-hooks-", dir="/var/tmp") as folder,
-        private_slurm(Path(folder), nodes=1, extra="\n".join(lines)) as cluster,
-    ):
+    with tempfile.TemporaryDirectory(prefix="sqshpipe-hooks-", dir="/var/tmp") as folder:
+        for name, text in files.items():
+            (Path(folder) / f"{name}.conf").write_text(text.format(folder=folder))
+        with private_slurm(Path(folder), nodes=1, extra="\n".join(lines)) as cluster:
+            yield cluster
+
+
+@pytest.fixture
+def hooked(published: Store, tmp_path: Path) -> Iterator[Slurm]:
+    with slurm_with_hooks(published, tmp_path) as cluster:
         yield cluster
 
 
@@ -133,3 +143,61 @@ def test_prolog_mounts_what_the_comment_names_and_epilog_unmounts_it(
     (tmp_path / "go").touch()
     assert [hooked.wait_job(job) for job in jobs] == ["COMPLETED", "COMPLETED"]
     assert until(lambda: release.sha256 not in Path("/proc/self/mounts").read_text(), 30), hooked.tail()
+
+
+def knows_shared() -> bool:
+    """Whether this Slurm's plugin knows `Shared`; 22.05 of Debian 12 does not."""
+    plugins = Path("/usr/lib").glob("*/slurm*/job_container_tmpfs.so")
+    return any(b"Shared" in each.read_bytes() for each in plugins)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_job_with_a_tmp_of_its_own_sees_what_was_mounted_before_it(published: Store, shared: bool) -> None:
+    """Slurm makes the mount namespace of a job after the prolog; only with Shared later mounts reach it."""
+    if shared and not knows_shared():
+        pytest.skip("this Slurm's job_container/tmpfs does not know Shared")
+    conf = "AutoBasePath=true\nBasePath={folder}/jobs\n" + "Shared=true\n" * shared
+    lines = ("JobContainerType=job_container/tmpfs", "PrologFlags=Contain")
+    with tempfile.TemporaryDirectory(
+        prefix="sqshpipe-tmpfs-", dir="/var/tmp"
+    ) as name:  # /tmp is the job's own
+        place = Path(name)
+        late = place / "late"
+        late.mkdir()
+        release = published.resolve("demo")
+        user = User(uid=os.geteuid(), gid=os.getegid()).name
+        root = place / "node" / release.sha256 / "users" / user / "root"
+        script = (
+            f"ls /tmp | wc -l; cat {root}/word; touch {place}/runs; "
+            f"while [ ! -e {place}/go ]; do sleep .1; done; ls {late}"
+        )
+        with slurm_with_hooks(published, place, *lines, job_container=conf) as cluster:
+            argv = ["sbatch", "--parsable", f"--comment=sqshpipe:{release.sha256}", f"--output={place}/out"]
+            job = cluster.run([*argv, "--wrap", script]).stdout.strip()
+            assert until((place / "runs").exists, 30), cluster.tail()
+            with tmpfs(late):
+                (late / "seen").touch()
+                (place / "go").touch()
+                assert cluster.wait_job(job) == "COMPLETED"
+            seen = ["seen"] if shared else []
+            assert (place / "out").read_text().splitlines() == ["0", "one mount", *seen]
+            assert until(lambda: release.sha256 not in Path("/proc/self/mounts").read_text(), 30)
+            assert until(lambda: release.sha256 not in "".join(loop_files()), 30)
+
+
+@contextlib.contextmanager
+def tmpfs(place: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True, timeout=30)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", place], check=True, timeout=30)
+
+
+def loop_files() -> list[str]:
+    """The files of all loop devices of this host."""
+    found = []
+    for each in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            found.append(each.read_text())
+    return found

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from pipeline.cli import app
 
@@ -67,3 +68,38 @@ def test_an_image_that_is_published_loads_neither_engine_nor_converter(released:
     assert not {name for name in loaded if name.startswith(("pipeline.convert.", "pipeline.scan."))}
     assert "pipeline.image.build" not in loaded
     assert not {name for name in loaded if name.startswith("pipeline.squashfs")}
+
+
+def test_a_rank_of_run_loads_what_it_needs(tmp_path: Path) -> None:
+    """Eight of them start at once on a node, before any rank of a job is there."""
+    (tmp_path / "text.sqsh").write_text("no squashfs")
+    done, loaded = started(["run", str(tmp_path / "text.sqsh")], tmp_path)
+    assert "not a squashfs" in done.stderr
+    assert "pipeline.node.run" in loaded
+    assert not loaded & (HEAVY - {"structlog", "asyncio"}) - loaded_by_typer()
+    assert not {name for name in loaded if name.startswith(("pipeline.convert.", "pipeline.squashfs.pack"))}
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["run", "--hlp"], {"run"}),
+        (["-q", "node", "check", "--hlp"], {"node"}),
+        (["--log-format", "json", "node", "chck"], None),  # a value of an option stands first
+        (["list", "--stor", "x"], {"list"}),
+        (["nod"], None),
+        (["--hlp"], None),
+    ],
+)
+def test_the_verb_that_is_called_is_built_alone_and_says_the_same(
+    words: list[str], needed: set[str] | None
+) -> None:
+    trees = [typer.main.get_command(tree) for tree in (app.app.needed(words), app.app)]
+    alone, whole = (set(getattr(tree, "commands", ())) for tree in trees)
+    assert alone == (needed or whole)
+    said = []
+    for tree in trees:
+        with pytest.raises(typer.TyperException) as error:
+            tree.main(args=words, prog_name="sqshpipe", standalone_mode=False)
+        said.append((error.value.format_message(), error.value.ctx.command_path))  # type: ignore[attr-defined]
+    assert said[0] == said[1]
