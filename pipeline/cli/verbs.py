@@ -25,28 +25,36 @@ _VOLUME = [
 ]
 
 
-def _verb(function: Callable[..., Any], *, logs: bool) -> Callable[..., Any]:
-    """The verb as typer calls it; the only place that expands `~`, in arguments and in variables."""
+class _Verb:
+    """A verb as typer calls it; the only place that expands `~`, in arguments and in variables."""
 
-    @functools.wraps(function)
-    def run(*words: Any, quiet_verb: bool, verbose_verb: bool, **given: Any) -> Any:
+    def __init__(self, function: Callable[..., Any], *, logs: bool) -> None:
+        functools.update_wrapper(
+            self, function, assigned=("__module__", "__name__", "__qualname__", "__doc__")
+        )
+        self.__annotations__ = {}  # those of the signature are evaluated
+        self._function = function
+        self._logs = logs
+
+    @functools.cached_property
+    def __signature__(self) -> inspect.Signature:
+        """That of the function and -q and -v; found out for the verb that is called alone."""
+        signature = inspect.signature(self._function, eval_str=True)
+        return signature.replace(parameters=[*signature.parameters.values(), *_VOLUME])
+
+    def __call__(self, *words: Any, quiet_verb: bool, verbose_verb: bool, **given: Any) -> Any:
+        """Run the verb."""
         if quiet_verb:
             output.be_quiet()
         if verbose_verb:
             output.be_verbose()
-        if logs:
-            from pipeline.cli import logs as logging
+        if self._logs:
+            from pipeline.cli import logs
 
-            logging.begin()
+            logs.begin()
         if given.get("config") == options.DEFAULT_CONFIG:
             given["config"] = options.find_config()
-        return function(*words, **{name: _expanded(value) for name, value in given.items()})
-
-    signature = inspect.signature(function, eval_str=True)
-    parameters = [*signature.parameters.values(), *_VOLUME]
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    return run
+        return self._function(*words, **{name: _expanded(value) for name, value in given.items()})
 
 
 def _expanded(value: Any) -> Any:
@@ -79,7 +87,7 @@ class Verbs(typer.Typer):
         """Register a function as a verb; without `logs`, one that need not wait for structlog to load."""
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            super(Verbs, self).command(name, **attributes)(_verb(function, logs=logs))
+            super(Verbs, self).command(name, **attributes)(_Verb(function, logs=logs))
             return function
 
         return register
