@@ -82,6 +82,9 @@ class TarFiles:
         member = self.member(path)
         return cast("BinaryIO", Section(self._open_tar(), member.offset, member.size))
 
+    def size(self, path: str) -> int:
+        return self.member(path).size
+
     def member(self, path: str) -> _Member:
         """Where the content of `path` lies; links inside the tar are followed."""
         for _ in range(_MAX_LINKS):

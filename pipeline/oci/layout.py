@@ -34,6 +34,9 @@ class Files(Protocol):
     def has(self, path: str) -> bool:
         """Whether there is something at `path`."""
 
+    def size(self, path: str) -> int:
+        """The bytes of the file at `path`. Raises FormatError when it is not there."""
+
 
 class FolderFiles:
     """The files below a folder."""
@@ -59,6 +62,10 @@ class FolderFiles:
 
     def has(self, path: str) -> bool:
         return (self._folder / path).exists()
+
+    def size(self, path: str) -> int:
+        with self.open(path) as file:
+            return file.seek(0, os.SEEK_END)
 
 
 def open_layout(folder: Path, tag: str | None = None, *, platform: Platform) -> LayoutSource:
@@ -107,7 +114,19 @@ class LayoutSource:
     @cached_property
     def _manifest(self) -> Manifest:
         top = self._parsed(self._choose(self._index()))
-        return manifests.descend(top, self._platform, self._parsed, self.name)
+        found = manifests.descend(top, self._platform, self._parsed, self.name)
+        for number, layer in enumerate(found.layers, 1):
+            self._require_whole(layer, f"layer {number} of {self.name}")
+        return found
+
+    def _require_whole(self, layer: Descriptor, what: str) -> None:
+        """Raise FormatError for a blob that is shorter than claimed, before room is sought for the claim."""
+        path = _blob_path(layer)
+        if not self._files.has(path):
+            return  # it may be in the cache
+        size = self._files.size(path)
+        if size < layer.size:
+            raise FormatError(f"{what} ends after {size} of {layer.size} bytes")
 
     def _parsed(self, descriptor: Descriptor) -> Manifest | Index:
         raw = self._read(descriptor, manifests.MAX_SIZE, "manifest")
@@ -160,7 +179,7 @@ class LayoutSource:
         )
 
     def _open(self, descriptor: Descriptor, what: str) -> BinaryIO:
-        file = self._files.open(f"blobs/{descriptor.digest.algorithm}/{descriptor.digest.hex}")
+        file = self._files.open(_blob_path(descriptor))
         return cast("BinaryIO", CheckedBlob(file, descriptor, f"{what} of {self.name}"))
 
     def _read(self, descriptor: Descriptor, most: int, what: str) -> bytes:
@@ -168,6 +187,10 @@ class LayoutSource:
             raise FormatError(f"the {what} of {self.name} has {descriptor.size} bytes, more than {most}")
         with self._open(descriptor, f"the {what}") as blob:
             return b"".join(iter(lambda: blob.read(1 << 20), b""))
+
+
+def _blob_path(descriptor: Descriptor) -> str:
+    return f"blobs/{descriptor.digest.algorithm}/{descriptor.digest.hex}"
 
 
 def spellings(name: str) -> set[str]:

@@ -22,12 +22,11 @@ from pipeline.registry.auth import Scope
 from pipeline.registry.credentials import Credentials, credentials_for
 from pipeline.registry.errors import Refused
 from pipeline.registry.headers import next_address
-from pipeline.registry.session import Answer, RetryPolicy, Session
+from pipeline.registry.session import WORTH_AGAIN, Answer, RetryPolicy, Session
 from pipeline.system import http
 
 _ACCEPT = {"Accept": ", ".join(ACCEPT)}
-# What a registry that answers GET may say to HEAD. 5xx and 429 are left out: they were waited for already.
-_NO_HEAD = frozenset({400, 403, 404, 405, 406, 410, 501})
+_BUSY = WORTH_AGAIN - {500}  # 500 was waited for too, but some registries answer every HEAD with it
 _GUESSED = frozenset({"", "application/json", "application/octet-stream", "text/plain", "text/html"})
 _PAGE = 1000
 _MAX_PAGES = 1000
@@ -114,10 +113,10 @@ class RegistryClient:
         try:
             return _described(self._manifest("HEAD", repository, reference))
         except Refused as error:
-            unasked = error.status == 401 and not self._session.was_challenged  # GET may say how to sign in
-            if unasked or error.status in _NO_HEAD:
-                return None
-            raise
+            refused = error.status == 401 and self._session.was_challenged  # else GET may say how to sign in
+            if refused or error.status in _BUSY:
+                raise
+            return None
 
     def get_manifest(self, repository: str, reference: str) -> Manifest | Index:
         """A manifest by tag or digest; its bytes are compared with every digest that was named for them."""

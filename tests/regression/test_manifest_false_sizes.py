@@ -78,3 +78,15 @@ def test_the_largest_that_may_be_is_read() -> None:
     layer["size"] = (1 << 44) + 1
     with pytest.raises(FormatError, match="claims"):
         parse_manifest(json.dumps(value).encode(), None)
+
+
+@pytest.mark.parametrize("size", [10**12, 1 << 40])
+@pytest.mark.parametrize("converter", ["native", "mksquashfs"])
+def test_a_blob_that_is_shorter_than_claimed_needs_no_room(tmp_path: Path, converter: str, size: int) -> None:
+    folder = claiming(tmp_path / "image", size)
+    (folder / "blobs/sha256" / sha256(b"0").partition(":")[2]).write_bytes(b"0")
+    source = open_layout(folder, platform=LINUX)
+    options = ConvertOptions(converter=converter)  # type: ignore[arg-type]
+    places = tmp_path / "x.sqsh", tmp_path / "scratch", tmp_path / "cache"
+    with pytest.raises(FormatError, match=f"layer 2 of .* ends after 1 of {size} bytes"):
+        convert(source, options, output=places[0], scratch=places[1], cache=places[2])

@@ -40,7 +40,8 @@ def client(handler: Handler) -> Iterator[RegistryClient]:
 Answer = Callable[[], httpx.Response]
 ODD_HEADS: dict[str, Answer] = {
     **{
-        str(status): lambda status=status: httpx.Response(status) for status in (400, 401, 403, 404, 405, 501)
+        str(status): lambda status=status: httpx.Response(status)
+        for status in (204, 400, 401, 402, 403, 404, 405, 406, 409, 411, 415, 418, 421, 451, 500, 501, 505)
     },
     "no digest": lambda: httpx.Response(200, headers={"Content-Type": OCI_INDEX, "Content-Length": "9"}),
     "bad digest": lambda: httpx.Response(
