@@ -1,8 +1,8 @@
 """A node for the bootstrap script: this host's own root behind an overlay, in namespaces of its own.
 
 SQSHPIPE_TEST_NODE_ROOT may name the root of another system, which is the node then: Ubuntu 22.04 or 24.04 by
-debootstrap (variant minbase, components main and universe) with slurmd, slurmctld, slurm-client,
-libslurm-dev, curl, gcc, make, squashfs-tools, squashfuse and python3.
+debootstrap (variant minbase, components main and universe) with slurmd, slurmctld, slurm-client, unzip, curl,
+libslurm-dev, gcc, make, squashfs-tools, squashfuse and python3.
 """
 
 from __future__ import annotations

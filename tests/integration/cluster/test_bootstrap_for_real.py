@@ -141,3 +141,14 @@ def test_a_newer_enroot_is_installed_over_a_configured_one(node: Node, given: Pa
     assert code == 0, said
     assert node.run("enroot version")[1].split() == ["4.1.3"]
     assert "ENROOT_CONFIG_PATH /etc/enroot/users" in node.run("cat /etc/enroot/enroot.conf")[1]
+
+
+def test_a_node_without_python_gets_it(node: Node, given: Path) -> None:
+    """The importer and the squashfuse of sqshpipe are Python; a small root of Ubuntu has none."""
+    tool = given / "tools" / "apt-get"
+    arrives = "        python3) mv /python3 /usr/bin/python3 ;;\n    esac\n"
+    tool.write_text(tool.read_text().replace("    esac\n", arrives))
+    node.run("mv /usr/bin/python3 /python3")
+    code, said = node.run("bash /given/bootstrap.sh")
+    assert code == 0, said
+    assert "ok       the importer answers" in said
