@@ -81,9 +81,7 @@ def init(
         if new:
             output.note(new)
         if not action:
-            output.note(
-                "the workflow says OWNER/sqshpipe@v1: put who has your sqshpipe at GitHub"
-            )
+            output.note("the workflow says OWNER/sqshpipe@v1: put who has your sqshpipe at GitHub")
         output.note(f"next: sqshpipe lock, sqshpipe plan, sqshpipe release {name} --tag v1.0")
 
 
