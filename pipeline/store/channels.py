@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from pipeline.config.names import CHANNELS, DEFAULT_PLATFORM, check_channel, suggest
 from pipeline.errors import ConfigError, PublishError
-from pipeline.store import folders
+from pipeline.store import folders, trust
 from pipeline.store.events import Change, Event, append
 from pipeline.store.layout import Layout
 from pipeline.store.reading import add_versions, exists, fold_events, load, read_record, refuse_newer
@@ -117,12 +117,17 @@ def advance(
 
 
 def rollback(
-    layout: Layout, image: str, channel: str, *, may_name: Callable[[str], bool], reason: str = ""
+    layout: Layout, image: str, channel: str, *, required: trust.Required | None = None, reason: str = ""
 ) -> Event:
-    """Let `channel` name what it named before, if `may_name` allows that version.
+    """Let `channel` name what it named before, but no version that lacks a required signature.
 
     Raises PublishError when nothing before still resolves.
     """
+
+    def resolves(state: ImageState, version: str) -> bool:
+        standing = state.releases[version].resolvable()
+        return standing and trust.is_signed_version(layout, image, version, required)
+
     check_channel(channel)
 
     def decision(state: ImageState) -> Change:
@@ -130,7 +135,7 @@ def rollback(
         if not names:
             raise ConfigError(f"{image} has no channel {channel!r}", hint=suggest(channel, state.channels))
         for earlier in reversed(names[:-1]):
-            if earlier != names[-1] and state.releases[earlier].resolvable() and may_name(earlier):
+            if earlier != names[-1] and resolves(state, earlier):
                 return Change(
                     kind="rollback", version=earlier, channel=channel, previous=names[-1], reason=reason
                 )

@@ -366,11 +366,8 @@ class Store:
         from pipeline.store import channels
 
         self.require()
-
-        def signed(version: str) -> bool:
-            return trust.is_signed_version(self.layout, image, version, self.required)
-
-        event = channels.rollback(self.layout, check_image(image), channel, may_name=signed, reason=reason)
+        check_image(image)
+        event = channels.rollback(self.layout, image, channel, required=self.required, reason=reason)
         self._changed(image, event)
         return event.change.version
 
