@@ -59,13 +59,13 @@ class Bucket(S3Bucket):
         self.before.get(len(self.asked), lambda: None)()
         return super().read(key, offset, length)
 
-    def replace(self, key: str, content: bytes | None) -> None:
+    def replace(self, key: str, content: bytes | None, **more: str) -> None:
         """Give an object other bytes, or delete it."""
         where = {"Bucket": self._bucket, "Key": self._prefix + key}
         if content is None:
             self._client.delete_object(**where)
         else:
-            self._client.put_object(**where, Body=content)
+            self._client.put_object(**where, Body=content, **more)
 
     def everything(self) -> dict[str, tuple[str, Any]]:
         """Each object with its ETag and when it was written."""
@@ -263,6 +263,21 @@ def test_an_object_that_changes_between_any_two_reads(
         bucket.before = {at: lambda: bucket.replace(released.file, changed)}
         convert(site, cold, reads=LAYERS_OF_ALL)
         bucket.replace(released.file, good)
+
+
+def test_an_object_that_is_archived_leaves_the_others(
+    site: Site, released: Release, bucket: Bucket, cold: bytes
+) -> None:
+    other = replace(released, version="v0.9", sha256="9" * 64, created="2020-01-01T00:00:00Z")
+    for key in bucket.everything():
+        name = key.removeprefix(bucket._prefix)
+        if name.startswith("demo/.meta/v1.0/"):
+            bucket.replace(name.replace("v1.0", "v0.9"), bucket.get(name))
+    bucket.replace("demo/v0.9.json", other.as_bytes())
+    bucket.replace(other.file, released.path.read_bytes())
+    bucket.replace(released.file, released.path.read_bytes(), StorageClass="GLACIER")
+    convert(site, cold, reads=[2])
+    assert {key for key, _, _ in bucket.asked} == {released.file, other.file}
 
 
 def test_answers_that_are_cut_short(
