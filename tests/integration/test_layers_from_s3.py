@@ -229,6 +229,26 @@ def test_the_mounted_store_comes_first(site: Site, released: Release, bucket: Bu
             pack.close()
 
 
+def test_a_store_and_a_bucket_together_have_a_layer(site: Site, bucket: Bucket) -> None:
+    """One release hides what the other one shows: each piece comes from where it is, and has its checksum."""
+    large = LayerBuilder().file("one", noise(50_000, 1)).file("two", noise(50_000, 2))
+    other = Site(site.folder / "other", new_store(site.folder / "other-store"))
+    other.folder.mkdir()
+    other.release("v1.0", large, LayerBuilder().whiteout("two"))
+    sync(other.store, bucket)
+    key = site.release("v1.0", large, LayerBuilder().whiteout("one")).packs[0]
+    with StoredLayers(site.store, synced=True, copy=opened(site, bucket)) as found:
+        pack = found.open(key, [key], xattrs=False, scratch=site.folder, every=True)
+        assert pack is not None
+        assert ["s3://" in held.name for held in pack.sources] == [False, True]
+        pieces = pack.pieces()
+        assert sum(length for _, length, _ in pieces) > 90_000
+        for piece in pieces:
+            pack.read_pieces([piece], memoryview(bytearray(piece[1])))
+        pack.close()
+    assert bucket.asked
+
+
 def flipped(released: Release) -> bytes:
     data, rng = bytearray(released.path.read_bytes()), random.Random(3)
     for at in range(rng.randrange(200), len(data), 200):
