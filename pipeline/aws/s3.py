@@ -114,7 +114,7 @@ class S3Bucket:
     def read(self, key: str, offset: int, length: int) -> bytes:
         """These bytes of an object, fewer where it ends or the stream broke each of three times.
 
-        VerificationError when the object does not exist.
+        VerificationError when the object does not exist or is refused, such as one that is archived.
         """
         data = b""
         with self._told(f"reading {key}"):
@@ -134,7 +134,9 @@ class S3Bucket:
                 raise _missing(f"{self.name}/{key}") from error
             if _code(error) == "InvalidRange":  # it ends before
                 return b""
-            raise
+            raise VerificationError(
+                f"{self.name}/{key} cannot be read: {error}", hint="check the rights and the storage class"
+            ) from error
         try:
             return bytes(answer["Body"].read(length))
         except _BROKEN:

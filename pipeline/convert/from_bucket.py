@@ -11,6 +11,7 @@ import contextlib
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class BucketReleases:
     """The releases in the bucket at `url`; it is asked when its records are first needed.
 
     A bucket that fails is not asked again. Where signatures are `required`, only signed releases are used.
-    Downloads go to a folder in `scratch`, which is removed when the context that `open` gets ends.
+    Downloads go to a folder in `scratch`, which `close` removes.
     """
 
     def __init__(
@@ -92,11 +93,8 @@ class BucketReleases:
         layout = self._with_attached(record)
         return layout is not None and trust.is_signed(layout, record, self._required)
 
-    def open(self, record: Record, opened: contextlib.ExitStack) -> tuple[Held, bytes] | None:
-        """A release with its layers; None when it cannot be used. Its file is closed when `opened` ends.
-
-        Raises PublishError, OSError.
-        """
+    def open(self, record: Record, opened: contextlib.ExitStack) -> tuple[Held, bytes] | None:  # noqa: ARG002
+        """A release with its layers; None when it cannot be used. Raises OSError."""
         if not self.is_believed(record):
             return None
         layout = self._with_attached(record)
@@ -104,7 +102,6 @@ class BucketReleases:
         if layout is None or layers is None or not self._has_all(record):
             return None
         file = _Download(self, record, layout.root)
-        opened.callback(os.close, file.descriptor)
         name = f"{record.image}:{record.version} in {self.url}"
         return Held(name=name, path=Path(record.file), descriptor=file.descriptor, bring=file.bring), layers
 
@@ -146,7 +143,10 @@ class BucketReleases:
 
 
 class _Download:
-    """One .sqsh in a bucket, in a nameless file that has those parts of it that were asked for."""
+    """One .sqsh in a bucket, in a nameless file that has those parts of it that were asked for.
+
+    The file is closed with the last reference: after a signal, threads may still write to it for a moment.
+    """
 
     def __init__(self, releases: BucketReleases, record: Record, folder: Path) -> None:
         self._releases = releases
@@ -156,6 +156,7 @@ class _Download:
         self._there = bytearray(-(-record.size // _CHUNK))
         with tempfile.TemporaryFile(dir=folder) as file:
             self.descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self.descriptor)
 
     def bring(self, held: Held, ranges: Sequence[tuple[int, int]]) -> None:
         """Fetch these (position, length), several requests at once. Raises SourceFailed."""
@@ -171,8 +172,10 @@ class _Download:
                 with Crew(_AT_ONCE, name="ranges") as crew:
                     for future in [crew.submit(self._get, *request) for request in requests]:
                         future.result()
-            except (VerificationError, OSError) as error:
-                raise SourceFailed(held, str(error)) from error
+            except OSError as error:
+                raise SourceFailed(held, error.strerror or str(error)) from error
+            except VerificationError as error:
+                raise SourceFailed(held, error.headline) from error
             except SqshpipeError as error:  # not of this object
                 self._releases.leave_out(error)
                 raise SourceFailed(held, error.headline) from error

@@ -60,7 +60,7 @@ class Bucket(Protocol):
         """Read an object from byte `offset` on; at most `length` bytes."""
 
     def read(self, key: str, offset: int, length: int) -> bytes:
-        """These bytes of an object, fewer where it ends. VerificationError when it does not exist."""
+        """These bytes of an object, fewer where it ends. VerificationError when it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,13 +59,13 @@ class Bucket(S3Bucket):
         self.before.get(len(self.asked), lambda: None)()
         return super().read(key, offset, length)
 
-    def replace(self, key: str, content: bytes | None) -> None:
+    def replace(self, key: str, content: bytes | None, **more: str) -> None:
         """Give an object other bytes, or delete it."""
         where = {"Bucket": self._bucket, "Key": self._prefix + key}
         if content is None:
             self._client.delete_object(**where)
         else:
-            self._client.put_object(**where, Body=content)
+            self._client.put_object(**where, Body=content, **more)
 
     def everything(self) -> dict[str, tuple[str, Any]]:
         """Each object with its ETag and when it was written."""
@@ -229,6 +229,26 @@ def test_the_mounted_store_comes_first(site: Site, released: Release, bucket: Bu
             pack.close()
 
 
+def test_a_store_and_a_bucket_together_have_a_layer(site: Site, bucket: Bucket) -> None:
+    """One release hides what the other one shows: each piece comes from where it is, and has its checksum."""
+    large = LayerBuilder().file("one", noise(50_000, 1)).file("two", noise(50_000, 2))
+    other = Site(site.folder / "other", new_store(site.folder / "other-store"))
+    other.folder.mkdir()
+    other.release("v1.0", large, LayerBuilder().whiteout("two"))
+    sync(other.store, bucket)
+    key = site.release("v1.0", large, LayerBuilder().whiteout("one")).packs[0]
+    with StoredLayers(site.store, synced=True, copy=opened(site, bucket)) as found:
+        pack = found.open(key, [key], xattrs=False, scratch=site.folder, every=True)
+        assert pack is not None
+        assert ["s3://" in held.name for held in pack.sources] == [False, True]
+        pieces = pack.pieces()
+        assert sum(length for _, length, _ in pieces) > 90_000
+        for piece in pieces:
+            pack.read_pieces([piece], memoryview(bytearray(piece[1])))
+        pack.close()
+    assert bucket.asked
+
+
 def flipped(released: Release) -> bytes:
     data, rng = bytearray(released.path.read_bytes()), random.Random(3)
     for at in range(rng.randrange(200), len(data), 200):
@@ -263,6 +283,21 @@ def test_an_object_that_changes_between_any_two_reads(
         bucket.before = {at: lambda: bucket.replace(released.file, changed)}
         convert(site, cold, reads=LAYERS_OF_ALL)
         bucket.replace(released.file, good)
+
+
+def test_an_object_that_is_archived_leaves_the_others(
+    site: Site, released: Release, bucket: Bucket, cold: bytes
+) -> None:
+    other = replace(released, version="v0.9", sha256="9" * 64, created="2020-01-01T00:00:00Z")
+    for key in bucket.everything():
+        name = key.removeprefix(bucket._prefix)
+        if name.startswith("demo/.meta/v1.0/"):
+            bucket.replace(name.replace("v1.0", "v0.9"), bucket.get(name))
+    bucket.replace("demo/v0.9.json", other.as_bytes())
+    bucket.replace(other.file, released.path.read_bytes())
+    bucket.replace(released.file, released.path.read_bytes(), StorageClass="GLACIER")
+    convert(site, cold, reads=[2])
+    assert {key for key, _, _ in bucket.asked} == {released.file, other.file}
 
 
 def test_answers_that_are_cut_short(
