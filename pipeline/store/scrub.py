@@ -41,7 +41,7 @@ class Damage:
 
 
 @dataclass(slots=True, kw_only=True)
-class Report:
+class ScrubReport:
     """What was read. `skipped` files were read by an interrupted run before, or a short time ago."""
 
     checked: int = 0
@@ -62,14 +62,14 @@ def scrub(
     sleep: Callable[[float], None] = time.sleep,
     required: trust.Required | None = None,
     task: Task = NO_TASK,
-) -> Report:
+) -> ScrubReport:
     """Read the files of all releases, or of `names` (image, image:version).
 
     `bytes_per_second` limits the rate; 0: no limit. An interrupted run over all releases is resumed; after a
     complete one, the next begins again. In a store that cannot be written, nothing is marked. The required
     signatures of every wanted release are verified. Raises ConfigError for an unknown name.
     """
-    report = Report()
+    report = ScrubReport()
     wanted = [split_name(name) if ":" in name else (check_image(name), "") for name in names]
     with atomic.translate_errors(f"reading {layout.root}"):
         found = inventory.take(layout)
@@ -118,7 +118,7 @@ class _Held:
 
 
 def _held(
-    layout: Layout, found: Inventory, wanted: list[tuple[str, str]], report: Report
+    layout: Layout, found: Inventory, wanted: list[tuple[str, str]], report: ScrubReport
 ) -> dict[str, _Held]:
     """sha256 -> what has it, for everything that was not pruned. What cannot be read is in the report."""
     held: dict[str, _Held] = {}
@@ -179,7 +179,7 @@ class _Pace:
 
 
 def _look(
-    layout: Layout, digest: str, sizes: Collection[int], pace: _Pace, report: Report, task: Task
+    layout: Layout, digest: str, sizes: Collection[int], pace: _Pace, report: ScrubReport, task: Task
 ) -> tuple[int, str]:
     """(size of the file, what is wrong with the bytes or nothing). A size in no record is wrong unread."""
     there = 0
