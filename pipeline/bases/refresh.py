@@ -34,7 +34,7 @@ _SHORT = len("sha256:") + 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class BaseChange:
     """One thing that is new about a base.
 
     ``moved``: its tag stands for another digest. ``locked``: it was not locked before. ``newer``: a newer tag
@@ -73,13 +73,13 @@ class Problem:
 class RefreshResult:
     """What a refresh found: the changes, what could not be asked, and the sources as they should be."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[BaseChange, ...]
     problems: tuple[Problem, ...]
     lock: Lock
     tags: Mapping[str, str]
 
     @property
-    def taken(self) -> tuple[Change, ...]:
+    def taken(self) -> tuple[BaseChange, ...]:
         """The changes that alter the sources."""
         return tuple(change for change in self.changes if change.kind != "announced")
 
@@ -229,10 +229,10 @@ def _newer(
 
 def _announced(
     specs: Iterable[ImageSpec], newer: Mapping[str, str], tags: Mapping[str, str]
-) -> Iterable[Change]:
+) -> Iterable[BaseChange]:
     for spec in specs:
         if spec.name in newer:
-            yield Change(
+            yield BaseChange(
                 kind="newer" if spec.name in tags else "announced",
                 base=spec.base,
                 platform=str(spec.platform),
@@ -244,13 +244,13 @@ def _announced(
 
 def _followed(
     answers: Iterable[bases.BaseAnswer], lock: Lock, config: Config, tags: Mapping[str, str]
-) -> Iterable[Change]:
+) -> Iterable[BaseChange]:
     fresh = {config.image(name).base.with_tag(tag) for name, tag in tags.items()}
     for answer in answers:
         if answer.now is None or not answer.moved or (answer.reference in fresh and answer.locked is None):
             continue
         held = lock.get(answer.reference, answer.platform)
-        yield Change(
+        yield BaseChange(
             kind="moved" if held else "locked",
             base=answer.reference,
             platform=str(answer.platform),

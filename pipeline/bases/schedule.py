@@ -41,12 +41,12 @@ class Schedule:
         return self.config.parent
 
     @property
-    def jobs(self) -> Sequence[_Job]:
+    def jobs(self) -> Sequence[_Timer]:
         return [job for job in _JOBS if job.name != "metrics" or self.metrics is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
+class _Timer:
     """One regular job. `calendar` is for systemd (OnCalendar=), `cron` the five fields of a crontab.
 
     `confined` jobs read and write the store and nothing else. A job that builds images is not confined: it
@@ -65,7 +65,7 @@ class _Job:
 
 # No two start at the same minute. Prune runs before scrub, so that scrub does not read what is then deleted.
 _JOBS = (
-    _Job(
+    _Timer(
         name="refresh",
         verb=("refresh", "--rebuild"),
         purpose="Follow the bases, and release the images that they affect",
@@ -75,7 +75,7 @@ _JOBS = (
         registry=True,
         confined=False,
     ),
-    _Job(
+    _Timer(
         name="prune",
         verb=("store", "prune"),
         purpose="Hide and delete old releases that nobody uses",
@@ -83,7 +83,7 @@ _JOBS = (
         cron="41 2 * * *",
         limit="2h",
     ),
-    _Job(
+    _Timer(
         name="scrub",
         verb=("store", "scrub"),
         purpose="Read every release back and compare checksums",
@@ -91,7 +91,7 @@ _JOBS = (
         cron="23 3 * * 0",
         limit="20h",
     ),
-    _Job(
+    _Timer(
         name="rescan",
         verb=("store", "rescan"),
         purpose="Scan published releases for new vulnerabilities",
@@ -100,7 +100,7 @@ _JOBS = (
         limit="4h",
         registry=True,
     ),
-    _Job(
+    _Timer(
         name="report",
         verb=("report",),
         purpose="Write the HTML page about the store",
@@ -108,7 +108,7 @@ _JOBS = (
         cron="29 6 * * *",
         limit="1h",
     ),
-    _Job(
+    _Timer(
         name="metrics",
         verb=("store", "metrics"),
         purpose="Write facts about the store for Prometheus",
@@ -156,7 +156,7 @@ def crontab(schedule: Schedule) -> str:
     return "\n".join([*head, *lines]) + "\n"
 
 
-def _service(job: _Job, schedule: Schedule) -> Iterator[str]:
+def _service(job: _Timer, schedule: Schedule) -> Iterator[str]:
     unit = f"{_UNITS}/sqshpipe-{job.name}"
     yield from (f"# {unit}.service", "[Unit]", f"Description={job.purpose}")
     yield from ("Wants=network-online.target", "After=network-online.target remote-fs.target")
@@ -180,7 +180,7 @@ def _service(job: _Job, schedule: Schedule) -> Iterator[str]:
     yield from ("RandomizedDelaySec=10min", "Persistent=true", "", "[Install]", "WantedBy=timers.target")
 
 
-def _cron_line(job: _Job, schedule: Schedule) -> str:
+def _cron_line(job: _Timer, schedule: Schedule) -> str:
     file = shlex.quote(str(schedule.environment))
     settings = f"set -a; [ ! -r {file} ] || . {file}; set +a"
     lock = f"flock -n .sqshpipe-{job.name}.lock"
@@ -190,7 +190,7 @@ def _cron_line(job: _Job, schedule: Schedule) -> str:
     return f"{job.cron} {schedule.user} {line}"
 
 
-def _argv(job: _Job, schedule: Schedule) -> list[str]:
+def _argv(job: _Timer, schedule: Schedule) -> list[str]:
     words = [*(str(word) for word in schedule.program), *job.verb, "--config", str(schedule.config)]
     if job.name == "report":
         words += ["-o", str(schedule.page)]

@@ -47,7 +47,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ImageOutcome:
     """How one task ended. ``code`` is its exit code; ``answer`` its own JSON; ``error`` its last message."""
 
     task: Task
@@ -67,7 +67,7 @@ class Outcome:
 class Executor(Protocol):
     """Runs tasks and reports each outcome as it comes, in the caller's thread or another."""
 
-    def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
+    def run(self, tasks: Sequence[Task], done: Callable[[ImageOutcome], None]) -> None:
         """Run all ``tasks``, each once those that it is ``after`` ended well; returns when each has ended.
 
         Each stands behind those that it is ``after``. What a failure keeps from running is `left_out`.
@@ -100,16 +100,16 @@ def _argv(config: Config, image: str, version: Version) -> tuple[str, ...]:
 
 
 def run(
-    config: Config, tasks: Sequence[Task], executor: Executor, *, done: Callable[[Outcome], None]
-) -> tuple[Outcome, ...]:
+    config: Config, tasks: Sequence[Task], executor: Executor, *, done: Callable[[ImageOutcome], None]
+) -> tuple[ImageOutcome, ...]:
     """Run ``tasks``, each after those on whose image it is based; outcomes in the order of ``tasks``.
 
     An image whose base failed here is not run: its outcome carries that base's exit code. Raises ConfigError
     for images that are based on one another.
     """
-    found: dict[str, Outcome] = {}
+    found: dict[str, ImageOutcome] = {}
 
-    def note(outcome: Outcome) -> None:
+    def note(outcome: ImageOutcome) -> None:
         found[outcome.task.image] = outcome
         done(outcome)
 
@@ -134,7 +134,7 @@ def in_order(config: Config, tasks: Sequence[Task]) -> tuple[Task, ...]:
     return tuple(ordered)
 
 
-def left_out(failed: Outcome, waiting: Iterable[Task]) -> list[Outcome]:
+def left_out(failed: ImageOutcome, waiting: Iterable[Task]) -> list[ImageOutcome]:
     """The outcomes of those of ``waiting`` (in order) that are based on what failed, also through others."""
     broken, found = {failed.task.image}, []
     for task in waiting:
@@ -142,7 +142,7 @@ def left_out(failed: Outcome, waiting: Iterable[Task]) -> list[Outcome]:
         if base is not None:
             broken.add(task.image)
             error = f"not run: {base}, which it is based on, failed"
-            found.append(Outcome(task=task, code=failed.code, answer={}, error=error, seconds=0.0))
+            found.append(ImageOutcome(task=task, code=failed.code, answer={}, error=error, seconds=0.0))
     return found
 
 
@@ -160,16 +160,16 @@ class LocalExecutor:
 
     limit: int
 
-    def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
+    def run(self, tasks: Sequence[Task], done: Callable[[ImageOutcome], None]) -> None:
         """Run each of ``tasks`` as a child process; call ``done`` with each outcome.
 
         When this process is interrupted, the child processes are ended.
         """
         stop = threading.Event()
-        waiting, running = {task.image: task for task in tasks}, set[Future[Outcome]]()
+        waiting, running = {task.image: task for task in tasks}, set[Future[ImageOutcome]]()
         unfinished = set(waiting)
 
-        def end(ended: Outcome) -> None:
+        def end(ended: ImageOutcome) -> None:
             unfinished.discard(ended.task.image)
             waiting.pop(ended.task.image, None)
             done(ended)
@@ -192,7 +192,7 @@ class LocalExecutor:
                 raise
 
 
-def _run_here(task: Task, stop: threading.Event) -> Outcome:
+def _run_here(task: Task, stop: threading.Event) -> ImageOutcome:
     start = time.monotonic()
     log.info("starts", name=task.image, version=task.version)
     try:
@@ -205,13 +205,13 @@ def _run_here(task: Task, stop: threading.Event) -> Outcome:
 
 def outcome(
     task: Task, code: int, said: str, errors: str, *, seconds: float, attempts: int = 1, where: str = ""
-) -> Outcome:
+) -> ImageOutcome:
     """The outcome of ``task``, from what its finished process printed and its exit code."""
     try:
         answer = json.loads(said) if said.strip() else {}
     except ValueError:
         answer = {}
-    return Outcome(
+    return ImageOutcome(
         task=task,
         code=code if code >= 0 else 128 - code,
         answer=answer if isinstance(answer, dict) else {},

@@ -17,7 +17,7 @@ from tempfile import mkdtemp
 
 import structlog
 
-from pipeline.batch.local import Outcome, Task, left_out, outcome
+from pipeline.batch.local import ImageOutcome, Task, left_out, outcome
 from pipeline.config.types import SlurmSettings
 from pipeline.errors import ToolError
 from pipeline.slurm import array as slurm_array
@@ -62,7 +62,7 @@ class SlurmExecutor:
     settle: float = 15.0
     sleep: Callable[[float], None] = time.sleep
 
-    def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
+    def run(self, tasks: Sequence[Task], done: Callable[[ImageOutcome], None]) -> None:
         """Submit, follow and collect all ``tasks``.
 
         When this process is interrupted, the tasks that have not ended are cancelled. Raises ToolError when
@@ -120,7 +120,9 @@ class SlurmExecutor:
         behind = {"after": " ".join(after)} if after else {}
         log.info("submitted", job=job, images=len(members), **behind)
 
-    def _follow(self, folder: Path, running: dict[int, _Running], done: Callable[[Outcome], None]) -> None:
+    def _follow(
+        self, folder: Path, running: dict[int, _Running], done: Callable[[ImageOutcome], None]
+    ) -> None:
         silent_since: float | None = None
         while running:
             try:
@@ -149,7 +151,9 @@ class SlurmExecutor:
             if running:
                 self.sleep(self.poll)
 
-    def _end(self, ended: Outcome, running: dict[int, _Running], done: Callable[[Outcome], None]) -> None:
+    def _end(
+        self, ended: ImageOutcome, running: dict[int, _Running], done: Callable[[ImageOutcome], None]
+    ) -> None:
         """Report ``ended``; tasks that are based on a failed one are cancelled and reported too."""
         numbers = {one.task.image: index for index, one in running.items()}
         del running[numbers[ended.task.image]]
@@ -170,7 +174,7 @@ class SlurmExecutor:
             with contextlib.suppress(ToolError):  # it is tried again, or ends
                 slurm_array.wait_for(job, after)
 
-    def _ended(self, folder: Path, one: _Running, state: TaskState | None) -> Outcome | None:
+    def _ended(self, folder: Path, one: _Running, state: TaskState | None) -> ImageOutcome | None:
         """The outcome, once there is one: an exit code that was written, or an end without one."""
         seconds = time.monotonic() - one.started
         node = state.node if state else ""

@@ -13,7 +13,7 @@ from pipeline.cli import output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.batch.local import Executor, Outcome, Task
+    from pipeline.batch.local import Executor, ImageOutcome, Task
     from pipeline.config.types import Config
 
 
@@ -80,14 +80,14 @@ def executor_for(settings: Config, name: ExecutorName, jobs: int, shared: Path |
     return SlurmExecutor(shared=folder.absolute(), limit=jobs if jobs > 1 else None)
 
 
-def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple[Outcome, ...]:
+def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple[ImageOutcome, ...]:
     """Run ``tasks``; log each outcome as it comes, and send the notifications."""
     from pipeline.batch import local as batch
     from pipeline.notify.messages import Notifier, ended
 
     with Notifier(settings.notify, settings.cache / "sent") as notifier:
 
-        def done(outcome: Outcome) -> None:
+        def done(outcome: ImageOutcome) -> None:
             if outcome.code == 0:
                 output.log().info(
                     "done", name=outcome.task.image, version=outcome.task.version, where=outcome.where
@@ -103,7 +103,7 @@ def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple
         return batch.run(settings, tasks, executor, done=done)
 
 
-def outcome_line(outcome: Outcome) -> str:
+def outcome_line(outcome: ImageOutcome) -> str:
     """``published  demo:v1  /fsx/…`` or ``failed  demo:v1  exit 4``; `follow` has reported the reason."""
     name = f"{outcome.task.image}:{outcome.task.version}"
     if outcome.code == 0:
@@ -111,7 +111,7 @@ def outcome_line(outcome: Outcome) -> str:
     return f"failed     {name}  exit {outcome.code}"
 
 
-def outcome_json(outcome: Outcome) -> dict[str, object]:
+def outcome_json(outcome: ImageOutcome) -> dict[str, object]:
     """The outcome as JSON."""
     return {
         "image": outcome.task.image,

@@ -15,7 +15,7 @@ from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
 from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
-    from pipeline.store.prune import Report
+    from pipeline.store.prune import PruneReport
     from pipeline.store.retention import LiveJobs, Policy
 
 WithoutSlurm = Annotated[
@@ -120,7 +120,7 @@ def _policy(
     return policy
 
 
-def _print_report(report: Report, *, dry_run: bool, as_json: bool) -> None:
+def _print_report(report: PruneReport, *, dry_run: bool, as_json: bool) -> None:
     if report.unreachable:
         output.log().warning(
             f"nothing is hidden or deleted, since running jobs are not known: {report.unreachable}"

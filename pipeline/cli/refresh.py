@@ -13,7 +13,7 @@ from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
 
 if TYPE_CHECKING:
     from pipeline.bases.refresh import RefreshResult
-    from pipeline.batch.local import Outcome
+    from pipeline.batch.local import ImageOutcome
     from pipeline.config.lock import Lock
     from pipeline.config.types import Config
 
@@ -59,7 +59,7 @@ def refresh(
             address = _pull_request(settings, found, branch, onto)
         else:
             refreshing.write(contents)
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[ImageOutcome, ...] = ()
     if rebuild and not dry_run:
         fresh = refreshing.reload(settings)
         outcomes = _rebuild(fresh, found, executor, jobs, shared)
@@ -81,14 +81,14 @@ def _tell(found: RefreshResult) -> None:
 
 
 def _notify(settings: Config, found: RefreshResult) -> None:
-    from pipeline.notify.messages import Event, Notifier
+    from pipeline.notify.messages import Notification, Notifier
 
     with Notifier(settings.notify, settings.cache / "sent") as notifier:
         for change in found.changes:
             if change.kind != "locked":
                 about = f"{change.base} {change.platform} {change.new}"
                 images = ", ".join(change.images)
-                notifier.send(Event(kind="base-moved", image=images, text=change.reason, about=about))
+                notifier.send(Notification(kind="base-moved", image=images, text=change.reason, about=about))
 
 
 def _pull_request(settings: Config, found: RefreshResult, branch: str, onto: str) -> str:
@@ -112,7 +112,7 @@ def _pull_request(settings: Config, found: RefreshResult, branch: str, onto: str
 
 def _rebuild(
     settings: Config, found: RefreshResult, executor: batch.ExecutorName, jobs: int, shared: Path | None
-) -> tuple[Outcome, ...]:
+) -> tuple[ImageOutcome, ...]:
     """Release every image that differs from its newest release, if it had one or its base changed now."""
     from pipeline.bases import clients as bases
     from pipeline.bases.refresh import next_version
@@ -145,7 +145,7 @@ def _rebuild(
     return batch.follow(settings, tasks, batch.executor_for(settings, executor, jobs, shared))
 
 
-def _print(found: RefreshResult, address: str, outcomes: tuple[Outcome, ...], *, as_json: bool) -> None:
+def _print(found: RefreshResult, address: str, outcomes: tuple[ImageOutcome, ...], *, as_json: bool) -> None:
     if as_json:
         output.data_json(
             {

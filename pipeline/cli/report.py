@@ -12,7 +12,7 @@ from pipeline.errors import ToolError
 from pipeline.system import untrusted
 
 if TYPE_CHECKING:
-    from pipeline.report.compare import Change, Comparison
+    from pipeline.report.compare import Comparison, ReleaseChange
     from pipeline.store.record import Release
     from pipeline.store.store import Store
 
@@ -120,7 +120,7 @@ def _lines(found: Comparison) -> list[str]:
     return [*lines, *(["", found.note] if found.note else [])]
 
 
-def _table(title: str, changes: tuple[Change, ...]) -> list[str]:
+def _table(title: str, changes: tuple[ReleaseChange, ...]) -> list[str]:
     """Changes in columns that fit the terminal; what does not fit goes to a line of its own."""
     import shutil
 

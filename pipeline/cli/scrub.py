@@ -16,7 +16,7 @@ from pipeline.cli.stores import open_store
 from pipeline.errors import RegistryError, VerificationError
 
 if TYPE_CHECKING:
-    from pipeline.store.scrub import Deep, Report
+    from pipeline.store.scrub import Deep, ScrubReport
     from pipeline.store.store import Store
 
 
@@ -86,7 +86,7 @@ def _deep(opened: Store, root: Path | None, config: Path, *, against_image: bool
         yield Deep(name="image" if against_image else "full", compare=recheck)
 
 
-def _lines(report: Report, deep: Deep | None) -> Iterator[str]:
+def _lines(report: ScrubReport, deep: Deep | None) -> Iterator[str]:
     for damage in report.damaged:
         yield f"damaged  {damage.sha256}  {', '.join(damage.releases)}: {damage.what}"
     for message in report.broken:
@@ -102,7 +102,7 @@ def _lines(report: Report, deep: Deep | None) -> Iterator[str]:
     yield f"{report.checked} files read, {len(report.damaged)} damaged{compared}{skipped}"
 
 
-def _raise(report: Report) -> None:
+def _raise(report: ScrubReport) -> None:
     if report.broken:
         raise VerificationError(
             f"{len(report.broken)} records and {len(report.damaged)} of {report.checked} files are damaged",

@@ -28,7 +28,7 @@ from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
     from pipeline.config.names import Version
-    from pipeline.store.sync_source import Report
+    from pipeline.store.sync_source import SyncReport
 
 store = Verbs("The shared folder: make it, care for it, copy it.")
 store.add_typer(lease, name="lease")
@@ -303,7 +303,7 @@ def sync(
         )
 
 
-def _print_missing(report: Report, target: str, *, as_json: bool) -> None:
+def _print_missing(report: SyncReport, target: str, *, as_json: bool) -> None:
     if as_json:
         output.data_json(dataclasses.asdict(report))
     else:

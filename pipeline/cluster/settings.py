@@ -69,7 +69,7 @@ class Software(_Part):
     awscli: Pinned | None = _about("The zip archive of AWS CLI 2.", default=None)
 
 
-class Node(_Part):
+class HeadNode(_Part):
     """The head node."""
 
     instance: Plain = "m5.8xlarge"
@@ -223,7 +223,7 @@ class ClusterSettings(_Part):
     plugstack: Literal["optional", "required"] = _about(
         "`required`: slurmd does not start when pyxis does not load.", default="optional"
     )
-    head: Node | None = None
+    head: HeadNode | None = None
     gpu: Gpu | None = None
     lustre: Lustre | None = None
     openzfs: OpenZfs | None = None

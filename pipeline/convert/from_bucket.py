@@ -24,7 +24,7 @@ from pipeline.store import attachments, trust
 from pipeline.store.layout import LAYERS, Layout
 from pipeline.store.record import Record
 from pipeline.store.sharing import layers_of
-from pipeline.store.sync_source import Bucket, Report, attachment_prefix, recorded
+from pipeline.store.sync_source import Bucket, SyncReport, attachment_prefix, recorded
 from pipeline.system.parallel import Crew
 from pipeline.system.scratch import SpaceRequirement, require_space, scratch_folder
 
@@ -75,7 +75,7 @@ class BucketReleases:
     def records(self) -> Sequence[Record]:
         """All releases there that may have layers, newest first; none when the bucket cannot be read."""
         if self._records is None:
-            report = Report()
+            report = SyncReport()
             try:
                 self.bucket = self._open_bucket(self.url)
                 found = list(recorded(self.bucket, [], report))

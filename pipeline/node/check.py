@@ -39,7 +39,7 @@ _LONGEST = 8 << 20  # bytes of /etc/environment: as long as an image's config ma
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class NodeFinding:
     """One question, its answer, and what it means for a job."""
 
     what: str
@@ -70,7 +70,7 @@ def this_host() -> Host:
     return Host(machine=os.uname().machine, cuda=cuda, driver=driver, efa=_has_efa())
 
 
-def check(file: Path, host: Host, *, efa: bool | None = None) -> list[Finding]:
+def check(file: Path, host: Host, *, efa: bool | None = None) -> list[NodeFinding]:
     """Compare an image with a node. `efa` None asks about EFA when the node has it.
 
     Raises FormatError when the file is not a sound squashfs.
@@ -84,7 +84,7 @@ def check(file: Path, host: Host, *, efa: bool | None = None) -> list[Finding]:
     return findings
 
 
-def leases(folder: Path) -> Finding:
+def leases(folder: Path) -> NodeFinding:
     """Whether jobs can leave leases in `folder`, tried as this user with a file that is removed at once."""
     probe = folder / temporary_name()
     try:
@@ -95,91 +95,95 @@ def leases(folder: Path) -> Finding:
             f"{folder} takes none ({error.strerror}): prune knows only jobs whose comment names the digest "
             "(sqshpipe job), and leaves a hidden file for delete_after, 14 days unless images.yaml says more"
         )
-        return Finding(what="leases", verdict="warn", text=text)
-    return Finding(what="leases", verdict="ok", text=f"jobs can leave them in {folder}")
+        return NodeFinding(what="leases", verdict="warn", text=text)
+    return NodeFinding(what="leases", verdict="ok", text=f"jobs can leave them in {folder}")
 
 
-def software() -> list[Finding]:
+def software() -> list[NodeFinding]:
     """What serves the ranks' reads on this node, and which pyxis and enroot it has."""
     served = node_software.pyxis_server()
     if served is None:
         text = "no squashfuse in PATH, which enroot starts: steps unpack their image, or fail"
-        findings = [Finding(what="squashfs server", verdict="warn", text=text)]
+        findings = [NodeFinding(what="squashfs server", verdict="warn", text=text)]
     else:
         verdict: Verdict = "ok" if served.well else "warn"
         text = served.sentence if served.well else f"{served.sentence}; squashfuse 0.6 is 2.5 times as fast"
-        findings = [Finding(what="squashfs server", verdict=verdict, text=text)]
+        findings = [NodeFinding(what="squashfs server", verdict=verdict, text=text)]
     for what, version, sentence in (
         ("pyxis", node_software.pyxis_version(), node_software.pyxis_sentence),
         ("enroot", node_software.enroot_version(), node_software.enroot_sentence),
     ):
         if version is None:
-            findings.append(Finding(what=what, verdict="unknown", text="not found on this node"))
+            findings.append(NodeFinding(what=what, verdict="unknown", text="not found on this node"))
             continue
         well, text = sentence(version)
-        findings.append(Finding(what=what, verdict="ok" if well else "warn", text=text))
+        findings.append(NodeFinding(what=what, verdict="ok" if well else "warn", text=text))
     return findings
 
 
-def kernel_mounts(settings: Path) -> list[Finding]:
+def kernel_mounts(settings: Path) -> list[NodeFinding]:
     """Whether jobs get kernel mounts here, and which mounted files have changed since they were mounted."""
     well, text = job_mount.report(settings)
-    findings = [Finding(what="kernel mounts", verdict="ok" if well else "warn", text=text)]
+    findings = [NodeFinding(what="kernel mounts", verdict="ok" if well else "warn", text=text)]
     damaged = job_mount.damaged()
     texts = [f"{path} is damaged: its bytes are not those of its digest" for path in damaged] + [
         f"{path} has changed since it was mounted: its jobs may read damaged data"
         for path in job_mount.changed()
         if path not in damaged
     ]
-    findings += [Finding(what="mounted file", verdict="bad", text=text) for text in texts]
+    findings += [NodeFinding(what="mounted file", verdict="bad", text=text) for text in texts]
     return findings
 
 
-def _architecture(image: SquashfsImage, host: Host) -> Finding:
+def _architecture(image: SquashfsImage, host: Host) -> NodeFinding:
     for path in _PROBES:
         machine = _machine_of(image, path)
         if machine:
             verdict: Verdict = "ok" if machine == host.machine else "bad"
-            return Finding(what="architecture", verdict=verdict, text=f"image {machine}, node {host.machine}")
-    return Finding(what="architecture", verdict="unknown", text="no program in the image shows it")
+            return NodeFinding(
+                what="architecture", verdict=verdict, text=f"image {machine}, node {host.machine}"
+            )
+    return NodeFinding(what="architecture", verdict="unknown", text="no program in the image shows it")
 
 
-def _cuda(environment: dict[str, str], host: Host) -> Finding:
+def _cuda(environment: dict[str, str], host: Host) -> NodeFinding:
     wanted = environment.get("CUDA_VERSION", "")
     if not wanted:
-        return Finding(what="cuda", verdict="ok", text="the image names no CUDA version")
+        return NodeFinding(what="cuda", verdict="ok", text="the image names no CUDA version")
     if not host.cuda:
-        return Finding(
+        return NodeFinding(
             what="cuda", verdict="warn", text=f"image CUDA {wanted}; this node shows no GPU driver"
         )
     text = f"image CUDA {wanted}, driver {host.driver} runs up to {host.cuda}"
     if _version(wanted)[:2] <= _version(host.cuda)[:2]:
-        return Finding(what="cuda", verdict="ok", text=text)
+        return NodeFinding(what="cuda", verdict="ok", text=text)
     if _version(wanted)[0] == _version(host.cuda)[0]:
         # docs.nvidia.com/deploy/cuda-compatibility: minor versions of one major run on its oldest driver
-        return Finding(what="cuda", verdict="warn", text=f"{text}: minor version compatibility, PTX may fail")
-    return Finding(what="cuda", verdict="bad", text=f"{text}: needs a newer driver or the compat package")
+        return NodeFinding(
+            what="cuda", verdict="warn", text=f"{text}: minor version compatibility, PTX may fail"
+        )
+    return NodeFinding(what="cuda", verdict="bad", text=f"{text}: needs a newer driver or the compat package")
 
 
-def _network(image: SquashfsImage) -> list[Finding]:
+def _network(image: SquashfsImage) -> list[NodeFinding]:
     """EFA works with what is in the image: without it NCCL falls back to TCP and says nothing."""
     names = [path for path, _ in image.walk()]
     found = []
     for what, pattern in (("libfabric", _LIBFABRIC), ("NCCL network plugin", _NCCL_NET)):
         path = next((each for each in names if pattern.search(each)), None)
         if path is None:
-            found.append(Finding(what=what, verdict="bad", text="not in the image: NCCL would use TCP"))
+            found.append(NodeFinding(what=what, verdict="bad", text="not in the image: NCCL would use TCP"))
         else:
-            found.append(Finding(what=what, verdict="ok", text="/" + os.fsdecode(path)))
+            found.append(NodeFinding(what=what, verdict="ok", text="/" + os.fsdecode(path)))
     return found
 
 
-def _shell(image: SquashfsImage) -> Finding:
+def _shell(image: SquashfsImage) -> NodeFinding:
     if _find(image, b"bin/sh") is None:
-        return Finding(
+        return NodeFinding(
             what="start", verdict="bad", text="no /bin/sh, which enroot and pyxis start images with"
         )
-    return Finding(what="start", verdict="ok", text="/bin/sh is there")
+    return NodeFinding(what="start", verdict="ok", text="/bin/sh is there")
 
 
 def _environment(image: SquashfsImage) -> dict[str, str]:

@@ -77,7 +77,7 @@ class PrewarmRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class NodeOutcome:
     """What became of one node: `warmed`, or why not."""
 
     node: str
@@ -85,12 +85,12 @@ class Outcome:
     error: str = ""
 
 
-def prewarm(order: PrewarmRequest) -> list[Outcome]:
+def prewarm(order: PrewarmRequest) -> list[NodeOutcome]:
     """Warm all nodes in groups of `at_once`; a node that fails does not stop the others.
 
     Raises ToolError when Slurm itself takes no step.
     """
-    outcomes: list[Outcome] = []
+    outcomes: list[NodeOutcome] = []
     for first in range(0, len(order.nodes), order.at_once):
         group = order.nodes[first : first + order.at_once]
         log.info("prewarming", nodes=",".join(group), file=order.file.name)
@@ -98,7 +98,7 @@ def prewarm(order: PrewarmRequest) -> list[Outcome]:
     return outcomes
 
 
-def _group(order: PrewarmRequest, nodes: Sequence[str]) -> list[Outcome]:
+def _group(order: PrewarmRequest, nodes: Sequence[str]) -> list[NodeOutcome]:
     places = [f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", *order.options]
     # --overlap and no exclusive use: a prewarm must not wait for the node's cores
     step = ["--ntasks-per-node=1", "--label", "--overlap", "--kill-on-bad-exit=0"]
@@ -141,7 +141,7 @@ def _command(words: Sequence[str], command: Path) -> list[str]:
     return tool.on_node(["--quiet", *words], command)
 
 
-def _outcomes(done: process.Completed, nodes: Sequence[str]) -> list[Outcome]:
+def _outcomes(done: process.Completed, nodes: Sequence[str]) -> list[NodeOutcome]:
     """srun's labelled lines (``0: {…}``): a node says what it did, or why it could not, or nothing at all."""
     reported: dict[str, Warmed] = {}
     for line in done.stdout.splitlines():
@@ -155,5 +155,6 @@ def _outcomes(done: process.Completed, nodes: Sequence[str]) -> list[Outcome]:
     errors = [line.partition(": ")[2] or line for line in done.stderr.splitlines() if "sqshpipe:" in line]
     why = "; ".join(dict.fromkeys(errors)) or done.stderr.strip()[-300:] or "it said nothing"
     return [
-        Outcome(node=node, warmed=reported.get(node), error="" if node in reported else why) for node in nodes
+        NodeOutcome(node=node, warmed=reported.get(node), error="" if node in reported else why)
+        for node in nodes
     ]

@@ -39,7 +39,7 @@ _SIGNS = {"published": "✅", "blocked": "⛔", "failed": "❌", "base-moved": "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Notification:
     """What happened to which image; ``text`` is one sentence and holds no secret.
 
     ``about`` is what makes it another event than the last of its kind: a version, a digest.
@@ -56,14 +56,14 @@ class Event:
         return f"sqshpipe: {self.image} {self.kind.replace('-', ' ')}"
 
 
-Send = Callable[[Notify, Event], None]
+Send = Callable[[Notify, Notification], None]
 
 
-def ended(image: str, version: str, code: int, error: str, *, path: str = "") -> Event:
+def ended(image: str, version: str, code: int, error: str, *, path: str = "") -> Notification:
     """The event that a run's end is: ``code`` is its exit code, ``error`` its sentence."""
     name = f"{image}:{version}"
     if code == 0:
-        return Event(
+        return Notification(
             kind="published",
             image=image,
             text=f"{name} is published",
@@ -71,7 +71,7 @@ def ended(image: str, version: str, code: int, error: str, *, path: str = "") ->
             details={"path": path} if path else {},
         )
     kind: Kind = "blocked" if code == ScanRejected.exit_code else "failed"
-    return Event(kind=kind, image=image, text=f"{name}: {error}", about=f"{version} {error}")
+    return Notification(kind=kind, image=image, text=f"{name}: {error}", about=f"{version} {error}")
 
 
 class Notifier:
@@ -110,7 +110,7 @@ class Notifier:
         if late:
             log.warning("not waiting longer for messages", open=late)
 
-    def send(self, event: Event) -> None:
+    def send(self, event: Notification) -> None:
         """Start to send ``event``; returns at once and never raises."""
         for target in self._targets:
             if event.kind in target.on:
@@ -119,7 +119,7 @@ class Notifier:
                 thread.start()
                 self._open.append(thread)
 
-    def _deliver(self, target: Notify, event: Event) -> None:
+    def _deliver(self, target: Notify, event: Notification) -> None:
         marker = self._markers / _identity(target, event)
         if not _claim(marker):
             return
@@ -137,7 +137,7 @@ class Notifier:
             log.warning("a message could not be sent", to=_name(target), kind=event.kind, why=_safe(error))
 
 
-def deliver(target: Notify, event: Event) -> None:
+def deliver(target: Notify, event: Notification) -> None:
     """Send one event to one target, without a retry. Raises the error of the transport as it is."""
     if target.sns is not None:
         _to_sns(target.sns, event)
@@ -147,7 +147,7 @@ def deliver(target: Notify, event: Event) -> None:
         process.run(target.command, stdin=json.dumps(asdict(event)).encode(), timeout=_SEND_SECONDS)
 
 
-def _to_sns(topic: str, event: Event) -> None:
+def _to_sns(topic: str, event: Notification) -> None:
     import boto3
     from botocore.config import Config
 
@@ -156,7 +156,7 @@ def _to_sns(topic: str, event: Event) -> None:
     client.publish(TopicArn=topic, Subject=event.title[:100], Message=json.dumps(asdict(event), indent=2))
 
 
-def _to_webhook(address: str, variable: str, event: Event) -> None:
+def _to_webhook(address: str, variable: str, event: Notification) -> None:
     import httpx
 
     if not address:
@@ -200,7 +200,7 @@ def _forget_old(folder: Path) -> None:
                 path.unlink()
 
 
-def _identity(target: Notify, event: Event) -> str:
+def _identity(target: Notify, event: Notification) -> str:
     parts = (_name(target), event.kind, event.image, event.about)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 

@@ -21,7 +21,7 @@ _CACHED = 4  # two platforms in turn, each with the release before it: a walk of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class ReleaseChange:
     """One difference as text: `what` is its name; `before` and `after` are "none" where there is no value."""
 
     what: str
@@ -36,7 +36,7 @@ class FileChanges:
     added: int
     removed: int
     changed: int
-    folders: tuple[Change, ...]
+    folders: tuple[ReleaseChange, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +49,11 @@ class Comparison:
 
     before: str
     after: str
-    facts: tuple[Change, ...]
-    packages: tuple[Change, ...] | None
+    facts: tuple[ReleaseChange, ...]
+    packages: tuple[ReleaseChange, ...] | None
     files: FileChanges | None
     packages_from: str = ""
-    layers: tuple[Change, ...] = ()
+    layers: tuple[ReleaseChange, ...] = ()
     dockerfile: tuple[str, ...] = ()
     shared_layers: str = ""
     """How many layers, from the base up, are the same, and their bytes; empty where that is unknown."""
@@ -65,7 +65,7 @@ class Comparison:
         return not (self.facts or self.packages or self.files or self.layers or self.dockerfile)
 
     def as_json(self) -> dict[str, Any]:
-        def listed(changes: tuple[Change, ...]) -> list[dict[str, str]]:
+        def listed(changes: tuple[ReleaseChange, ...]) -> list[dict[str, str]]:
             return [{"what": one.what, "before": one.before, "after": one.after} for one in changes]
 
         files = self.files
@@ -176,7 +176,7 @@ def compare(
     )
 
 
-def _layers(before: Record, after: Record) -> tuple[tuple[Change, ...], str]:
+def _layers(before: Record, after: Record) -> tuple[tuple[ReleaseChange, ...], str]:
     """The layers above the common ones, side by side from the base up, and a sentence about the rest."""
     old, new = (rows(record.provenance.get("layers")) for record in (before, after))
     if not old or not new:
@@ -185,7 +185,7 @@ def _layers(before: Record, after: Record) -> tuple[tuple[Change, ...], str]:
     while common < min(len(old), len(new)) and old[common].get("digest") == new[common].get("digest"):
         common += 1
     changes = tuple(
-        Change(what=f"layer {number + 1}", before=_layer(old, number), after=_layer(new, number))
+        ReleaseChange(what=f"layer {number + 1}", before=_layer(old, number), after=_layer(new, number))
         for number in range(common, max(len(old), len(new)))
     )
     stored = sum(_stored(layer) for layer in new[:common])
@@ -203,11 +203,11 @@ def _stored(layer: Mapping[str, Any]) -> int:
     return found if isinstance(found, int) and 0 <= found < 1 << 63 else 0
 
 
-def _facts(before: Record, after: Record) -> Iterator[Change]:
+def _facts(before: Record, after: Record) -> Iterator[ReleaseChange]:
     same_bytes = before.sha256 == after.sha256
     if not same_bytes:
         grown = f"{human_bytes(after.size)}, {growth(before.size, after.size)}"
-        yield Change(what="size", before=human_bytes(before.size), after=grown)
+        yield ReleaseChange(what="size", before=human_bytes(before.size), after=grown)
     old, new = mapping(before.base), mapping(after.base)
     yield from _one("base", old.get("reference"), new.get("reference"))
     yield from _one("base digest", short(old.get("digest", _NONE)), short(new.get("digest", _NONE)))
@@ -220,7 +220,7 @@ def _facts(before: Record, after: Record) -> Iterator[Change]:
         yield from _one(key, before.provenance.get(key), after.provenance.get(key))
 
 
-def _inputs(before: Record, after: Record) -> Iterator[Change]:
+def _inputs(before: Record, after: Record) -> Iterator[ReleaseChange]:
     old, new = mapping(before.provenance.get("inputs")), mapping(after.provenance.get("inputs"))
     recorded = all(map(_dockerfile_text, (before, after)))
     for key in ("target", "period") if recorded else ("dockerfile", "target", "period"):
@@ -245,14 +245,14 @@ def _dockerfile_text(record: Record) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _keyed(word: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
+def _keyed(word: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[ReleaseChange]:
     for name in sorted({*old, *new}):
         yield from _one(f"{word} {name}", old.get(name), new.get(name))
 
 
-def _one(what: str, before: object, after: object) -> Iterator[Change]:
+def _one(what: str, before: object, after: object) -> Iterator[ReleaseChange]:
     if before != after:
-        yield Change(
+        yield ReleaseChange(
             what=shown(what),
             before=_NONE if before is None else shown(before),
             after=_NONE if after is None else shown(after),
@@ -272,7 +272,7 @@ def scan_text(record: Record) -> str:
     return shown(str(record.scan.get("status", "unknown")) + (f": {findings}" if findings else ""))
 
 
-def _packages(old: Mapping[Package, str], new: Mapping[Package, str]) -> Iterator[Change]:
+def _packages(old: Mapping[Package, str], new: Mapping[Package, str]) -> Iterator[ReleaseChange]:
     for source, name in sorted({*old, *new}):
         yield from _one(f"{name} ({source})", old.get((source, name)), new.get((source, name)))
 
@@ -291,6 +291,6 @@ def _files(old: Contents, new: Contents) -> FileChanges | None:
     return FileChanges(added=len(added), removed=len(removed), changed=changed, folders=folders)
 
 
-def _folder(name: str, before: int, after: int) -> Change:
+def _folder(name: str, before: int, after: int) -> ReleaseChange:
     grown = f"{human_bytes(after)}, {growth(before, after)}"
-    return Change(what=shown(name), before=human_bytes(before), after=grown)
+    return ReleaseChange(what=shown(name), before=human_bytes(before), after=grown)

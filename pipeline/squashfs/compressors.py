@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 JOB_SIZE = 1 << 20  # plain bytes after which a job is handed over
 
 
-class Job:
+class BlockJob:
     """Some blocks that are being compressed; an empty one is a hole and stays empty.
 
     After `wait`: `words` and `sums`, the crc32 of each stored block (both 0 for a hole), `parts` the stored
@@ -51,7 +51,7 @@ class Job:
         """Whether `wait` returns at once."""
         return not self._done.locked()
 
-    def wait(self) -> Job:
+    def wait(self) -> BlockJob:
         with self._done:
             if self._failure is not None:
                 raise self._failure
@@ -90,14 +90,14 @@ class Compressors:
     def __init__(self, codec: Codec, *, workers: int = 0) -> None:
         self.codec = codec
         self.workers = workers or len(os.sched_getaffinity(0))
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[BlockJob | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, name=f"compress-{number}", daemon=True)
             for number in range(self.workers)
         ]
 
-    def submit(self, blocks: list[Plain]) -> Job:
-        job = Job(blocks)
+    def submit(self, blocks: list[Plain]) -> BlockJob:
+        job = BlockJob(blocks)
         self._jobs.put(job)
         return job
 

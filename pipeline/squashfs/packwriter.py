@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from pipeline.errors import FormatError
 from pipeline.squashfs.blocks import LENGTH
 from pipeline.squashfs.codecs import Plain, Stored
-from pipeline.squashfs.compressors import JOB_SIZE, Compressors, Job
+from pipeline.squashfs.compressors import JOB_SIZE, BlockJob, Compressors
 from pipeline.squashfs.inode import Kind
 from pipeline.squashfs.packindex import DIGEST_SIZE, PackIndex
 
@@ -76,7 +76,7 @@ class PackWriter:
         self._compressors = compressors
         self._block_size = block_size
         self._in_flight = in_flight
-        self._jobs: deque[tuple[Job, list[int]]] = deque()
+        self._jobs: deque[tuple[BlockJob, list[int]]] = deque()
         self._blocks: list[Plain] = []
         self._owners: list[int] = []
         self._waiting = 0

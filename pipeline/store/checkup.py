@@ -25,7 +25,7 @@ ASKED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class StoreFinding:
     """One thing looked at: "ok", "warn" or "fail", what was found, and what to do about it."""
 
     level: str
@@ -33,7 +33,9 @@ class Finding:
     advice: str = ""
 
 
-def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | None = None) -> list[Finding]:
+def examine(
+    root: Path, *, group: str | None = None, stripe: tuple[int, int] | None = None
+) -> list[StoreFinding]:
     """Check a store for faults. Creates probe files and removes them; changes nothing else.
 
     `group` is the group that its folders should have, `stripe` the Lustre striping of its files: (targets,
@@ -43,10 +45,10 @@ def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | N
     try:
         creation.require(layout)
     except SqshpipeError as error:
-        return [Finding(level="fail", found=error.headline, advice=error.hint)]
+        return [StoreFinding(level="fail", found=error.headline, advice=error.hint)]
     kind = mount_of(root).type
     known = "an unknown file system" if kind == "unknown" else kind
-    findings = [Finding(level="ok", found=f"{root} is on {known}")]
+    findings = [StoreFinding(level="ok", found=f"{root} is on {known}")]
     findings += _writing(layout)
     if not any(one.level == "fail" for one in findings):
         findings += _folders(layout)
@@ -59,7 +61,7 @@ def examine(root: Path, *, group: str | None = None, stripe: tuple[int, int] | N
     return findings
 
 
-def _writing(layout: Layout) -> Iterator[Finding]:
+def _writing(layout: Layout) -> Iterator[StoreFinding]:
     folder = layout.blobs if layout.blobs.is_dir() else layout.root
     probe = folder / temporary_name()
     try:
@@ -70,12 +72,12 @@ def _writing(layout: Layout) -> Iterator[Finding]:
             finally:
                 os.close(probing)
     except SqshpipeError as error:
-        yield Finding(level="fail", found=error.headline, advice=error.hint)
+        yield StoreFinding(level="fail", found=error.headline, advice=error.hint)
         return
     try:
         owner = probe.stat().st_uid
         if owner != os.geteuid():
-            yield Finding(
+            yield StoreFinding(
                 level="warn",
                 found=f"files written as uid {os.geteuid()} belong to uid {owner}",
                 advice="the server has root_squash: publish as the store's own user",
@@ -85,23 +87,23 @@ def _writing(layout: Layout) -> Iterator[Finding]:
         probe.unlink(missing_ok=True)
 
 
-def _linking(probe: Path) -> Iterator[Finding]:
+def _linking(probe: Path) -> Iterator[StoreFinding]:
     other = probe.with_name(temporary_name())
     try:
         os.link(probe, other)
     except OSError as error:
-        yield Finding(
+        yield StoreFinding(
             level="warn",
             found=f"hard links are refused ({error.strerror})",
             advice="publishing works by renameat2 or claims instead; prefer a file system with links",
         )
     else:
-        yield Finding(level="ok", found="files and hard links can be made")
+        yield StoreFinding(level="ok", found="files and hard links can be made")
     finally:
         other.unlink(missing_ok=True)
 
 
-def _folders(layout: Layout) -> Iterator[Finding]:
+def _folders(layout: Layout) -> Iterator[StoreFinding]:
     """What a publisher of another user or umask made, and this one cannot work in."""
     wanted = [layout.root, layout.blobs]
     for image in layout.images():
@@ -109,7 +111,7 @@ def _folders(layout: Layout) -> Iterator[Finding]:
     for folder in wanted:
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             status = folder.stat()
-            yield Finding(
+            yield StoreFinding(
                 level="fail",
                 found=f"{folder} cannot be written (uid {status.st_uid}, gid {status.st_gid}, "
                 f"mode {stat.S_IMODE(status.st_mode):o})",
@@ -117,54 +119,58 @@ def _folders(layout: Layout) -> Iterator[Finding]:
             )
 
 
-def _room(layout: Layout) -> Iterator[Finding]:
+def _room(layout: Layout) -> Iterator[StoreFinding]:
     free = shutil.disk_usage(layout.root).free
     inodes = os.statvfs(layout.root)
     if free < LOW_BYTES:
-        yield Finding(
+        yield StoreFinding(
             level="warn",
             found=f"{free / 1e9:.1f} GB free",
             advice="sqshpipe store prune --dry-run says what could go",
         )
     else:
-        yield Finding(level="ok", found=f"{free / 1e9:.1f} GB free")
+        yield StoreFinding(level="ok", found=f"{free / 1e9:.1f} GB free")
     left = space.lustre_quota_left(layout.root)
     if left is not None and left < LOW_BYTES:
-        yield Finding(
+        yield StoreFinding(
             level="warn",
             found=f"{left / 1e9:.1f} GB left of the quota",
             advice="ask for more, or see sqshpipe store prune --dry-run",
         )
     if inodes.f_files and inodes.f_favail < 10000:
-        yield Finding(level="warn", found=f"{inodes.f_favail} inodes left", advice="ask for more inodes")
+        yield StoreFinding(level="warn", found=f"{inodes.f_favail} inodes left", advice="ask for more inodes")
 
 
-def _leases(layout: Layout) -> Iterator[Finding]:
+def _leases(layout: Layout) -> Iterator[StoreFinding]:
     if not layout.leases.is_dir():
-        yield Finding(
+        yield StoreFinding(
             level="warn",
             found="there is no folder for leases, so prune cannot know who uses what",
             advice=f"mkdir -m 1777 {layout.leases}",
         )
     elif stat.S_IMODE(layout.leases.stat().st_mode) != leases.FOLDER_MODE:
-        yield Finding(
+        yield StoreFinding(
             level="warn", found=f"{layout.leases} is not mode 1777", advice=f"chmod 1777 {layout.leases}"
         )
 
 
-def _caches(layout: Layout) -> Iterator[Finding]:
+def _caches(layout: Layout) -> Iterator[StoreFinding]:
     for image in layout.images():
         try:
             loaded = read_truth(layout, image)
         except SqshpipeError as error:
-            yield Finding(level="fail", found=error.headline, advice=error.hint)
+            yield StoreFinding(level="fail", found=error.headline, advice=error.hint)
             continue
         for message in loaded.broken:
-            yield Finding(level="fail", found=message, advice="sqshpipe store rebuild says what can be done")
+            yield StoreFinding(
+                level="fail", found=message, advice="sqshpipe store rebuild says what can be done"
+            )
         if lost := lost_events(layout, loaded.state):
-            yield Finding(level="fail", found=lost, advice="sqshpipe store rebuild says what can be done")
+            yield StoreFinding(
+                level="fail", found=lost, advice="sqshpipe store rebuild says what can be done"
+            )
         elif loaded.state.releases and not _caches_are_right(layout, image):
-            yield Finding(
+            yield StoreFinding(
                 level="warn", found=f"the index of {image} is stale", advice="sqshpipe store rebuild"
             )
 
@@ -174,36 +180,36 @@ def _caches_are_right(layout: Layout, image: str) -> bool:
     return read_head(layout, image) is not None and index_is_current(layout, image, raw)
 
 
-def _leftovers(layout: Layout) -> Iterator[Finding]:
+def _leftovers(layout: Layout) -> Iterator[StoreFinding]:
     dead = [path for path in temporaries(layout) if is_orphan(path)]
     if dead:
         size = sum(path.lstat().st_size for path in dead)
-        yield Finding(
+        yield StoreFinding(
             level="warn",
             found=f"{len(dead)} files of killed runs, {size / 1e9:.1f} GB",
             advice="sqshpipe store prune removes them",
         )
 
 
-def _group(layout: Layout, group: str | None) -> Iterator[Finding]:
+def _group(layout: Layout, group: str | None) -> Iterator[StoreFinding]:
     try:
         space.check_group(layout, group)
     except SqshpipeError as error:
-        yield Finding(level="fail", found=error.headline, advice=error.hint)
+        yield StoreFinding(level="fail", found=error.headline, advice=error.hint)
         return
     if group is None:
         return
     for folder in (layout.root, layout.blobs, *map(layout.image, layout.images())):
         mode = stat.S_IMODE(folder.stat().st_mode) if folder.is_dir() else 0o2775
         if not (mode & stat.S_ISGID and mode & stat.S_IWGRP):
-            yield Finding(
+            yield StoreFinding(
                 level="warn",
                 found=f"{folder} has mode {mode:o}, so not all of group {group} can publish",
                 advice=f"once, as its owner: chmod -R g+rwXs {layout.root}",
             )
 
 
-def _unstriped(layout: Layout) -> Iterator[Finding]:
+def _unstriped(layout: Layout) -> Iterator[StoreFinding]:
     """Large files that lie on one server of Lustre: one node reads them over one connection."""
     if mount_of(layout.root).type != "lustre" or shutil.which("lfs") is None:
         return
@@ -212,11 +218,11 @@ def _unstriped(layout: Layout) -> Iterator[Finding]:
     try:
         alone = [path for path in largest[:ASKED] if space.targets(path) == 1]
     except SqshpipeError as error:
-        yield Finding(level="warn", found=error.headline, advice=error.hint)
+        yield StoreFinding(level="warn", found=error.headline, advice=error.hint)
         return
     if alone:
         found = f"{len(alone)} of the {len(largest[:ASKED])} largest files lie on one Lustre target each"
-        yield Finding(
+        yield StoreFinding(
             level="warn",
             found=f"{found}, such as {alone[0].name} with {sizes[alone[0]] / 1e9:.1f} GB: "
             "a node reads such a file with at most 0.63 GB/s",
@@ -224,15 +230,17 @@ def _unstriped(layout: Layout) -> Iterator[Finding]:
         )
 
 
-def _striping(layout: Layout, count: int, size: int) -> Iterator[Finding]:
+def _striping(layout: Layout, count: int, size: int) -> Iterator[StoreFinding]:
     if mount_of(layout.root).type != "lustre":
         found = "store: {stripe: …} is set, and the store is not on Lustre"
-        yield Finding(level="warn", found=found, advice="leave it out, or look at the path")
+        yield StoreFinding(level="warn", found=found, advice="leave it out, or look at the path")
     elif shutil.which("lfs") is None:
         found = "lfs is not installed, so new files are not striped"
-        yield Finding(level="warn", found=found, advice="install the Lustre client's tools on the publisher")
+        yield StoreFinding(
+            level="warn", found=found, advice="install the Lustre client's tools on the publisher"
+        )
     elif layout.blobs.is_dir() and (is_so := space.striping(layout)) != (count, size):
-        yield Finding(
+        yield StoreFinding(
             level="warn",
             found=f"{layout.blobs} is striped over {is_so[0]} targets in {is_so[1]} bytes",
             advice=f"for files to come: lfs setstripe -c {count} -S {size} {layout.blobs}",

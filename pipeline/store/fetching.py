@@ -16,7 +16,7 @@ from pipeline.store import attachments
 from pipeline.store.layout import Layout
 from pipeline.store.record import Record
 from pipeline.store.sharing import Holder, ranges_of
-from pipeline.store.sync_source import Report, SyncSource
+from pipeline.store.sync_source import SyncReport, SyncSource
 
 _PIECE = 4 << 20
 
@@ -31,7 +31,7 @@ def fetch(
     source: SyncSource,
     layout: Layout,
     holders: Sequence[Holder],
-    report: Report,
+    report: SyncReport,
     task: Task,
 ) -> tuple[str, int]:
     """Append what is missing to the open file `staged`. Returns (sha256 of the whole file, bytes reused).

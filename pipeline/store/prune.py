@@ -46,7 +46,7 @@ AskJobs = Callable[[], LiveJobs]
 
 
 @dataclass(slots=True, kw_only=True)
-class Report:
+class PruneReport:
     """What a prune found and did, or with dry_run would do. Sizes in bytes."""
 
     verdicts: list[Verdict] = field(default_factory=list)
@@ -65,12 +65,12 @@ class Report:
     """
 
 
-def prune(layout: Layout, policy: Policy, ask_jobs: AskJobs, *, dry_run: bool = False) -> Report:
+def prune(layout: Layout, policy: Policy, ask_jobs: AskJobs, *, dry_run: bool = False) -> PruneReport:
     """Hide and delete what `policy` lets go. With `dry_run` nothing changes, and the report says what would.
 
     Slurm that cannot be asked (`ask_jobs` raises ToolError) means that no release is hidden or deleted.
     """
-    report = Report()
+    report = PruneReport()
     now = datetime.now(timezone.utc)
     jobs: LiveJobs | None = None
     try:
@@ -98,7 +98,7 @@ def prune(layout: Layout, policy: Policy, ask_jobs: AskJobs, *, dry_run: bool = 
     return report
 
 
-def _read(layout: Layout, report: Report) -> Inventory:
+def _read(layout: Layout, report: PruneReport) -> Inventory:
     """What is true now of every image; what cannot be read is in the report, too."""
     found = inventory.take(layout)
     report.broken = found.broken
@@ -119,7 +119,7 @@ def _stale(layout: Layout, found: Inventory) -> set[str]:
     return {image for image in known if found.states[image].releases and not right(image)}
 
 
-def _without_doubt(verdict: Verdict, found: Inventory, report: Report) -> Verdict:
+def _without_doubt(verdict: Verdict, found: Inventory, report: PruneReport) -> Verdict:
     """The verdict, where it hides or deletes: only when everything is known that could speak against it."""
     if verdict.action not in (HIDE, DELETE):
         return verdict
@@ -133,7 +133,7 @@ def _without_doubt(verdict: Verdict, found: Inventory, report: Report) -> Verdic
     return replace(verdict, action=action, reason=why) if why else verdict
 
 
-def _change(layout: Layout, states: dict[str, ImageState], report: Report) -> set[str]:
+def _change(layout: Layout, states: dict[str, ImageState], report: PruneReport) -> set[str]:
     """Write the events of the verdicts; returns the images that changed.
 
     Each verdict is decided again from the present state.
@@ -167,7 +167,7 @@ def _unused(
     policy: Policy,
     now: datetime,
     used: Mapping[str, str],
-    report: Report,
+    report: PruneReport,
 ) -> list[str]:
     """Digests of bytes that may go: a pruned release's at once, those of no record when they are old.
 
@@ -201,7 +201,7 @@ def _delete_unused(
     layout: Layout,
     policy: Policy,
     ask_jobs: AskJobs,
-    report: Report,
+    report: PruneReport,
     now: datetime,
     named: Mapping[str, str],
 ) -> None:
@@ -242,7 +242,7 @@ def _why(digest: str, pruned: set[str]) -> str:
     return "no release has it any more" if digest in pruned else "no record names it"
 
 
-def _delete(away: Path, digest: str, report: Report) -> None:
+def _delete(away: Path, digest: str, report: PruneReport) -> None:
     report.freed += away.stat().st_size
     report.blobs.append(digest)
     away.unlink(missing_ok=True)
@@ -276,7 +276,7 @@ def _drop_leases(layout: Layout, jobs: LiveJobs, now: datetime) -> None:
     leases.remove_remains(layout, counting, now.timestamp())
 
 
-def _clear_temporaries(layout: Layout, report: Report) -> None:
+def _clear_temporaries(layout: Layout, report: PruneReport) -> None:
     """Remove temporary files whose writer is dead."""
     for path, why in _leftovers(layout, report):
         status = path.lstat()
@@ -285,7 +285,7 @@ def _clear_temporaries(layout: Layout, report: Report) -> None:
         report.files.append((str(path.relative_to(layout.root)), why))
 
 
-def _leftovers(layout: Layout, report: Report) -> Iterator[tuple[Path, str]]:
+def _leftovers(layout: Layout, report: PruneReport) -> Iterator[tuple[Path, str]]:
     """Temporary files to remove, with the reason; the report gets the reason of those that stay."""
     for path in temporaries(layout):
         if path.is_dir() and not path.is_symlink():
@@ -304,7 +304,7 @@ def _foresee(
     layout: Layout,
     found: Inventory,
     policy: Policy,
-    report: Report,
+    report: PruneReport,
     now: datetime,
     *,
     used: Mapping[str, str] | None,

@@ -57,7 +57,7 @@ class Damage:
 
 
 @dataclass(slots=True, kw_only=True)
-class Report:
+class ScrubReport:
     """What was read. `skipped` files were read by an interrupted run before, or a short time ago."""
 
     checked: int = 0
@@ -84,7 +84,7 @@ def scrub(
     required: trust.Required | None = None,
     deep: Deep | None = None,
     task: Task = NO_TASK,
-) -> Report:
+) -> ScrubReport:
     """Read the files of all releases, or of `names` (image, image:version).
 
     `bytes_per_second` limits the rate; 0: no limit. With `deep`, the content of sound files is compared too,
@@ -92,7 +92,7 @@ def scrub(
     complete one, the next begins again. In a store that cannot be written, nothing is marked. The required
     signatures of every wanted release are verified. Raises ConfigError for an unknown name.
     """
-    report = Report()
+    report = ScrubReport()
     wanted = [split_name(name) if ":" in name else (check_image(name), "") for name in names]
     with atomic.translate_errors(f"reading {layout.root}"):
         found = inventory.take(layout)
@@ -150,7 +150,7 @@ class _Contents:
     layout: Layout
     states: dict[str, ImageState]
     deep: Deep | None
-    report: Report
+    report: ScrubReport
     task: Task
     _known: dict[tuple[str, ...], str] = field(default_factory=dict)
 
@@ -199,7 +199,7 @@ class _Finding:
 
 
 def _held(
-    layout: Layout, found: Inventory, wanted: list[tuple[str, str]], report: Report
+    layout: Layout, found: Inventory, wanted: list[tuple[str, str]], report: ScrubReport
 ) -> dict[str, _Held]:
     """sha256 -> what has it, for everything that was not pruned. What cannot be read is in the report."""
     held: dict[str, _Held] = {}
@@ -278,7 +278,7 @@ class _PacedTask:
 
 
 def _look(
-    layout: Layout, digest: str, sizes: Collection[int], pace: _Pace, report: Report, task: Task
+    layout: Layout, digest: str, sizes: Collection[int], pace: _Pace, report: ScrubReport, task: Task
 ) -> tuple[int, str]:
     """(size of the file, what is wrong with the bytes or nothing). A size in no record is wrong unread."""
     there = 0

@@ -34,7 +34,7 @@ from pipeline.store.sync_source import (
     Bucket,
     BucketSource,
     MountedSource,
-    Report,
+    SyncReport,
     SyncSource,
     attachment_prefix,
     published,
@@ -55,7 +55,7 @@ def sync(
     names: Iterable[str] = (),
     mirror_channels: Iterable[str] = (),
     task: Task = NO_TASK,
-) -> Report:
+) -> SyncReport:
     """Copy what is published at `source` and missing at `target`: all, or those that `names` says.
 
     `names` are images or image:version. What was pruned at a mounted target is not missing there: it comes
@@ -67,7 +67,7 @@ def sync(
     for place in (source, target):
         if isinstance(place, Store):
             place.require()
-    report = Report()
+    report = SyncReport()
     wanted = [_wanted(name) for name in names]
     if isinstance(source, Store):
         records = published(source, wanted, report)
@@ -86,12 +86,12 @@ def sync(
     return report
 
 
-def compare(source: Store | Bucket, target: Store | Bucket, *, names: Iterable[str] = ()) -> Report:
+def compare(source: Store | Bucket, target: Store | Bucket, *, names: Iterable[str] = ()) -> SyncReport:
     """What `sync` would copy, in `copied` of the report; nothing is written.
 
     Raises PublishError when a version has other content at `target`.
     """
-    report = Report()
+    report = SyncReport()
     wanted = [_wanted(name) for name in names]
     if isinstance(source, Store):
         records = published(source, wanted, report)
@@ -131,7 +131,7 @@ def _to_store(
     source: SyncSource,
     target: Store,
     wanted: list[tuple[str, str | None]],
-    report: Report,
+    report: SyncReport,
     task: Task,
 ) -> None:
     before: dict[str, ImageState] = {}
@@ -163,7 +163,7 @@ def _bring(
     before: dict[str, ImageState],
     wanted: list[tuple[str, str | None]],
     holders: Holders,
-    report: Report,
+    report: SyncReport,
     task: Task,
 ) -> bool:
     """Copy one release; False when it was pruned at the target and stays so."""
@@ -208,7 +208,7 @@ def _bring_attachments(layout: Layout, record: Record, source: SyncSource) -> No
 
 
 def _bring_release(
-    layout: Layout, record: Record, source: SyncSource, holders: Holders, report: Report, task: Task
+    layout: Layout, record: Record, source: SyncSource, holders: Holders, report: SyncReport, task: Task
 ) -> None:
     if publish_steps.bytes_are_there(layout, record):
         publish.commit_present(layout, record)
@@ -237,7 +237,7 @@ def _fetch(
     source: SyncSource,
     layout: Layout,
     holders: Sequence[Holder],
-    report: Report,
+    report: SyncReport,
     task: Task,
 ) -> tuple[str, int]:
     file = untrusted.open_regular(staged, flags=os.O_RDWR | os.O_CREAT)
@@ -274,7 +274,9 @@ def _is_own(path: Path) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
 
 
-def _to_bucket(layout: Layout, records: Iterable[Record], bucket: Bucket, report: Report, task: Task) -> None:
+def _to_bucket(
+    layout: Layout, records: Iterable[Record], bucket: Bucket, report: SyncReport, task: Task
+) -> None:
     holders = Holders(layout)
     for record in records:
         try:
@@ -284,7 +286,7 @@ def _to_bucket(layout: Layout, records: Iterable[Record], bucket: Bucket, report
 
 
 def _upload(
-    layout: Layout, record: Record, bucket: Bucket, holders: Holders, report: Report, task: Task
+    layout: Layout, record: Record, bucket: Bucket, holders: Holders, report: SyncReport, task: Task
 ) -> None:
     source = MountedSource(layout)
     source.check(record)
@@ -324,7 +326,7 @@ def _in_bucket(
     return found, [one.record.file for one in there]
 
 
-def _mirror(source: Store | Bucket, target: Store | Bucket, channel: str, report: Report) -> None:
+def _mirror(source: Store | Bucket, target: Store | Bucket, channel: str, report: SyncReport) -> None:
     if not isinstance(source, Store) or not isinstance(target, Store):
         raise ConfigError("channels travel between mounted stores only", hint="promote at the target")
     for image in source.images():

@@ -72,7 +72,7 @@ class Sent:
 
 
 @dataclass(slots=True, kw_only=True)
-class Report:
+class SyncReport:
     """The names of the copied releases, the number that the target had, and the names of those pruned there.
 
     `bytes_copied` were sent; `bytes_reused` were copied from other releases at the target. `refused` has one
@@ -93,7 +93,7 @@ def is_wanted(wanted: list[tuple[str, str | None]], image: str, version: str) ->
     return not wanted or (image, version) in wanted or (image, None) in wanted
 
 
-def published(store: Store, wanted: list[tuple[str, str | None]], report: Report) -> Iterator[Record]:
+def published(store: Store, wanted: list[tuple[str, str | None]], report: SyncReport) -> Iterator[Record]:
     """Records of what resolves, oldest first."""
     store.require()
     for image in store.layout.images():
@@ -108,7 +108,7 @@ def published(store: Store, wanted: list[tuple[str, str | None]], report: Report
                         yield record
 
 
-def _truth(layout: Layout, image: str, report: Report) -> ImageState:
+def _truth(layout: Layout, image: str, report: SyncReport) -> ImageState:
     """What records and events of `image` say. What cannot be read is reported; other images are copied."""
     try:
         loaded = read_truth(layout, image)
@@ -119,7 +119,7 @@ def _truth(layout: Layout, image: str, report: Report) -> ImageState:
     return loaded.state
 
 
-def recorded(bucket: Bucket, wanted: list[tuple[str, str | None]], report: Report) -> Iterator[Record]:
+def recorded(bucket: Bucket, wanted: list[tuple[str, str | None]], report: SyncReport) -> Iterator[Record]:
     """The records of a bucket, oldest first. Raises PublishError for one that has another one's name."""
     found = []
     matches = []

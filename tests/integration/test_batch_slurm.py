@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batch.local import Outcome, Task
+from pipeline.batch.local import ImageOutcome, Task
 from pipeline.batch.slurm import SlurmExecutor
 from pipeline.config.types import SlurmSettings
 from pipeline.errors import ToolError
@@ -35,8 +35,8 @@ def task(name: str, script: str, tmp_path: Path, settings: SlurmSettings = ONE, 
     return Task(image=name, version="v1", argv=argv, folder=tmp_path, slurm=settings, after=bases)
 
 
-def run(tmp_path: Path, tasks: list[Task], limit: int | None = None) -> dict[str, Outcome]:
-    found: dict[str, Outcome] = {}
+def run(tmp_path: Path, tasks: list[Task], limit: int | None = None) -> dict[str, ImageOutcome]:
+    found: dict[str, ImageOutcome] = {}
     executor = SlurmExecutor(shared=tmp_path / "shared", limit=limit, poll=0.3, settle=1.0)
     executor.run(tasks, lambda outcome: found.update({outcome.task.image: outcome}))
     return found

@@ -19,7 +19,7 @@ from pipeline.config.types import Notify
 from pipeline.errors import ConfigError, RegistryError, ToolError
 from pipeline.github.event import Wanted
 from pipeline.github.summary import checked_markdown, wanted_markdown
-from pipeline.notify.messages import Event, deliver
+from pipeline.notify.messages import Notification, deliver
 from pipeline.oci.reference import Reference
 from pipeline.system import process
 
@@ -97,7 +97,10 @@ def test_a_message_calls_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(httpx, "post", post)
     monkeypatch.setenv("HOOK", "https://h.example")
     text = "the registry says <!channel> <https://evil.example|click>\u202e"
-    deliver(Notify(webhook_env="HOOK", on=("failed",)), Event(kind="failed", image="a", text=text, about="x"))
+    deliver(
+        Notify(webhook_env="HOOK", on=("failed",)),
+        Notification(kind="failed", image="a", text=text, about="x"),
+    )
     assert "<" not in sent[0]
     assert "\u202e" not in sent[0]
     assert "the registry says" in sent[0]

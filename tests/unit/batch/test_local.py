@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batch.local import LocalExecutor, Outcome, Task, in_order, left_out, outcome, run, tasks_for
+from pipeline.batch.local import (
+    ImageOutcome,
+    LocalExecutor,
+    Task,
+    in_order,
+    left_out,
+    outcome,
+    run,
+    tasks_for,
+)
 from pipeline.config.reading import load
 from pipeline.config.types import Config
 from pipeline.errors import ConfigError
@@ -46,7 +55,7 @@ class Recorder:
         self.broken = broken
         self.ran: list[Task] = []
 
-    def run(self, tasks: Sequence[Task], done: Callable[[Outcome], None]) -> None:
+    def run(self, tasks: Sequence[Task], done: Callable[[ImageOutcome], None]) -> None:
         waiting = list(tasks)
         while waiting:
             self.ran.append(waiting.pop(0))
@@ -96,7 +105,7 @@ def test_here_an_image_waits_for_its_own_base_alone(tmp_path: Path) -> None:
         argv = (sys.executable, "-c", text)
         return Task(image=name, version="v1", argv=argv, folder=tmp_path, after=after)
 
-    found: dict[str, Outcome] = {}
+    found: dict[str, ImageOutcome] = {}
     tasks = [
         made("slow", until),
         made("base", "pass"),
@@ -148,7 +157,7 @@ def test_no_more_than_the_limit_run_at_once(tmp_path: Path) -> None:
         )
         for number in range(5)
     ]
-    found: list[Outcome] = []
+    found: list[ImageOutcome] = []
     LocalExecutor(limit=2).run(tasks, found.append)
     assert {one.code for one in found} == {0}
     assert {int(one.path or 0) for one in found} <= {1, 2}
@@ -158,7 +167,7 @@ def test_an_interruption_ends_what_runs_and_starts_nothing_more(tmp_path: Path) 
     class Interrupted(BaseException):
         pass
 
-    def interrupt(_: Outcome) -> None:
+    def interrupt(_: ImageOutcome) -> None:
         raise Interrupted
 
     waits = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(120)"

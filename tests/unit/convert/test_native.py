@@ -158,7 +158,7 @@ def test_what_upper_layers_hide_is_not_in_the_file(tmp_path: Path, size: int) ->
     lower = LayerBuilder().file("kept", b"kept" * 300).file("secret", secret).file("other", b"other" * 2000)
     source = image(tmp_path / "image", lower, LayerBuilder().whiteout("secret"))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pipeline.squashfs.compressors.Job.run", store_plainly)
+        patched.setattr("pipeline.squashfs.compressors.BlockJob.run", store_plainly)
         convert(source, tmp_path, block_size=4096)
     data = (tmp_path / "out.sqsh").read_bytes()
     assert MARKER[:30] not in data

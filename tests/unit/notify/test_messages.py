@@ -12,12 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from pipeline.config.types import Notify
-from pipeline.notify.messages import Event, Notifier, deliver
+from pipeline.notify.messages import Notification, Notifier, deliver
 from tests.support.servers.registry import Quiet, serving
 
 EVERYTHING = frozenset({"published", "blocked", "failed", "base-moved"})
 COMMAND = Notify(command=("true",), on=EVERYTHING)
-PUBLISHED = Event(
+PUBLISHED = Notification(
     kind="published", image="demo", text="demo:v1 is published", about="v1", details={"path": "/s/demo"}
 )
 
@@ -26,18 +26,18 @@ class Recorder:
     """Stands in for the network: remembers, and fails as often as the test says."""
 
     def __init__(self, failures: int = 0) -> None:
-        self.sent: list[Event] = []
+        self.sent: list[Notification] = []
         self.tries = 0
         self.failures = failures
 
-    def __call__(self, _: Notify, event: Event) -> None:
+    def __call__(self, _: Notify, event: Notification) -> None:
         self.tries += 1
         if self.tries <= self.failures:
             raise OSError("unreachable")
         self.sent.append(event)
 
 
-def tell(folder: Path, send: Recorder, *events: Event, target: Notify = COMMAND) -> None:
+def tell(folder: Path, send: Recorder, *events: Notification, target: Notify = COMMAND) -> None:
     with Notifier((target,), folder / "told", send=send, pause=0.01) as notifier:
         for event in events:
             notifier.send(event)
@@ -47,7 +47,7 @@ def test_each_event_is_told_once_also_by_a_later_run(tmp_path: Path) -> None:
     send = Recorder()
     tell(tmp_path, send, PUBLISHED)
     tell(tmp_path, send, PUBLISHED)
-    other = Event(kind="published", image="demo", text="demo:v2 is published", about="v2")
+    other = Notification(kind="published", image="demo", text="demo:v2 is published", about="v2")
     tell(tmp_path, send, other)
     assert send.sent == [PUBLISHED, other]
 

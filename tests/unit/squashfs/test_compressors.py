@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from pipeline.squashfs.codecs import Codec, CompressMany
-from pipeline.squashfs.compressors import Compressors, Job
+from pipeline.squashfs.compressors import BlockJob, Compressors
 from tests.support.waiting import until
 
 BLOCKS = [bytes([number]) * 5000 for number in range(3)]
@@ -31,7 +31,7 @@ def compressors(many: CompressMany | None, workers: int = 2) -> Compressors:
     return Compressors(cast("Codec", OneCodec(many)), workers=workers)
 
 
-def result(job: Job) -> Job:
+def result(job: BlockJob) -> BlockJob:
     assert until(lambda: job.done, 10), "nobody works on it"
     return job.wait()
 

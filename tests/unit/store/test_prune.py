@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def actions(report: prune.Report) -> dict[str, str]:
+def actions(report: prune.PruneReport) -> dict[str, str]:
     return {verdict.version: verdict.action for verdict in report.verdicts}
 
 
