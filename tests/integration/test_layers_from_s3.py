@@ -26,7 +26,7 @@ from pipeline.convert.from_store import StoredLayers
 from pipeline.convert.packing import pack_cache
 from pipeline.convert.verify import verify
 from pipeline.errors import ToolError
-from pipeline.store import attest
+from pipeline.store import signatures
 from pipeline.store.layout import LAYERS
 from pipeline.store.record import EXTERNAL, Release
 from pipeline.store.store import Store

@@ -19,7 +19,7 @@ from pipeline.release.publish import publish
 from pipeline.store.events import read_events
 from pipeline.store.layout import BROUGHT, LAYERS
 from pipeline.store.record import Release
-from pipeline.store.scrub import Deep, Report, last_finding
+from pipeline.store.scrub import Deep, ScrubReport, last_finding
 from pipeline.store.scrub import scrub as run
 from pipeline.store.sync import sync
 from tests.support.images.layers import LayerBuilder
@@ -36,7 +36,7 @@ def lower(*, content: bytes = noise(9000, 7), mode: int = 0o644, target: str = "
     return base.hardlink("base/second", "base/large").symlink("base/link", target)
 
 
-def full(site: Site, *names: str, synced: bool = False) -> Report:
+def full(site: Site, *names: str, synced: bool = False) -> ScrubReport:
     recheck = Recheck(layout=site.store.layout, synced=synced)
     return run(site.store.layout, names=names, deep=Deep(name="full", compare=recheck))
 
