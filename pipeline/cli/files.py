@@ -30,6 +30,7 @@ Data = Annotated[
 ]
 
 
+_SUFFIXES = (".sqsh", ".squashfs", ".sqfs", ".img")
 _INSIDE = re.compile(r"/[A-Za-z0-9._/@%+-]+")  # what every shell, pyxis and mount take as it is
 
 
@@ -67,6 +68,8 @@ def wanted(
         _refuse_reference(name)
     if slash:
         return signed.check_path(image_file(Path(name).expanduser(), digest))
+    if name.lower().endswith(_SUFFIXES):
+        raise ConfigError(f"{name[:200]!r} is not IMAGE[:VERSION]", hint=f"for the file write ./{name[:200]}")
     from pipeline.cli.stores import host_platform, open_store
     from pipeline.store import trust
     from pipeline.store.layout import RANGES
@@ -114,7 +117,7 @@ def is_release(text: str) -> bool:
     """Whether `text` can be IMAGE[:VERSION|:CHANNEL] rather than the path of a file."""
     from pipeline.config.names import split_name
 
-    if "/" in text or text.endswith((".sqsh", ".squashfs", ".img")):
+    if "/" in text or text.lower().endswith(_SUFFIXES):
         return False
     try:
         split_name(text)

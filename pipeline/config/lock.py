@@ -119,7 +119,7 @@ def write_lock(path: Path, lock: Lock) -> bool:
     """Write ``lock`` atomically; False when the file is the same already. Raises ConfigError."""
     text = render_lock(lock)
     try:
-        if path.exists() and path.read_text(encoding="utf-8") == text:
+        if path.exists() and yamlfile.content(path) == text.encode():
             return False
         atomic.replace(path, text.encode())
     except OSError as error:

@@ -107,8 +107,6 @@ def _take(
 
 
 def _parsed(found: list[tuple[str, Place]], escape: str) -> Instruction | None:
-    while found and found[-1][0].isspace():
-        found.pop()
     while found and found[0][0].isspace():
         found.pop(0)
     if not found:

@@ -34,3 +34,15 @@ def test_a_file_with_such_a_name_is_a_file(tmp_path: Path, monkeypatch: pytest.M
     file.parent.mkdir()
     file.write_bytes(b"hsqs" + bytes(100))
     assert wanted("a:b/x#1.sqsh", tmp_path).path == file
+
+
+@pytest.mark.parametrize("name", ["hello.sqsh", "HELLO.SQSH", "hello.squashfs", "a.sqfs", "v1.0.img"])
+def test_a_file_needs_a_slash(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for there in (False, True):
+        if there:
+            Path(name).write_bytes(b"hsqs" + bytes(100))
+        with pytest.raises(ConfigError, match="is not IMAGE") as caught:
+            wanted(name, None)
+        assert caught.value.hint == f"for the file write ./{name}"
+    assert wanted(f"./{name}", None).path == tmp_path / name

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from pipeline.config import yamlfile
+from pipeline.config.lock import Lock, write_lock
 from pipeline.config.reading import load
 from pipeline.config.types import Config, ConvertOptions, EcrSettings, SecretSource, TagPattern
 from pipeline.errors import ConfigError
@@ -350,3 +354,23 @@ def test_limits_of_images(write: Write) -> None:
 def test_slurms_time_is_taken_as_slurm_writes_it(write: Write, written: str, time: timedelta) -> None:
     text = MINIMAL + f"defaults: {{slurm: {{time: {written}}}}}\n"
     assert quiet(write(text)).image("demo").slurm.time == time
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "socket", "folder", "device"])
+def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "images.yaml"
+    if "pipe" in kind:
+        os.mkfifo(tmp_path / "pipe" if "link" in kind else file)
+    if "link" in kind:
+        file.symlink_to("pipe")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(file))
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match="cannot be read: not a regular file"):
+        yamlfile.read(file)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        write_lock(file, Lock())

@@ -111,6 +111,12 @@ def test_text_inside_here_documents_and_continued_lines_is_not_read() -> None:
     assert pin(text) == f"FROM {AT}\n" + text.split("\n", 1)[1]
 
 
+def test_an_escaped_space_belongs_to_the_end_of_a_here_document() -> None:
+    text = "RUN <<EOF\\ \nEOF\nFROM nvcr.io/nvidia/pytorch:24.01-py3\nEOF \nRUN x  \n"
+    top = "# escape=`\nFROM {}\n"
+    assert pin(top.format("nvcr.io/nvidia/pytorch:24.01-py3") + text) == top.format(AT) + text
+
+
 def test_docker_hub_names_are_the_same_however_long_they_are_spelled() -> None:
     base = Reference.parse("ubuntu:22.04").with_digest(DIGEST)
     for spelled in ("ubuntu:22.04", "library/ubuntu:22.04", "docker.io/library/ubuntu:22.04"):
