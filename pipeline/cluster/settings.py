@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from pipeline.config import yamlfile
-from pipeline.config.ecr_hosts import REGION_PATTERN, EcrHost, parse_host
+from pipeline.config.ecr_hosts import REGION_PATTERN, EcrHost, parse_host, partition_of
 from pipeline.config.fields import SlurmTime
 from pipeline.config.schema import REFS, as_file
 from pipeline.errors import ConfigError
@@ -227,8 +227,8 @@ class ClusterSettings(_Part):
     gpu: Gpu | None = None
     lustre: Lustre | None = None
     openzfs: OpenZfs | None = None
-    pull_policy: Policy = _about(
-        "For every node.", default="arn:aws:iam::aws:policy/AmazonEC2ContainerRegistryPullOnly"
+    pull_policy: Policy | None = _about(
+        "For every node; left out: AWS's own that may only pull from ECR.", default=None
     )
     scripts: Annotated[str, Field(pattern=r"^s3://[a-z0-9.-]+(/[A-Za-z0-9._-]+)*$")] | None = _about(
         "The folder in S3 where bootstrap.sh lies.", default=None
@@ -252,6 +252,11 @@ class ClusterSettings(_Part):
         if self.existing == "leave" and self.mounts == "kernel":
             raise ValueError("existing: leave changes no file of Slurm: write existing: use, or mounts: fuse")
         return self
+
+    @property
+    def aws_policies(self) -> str:
+        """How the ARN of a policy that AWS itself wrote begins, in the partition of the region."""
+        return f"arn:{partition_of(self.region).name}:iam::aws:policy"
 
     @property
     def ecr_hosts(self) -> tuple[EcrHost, ...]:

@@ -65,6 +65,14 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 class Refused(Exception):
     """No file for this reference; the text is for the user."""
 
+    exit_code = 1
+
+
+class NoStore(Refused):
+    """Nothing is known of any reference: the exit code is that of every verb that finds no store."""
+
+    exit_code = 8
+
 
 class NotPublished(Refused):
     """The store has nothing of this name: what the setting `missing` is about."""
@@ -605,7 +613,7 @@ def not_published(root: str, wanted: Wanted, image: Image) -> Refused:
     from difflib import get_close_matches
 
     if not is_store(root):
-        raise Refused(
+        raise NoStore(
             f"there is no store at {root}: is its file system mounted on this node? "
             f"A new store is created once: sqshpipe store create {root}"
         )
@@ -1313,7 +1321,7 @@ def main(arguments: list[str]) -> int:
         os.write(1, os.fsencode(path) + b"\n")
     except Refused as error:
         say(str(error))
-        return 0 if arguments == ["release"] else 1
+        return 0 if arguments == ["release"] else error.exit_code
     except OSError as error:
         say(f"{error.filename or arguments[-1]}: {error.strerror}")
         return 1

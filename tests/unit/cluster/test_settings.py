@@ -94,6 +94,24 @@ def test_a_capacity_reservation_brings_its_own_placement(tmp_path: Path) -> None
     assert queue["Networking"]["PlacementGroup"] == {"Enabled": False}
 
 
+@pytest.mark.parametrize(
+    ("region", "partition"),
+    [
+        ("us-east-1", "aws"),
+        ("us-gov-west-1", "aws-us-gov"),
+        ("cn-north-1", "aws-cn"),
+        ("eusc-de-east-1", "aws-eusc"),
+    ],
+)
+def test_policies_are_those_of_the_regions_partition(tmp_path: Path, region: str, partition: str) -> None:
+    text = FULL.replace("region: us-east-1", f"region: {region}")
+    rendered = bootstrap.cluster_file(load(tmp_path, text))
+    for policy in ("AmazonEC2ContainerRegistryPullOnly", "AmazonSSMManagedInstanceCore"):
+        assert rendered.count(f"Policy: arn:{partition}:iam::aws:policy/{policy}\n") == 2
+    own = f"arn:{partition}:iam::123456789012:policy/mine"
+    assert f"Policy: {own}\n" in bootstrap.cluster_file(load(tmp_path, f"{text}pull_policy: {own}\n"))
+
+
 def test_a_cluster_file_needs_its_parts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no head"):
         bootstrap.cluster_file(load(tmp_path, "name: x"))

@@ -99,6 +99,11 @@ def test_a_store_that_is_not_mounted_is_no_unknown_image(
     assert f"there is no store at {root}: is its file system mounted" in str(told.value)
     assert f"sqshpipe store create {root}" in str(told.value)
     assert not imported.exists()
+    program = tmp_path / "pyxis-importer"
+    program.write_bytes(Path(importer.__file__).read_bytes())
+    program.with_name("pyxis-importer.json").write_text(json.dumps({"schema": 1, **values}))
+    done = subprocess.run([sys.executable, program, "get", f"docker://{reference}"], capture_output=True)
+    assert done.returncode == 8, "as every verb that finds no store"
 
 
 @pytest.mark.parametrize("kept", ["blobs", "manifest.json", "demo"])
