@@ -362,7 +362,7 @@ class Store:
         return self._changed(image, event)
 
     def rollback(self, image: str, channel: str, *, reason: str = "") -> str:
-        """Let `channel` name what it named before, and give that version."""
+        """Move `channel` back to the version that it named before. Returns that version."""
         from pipeline.store import channels
 
         self.require()
