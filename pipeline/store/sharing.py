@@ -95,8 +95,7 @@ class Holders:
     def of(self, record: Record) -> list[Holder]:
         """At most eight other releases that share the most packs with `record`.
 
-        Their files are there, and as large as their records say. Raises nothing for what cannot be read: it
-        is left out.
+        Their files exist with the size that their records say. What cannot be read is left out.
         """
         if not record.packs:
             return []
