@@ -33,7 +33,7 @@ from tests.support.faults import people
 from tests.support.images import job_image, small_root
 from tests.support.images.job_image import USER, JobNode
 from tests.support.waiting import until
-from tests.unit.store.test_attest import write_keys
+from tests.unit.store.test_signatures import write_keys
 
 pytestmark = pytest.mark.needs("root", "mksquashfs", "squashfuse")
 ENROOT = os.environ.get("SQSHPIPE_TEST_ENROOT") or shutil.which("enroot") or ""

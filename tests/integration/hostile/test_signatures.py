@@ -29,7 +29,7 @@ from pipeline.store.store import Store
 from tests.support.images.squashed import squash
 from tests.support.store.handmade_store import squashfs_like
 from tests.support.store.releases import new_store, publish
-from tests.unit.store.test_attest import write_keys
+from tests.unit.store.test_signatures import write_keys
 
 HOST = importer.platform()
 SIGNED, UNSIGNED = "demo:v1.0", "demo:v1.1"

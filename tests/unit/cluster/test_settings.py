@@ -12,7 +12,7 @@ import yaml
 from pipeline.attest import signing
 from pipeline.cluster import bootstrap, settings
 from pipeline.errors import ConfigError
-from tests.unit.store.test_attest import write_keys
+from tests.unit.store.test_signatures import write_keys
 
 FULL = """
 name: gpu-cluster
