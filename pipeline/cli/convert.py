@@ -107,6 +107,8 @@ def convert(
 
     if file.exists() and not force:
         raise ConfigError(f"{file} exists", hint="choose another --output, or give --force to replace it")
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{file} is not a regular file", hint="choose another --output")
     chosen = _options(
         converter, compressor, zstd_level, block_size, keep_owners=keep_owners, keep_xattrs=keep_xattrs
     )

@@ -49,7 +49,7 @@ class Data:
 
     @property
     def folder(self) -> str:
-        """Where the node's Prolog has mounted it for the job's user, as text for a shell."""
+        """The folder where the Prolog mounts the image for the job's user, as shell text."""
         return f"{ROOT_NODE_FOLDER}/{self.release.sha256}/users/$(id -u).$(id -g)/root"
 
 

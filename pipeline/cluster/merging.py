@@ -1,4 +1,4 @@
-"""Merges what somebody writes into a structure that was rendered, such as the cluster file."""
+"""Merges a user's additions into a rendered structure, such as the cluster file."""
 
 from __future__ import annotations
 

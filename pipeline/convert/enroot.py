@@ -67,8 +67,8 @@ def convert_enroot(
     """Write ``output``; ``scratch`` is an empty folder of ours, ``cache`` holds layers for the next time.
 
     Raises ToolError when enroot fails, RegistryError when a tag moves meanwhile (before enroot 4, which reads
-    tags only), FormatError for what no converter takes. What another converter would do has an error that is
-    `UnsupportedByConverter` too, but for ConfigError where it was asked for in vain.
+    tags only), FormatError for what no converter takes. Where another converter would succeed, the error is
+    also an `UnsupportedByConverter`. ConfigError for sources and options that enroot does not support.
     """
     if not isinstance(source, RegistrySource):
         raise ConfigError(

@@ -42,7 +42,7 @@ class Mksquashfs:
 
     @classmethod
     def find(cls) -> Mksquashfs:
-        """The one in PATH. Raises ToolError when it is missing, or only one that must not be used."""
+        """The mksquashfs in PATH. Raises ToolError when it is missing or its version must not be used."""
         path = process.which("mksquashfs", hint=INSTALL_HINT)
         said = process.run([path, "-version"], check=False, timeout=30)
         version = parse_version(said.stdout + said.stderr)

@@ -164,7 +164,7 @@ def _check_superblock(image: SquashfsImage, file: WrittenFile) -> None:
 
 @dataclass(slots=True)
 class _Comparison:
-    """What is found in a file beside what should be there."""
+    """Compares the entries of a .sqsh with those of the image, and collects the differences."""
 
     file: WrittenFile
     read: ReadBack | None

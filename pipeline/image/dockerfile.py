@@ -99,7 +99,7 @@ class _Reading:
             raise ConfigError(f"{name}, line {instruction.line}: {error}") from error
 
     def declare(self, instruction: Instruction) -> None:
-        """An ARG before the first FROM."""
+        """Record an ARG that stands before the first FROM; FROM lines may use it."""
         for word in argument_words(instruction.text[instruction.rest :], escape=self.escape):
             name, has_default, default = word.partition("=")
             self.takes_base = self.takes_base or name == BASE_ARGUMENT

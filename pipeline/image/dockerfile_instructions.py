@@ -99,7 +99,7 @@ def instructions(lines: list[str], escape: str) -> Iterator[Instruction]:
 def _take(
     found: list[tuple[str, Place]], text: str, number: int, start: int, continued: re.Pattern[str]
 ) -> bool:
-    """Add a line to an instruction; whether the next line belongs to it as well."""
+    """Add a line to an instruction. Returns whether the next line belongs to the instruction too."""
     end = continued.search(text)
     stop = end.start() if end else len(text)
     found += [(text[column], (number, column)) for column in range(start, stop)]

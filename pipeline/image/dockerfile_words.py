@@ -120,7 +120,7 @@ class _Lexer:
         raise BadWordError("a double quote is not closed")
 
     def _less_than(self) -> str:
-        """Spaces between << and the delimiter of a here-document belong to the delimiter."""
+        """Read ``<`` or ``<<``. Spaces after ``<<`` belong to the delimiter of the here-document."""
         start = self._at
         self._at += 1
         if self._peek() == "<":

@@ -96,7 +96,7 @@ def bench(
 
 
 def _profiled(image: run.ImageFile, own: Path, command: Sequence[str]) -> run.ImageFile:
-    """The image with a start-up profile: the release's, else one of this very work."""
+    """The image with a start-up profile: the release's own, else one recorded from the measured work."""
     if prefetch.ranges(image):
         return image
     with _own_node_folder():

@@ -53,7 +53,7 @@ def settings_of(path: Path) -> Settings:
 def acquire_all(
     settings: Settings, digests: Sequence[str], job: str, user: User
 ) -> tuple[list[Path], list[str]]:
-    """The folders where this user sees the files, and in one sentence each why others are not mounted."""
+    """The folders where this user sees the files; and for each file that is not mounted, one sentence why."""
     folders, failed = [], []
 
     def attempt(digest: str) -> None:

@@ -94,7 +94,7 @@ class NewRoot:
             raise FormatError(f"/{path} of the image cannot be read: {error.strerror}") from error
 
     def has_file(self, path: str) -> bool:
-        """Whether `path` leads to a regular file of the image, and to no file of the host."""
+        """Whether `path` is a regular file of the image, not one of the host."""
         with contextlib.suppress(OSError), self._file(path):
             return True
         return False

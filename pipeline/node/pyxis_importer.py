@@ -1233,7 +1233,10 @@ def read_ahead(path: str, ranges: list[tuple[int, int]], seconds: float = PREFET
 
 
 def own_folder(parent: str, usual: str) -> str:
-    """A folder of this user alone, below one for all users, where another may have taken the usual name."""
+    """A folder that only this user can write, below a folder that all users share.
+
+    Another name is used when another user has taken the usual one.
+    """
     taken = [each for each in list_folder(parent) if each.startswith(f"{usual}+")]
     for name in [usual, *taken, f"{usual}+{os.urandom(8).hex()}"]:
         path = f"{parent}/{name}"

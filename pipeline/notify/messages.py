@@ -60,7 +60,7 @@ Send = Callable[[Notify, Notification], None]
 
 
 def ended(image: str, version: str, code: int, error: str, *, path: str = "") -> Notification:
-    """The event that a run's end is: ``code`` is its exit code, ``error`` its sentence."""
+    """The notification for the end of a run. ``code`` is its exit code, ``error`` its sentence."""
     name = f"{image}:{version}"
     if code == 0:
         return Notification(

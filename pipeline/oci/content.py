@@ -66,7 +66,7 @@ class Window:
             size -= len(part)
 
     def piece(self, most: int) -> memoryview:
-        """At least one byte and at most `most`, without a copy; empty only at the end of the stream."""
+        """The next 1 to `most` bytes, not copied; empty only at the end of the stream."""
         if self._position == self._size and not self._refill():
             return _ZEROS[:0]
         start = self._position

@@ -26,7 +26,7 @@ CONTAINERD_NAME = "io.containerd.image.name"
 
 
 class Files(Protocol):
-    """Where the files of a layout are."""
+    """The files of an OCI layout, by name: those of a folder or those inside a tar."""
 
     def open(self, path: str) -> BinaryIO:
         """The regular file at `path`, from its beginning. Raises FormatError when it is not there."""

@@ -158,7 +158,7 @@ def _require_short(path: bytes, what: str) -> None:
 
 
 def _blocked(nodes: dict[bytes, Node], path: bytes) -> bool:
-    """Whether `path` cannot become a folder, or shall not: below /dev nothing is kept."""
+    """Whether no folder can be made at `path`: something else is there, or it lies below /dev."""
     if path.startswith(b"dev/"):
         return True
     _require_short(path, "a volume")

@@ -46,9 +46,10 @@ class Affected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Past:
-    """What images.yaml and images.lock said; ``config`` is None, with the reason, when nothing compares.
+    """images.yaml and images.lock at the earlier revision.
 
-    ``moved``: registry or store are others now.
+    ``config`` is None where the two revisions cannot be compared; ``reason`` then says why. ``moved``: the
+    registry or the store is another one now.
     """
 
     config: Config | None

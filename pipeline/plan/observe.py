@@ -113,7 +113,7 @@ def _observe(
 def _layers(
     config: Config, seen: Observation, base: BaseImage, client_for: ClientFor, sources: LayerSources
 ) -> tuple[str, ...]:
-    """Where layers would come from: of the image that is in our registry, else those of its base."""
+    """Where a conversion would take its layers from: those of the pushed image, else those of its base."""
     if seen.pushed is None:
         return sources.notes(seen.spec, seen.spec.base, base.digest, client_for, "the base")
     image = config.registry.repository(seen.spec.name)

@@ -31,7 +31,7 @@ class TaskState:
 
     @property
     def lost(self) -> bool:
-        """Whether the cluster ended it, not the task itself: then it is tried on another node."""
+        """Whether the cluster ended the task (node failure, preemption); it is then tried on another node."""
         return self.state in _LOST
 
     @property

@@ -204,5 +204,5 @@ def _claim_channel(layout: Layout, image: str, channel: str) -> None:
 
 
 def is_release(layout: Layout, image: str, name: str) -> bool:
-    """Whether a record file of that name is a version's, and not a channel's claim to the name."""
+    """Whether the record file of this name is a version's; channels reserve their names by such files too."""
     return read_record(layout, image, name, DEFAULT_PLATFORM) is not None

@@ -226,7 +226,7 @@ def _held(
 
 
 def _unsigned(layout: Layout, held: dict[str, _Held], required: trust.Required | None) -> list[str]:
-    """A sentence for each release that has not the signatures that policies require."""
+    """A sentence for each release that lacks a signature that a policy requires."""
     if not trust.all_of(required):
         return []
     sentences = []

@@ -121,10 +121,9 @@ class Holders:
     _read: bool = False
 
     def of(self, record: Record) -> list[Holder]:
-        """The releases that have most packs in common with `record`, at most eight, and not its own bytes.
+        """At most eight other releases that share the most packs with `record`.
 
-        Their files are there, and as large as their records say. Raises nothing for what cannot be read: it
-        is left out.
+        Their files exist with the size that their records say. What cannot be read is left out.
         """
         if not record.packs:
             return []

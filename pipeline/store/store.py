@@ -362,7 +362,7 @@ class Store:
         return self._changed(image, event)
 
     def rollback(self, image: str, channel: str, *, reason: str = "") -> str:
-        """Let `channel` name what it named before and still resolves, and give that version."""
+        """Move `channel` back to what it named before and still resolves. Returns that version."""
         from pipeline.store import channels
 
         self.require()

@@ -15,7 +15,7 @@ def start_time(pid: int) -> str:
 def has_ended(pid: int, started: str) -> bool:
     """Whether the process that had ``pid`` and began at ``started`` has ended. A zombie has.
 
-    What /proc does not show of other users (hidepid) lives as long as it can be signalled.
+    Where /proc hides the processes of other users (hidepid), one is alive while it can be signalled.
     """
     state, now = _stat(pid)
     if now:

@@ -201,8 +201,20 @@ def replace_file(path: str | Path, content: bytes, *, mode: int = 0o644) -> None
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
+def _refuse_device(parent: int, name: str) -> None:
+    """Raise OSError where `name` is a device: root would put a file in the place of /dev/null.
+
+    Only root makes devices, so that nobody else plants one.
+    """
+    with suppress(FileNotFoundError):
+        mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise OSError(errno.EINVAL, "it is a device, not a file", name)
+
+
 def replace_in(parent: int, name: str, content: bytes, *, mode: int = 0o644) -> None:
-    """`replace_file` in an open folder; symlinks are replaced. Raises OSError."""
+    """`replace_file` in an open folder; symlinks are replaced, a device never. Raises OSError."""
+    _refuse_device(parent, name)
     temporary = f".{name[:200]}.{secrets.token_hex(8)}"
     descriptor = create_exclusive(temporary, dir_fd=parent)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -225,6 +226,30 @@ def test_layer_cases_for_real(case: LayerCase, world: World) -> None:
 
 def test_wrong_layers_are_all_in_the_table() -> None:
     assert set(WRONG) <= {case.name for case in LAYER_CASES}
+
+
+@pytest.mark.parametrize("flags", [[], ["-v"]], ids=["normal", "verbose"])
+def test_what_mksquashfs_prints_is_shown_with_v_only(
+    flags: list[str], world: World, fake: Callable[..., Recorded]
+) -> None:
+    fake(more="print('Exportable Squashfs 4.0 filesystem, zstd compressed')")
+    source = world.image([BASE])
+    name = f"docker://{world.registry.address}/{source.repository}@{source.manifest().digest}"
+    argv = [sys.executable, "-m", "pipeline", *flags, "convert", name, "--converter", "enroot"]
+    done = subprocess.run(
+        [*argv, "-o", str(world.folder / "out" / "x.sqsh")],
+        env={
+            **os.environ,
+            **world.registry.variables,
+            "SQSHPIPE_CACHE": str(world.folder / "cache"),
+            "SQSHPIPE_SCRATCH": str(world.folder / "scratch"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "convert  enroot, sha256:" in done.stderr
+    assert ("Exportable Squashfs" in done.stderr) == bool(flags), done.stderr
 
 
 def test_a_tag_that_moves_meanwhile_is_noticed(world: World, fake: Callable[..., Recorded]) -> None:

@@ -350,7 +350,7 @@ def test_where_signatures_are_required_only_signed_releases_are_used(
     required = Required(keys=open_keys(str(public)), source=tmp_path)
     site.copy = lambda: opened(site, bucket, required=required)
     convert(site, cold, reads=LAYERS_OF_ALL)
-    attest.sign(site.store.layout, released, open_signer(str(private)))
+    signatures.sign(site.store.layout, released, open_signer(str(private)))
     sync(site.store, bucket)
     convert(site, cold, reads=[2])
 
