@@ -73,6 +73,7 @@ class Recheck:
         converter = mapping(record.converter)
         if record.external or record.kind == DATA or not converter or self.image is None:
             raise NotComparable("it was not made from an image")
+        _require_same_format(converter)
         keep = _kept(mapping(converter.get("options")))
         by_enroot = converter.get("name") == "enroot"
         with self.image(record) as source:
@@ -89,8 +90,7 @@ class Recheck:
         if stored is None:
             raise NotComparable("it has no layers beside it that this store's publishers vouch for")
         options = mapping(converter.get("options"))
-        if converter.get("format") != FORMAT_VERSION:
-            raise NotComparable("another version of sqshpipe decided about the names in it")
+        _require_same_format(converter)
         tree = _tree_of(record, stored, options)
         try:
             tree = _with_own_files(tree, path)
@@ -103,6 +103,12 @@ class Recheck:
             converter=ConverterRecord(name="native", options=options, versions={}, format=FORMAT_VERSION),
             tree=tree,
         )
+
+
+def _require_same_format(converter: Mapping[str, Any]) -> None:
+    """Raise NotComparable for a file made by other rules: what is right by those is wrong by these."""
+    if converter.get("format") != FORMAT_VERSION:
+        raise NotComparable("another version of sqshpipe made it, by other rules than this one's")
 
 
 def _kept(options: Mapping[str, Any]) -> Preserve:

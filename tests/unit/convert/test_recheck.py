@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -15,6 +16,8 @@ from pipeline.convert.convert import SquashfsFile
 from pipeline.convert.recheck import Recheck
 from pipeline.convert.verify import VerifiedSquashfs
 from pipeline.errors import PublishError, VerificationError
+from pipeline.oci.layout import open_layout
+from pipeline.oci.source import ImageSource
 from pipeline.release.publish import publish
 from pipeline.store.events import read_events
 from pipeline.store.layout import BROUGHT, LAYERS
@@ -25,7 +28,7 @@ from pipeline.store.sync import sync
 from tests.support.images.layers import LayerBuilder
 from tests.support.store import releases
 from tests.support.store.releases import new_store
-from tests.unit.convert.test_from_store import Site, files, noise, site, top
+from tests.unit.convert.test_from_store import PLATFORM, Site, files, noise, site, top
 
 __all__ = ["site"]
 UPPER = LayerBuilder().whiteout("base/003").file("base/050", b"other")
@@ -169,3 +172,33 @@ def test_an_interrupted_full_run_is_resumed_apart_from_plain_ones(site: Site) ->
     assert run(layout).checked == 3
     report = full(site)
     assert (report.checked, report.compared, report.skipped) == (1, 1, 2)
+
+
+def test_an_image_is_compared_whatever_lies_beside(site: Site) -> None:
+    release = site.release("v1.0", lower(), UPPER)
+    beside = site.store.layout.attachments("demo", "v1.0", "linux/amd64")
+    (beside / LAYERS).unlink()
+    right = open_layout(site.folder / "image-1", platform=PLATFORM)
+    site.convert(lower(mode=0o755), UPPER)
+    wrong = open_layout(site.folder / "image-2", platform=PLATFORM)
+
+    def recheck(source: ImageSource) -> Recheck:
+        return Recheck(
+            layout=site.store.layout, image=lambda _: contextlib.nullcontext(source), cache=site.folder
+        )
+
+    assert recheck(right)(release) == ""
+    with pytest.raises(VerificationError, match="differs") as caught:
+        recheck(wrong)(release)
+    assert "  /base/mode: mode 644, should be 755" in caught.value.details
+
+
+@pytest.mark.parametrize("against", ["layers", "image"])
+def test_a_file_of_another_version_is_not_judged_by_the_rules_of_this_one(site: Site, against: str) -> None:
+    release = site.release("v1.0", lower(), UPPER)
+    old = dataclasses.replace(release, converter={**(release.converter or {}), "format": 1})
+    source: ImageSource = open_layout(site.folder / "image-1", platform=PLATFORM)
+    image = None if against == "layers" else lambda _: contextlib.nullcontext(source)
+    recheck = Recheck(layout=site.store.layout, image=image, cache=site.folder)
+    assert "another version of sqshpipe" in recheck(old)
+    assert recheck(release) == ""
