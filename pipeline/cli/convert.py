@@ -69,7 +69,7 @@ SourceStore = Annotated[
     typer.Option(
         "--store",
         envvar="SQSHPIPE_STORE",
-        help="Take layers from its releases (native): a folder, or s3://bucket/prefix.",
+        help="Take layers from these releases: a folder or s3://…",
     ),
 ]
 File = Annotated[Path, typer.Argument(help="A .sqsh.", show_default=False)]
