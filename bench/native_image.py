@@ -109,9 +109,9 @@ def changes() -> bytes:
     return made.getvalue()
 
 
-def top() -> bytes:
+def top(seed: int = 4) -> bytes:
     """What a small change of a Dockerfile's last lines brings: a program, some data, many small files."""
-    rng = random.Random(4)
+    rng = random.Random(seed)
     words = [rng.randbytes(5).hex().encode() for _ in range(3000)]
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as tar:

@@ -41,6 +41,7 @@ from pathlib import Path
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import convert
 from pipeline.convert.early import early_packing
+from pipeline.convert.from_store import StoredLayers
 from pipeline.convert.sources import opened_source
 from pipeline.convert.verify import verify
 from pipeline.oci.entry import DEFAULT_LIMITS
@@ -48,25 +49,36 @@ from pipeline.oci.platform import Platform
 from pipeline.progress import NO_TASK
 from pipeline.release.publish import publish
 from pipeline.store.store import Store
-image, cache, root, seconds = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
+image, seconds, version = sys.argv[1], float(sys.argv[4]), sys.argv[5]
+cache, root = Path(sys.argv[2]), Path(sys.argv[3])
+platform = Platform(os="linux", architecture="amd64")
 options, store = ConvertOptions(converter="native"), Store(root)
-store.create()
-with opened_source(image, Platform(os="linux", architecture="amd64"), scratch=cache, task=NO_TASK) as source:
+if not root.exists():
+    store.create()
+received = Path("/sys/class/net/lo/statistics/rx_bytes")
+before = int(received.read_text())
+with (
+    StoredLayers(store) as stored,
+    opened_source(image, platform, scratch=cache, task=NO_TASK) as source,
+    store.staging() as staged,
+):
     with early_packing(options, cache=cache, limits=DEFAULT_LIMITS) as early:
         if seconds:
             early.begin(lambda: source)
             time.sleep(seconds)
         verdict = time.monotonic()
         early.finish(NO_TASK)
-        with store.staging() as staged:
-            file = convert(source, options, output=staged, scratch=cache, cache=cache, staged=True)
-            converted = time.monotonic()
-            verified = verify(file)
-            checked = time.monotonic()
-            publish(verified, store=store, image="bench", version="v1.0", scan={"status": "unscanned"})
+        file = convert(
+            source, options, output=staged, scratch=cache, cache=cache, staged=True, stored=stored
+        )
+        converted = time.monotonic()
+        verified = verify(file)
+        checked = time.monotonic()
+        publish(verified, store=store, image="bench", version=version, scan={"status": "unscanned"})
 print(json.dumps({
     "wall_s": time.monotonic() - verdict, "convert_s": converted - verdict, "verify_s": checked - converted,
-    "size": file.size, "path": str(store.resolve("bench:v1.0").path),
+    "size": file.size, "received_bytes": int(received.read_text()) - before,
+    "path": str(store.resolve(f"bench:{version}").path),
 }))
 """
 
@@ -88,13 +100,20 @@ with opened_source(image, Platform(os="linux", architecture="amd64"), scratch=ca
 """
 
 
-def release(image: Path, cache: Path, root: Path, scan: float = 0) -> dict[str, Any]:
-    """Convert, verify and publish into a new store; with `scan`, from its verdict on."""
-    shutil.rmtree(root, ignore_errors=True)
+def release(
+    source: str, cache: Path, root: Path, *, scan: float = 0, version: str = "v1.0"
+) -> dict[str, Any]:
+    """Convert, verify and publish into the store at `root`; with `scan`, from its verdict on."""
     os.sync()
     cache.mkdir(exist_ok=True)
-    said = shell(sys.executable, "-c", RELEASE, f"oci:{image}", cache, root, scan)
+    said = shell(sys.executable, "-c", RELEASE, source, cache, root, scan, version)
     return dict(json.loads(said.splitlines()[-1]))
+
+
+def release_anew(image: Path, cache: Path, root: Path, scan: float = 0) -> dict[str, Any]:
+    """The same into a new store."""
+    shutil.rmtree(root, ignore_errors=True)
+    return release(f"oci:{image}", cache, root, scan=scan)
 
 
 def copy_and_read_back(source: Path, target: Path) -> float:
@@ -152,11 +171,11 @@ def measure(
     image: Path, work: Path, rounds: int, scan: float, keep: Callable[[dict[str, Any]], None]
 ) -> None:
     found: dict[str, Any] = {"scan_s": scan, "processors": len(os.sched_getaffinity(0))}
-    found["verdict"] = release(image, work / "cache", work / "store", scan)
+    found["verdict"] = release_anew(image, work / "cache", work / "store", scan)
     keep(found)
     warm, copies = [], []
     for _ in range(rounds):
-        warm.append(release(image, work / "cache", work / "store"))
+        warm.append(release_anew(image, work / "cache", work / "store"))
         copies.append(copy_and_read_back(Path(warm[-1]["path"]), work / "copy"))
         found |= {"warm": warm, "copy_and_read_back_s": copies}
     keep(found)

@@ -53,8 +53,8 @@ def prewarm(
 
     if (nodes is None) == (partition is None):
         raise ConfigError("say which nodes", hint="give either --nodes LIST or --partition NAME")
-    hosts = client.hostnames(nodes) if nodes else client.partition_nodes(partition or "")
     found = wanted(image, store, read=False)
+    hosts = client.hostnames(nodes) if nodes else client.partition_nodes(partition or "")
     if startup and (found.startup is None or not (found.startup / "startup-1.json").exists()):
         raise ConfigError(
             f"{image} has no start-up profile", hint=f"record one: sqshpipe node profile {image} -- CMD"

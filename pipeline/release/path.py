@@ -52,10 +52,12 @@ def release(
     errors; ConfigError before any work when nothing can scan the image, PublishError when the version is
     published with other content.
     """
+    store = run.store() if until is Stage.PUBLISH else None
+    if store:
+        store.require()  # before the registry is asked
     pinned = pin_base(run, spec)
     if until is Stage.PIN:
         return Reached(pinned=pinned)
-    store = run.store() if until is Stage.PUBLISH else None
     done = published(spec, version, pinned.base.digest, pinned.inputs, store) if store else None
 
     if store and done:

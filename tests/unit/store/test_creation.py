@@ -43,6 +43,12 @@ VERBS = [
     ["diff", "demo:v1", "demo:v2"],
     ["attest", "sign", "demo:v1", "--key", "{file}"],
     ["plan", "--config", "{config}"],
+    ["release", "demo", "--tag", "v1", "--config", "{config}", "--no-notify"],
+    ["history", "demo"],
+    ["store", "rebuild", "--layers", "--config", "{config}"],
+    ["node", "prewarm", "demo", "--nodes", "n1"],
+    ["node", "profile", "demo", "--", "true"],
+    ["node", "bench", "demo"],
     ["run", "demo", "--", "true"],
     ["node", "mount", "demo"],
     ["node", "check", "demo"],
@@ -91,28 +97,24 @@ def content(root: Path) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_verb_makes_a_store(place: Callable[[Path], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_no_verb_makes_a_store(words: list[str], place: Callable[[Path], None], tmp_path: Path) -> None:
     root = tmp_path / "store"
     place(root)
     (tmp_path / "some.sqsh").write_bytes(b"hsqs")
     (tmp_path / "images.yaml").write_text(IMAGES)
     before = content(root)
     named = {"file": str(tmp_path / "some.sqsh"), "config": str(tmp_path / "images.yaml")}
-    for words in VERBS:
-        argv = [word.format(**named) for word in words]
-        argv[argv.index("--") if "--" in argv else len(argv) :] = [
-            "--store",
-            str(root),
-            *argv[argv.index("--") if "--" in argv else len(argv) :],
-        ]
-        done = CliRunner().invoke(app, argv)
-        assert done.exit_code == 1, argv
-        assert isinstance(done.exception, PublishError), (argv, done.exception)
-        assert done.exception.exit_code == 8
-        assert re.match(rf"there is no store at {re.escape(str(root))} \(", done.exception.headline)
-        assert "is its file system mounted?" in done.exception.headline
-        assert f"sqshpipe store create {root}" in done.exception.hint
-        assert content(root) == before
+    argv = [word.format(**named) for word in words]
+    end = argv.index("--") if "--" in argv else len(argv)
+    done = CliRunner().invoke(app, [*argv[:end], "--store", str(root), *argv[end:]])
+    assert done.exit_code == 1
+    assert isinstance(done.exception, PublishError), done.exception
+    assert done.exception.exit_code == 8
+    assert re.match(rf"there is no store at {re.escape(str(root))} \(", done.exception.headline)
+    assert "is its file system mounted?" in done.exception.headline
+    assert f"sqshpipe store create {root}" in done.exception.hint
+    assert content(root) == before
 
 
 @pytest.mark.parametrize("place", PLACES)
