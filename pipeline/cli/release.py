@@ -194,7 +194,7 @@ def opened(
 
 @dataclass(slots=True)
 class Message:
-    """What the notification about a release says in addition to its name: the path, when it is known."""
+    """What the caller adds to the notification at the end: the path, set once the release is published."""
 
     path: str = ""
 
