@@ -231,7 +231,7 @@ def test_no_state_but_a_complete_one_passes(
             judge(pushed)
 
 
-def test_no_password_is_ever_told(
+def test_no_password_is_ever_shown(
     front: EcrFront,
     demo: Reference,
     ngc: RegistryClient,
