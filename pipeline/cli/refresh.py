@@ -49,7 +49,7 @@ def refresh(
     lock = read_lock(settings.lock_path)
     with bases.Clients(settings) as clients:
         found = refreshing.look(settings, lock, clients)
-    _tell(found)
+    _log(found)
     contents = refreshing.sources(settings, found)
     address = ""
     if not dry_run:
@@ -71,7 +71,7 @@ def refresh(
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
-def _tell(found: RefreshResult) -> None:
+def _log(found: RefreshResult) -> None:
     for change in found.changes:
         output.log().info(change.reason, images=", ".join(change.images))
     for problem in found.problems:

@@ -81,7 +81,7 @@ def test_encryption_is_set_at_birth_and_cannot_be_changed(ecr: Ecr) -> None:
     assert repository.compare(found, "team/kms", settings(kms_key="1234")) == ()
     repository.apply(ecr, "team/plain", settings())
     left = repository.compare(repository.look(ecr, "team/plain"), "team/plain", wanted)
-    assert [(one.setting, one.mendable) for one in left] == [("encryption", False)]
+    assert [(one.setting, one.fixable) for one in left] == [("encryption", False)]
     assert repository.apply(ecr, "team/plain", wanted) == ()
 
 
