@@ -588,7 +588,7 @@ def test_two_nodes_of_one_host_have_a_lease_each(
     assert json.loads(own.read_text())["host"] == node
     assert own.name == f"job-17.0-{node}-{os.getuid()}.json"
     importer.release(settings(store))
-    assert list((store.root / "leases").iterdir()) == [other], "the other node's step goes on"
+    assert list((store.root / "leases").iterdir()) == [other], "the other node's step still runs"
 
 
 def test_the_lease_lasts_as_long_as_the_job(store: HandmadeStore, monkeypatch: pytest.MonkeyPatch) -> None:
