@@ -28,14 +28,14 @@ def refresh(
     ] = None,
     onto: Annotated[str, typer.Option("--onto", help="The branch that the pull request is for.")] = "main",
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Release the affected images afterwards.")
+        bool, typer.Option("--rebuild", help="Then release the images whose base has changed.")
     ] = False,
     jobs: batch.Jobs = 1,
     executor: batch.ExecutorOption = batch.ExecutorName.local,
     shared: batch.Shared = None,
     as_json: options.Json = False,
 ) -> None:
-    """Follow the bases: write images.lock; --rebuild what is affected."""
+    """Look for newer bases and write images.lock; --rebuild: release again."""
     if branch is not None and rebuild:
         raise ConfigError(
             "--branch and --rebuild exclude each other", hint="the merge of the branch rebuilds"

@@ -193,14 +193,14 @@ def promote(
         ),
     ],
     channel: Annotated[
-        str, typer.Argument(help="The channel that shall name it.", autocompletion=completion.channels)
+        str, typer.Argument(help="The channel to move or to create.", autocompletion=completion.channels)
     ],
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     allow_external: options.AllowExternal = False,
     reason: Reason = "",
 ) -> None:
-    """Let a channel name a release."""
+    """Point a channel at a release."""
     from pipeline.config.names import split_name
 
     opened = open_store(store, config)
@@ -218,7 +218,7 @@ def rollback(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     reason: Reason = "",
 ) -> None:
-    """Let a channel name what it named before."""
+    """Point a channel back at the release that it named before."""
     opened = open_store(store, config)
     opened.rollback(image, channel, reason=reason)
     _print_channel(opened, image, channel, changed=True)
