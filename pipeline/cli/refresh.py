@@ -35,7 +35,7 @@ def refresh(
     shared: batch.Shared = None,
     as_json: options.Json = False,
 ) -> None:
-    """Look for newer bases and write images.lock; --rebuild: release again."""
+    """Write images.lock for bases whose tag moved; --rebuild releases."""
     if branch is not None and rebuild:
         raise ConfigError(
             "--branch and --rebuild exclude each other", hint="the merge of the branch rebuilds"
