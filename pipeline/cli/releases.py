@@ -140,7 +140,7 @@ def show(
     platform: options.Platform = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show all that is known of a release, whatever its state."""
+    """Show all that is known about a release, whatever its state."""
     from pipeline.config.names import split_name
 
     opened = look_up_store(store, config)
@@ -239,7 +239,7 @@ def yank(
     reason: Reason = "",
     undo: Annotated[bool, typer.Option("--undo", help="Undo it: the release resolves again.")] = False,
 ) -> None:
-    """Hide a release without deleting it; its channels move back."""
+    """Withdraw a release without deleting it; its channels move back."""
     opened = open_store(store, config)
     image = name.partition(":")[0]
     before = _channels(opened.state(image)) if ":" in name else {}
