@@ -214,13 +214,13 @@ def _run(action: Callable[[Store], object], root: Path, fault: str, seed: int) -
         return 143
     except OSError as error:
         # the importer reports an OSError by itself
-        return 3 if fault else _told(error)
+        return 3 if fault else _report_traceback(error)
     except BaseException as error:  # noqa: BLE001 - whatever it is, nobody foresaw it
-        return _told(error)
+        return _report_traceback(error)
     return 0
 
 
-def _told(error: BaseException) -> int:
+def _report_traceback(error: BaseException) -> int:
     import traceback
 
     traceback.print_exception(error)

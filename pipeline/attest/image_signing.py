@@ -53,7 +53,9 @@ def found_among(referrers: Iterable[Referrer]) -> Signature | None:
 
 
 def sign(image: Reference, credentials: Credentials | None = None) -> Signature:
-    """Sign ``image`` (with its digest) with what is installed and set up. Never raises: see the status.
+    """Sign ``image`` (a reference with a digest) with notation, else with cosign when COSIGN_KEY is set.
+
+    Raises nothing when signing fails: the status of the result says so, and is "unsigned" without a tool.
 
     ``credentials`` are for the image's registry; without them the tools' own logins are used.
     """

@@ -80,7 +80,7 @@ class _KmsSigner(Signer):
     def __init__(self, name: str) -> None:
         self._name = name
         self._client = errors.client("kms")
-        with _kms_told(name):
+        with _translate_kms_errors(name):
             answer = self._client.get_public_key(KeyId=name)
         if self.ALGORITHM not in answer.get("SigningAlgorithms", []):
             raise ConfigError(
@@ -100,7 +100,7 @@ class _KmsSigner(Signer):
 
     def sign(self, payload: bytes) -> Signature:
         small = len(payload) <= KMS_MESSAGE_BYTES
-        with _kms_told(self._name):
+        with _translate_kms_errors(self._name):
             answer = self._client.sign(
                 KeyId=self._name,
                 Message=payload if small else hashlib.sha256(payload).digest(),
@@ -111,7 +111,7 @@ class _KmsSigner(Signer):
 
 
 @contextmanager
-def _kms_told(name: str) -> Iterator[None]:
+def _translate_kms_errors(name: str) -> Iterator[None]:
     import botocore.exceptions
 
     try:

@@ -21,7 +21,7 @@ _SCAN = ("ecr:DescribeImageScanFindings", "ecr:StartImageScan")
 _TAGS = ("ecr:ListImages",)  # an enroot that only imports by tag
 _LOOK = ("ecr:DescribeRepositories", "ecr:GetLifecyclePolicy")
 _MAKE = ("ecr:CreateRepository", "ecr:PutLifecyclePolicy")
-_MEND = ("ecr:PutImageScanningConfiguration", "ecr:PutImageTagMutability")
+_CHANGE = ("ecr:PutImageScanningConfiguration", "ecr:PutImageTagMutability")
 _KMS = ("kms:CreateGrant", "kms:DescribeKey", "kms:RetireGrant")
 # These cannot be bound to a repository.
 _TOKEN = ("ecr:GetAuthorizationToken",)
@@ -53,7 +53,7 @@ def policy(
         "builder": (*_PULL, *_PUSH, *_SCAN, *_TAGS, *_LOOK, *_MAKE),
         "node": _PULL,
         "scanner": (*_PULL, *_SCAN),
-        "owner": (*_LOOK, *_MAKE, *_MEND),
+        "owner": (*_LOOK, *_MAKE, *_CHANGE),
     }
     on_all: dict[Role, tuple[str, ...]] = {
         "builder": (*_TOKEN, *_REGISTRY),

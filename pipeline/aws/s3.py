@@ -51,7 +51,7 @@ class S3Bucket:
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(key, size in bytes) of every object under `prefix`."""
-        with self._told("listing"):
+        with self._translate_errors("listing"):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
@@ -61,7 +61,7 @@ class S3Bucket:
 
     def get(self, key: str) -> bytes | None:
         """A small object's bytes; None when it does not exist."""
-        with self._told(f"reading {key}"):
+        with self._translate_errors(f"reading {key}"):
             try:
                 return bytes(
                     self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
@@ -73,7 +73,7 @@ class S3Bucket:
 
     def put_new(self, key: str, content: bytes) -> bool:
         """Write a new object; False, and nothing is written, when it exists already."""
-        with self._told(f"writing {key}"):
+        with self._translate_errors(f"writing {key}"):
             try:
                 self._client.put_object(
                     Bucket=self._bucket, Key=self._prefix + key, Body=content, IfNoneMatch="*"
@@ -86,7 +86,7 @@ class S3Bucket:
 
     def size(self, key: str) -> int | None:
         """An object's size in bytes; None when it does not exist."""
-        with self._told(f"looking for {key}"):
+        with self._translate_errors(f"looking for {key}"):
             try:
                 answer = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
             except botocore.exceptions.ClientError as error:
@@ -97,7 +97,7 @@ class S3Bucket:
 
     def open_from(self, key: str, offset: int, length: int | None = None) -> BinaryIO:
         """Read an object from byte `offset` on; no more than `length` bytes of it."""
-        with self._told(f"reading {key}"):
+        with self._translate_errors(f"reading {key}"):
             size = self.size(key)
             if size is None:
                 raise _missing(f"{self.name}/{key}")
@@ -117,7 +117,7 @@ class S3Bucket:
         VerificationError when the object does not exist or is refused, such as one that is archived.
         """
         data = b""
-        with self._told(f"reading {key}"):
+        with self._translate_errors(f"reading {key}"):
             for _ in range(3):
                 data = self._get_range(key, offset, length)
                 if len(data) == length:
@@ -159,7 +159,7 @@ class S3Bucket:
         The object appears only when all is there and the file's sha256 is the one given; else
         VerificationError.
         """
-        with self._told(f"uploading {key}"):
+        with self._translate_errors(f"uploading {key}"):
             target = {"Bucket": self._bucket, "Key": self._prefix + key}
             for shared in (pieces, ()) if pieces else ((),):
                 task.total(path.stat().st_size)
@@ -171,7 +171,7 @@ class S3Bucket:
         raise AssertionError("what is sent alone is not copied")
 
     @contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
+    def _translate_errors(self, doing: str) -> Iterator[None]:
         try:
             yield
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:

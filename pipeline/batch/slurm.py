@@ -208,7 +208,7 @@ class SlurmExecutor:
 
 
 def _bases(one: _Running, running: dict[int, _Running]) -> tuple[str, ...]:
-    """The tasks that ``one`` has to wait for, as Slurm calls them."""
+    """Slurm's names (JOB_INDEX) of the running tasks that ``one`` has to wait for."""
     return tuple(other.name for other in running.values() if other.task.image in one.task.after)
 
 

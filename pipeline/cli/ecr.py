@@ -98,7 +98,7 @@ def trust(
     refs: Annotated[
         list[str] | None, typer.Option("--ref", help="Branches and tags that may publish, as refs/….")
     ] = None,
-    partition: Annotated[str, typer.Option("--partition", help="aws, aws-cn or aws-us-gov.")] = "aws",
+    partition: Annotated[str, typer.Option("--aws-partition", help="aws, aws-cn or aws-us-gov.")] = "aws",
 ) -> None:
     """Print the trust policies of the roles that the workflows assume."""
     from pipeline.github.trust import Trust

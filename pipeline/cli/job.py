@@ -43,7 +43,9 @@ def script(
     image: Annotated[
         str,
         typer.Argument(
-            metavar="IMAGE[:VERSION|:CHANNEL]", help="Resolved once, now.", autocompletion=completion.releases
+            metavar="IMAGE[:VERSION|:CHANNEL]",
+            help="The release; looked up now, not when the job starts.",
+            autocompletion=completion.releases,
         ),
     ],
     command: Annotated[list[str], typer.Argument(help="After --: what each rank runs.")],
@@ -57,18 +59,20 @@ def script(
         Runtime | None,
         typer.Option(
             "--runtime",
-            help="pyxis (by name), path (pyxis by path), run (without), unpack (old pyxis, once a node);"
-            " default: what the pyxis of --values or of this host can do.",
+            help="pyxis (by name), path (pyxis by path), run (without pyxis), unpack (old pyxis, once"
+            " a node); default: what the pyxis of --values or of this host can do.",
         ),
     ] = None,
-    nodes: Annotated[int, typer.Option("--nodes", "-N", min=1)] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", "-N", min=1, help="Number of nodes.")] = 1,
     name: Annotated[str | None, typer.Option("--name", help="Name of the job; default: the image's.")] = None,
     sbatch: Annotated[
-        list[str] | None, typer.Option("--sbatch", help="An additional #SBATCH option.")
+        list[str] | None, typer.Option("--sbatch", help="An additional #SBATCH option; repeatable.")
     ] = None,
-    host: Annotated[list[str] | None, typer.Option("--host", help="For mpirun, once a node.")] = None,
+    host: Annotated[list[str] | None, typer.Option("--host", help="A node for mpirun; repeatable.")] = None,
     gpus: Annotated[bool, typer.Option("--gpus/--no-gpus", help="Ask Slurm for the GPUs.")] = True,
-    output_file: Annotated[Path | None, typer.Option("--output", "-o", help="Default: stdout.")] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; default: stdout.")
+    ] = None,
     submit: Annotated[
         bool, typer.Option("--submit", help="Submit the script and print the job's number.")
     ] = False,

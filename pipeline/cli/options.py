@@ -28,7 +28,7 @@ ConfigFile = Annotated[
         "--config",
         "-c",
         envvar="SQSHPIPE_CONFIG",
-        help="images.yaml; it is searched here and in the folders above.",
+        help="images.yaml; looked for in this folder and in those above.",
     ),
 ]
 Store = Annotated[

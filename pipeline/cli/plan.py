@@ -36,7 +36,7 @@ def plan(
     offline: Annotated[
         bool,
         typer.Option(
-            "--offline", help="Ask nobody: only whether images.yaml, Dockerfiles and images.lock are sound."
+            "--offline", help="Use no network: only check images.yaml, Dockerfiles and images.lock."
         ),
     ] = False,
     as_json: options.Json = False,

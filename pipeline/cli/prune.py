@@ -22,7 +22,8 @@ WithoutSlurm = Annotated[
     bool, typer.Option("--no-slurm", help="No Slurm cluster uses this store: do not ask for its jobs.")
 ]
 Keep = Annotated[
-    int | None, typer.Option("--keep", help="Number of newest releases to keep; default: images.yaml, 5.")
+    int | None,
+    typer.Option("--keep", help="Number of newest releases to keep; default: as in images.yaml, else 5."),
 ]
 
 
@@ -43,14 +44,15 @@ def prune(
     grace: Annotated[
         str | None,
         typer.Option(
-            "--grace", help="Time that a release stays after its last channel; default: images.yaml, 30d."
+            "--grace",
+            help="Time that a release stays after its last channel; default: as in images.yaml, else 30d.",
         ),
     ] = None,
     delete_after: Annotated[
         str | None,
         typer.Option(
             "--delete-after",
-            help="Time from hiding to deleting, longer than any job; default: images.yaml, 14d.",
+            help="Time from hiding to deleting, longer than any job; default: as in images.yaml, else 14d.",
         ),
     ] = None,
     no_slurm: WithoutSlurm = False,

@@ -28,14 +28,14 @@ def refresh(
     ] = None,
     onto: Annotated[str, typer.Option("--onto", help="The branch that the pull request is for.")] = "main",
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Release the affected images afterwards.")
+        bool, typer.Option("--rebuild", help="Then release the images whose base has changed.")
     ] = False,
     jobs: batch.Jobs = 1,
     executor: batch.ExecutorOption = batch.ExecutorName.local,
     shared: batch.Shared = None,
     as_json: options.Json = False,
 ) -> None:
-    """Follow the bases: write images.lock; --rebuild what is affected."""
+    """Write images.lock for bases whose tag moved; --rebuild releases."""
     if branch is not None and rebuild:
         raise ConfigError(
             "--branch and --rebuild exclude each other", hint="the merge of the branch rebuilds"
@@ -49,7 +49,7 @@ def refresh(
     lock = read_lock(settings.lock_path)
     with bases.Clients(settings) as clients:
         found = refreshing.look(settings, lock, clients)
-    _tell(found)
+    _log(found)
     contents = refreshing.sources(settings, found)
     address = ""
     if not dry_run:
@@ -71,7 +71,7 @@ def refresh(
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 
 
-def _tell(found: RefreshResult) -> None:
+def _log(found: RefreshResult) -> None:
     for change in found.changes:
         output.log().info(change.reason, images=", ".join(change.images))
     for problem in found.problems:

@@ -36,7 +36,7 @@ def release(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every image of images.yaml.")] = False,
     until: Annotated[
-        Stage, typer.Option("--until", help="The last stage to run; the store is touched by publish alone.")
+        Stage, typer.Option("--until", help="The last stage to run; only publish changes the store.")
     ] = Stage.PUBLISH,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     store: options.Store = None,
@@ -194,7 +194,7 @@ def opened(
 
 @dataclass(slots=True)
 class Message:
-    """What the notification about a release says in addition to its name: the path, when it is known."""
+    """What the caller adds to the notification at the end: the path, set once the release is published."""
 
     path: str = ""
 

@@ -140,7 +140,7 @@ def show(
     platform: options.Platform = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show all that is known of a release, whatever its state."""
+    """Show all that is known about a release, whatever its state."""
     from pipeline.config.names import split_name
 
     opened = look_up_store(store, config)
@@ -193,14 +193,14 @@ def promote(
         ),
     ],
     channel: Annotated[
-        str, typer.Argument(help="The channel that shall name it.", autocompletion=completion.channels)
+        str, typer.Argument(help="The channel to move or to create.", autocompletion=completion.channels)
     ],
     store: options.Store = None,
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     allow_external: options.AllowExternal = False,
     reason: Reason = "",
 ) -> None:
-    """Let a channel name a release."""
+    """Point a channel at a release."""
     from pipeline.config.names import split_name
 
     opened = open_store(store, config)
@@ -218,7 +218,7 @@ def rollback(
     config: options.ConfigFile = options.DEFAULT_CONFIG,
     reason: Reason = "",
 ) -> None:
-    """Let a channel name what it named before."""
+    """Point a channel back at the release that it named before."""
     opened = open_store(store, config)
     opened.rollback(image, channel, reason=reason)
     _print_channel(opened, image, channel, changed=True)
@@ -239,7 +239,7 @@ def yank(
     reason: Reason = "",
     undo: Annotated[bool, typer.Option("--undo", help="Undo it: the release resolves again.")] = False,
 ) -> None:
-    """Hide a release without deleting it; its channels move back."""
+    """Withdraw a release without deleting it; its channels move back."""
     opened = open_store(store, config)
     image = name.partition(":")[0]
     before = _channels(opened.state(image)) if ":" in name else {}

@@ -254,7 +254,7 @@ def usage(
 @store.command()
 def sync(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A store's folder, or s3://bucket/prefix.")],
-    target: Annotated[str, typer.Argument(metavar="DST", help="The same; one of both is a folder.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="As SRC; at least one of them is a folder.")],
     only: Annotated[
         list[str] | None, typer.Option("--only", help="IMAGE or IMAGE:VERSION; repeatable.")
     ] = None,

@@ -104,13 +104,13 @@ def _lock_of(source: yamlfile.Document) -> Lock:
     for name, platforms in file.bases.items():
         for where, base in platforms.items():
             key = ("bases", name, where)
-            reference = _told(source, key, Reference.parse, name)
-            platform = _told(source, key, Platform.parse, where)
+            reference = _parsed(source, key, Reference.parse, name)
+            platform = _parsed(source, key, Platform.parse, where)
             index = base.index_digest
             bases[str(reference), str(platform)] = LockedBase(
-                digest=_told(source, (*key, "digest"), Digest.parse, base.digest),
-                index_digest=_told(source, (*key, "index_digest"), Digest.parse, index) if index else None,
-                locked_at=_told(source, (*key, "locked_at"), _time, base.locked_at),
+                digest=_parsed(source, (*key, "digest"), Digest.parse, base.digest),
+                index_digest=_parsed(source, (*key, "index_digest"), Digest.parse, index) if index else None,
+                locked_at=_parsed(source, (*key, "locked_at"), _time, base.locked_at),
             )
     return Lock(bases=bases)
 
@@ -149,7 +149,7 @@ def _time(text: str) -> datetime:
         raise ConfigError(f"{text!r} is not a time such as 2026-01-31T12:00:00Z") from None
 
 
-def _told(source: yamlfile.Document, key: yamlfile.Key, parse: Any, text: str) -> Any:
+def _parsed(source: yamlfile.Document, key: yamlfile.Key, parse: Any, text: str) -> Any:
     try:
         return parse(text)
     except SqshpipeError as error:

@@ -178,10 +178,10 @@ class _Share:
     def __init__(self, task: Task, size: int) -> None:
         self._meter = task
         self._size = size
-        self._told = 0
+        self._reported = 0
 
     def __call__(self, share: float) -> None:
         now = int(self._size * min(share, 1.0))
-        if now > self._told:
-            self._meter.advance(now - self._told)
-            self._told = now
+        if now > self._reported:
+            self._meter.advance(now - self._reported)
+            self._reported = now

@@ -48,7 +48,7 @@ def codec_of(options: ConvertOptions) -> Codec:
 
 
 def pack_cache(cache: Path) -> PackCache:
-    """Where the packs are within the cache folder."""
+    """The cache of layer packs below the folder `cache`; a damaged pack is logged as a warning."""
     return PackCache(cache / _FOLDER, on_damage=_report)
 
 

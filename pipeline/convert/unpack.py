@@ -308,7 +308,7 @@ def _write_sparse(descriptor: int, piece: memoryview) -> None:
     _write(descriptor, piece[start:])
 
 
-class _translate_errors:  # noqa: N801 - reads as a word of the with statement
+class _translate_errors:  # noqa: N801 - reads as a part of the with statement
     """Turns an OSError inside into a ToolError that names scratch and the path; cheap, once a file."""
 
     __slots__ = ("_path", "_root")

@@ -305,7 +305,7 @@ def _followed(path: bytes, found: dict[bytes, Inode]) -> bytes:
 
 
 def _failure(file: WrittenFile, differences: list[Difference]) -> VerificationError:
-    lines = [f"  {shown(each.path)}: {_told(each)}" for each in differences[:_NAMED]]
+    lines = [f"  {shown(each.path)}: {_line(each)}" for each in differences[:_NAMED]]
     more = len(differences) - len(lines)
     if more:
         lines.append(f"  and {more} more" + (" at least" if len(differences) >= _MOST else ""))
@@ -321,7 +321,7 @@ def _failure(file: WrittenFile, differences: list[Difference]) -> VerificationEr
     )
 
 
-def _told(difference: Difference) -> str:
+def _line(difference: Difference) -> str:
     what = difference.aspect.value
     if difference.found or difference.expected:
         return f"{what} {difference.found}, should be {difference.expected}"

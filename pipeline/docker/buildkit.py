@@ -92,7 +92,7 @@ def build(
 
     def listen(line: str) -> None:
         printed.append(line)
-        if _worth_telling(line, internal):
+        if _worth_showing(line, internal):
             task.line(line)
 
     environment = _environment(engine, docker_config)
@@ -183,7 +183,7 @@ def _config_digest(metadata: Path) -> Digest | None:
     return Digest.parse(str(found)) if found else None
 
 
-def _worth_telling(line: str, internal: set[str]) -> bool:
+def _worth_showing(line: str, internal: set[str]) -> bool:
     """Whether a line is about the user's own steps; `internal` collects the numbers of BuildKit's."""
     match = _NUMBERED.match(line)
     if match is None:

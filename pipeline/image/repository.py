@@ -58,14 +58,14 @@ class Repository:
 class Difference:
     """One setting that is not as the config wants it.
 
-    One that is not ``mendable`` must be changed by a person; ``how`` says how.
+    One that is not ``fixable`` must be changed by a person; ``how`` says how.
     """
 
     repository: str
     setting: str
     found: str
     wanted: str
-    mendable: bool = True
+    fixable: bool = True
     how: str = "sqshpipe ecr apply"
 
     @property
@@ -186,7 +186,7 @@ def _encryption(found: Repository, settings: EcrSettings) -> list[Difference]:
             setting="encryption",
             found=f"{found.encryption} {found.kms_key or ''}".strip(),
             wanted=f"{wanted} {settings.kms_key or ''}".strip(),
-            mendable=False,
+            fixable=False,
             how="ECR sets it when a repository is made: make another one and mirror into it",
         )
     ]
@@ -304,7 +304,7 @@ def apply(
             if registry_signing:
                 registry_rules.add_signing(ecr, settings)
                 changed.append(difference)
-        elif difference.mendable and _mend(ecr, difference, settings, registry_scanning=registry_scanning):
+        elif difference.fixable and _fix(ecr, difference, settings, registry_scanning=registry_scanning):
             changed.append(difference)
     return tuple(changed)
 
@@ -345,7 +345,7 @@ def ensure(ecr: Ecr, name: str, settings: EcrSettings) -> bool:
     return False
 
 
-def _mend(ecr: Ecr, difference: Difference, settings: EcrSettings, *, registry_scanning: bool) -> bool:
+def _fix(ecr: Ecr, difference: Difference, settings: EcrSettings, *, registry_scanning: bool) -> bool:
     name = difference.repository
     if difference.setting == "tags":
         ecr.call(

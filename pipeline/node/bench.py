@@ -52,7 +52,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """How the image's files appear, and what is read before anybody asks; `kind` None: it is unpacked."""
+    """One way to provide the image's files: `kind` of mount (None: unpacked), `ahead`: what is prefetched."""
 
     name: str
     kind: Kind | None

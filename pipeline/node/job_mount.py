@@ -193,9 +193,10 @@ def _is_roots(process: Path) -> bool:
 
 @contextlib.contextmanager
 def _checked(settings: Settings, file: Path, found: pyxis_importer.Found, *, whole: bool) -> Iterator[int]:
-    """The file of a release, opened and checked; with `whole` all its bytes are compared.
+    """A descriptor of a release's file, after the checks that a mount by the kernel needs; closed at the end.
 
-    Raises Refused, FormatError or OSError unless the kernel may read it.
+    With `whole` its bytes are compared with the recorded sha256, even when the settings do not ask for it.
+    Raises Refused, FormatError or OSError when a check fails.
     """
     descriptor = pyxis_importer.open_file(str(file))
     try:

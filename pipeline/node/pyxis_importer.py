@@ -429,7 +429,7 @@ def checksum_of(path: str) -> str:
 
 
 def is_record(found: dict[str, object]) -> bool:
-    """Whether the store would take this for a record: then both take a damaged one for damaged."""
+    """Whether the fields have the types of a record, by the same rule as in the store."""
     size, checks, source = found.get("size"), found.get("checks") or [], table(found, "source")
     objects = [found.get(key) for key in ("source", "base", "keys", "converter", "scan", "provenance")]
     return (

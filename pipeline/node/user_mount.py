@@ -61,7 +61,10 @@ def show(mounted: Path, users: Path, user: User) -> Path:
 
 
 def drop(users: Path, *, keep: Collection[str] = ()) -> None:
-    """Unmount what users have whose names are not in `keep`; who still reads it keeps what is open."""
+    """Unmount and remove all folders of `users` but those named in `keep` (``<uid>.<gid>``).
+
+    Files that a process has open stay readable.
+    """
     with contextlib.suppress(FileNotFoundError):
         for each in list(users.iterdir()):
             if each.name not in keep:

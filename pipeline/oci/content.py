@@ -95,7 +95,7 @@ def cut_short() -> FormatError:
     return FormatError("a tar ends in the middle of a member", hint="the layer was cut short; fetch it again")
 
 
-def gone_on() -> ValueError:
+def too_late() -> ValueError:
     return ValueError("the reader is already at the next member")
 
 
@@ -128,7 +128,7 @@ class Content:
         """Exactly `size` bytes, fewer only at the end; all that is left when `size` is negative."""
         left = self._left
         if left < 0:
-            raise gone_on()
+            raise too_late()
         if size < 0 or size > left:
             size = left
         if not size:
@@ -160,7 +160,7 @@ class Content:
     def pieces(self, *, most: int = 1 << 62) -> Iterator[memoryview]:
         """The next bytes, at most `most`, as views without a copy. A view is never longer than a piece."""
         if self._left < 0:
-            raise gone_on()
+            raise too_late()
         most = min(most, self._left)
         while most > 0:
             part = self._piece(most)

@@ -142,7 +142,7 @@ class _Modes(dict[tuple[EntryKind, int], int]):
 
 
 def _inside(path: str, what: str) -> bytes:
-    """`path` from the root on. Raises FormatError for one that no file system takes."""
+    """`path` as a key of the tree, without the leading slash. Raises FormatError when it is too long."""
     inside = absolute(path).encode("utf-8")[1:]
     _require_short(inside, what)
     return inside

@@ -112,7 +112,7 @@ class Session:
             wait=self._wait,
             stop=self._stop,
             sleep=self.patience.sleep,
-            before_sleep=self._tell,
+            before_sleep=self._log_retry,
             reraise=True,
         )
         try:
@@ -329,7 +329,7 @@ class Session:
             return True
         return state.attempt_number >= min(self.patience.attempts, error.most)
 
-    def _tell(self, state: tenacity.RetryCallState) -> None:
+    def _log_retry(self, state: tenacity.RetryCallState) -> None:
         reason, seconds = _failure(state).final.message, round(state.upcoming_sleep, 1)
         log.warning("trying again", reason=reason, seconds=seconds, attempt=state.attempt_number + 1)
 

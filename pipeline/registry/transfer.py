@@ -118,5 +118,5 @@ def _move(
 
 
 def _stays_where_it_is(blob: Descriptor) -> bool:
-    """Layers that may not be distributed are named by manifests but need not lie in any registry."""
+    """Whether `blob` is a layer that may not be distributed: a registry need not have it."""
     return ".foreign." in blob.media_type or ".nondistributable." in blob.media_type

@@ -216,8 +216,8 @@ def _facts(before: Record, after: Record) -> Iterator[ReleaseChange]:
     yield from _one("platform", before.platform, after.platform)
     yield from _one("converter", _converter(before), _converter(after))
     yield from _one("scan", scan_text(before), scan_text(after))
-    for key in ("revision", "sqshpipe"):
-        yield from _one(key, before.provenance.get(key), after.provenance.get(key))
+    for key, word in (("revision", "commit"), ("sqshpipe", "sqshpipe")):
+        yield from _one(word, before.provenance.get(key), after.provenance.get(key))
 
 
 def _inputs(before: Record, after: Record) -> Iterator[ReleaseChange]:

@@ -58,10 +58,10 @@ class Subject:
 def subject_of(
     config: Config | None, name: str, image: Reference, platform: str, base: Reference, base_digest: Digest
 ) -> Subject:
-    """The subject for an image built from `base`, whose digest was `base_digest`.
+    """What is judged for an image that was built from `base` when the digest of `base` was `base_digest`.
 
-    The base's own findings are read where the base lies in our registry: in the repository of the image
-    itself when that is the base, else in the repository of an image of `config` that mirrors it.
+    `base_in` is the repository of `image` when `image` is itself a copy of the base, else the repository
+    of an image of `config` that mirrors the base, else None.
     """
     plain = base.with_digest(None)
     base_in = None

@@ -187,7 +187,7 @@ def _unused(
         elif match[1] not in pruned and changed + policy.delete_after >= now:
             stays = f"no record names it; deleted after {(changed + policy.delete_after).date()}"
         if stays:
-            report.kept.append((_told_path(layout, match[1]), stays))
+            report.kept.append((_shown_path(layout, match[1]), stays))
         else:
             found.append(match[1])
     return found
@@ -224,7 +224,7 @@ def _delete_unused(
             if report.broken:
                 alive |= aside.keys()
             for digest in aside.keys() - alive:
-                report.files.append((_told_path(layout, digest), _why(digest, pruned)))
+                report.files.append((_shown_path(layout, digest), _why(digest, pruned)))
                 _delete(aside.pop(digest), digest, report)
     except ToolError as error:
         report.unreachable = error.headline
@@ -234,7 +234,7 @@ def _delete_unused(
     atomic.sync_folder(layout.blobs)
 
 
-def _told_path(layout: Layout, digest: str) -> str:
+def _shown_path(layout: Layout, digest: str) -> str:
     return str(layout.blob(digest).relative_to(layout.root))
 
 
@@ -324,14 +324,14 @@ def _foresee(
         for digest in set(verdict.sha256) & alive:
             report.kept.append(
                 (
-                    _told_path(layout, digest),
+                    _shown_path(layout, digest),
                     f"{verdict.image}:{verdict.version} goes, another release has it too",
                 )
             )
     for digest in _unused(layout, alive, pruned, policy, now, used, report):
         report.blobs.append(digest)
         report.freed += layout.blob(digest).stat().st_size
-        report.files.append((_told_path(layout, digest), _why(digest, pruned)))
+        report.files.append((_shown_path(layout, digest), _why(digest, pruned)))
 
 
 def temporaries(layout: Layout) -> Iterator[Path]:

@@ -195,7 +195,7 @@ class _Conversation:
             silent_since: float | None = None
             while selector.get_map():
                 now = time.monotonic()
-                self._go_on()
+                self._raise_if_stopped()
                 if self._deadline is not None and now >= self._deadline:
                     return False
                 ready = selector.select(_TICK)
@@ -262,7 +262,7 @@ class _Conversation:
     def _wait(self) -> bool:
         """The end of a program that has closed its output."""
         while self._process.poll() is None:
-            self._go_on()
+            self._raise_if_stopped()
             left = _TICK if self._deadline is None else min(_TICK, self._deadline - time.monotonic())
             if left <= 0:
                 return False
@@ -270,7 +270,7 @@ class _Conversation:
                 self._process.wait(left)
         return True
 
-    def _go_on(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self._stop is not None and self._stop.is_set():
             raise ToolError(f"{Path(str(self._process.args[0])).name} was stopped")  # type: ignore[index]
 

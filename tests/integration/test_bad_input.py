@@ -81,7 +81,7 @@ class Person:
             text=True,
         )
 
-    def told(self, *words: str, code: int) -> str:
+    def reads(self, *words: str, code: int) -> str:
         """What stderr says of a run that has to end with ``code``."""
         child = self.start(*words)
         out, err = child.communicate(timeout=180)
@@ -111,7 +111,7 @@ def test_a_layer_that_would_leave_the_root(
     base = name.replace(" ", "-")
     push_image(client, f"base/{base}", GOOD.tar(), LEAVING[name].tar())
     person = Person(private[0], tmp_path / "project", base)
-    said = person.told("release", "it", "--tag", "v1", code=6)
+    said = person.reads("release", "it", "--tag", "v1", code=6)
     assert f"mirror-{base}/it" in said
     assert ".." in said
     person.assert_nothing_left()
@@ -125,7 +125,7 @@ def test_a_link_to_outside_is_a_link_and_is_never_followed(
     layer = LayerBuilder().symlink("way", str(canary)).file("way/planted", b"x")
     push_image(client, "base/through-link", GOOD.tar(), layer.tar())
     person = Person(private[0], tmp_path / "project", "through-link")
-    person.told("release", "it", "--tag", "v1", code=0)
+    person.reads("release", "it", "--tag", "v1", code=0)
     assert list(canary.iterdir()) == []
 
 
@@ -134,7 +134,7 @@ def test_a_base_without_the_wanted_platform_names_those_that_there_are(
 ) -> None:
     push_image(client, "base/amd", GOOD.tar())
     person = Person(private[0], tmp_path / "project", "amd", "    platform: linux/arm64\n")
-    said = person.told("release", "it", "--tag", "v1", code=2)
+    said = person.reads("release", "it", "--tag", "v1", code=2)
     assert "linux/arm64" in said
     assert "linux/amd64" in said
     person.assert_nothing_left()
@@ -152,7 +152,7 @@ def test_a_layer_whose_bytes_are_not_those_of_its_digest(
     )
     blob.write_bytes(blob.read_bytes()[:-2000] + bytes(2000 - 1) + b"\1")
     person = Person(registry, tmp_path / "project", "damaged")
-    said = person.told("release", "it", "--tag", "v1", code=4)
+    said = person.reads("release", "it", "--tag", "v1", code=4)
     assert str(manifest.layers[1].digest) in said
     person.assert_nothing_left()
 
@@ -162,7 +162,7 @@ def test_a_layer_that_is_not_what_its_type_says(
 ) -> None:
     push_image(client, "base/noise", os.urandom(3000), layer_type=f"{OCI_LAYER}+gzip")
     person = Person(private[0], tmp_path / "project", "noise")
-    assert "mirror-noise/it" in person.told("release", "it", "--tag", "v1", code=6)
+    assert "mirror-noise/it" in person.reads("release", "it", "--tag", "v1", code=6)
     person.assert_nothing_left()
 
 
@@ -180,7 +180,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     ("full", "said"),
     [("cache", ["not enough space", "SQSHPIPE_CACHE"]), ("store", ["4.2 MB free", "sqshpipe store usage"])],
 )
-def test_a_full_disk_is_told_before_the_work(
+def test_a_full_disk_is_reported_before_the_work(
     full: str,
     said: list[str],
     private: tuple[PrivateRegistry, Path],
@@ -196,9 +196,9 @@ def test_a_full_disk_is_told_before_the_work(
         shutil.rmtree(person.store)
         new_store(where)
     (person.folder / full).symlink_to(where)
-    told = person.told("release", "it", "--tag", "v1", code=3)
-    assert "convert  native" not in told
-    assert [words for words in said if words not in told] == []
+    reported = person.reads("release", "it", "--tag", "v1", code=3)
+    assert "convert  native" not in reported
+    assert [words for words in said if words not in reported] == []
     assert [path for path in where.rglob("*") if path.is_file() and path.stat().st_size > 100_000] == []
     person.assert_nothing_left()
 
@@ -237,5 +237,5 @@ def test_ctrl_c_at_any_stage_leaves_nothing_and_the_next_run_ends_the_work(
     if child.returncode:
         assert not list(person.scratch.glob("*")), rest
         assert not list(person.store.glob("blobs/sha256/.*")), rest
-    person.told("release", "it", "--tag", "v1", code=0)
+    person.reads("release", "it", "--tag", "v1", code=0)
     assert (person.store / "it" / "v1.sqsh").exists()

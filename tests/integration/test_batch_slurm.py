@@ -161,7 +161,7 @@ def test_what_waits_for_a_base_whose_node_dies_waits_for_its_next_attempt(
     assert found["grandchild"].path == ({"n1", "n2"} - {lost}).pop()
 
 
-def test_refused_demands_are_told_at_once(cluster: Slurm, tmp_path: Path) -> None:
+def test_refused_demands_are_reported_at_once(cluster: Slurm, tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="sbatch"):
         run(tmp_path, [task("big", "true", tmp_path, SlurmSettings(partition="nowhere"))])
 

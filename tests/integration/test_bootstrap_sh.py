@@ -141,7 +141,7 @@ def test_an_ordinary_user_without_one_learns_what_is_missing(tmp_path: Path) -> 
     assert "sudo apt-get install git docker.io docker-cli" in done.stderr
     assert machine.asked == []
     (machine.programs / "apt-get").unlink()
-    assert "apt-get" not in machine.bootstrap("demo").stderr, "there is none on Fedora and macOS"
+    assert "apt-get" not in machine.bootstrap("demo").stderr, "Fedora and macOS do not have it"
 
 
 def test_another_docker_context_is_an_engine(tmp_path: Path) -> None:

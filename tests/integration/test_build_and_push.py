@@ -141,9 +141,9 @@ def edit(spec: ImageSpec, text: str) -> ImageSpec:
 def test_builds_on_the_locked_digest_and_says_so_in_labels(
     spec: ImageSpec, make: Callable[..., BuiltImage], pinned: BaseImage, connected: Engine, builder: str
 ) -> None:
-    told = Lines()
+    reported = Lines()
     before = spec.dockerfile.read_bytes() if spec.dockerfile else b""
-    built = make(spec, told)
+    built = make(spec, reported)
     assert spec.dockerfile is not None
     assert spec.dockerfile.read_bytes() == before
     image = connected.image(built.local_id)
@@ -157,7 +157,7 @@ def test_builds_on_the_locked_digest_and_says_so_in_labels(
     assert image.labels[f"{prefix}.created"].endswith("Z")
     assert image.labels[f"{prefix}.base.name"] == str(spec.base)
     assert image.labels[f"{prefix}.base.digest"] == str(pinned.digest)
-    text = "\n".join(told.lines)
+    text = "\n".join(reported.lines)
     assert str(pinned.digest) in text, "FROM stands by digest"
     assert f"said {spec.build_args['GREETING']}" in text, "a step's output streams"
     assert "train.py" in text
@@ -165,7 +165,7 @@ def test_builds_on_the_locked_digest_and_says_so_in_labels(
     assert "sqshpipe.Dockerfile" not in text.split("said")[-1], "the pinned Dockerfile is not copied"
 
 
-def test_a_failing_step_is_told_with_its_last_lines(
+def test_a_failing_step_is_reported_with_its_last_lines(
     spec: ImageSpec, make: Callable[..., BuiltImage], builder: str, connected: Engine
 ) -> None:
     edit(spec, "RUN echo before it; echo no such wheel >&2; exit 7\n")
@@ -221,11 +221,11 @@ def test_secrets_reach_the_step_and_stay_nowhere(
         "RUN --mount=type=secret,id=hub python3 -c "
         "\"print('read', len(open('/run/secrets/hub').read()), 'characters')\"\n",
     )
-    told = Lines()
-    built = make(dataclasses.replace(spec, secrets={"hub": source}), told)
-    assert any(f"read {len(value)} characters" in line for line in told.lines)
+    reported = Lines()
+    built = make(dataclasses.replace(spec, secrets={"hub": source}), reported)
+    assert any(f"read {len(value)} characters" in line for line in reported.lines)
     client = docker.APIClient(base_url=connected.host)
-    seen = f"{client.history(built.local_id)}{client.inspect_image(built.local_id)}{told.lines}"
+    seen = f"{client.history(built.local_id)}{client.inspect_image(built.local_id)}{reported.lines}"
     client.close()
     assert value not in seen
 
@@ -289,7 +289,7 @@ def test_pushed_under_its_key_adopted_and_tagged(
         tag_version(other, "v1.0", client)
 
 
-def test_a_run_that_was_killed_after_its_push_is_gone_on_from(
+def test_a_run_that_was_killed_after_its_push_is_resumed(
     spec: ImageSpec,
     pinned: BaseImage,
     connected: Engine,

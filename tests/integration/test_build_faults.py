@@ -227,9 +227,9 @@ def test_a_build_that_is_ended_by_a_signal_leaves_no_step_at_work(
     for number in signals:
         process.send_signal(number)
         time.sleep(0.2)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + signals[0], told
-    assert "Traceback" not in told
+    _, reported = process.communicate(timeout=60)
+    assert process.returncode == 128 + signals[0], reported
+    assert "Traceback" not in reported
     assert until(lambda: not _at_work(mark))
     client = docker.APIClient(base_url=engine.host)
     assert until(lambda: client.containers(all=True) == [])

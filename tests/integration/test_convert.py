@@ -239,7 +239,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("full", ["scratch", "out"])
-def test_too_little_space_is_told_before_the_work(
+def test_too_little_space_is_reported_before_the_work(
     full: str, small_disk: Path, places: dict[str, Path], tmp_path: Path
 ) -> None:
     source = image(
@@ -300,9 +300,9 @@ def test_interrupted_in_the_middle(number: signal.Signals, places: dict[str, Pat
             time.sleep(0.05)
         time.sleep(0.1)
         process.send_signal(number)
-        _, told = process.communicate(timeout=30)
-    assert process.returncode == 128 + number, told
-    assert "Traceback" not in told
+        _, reported = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, reported
+    assert "Traceback" not in reported
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "running").read_text()), 0)
 
@@ -334,9 +334,9 @@ def test_without_root_the_result_is_the_same(places: dict[str, Path], tmp_path: 
     for parent in [parent for parent in tmp_path.parents if not parent.stat().st_mode & 0o001]:
         parent.chmod(parent.stat().st_mode | 0o001)
     other = places["out"] / "other.sqsh"
-    told = tmp_path / "told"
-    told.touch()
-    told.chmod(0o666)
+    reported = tmp_path / "reported"
+    reported.touch()
+    reported.chmod(0o666)
     child = os.fork()  # all modules are loaded here: nobody may be unable to read where they are
     if child == 0:
         try:
@@ -351,11 +351,11 @@ def test_without_root_the_result_is_the_same(places: dict[str, Path], tmp_path: 
                 cache=places["cache"],
             )
         except BaseException as error:  # noqa: BLE001 - reported by the parent
-            told.write_text(repr(error))
+            reported.write_text(repr(error))
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    assert told.read_text() == ""
+    assert reported.read_text() == ""
     assert other.read_bytes() == mine.path.read_bytes()
 
 

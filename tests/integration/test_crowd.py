@@ -31,13 +31,13 @@ def test_nobody_sees_half_a_release_and_one_wins(tmp_path: Path, capsys: pytest.
     new_store(root)
     readers = [start("read", root, stop) for _ in range(READERS)]
     publishers = [start("publish", root, number, ROUNDS) for number in range(PUBLISHERS)]
-    told = [process.communicate(timeout=240) for process in publishers]
+    reported = [process.communicate(timeout=240) for process in publishers]
     stop.touch()
     looked = [process.communicate(timeout=60) for process in readers]
-    for process, (_, trouble) in zip(publishers + readers, told + looked, strict=True):
+    for process, (_, trouble) in zip(publishers + readers, reported + looked, strict=True):
         assert process.returncode == 0, trouble[-2000:]
 
-    outcomes = Counter(line for out, _ in told for line in out.splitlines())
+    outcomes = Counter(line for out, _ in reported for line in out.splitlines())
     for turn in range(ROUNDS):
         assert outcomes[f"won contested{turn}"] == 1
         assert outcomes[f"lost contested{turn}"] == PUBLISHERS - 1

@@ -145,7 +145,7 @@ def test_from_a_dockerfile_through_the_gate_to_a_published_file_and_back(there: 
         looked_again(there)
         mirrored(there)
         drifted(there)
-    told_nowhere(there, watched)
+    assert_no_secret_anywhere(there, watched)
 
 
 def published(there: World, answer: dict[str, Any]) -> None:
@@ -213,15 +213,18 @@ def drifted(there: World) -> None:
     there.ecr.ask_moto("PutImageTagMutability", json.dumps(change).encode())
     there.ecr.ask_moto("DeleteLifecyclePolicy", json.dumps({"repositoryName": "team/train"}).encode())
     plan = ("plan", "train", "base", "--json")
-    told = json.loads(there.run(*plan).stdout)["repositories"]
-    assert [(one["setting"], one["found"]) for one in told] == [("tags", "MUTABLE"), ("lifecycle", "none")]
+    reported = json.loads(there.run(*plan).stdout)["repositories"]
+    assert [(one["setting"], one["found"]) for one in reported] == [
+        ("tags", "MUTABLE"),
+        ("lifecycle", "none"),
+    ]
     there.ecr.granted = granted("owner")
     assert "team/train  tags: MUTABLE -> IMMUTABLE" in there.run("ecr", "apply").stdout
     there.ecr.granted = granted("builder")
     assert json.loads(there.run(*plan).stdout)["repositories"] == []
 
 
-def told_nowhere(there: World, watched: Watched) -> None:
+def assert_no_secret_anywhere(there: World, watched: Watched) -> None:
     """No secret in what was printed and logged, in any file, on any command line, in the registry."""
     secrets = there.secrets()
     assert len(secrets) >= 5, "passwords, their base64, NGC's key, AWS's key, tokens"

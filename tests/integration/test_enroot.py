@@ -280,17 +280,17 @@ def test_before_version_4_an_image_needs_a_tag(world: World, fake: Callable[...,
 
 
 @pytest.mark.parametrize(
-    ("version", "compression", "told"),
+    ("version", "compression", "reported"),
     [
         ("3.4.1", ["zstd", "zstd"], "cannot read zstd"),
         ("3.1.0", ["gzip", "gzip"], "too old"),
     ],
 )
-def test_what_a_version_cannot_do_is_told_before_the_work(
-    version: str, compression: list[str], told: str, world: World, fake: Callable[..., Recorded]
+def test_what_a_version_cannot_do_is_reported_before_the_work(
+    version: str, compression: list[str], reported: str, world: World, fake: Callable[..., Recorded]
 ) -> None:
     recorded = fake(version)
-    with pytest.raises(ToolError, match=told):
+    with pytest.raises(ToolError, match=reported):
         world.convert(world.image([BASE, _FILES], compression=compression))
     with pytest.raises(FileNotFoundError):
         recorded()
@@ -327,9 +327,7 @@ def test_the_real_enroot_fails_at_such_an_image(compression: list[str], world: W
             world.convert(source)
 
 
-def test_a_failure_leaves_nothing_and_tells_what_it_means(
-    world: World, fake: Callable[..., Recorded]
-) -> None:
+def test_a_failure_leaves_nothing_and_says_what_it_means(world: World, fake: Callable[..., Recorded]) -> None:
     fake(
         more="open(sys.argv[sys.argv.index('--output') + 1], 'w').write('half')\n"
         "print('[ERROR] URL https://x returned error code: 406 Not Acceptable', file=sys.stderr)\n"

@@ -235,14 +235,14 @@ def test_converting_while_the_disk_fails(error: str, call: str, tmp_path: Path) 
         *("-e", f"inject={calls}:error={error}:when=1+"),
     )
     process = _cli(tmp_path, *words, wrapper=wrapper)
-    _, told = process.communicate(timeout=100)
-    assert process.returncode == ToolError.exit_code, told
-    assert "Traceback" not in told
+    _, reported = process.communicate(timeout=100)
+    assert process.returncode == ToolError.exit_code, reported
+    assert "Traceback" not in reported
     assert list((tmp_path / "out").iterdir()) == []
     assert list((tmp_path / "scratch").iterdir()) == []
     again = _cli(tmp_path, *words)
-    _, told = again.communicate(timeout=100)
-    assert again.returncode == 0, told
+    _, reported = again.communicate(timeout=100)
+    assert again.returncode == 0, reported
 
 
 READ_BACK = {
@@ -269,16 +269,16 @@ def test_the_disk_fails_while_the_finished_file_is_read_back(moment: str, tmp_pa
         *("-e", f"inject={call}:error=EIO:when={first}+"),
     )
     process = _cli(tmp_path, *words, wrapper=tuple(map(str, wrapper)))
-    _, told = process.communicate(timeout=100)
-    assert process.returncode == error.exit_code, told
-    assert "Input/output error" in told
-    assert str(tmp_path) in told
-    assert "Traceback" not in told
+    _, reported = process.communicate(timeout=100)
+    assert process.returncode == error.exit_code, reported
+    assert "Input/output error" in reported
+    assert str(tmp_path) in reported
+    assert "Traceback" not in reported
     assert list((tmp_path / "scratch").iterdir()) == []
     assert list(tmp_path.glob("*.partial")) == []
     again = _cli(tmp_path, *words)
-    _, told = again.communicate(timeout=100)
-    assert again.returncode == 0, told
+    _, reported = again.communicate(timeout=100)
+    assert again.returncode == 0, reported
 
 
 @pytest.mark.needs("strace")
@@ -415,10 +415,10 @@ def test_converting_interrupted_twice(
     process.send_signal(number)
     time.sleep(0.5)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, told
+    _, reported = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, reported
     assert time.monotonic() - started < 30
-    assert "Traceback" not in told
+    assert "Traceback" not in reported
     assert list((tmp_path / "out").iterdir()) == []
     assert list((tmp_path / "scratch").iterdir()) == []
     with pytest.raises(ProcessLookupError):
@@ -442,9 +442,9 @@ def test_the_kernel_kills_a_tool_that_takes_all_memory(
         "mksquashfs",
     )
     process = _cli(tmp_path, *words)
-    _, told = process.communicate(timeout=60)
+    _, reported = process.communicate(timeout=60)
     assert process.returncode == ToolError.exit_code
-    assert "memory" in told
+    assert "memory" in reported
     assert list((tmp_path / "out").iterdir()) == []
     assert list((tmp_path / "scratch").iterdir()) == []
 
@@ -494,8 +494,8 @@ def test_the_kernel_kills_a_conversion_that_takes_all_memory(tmp_path: Path) -> 
         assert process.returncode == -signal.SIGKILL
         assert not (tmp_path / "out/x.sqsh").exists()
         again = _cli(tmp_path, *words)
-        _, told = again.communicate(timeout=100)
-        assert again.returncode == 0, told
+        _, reported = again.communicate(timeout=100)
+        assert again.returncode == 0, reported
         kept = {path.suffix for path in (tmp_path / "cache" / "packs").iterdir()}
         assert kept <= {".pack", ".pair"}
     finally:
@@ -546,26 +546,28 @@ def test_power_is_lost_while_publishing(
     run("mkfs.ext4", "-q", disk)
     run("mount", "-o", "loop,commit=300", disk, point)
     copies: list[tuple[Path, list[str]]] = []
-    told: list[str] = []
+    reported: list[str] = []
     publisher = subprocess.Popen(
         [sys.executable, "-c", _PUBLISHER, str(point / "store")],
         cwd=_ROOT, env={**os.environ, "PYTHONPATH": str(_ROOT)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert publisher.stdout is not None
     lines = publisher.stdout
-    reader = threading.Thread(target=lambda: told.extend(line.strip() for line in lines), daemon=True)
+    reader = threading.Thread(target=lambda: reported.extend(line.strip() for line in lines), daemon=True)
     reader.start()
     try:
         for cut in range(cuts):
-            before, until = len(told), time.monotonic() + 5
-            while len(told) == before and time.monotonic() < until:  # one more at least, however busy it is
+            before, until = len(reported), time.monotonic() + 5
+            while (
+                len(reported) == before and time.monotonic() < until
+            ):  # one more at least, however busy it is
                 time.sleep(0.01)
             time.sleep((cut * 37 % 11) / 60)
             publisher.send_signal(signal.SIGSTOP)
             _until_stopped(publisher.pid)
             copy = tmp_path / f"cut{cut}.img"
             shutil.copyfile(disk, copy)
-            copies.append((copy, list(told)))
+            copies.append((copy, list(reported)))
             publisher.send_signal(signal.SIGCONT)
     finally:
         publisher.kill()
@@ -577,7 +579,7 @@ def test_power_is_lost_while_publishing(
         run("mount", "-o", "loop", copy, point)
         try:
             store = new_store(point / "store")
-            contents = {version: crowd.content(version) for version in told}
+            contents = {version: crowd.content(version) for version in reported}
             if acknowledged:
                 invariants.check(store, contents)
                 for version in acknowledged:
@@ -589,8 +591,8 @@ def test_power_is_lost_while_publishing(
             run("umount", point)
         copy.unlink()
     with capsys.disabled():
-        print(f"\n{cuts} power cuts, {len(told)} releases published, none lost or partial")  # noqa: T201
-    assert len(told) > 3
+        print(f"\n{cuts} power cuts, {len(reported)} releases published, none lost or partial")  # noqa: T201
+    assert len(reported) > 3
 
 
 def _until_stopped(pid: int) -> None:

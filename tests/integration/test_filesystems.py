@@ -117,13 +117,13 @@ def test_a_disk_that_is_full_at_any_moment(mount: Mount, monkeypatch: pytest.Mon
         elsewhere = new_store(source / "store")
         content = f"{left}".encode() * 20000
         record = publish(elsewhere, f"v2.{left}", content, created="2026-02-01T00:00:00Z")
-        told = ""
+        reported = ""
         try:
             store.publish(record, elsewhere.resolve(f"demo:v2.{left}").path)
         except ToolError as error:
-            told = error.message
-        assert not told or "no space" in told
-        refused += bool(told)
+            reported = error.message
+        assert not reported or "no space" in reported
+        refused += bool(reported)
         invariants.check(store, {})
         filler.unlink()
         store.publish(record, elsewhere.resolve(f"demo:v2.{left}").path)
@@ -218,10 +218,10 @@ def test_two_clients_that_publish_at_once_and_see_each_other_late(badfs: Mount) 
         )
         for number, root in enumerate(roots)
     ]
-    told = [process.communicate(timeout=120) for process in publishers]
-    for process, (_, trouble) in zip(publishers, told, strict=True):
+    reported = [process.communicate(timeout=120) for process in publishers]
+    for process, (_, trouble) in zip(publishers, reported, strict=True):
         assert process.returncode == 0, trouble[-2000:]
-    outcomes = Counter(line for out, _ in told for line in out.splitlines())
+    outcomes = Counter(line for out, _ in reported for line in out.splitlines())
     for turn in range(3):
         assert (outcomes[f"won contested{turn}"], outcomes[f"lost contested{turn}"]) == (1, 1)
     time.sleep(0.5)

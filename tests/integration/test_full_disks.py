@@ -212,8 +212,8 @@ def test_a_store(small: Small) -> None:
 
     with pytest.raises(ToolError, match="no space left"):
         publish_nine()
-    told = [line.version for line in store.listed("demo")]
-    for version in told:
+    reported = [line.version for line in store.listed("demo")]
+    for version in reported:
         assert store.resolve(f"demo:{version}").path.read_bytes() == version.encode()
     small.lift()
     publish_nine()

@@ -117,7 +117,7 @@ def test_a_base_that_is_made_here_and_does_not_exist_yet(
         lock(path)
 
 
-def test_a_base_for_another_platform_is_told(client: RegistryClient, tmp_path: Path) -> None:
+def test_a_base_for_another_platform_is_reported(client: RegistryClient, tmp_path: Path) -> None:
     push_image(client, "lock/arm", "1", content="x", platform="linux/arm64")
     path = write_images(tmp_path, a=f"{client.host}/lock/arm:1")
     with pytest.raises(ConfigError, match="is not made for linux/amd64"):

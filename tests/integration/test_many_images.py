@@ -92,8 +92,8 @@ def _documents(text: str) -> list[dict[str, str]]:
 def test_all_images_side_by_side_and_a_failure_costs_only_itself(
     client: RegistryClient, run: Run, tmp_path: Path
 ) -> None:
-    told = tmp_path / "told"
-    notify = f"notify: [{{command: [/bin/sh, -c, 'cat >> {told}; echo >> {told}']}}]\n"
+    reported = tmp_path / "reported"
+    notify = f"notify: [{{command: [/bin/sh, -c, 'cat >> {reported}; echo >> {reported}']}}]\n"
     write(tmp_path, client, 3, more=notify)
     with (tmp_path / "images.yaml").open("a") as file:
         file.write(f"  broken: {{base: '{client.host}/many/nowhere:1.0'}}\n")
@@ -107,7 +107,7 @@ def test_all_images_side_by_side_and_a_failure_costs_only_itself(
     assert (done.stdout + done.stderr).count("many/nowhere:1.0 does not exist") == 1, "the reason, once"
     alone = run("release", "image0", "--tag", "v0")
     assert alone.returncode == 0, alone.stderr
-    events = _documents(told.read_text())
+    events = _documents(reported.read_text())
     assert events.pop()["details"] == {"path": alone.stdout.strip()}
     assert sorted(event["kind"] for event in events) == ["failed", "published", "published", "published"]
     assert len(list((tmp_path / "metrics").glob("*.prom"))) == 4

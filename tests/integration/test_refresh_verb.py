@@ -89,7 +89,7 @@ def test_a_moved_tag_is_followed_once(client: RegistryClient, repository: str, t
     assert "nothing changed" in again.stderr
 
 
-def test_a_newer_tag_is_taken_or_told(client: RegistryClient, repository: str, tmp_path: Path) -> None:
+def test_a_newer_tag_is_taken_or_reported(client: RegistryClient, repository: str, tmp_path: Path) -> None:
     base = f"{client.host}/{repository}"
     push_image(client, repository, "24.01-py3", content="old")
     track = "track: {pattern: YY.MM-py3, policy: %s}"
@@ -102,8 +102,10 @@ def test_a_newer_tag_is_taken_or_told(client: RegistryClient, repository: str, t
     )
     refresh(path)
     newer = push_image(client, repository, "24.02-py3", content="new")
-    told = tmp_path / "told"
-    command = f"notify: [{{command: [/bin/sh, -c, 'cat >> {told}; echo >> {told}'], on: [base-moved]}}]\n"
+    reported = tmp_path / "reported"
+    command = (
+        f"notify: [{{command: [/bin/sh, -c, 'cat >> {reported}; echo >> {reported}'], on: [base-moved]}}]\n"
+    )
     with path.open("a") as file:
         file.write(command)
     push_image(client, repository, "24.03-py3-beta", content="beta")
@@ -116,13 +118,13 @@ def test_a_newer_tag_is_taken_or_told(client: RegistryClient, repository: str, t
     assert locked(path, "takes") == newer
     assert changes(refresh(path, "--json")) == [("announced", "24.02-py3")]
     # Both are reported, each once: what is taken, and what people decide; also where that is all.
-    assert told.read_text().count("has a newer tag") == 1
-    assert told.read_text().count("gives way to the newer tag") == 1
-    told.unlink()
+    assert reported.read_text().count("has a newer tag") == 1
+    assert reported.read_text().count("gives way to the newer tag") == 1
+    reported.unlink()
     push_image(client, repository, "24.04-py3", content="newest")
     path.write_text(path.read_text().replace("policy: newest", "policy: notify"))
     assert changes(refresh(path, "--json")) == [("announced", "24.04-py3")] * 2
-    assert "24.04-py3" in told.read_text()
+    assert "24.04-py3" in reported.read_text()
 
 
 def test_what_fails_costs_only_its_own_bases(client: RegistryClient, repository: str, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_the_schemas_are_schemas_that_schemastore_takes() -> None:
         newer = re.findall(
             r"\$defs|prefixItems|unevaluated\w+|dependentRequired|\$dynamic\w+", file.read_text()
         )
-        assert newer == [], "words of newer drafts, which an older one ignores"
+        assert newer == [], "keys from newer drafts, which an older one ignores"
         named = set(re.findall(r'"#/definitions/(\w+)"', file.read_text()))
         assert named == set(schema["definitions"]), "each is there, and each is used"
 

@@ -69,7 +69,7 @@ def test_there_and_back(source: Store, bucket: S3Bucket, tmp_path: Path) -> None
     assert (back.layout.attachments("demo", "v1.1", "linux/amd64") / "sbom.json").read_text() == "{}"
 
 
-def test_an_upload_that_was_cut_is_gone_on_from(
+def test_an_upload_that_was_cut_is_resumed(
     source: Store, bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = bucket._client
@@ -98,7 +98,7 @@ def test_an_upload_that_was_cut_is_gone_on_from(
     assert bucket.size(source.resolve("demo:v1.1").file) == 256 * 60000
 
 
-def test_a_download_that_was_cut_is_gone_on_from(
+def test_a_download_that_was_cut_is_resumed(
     source: Store, bucket: S3Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync(source, bucket)

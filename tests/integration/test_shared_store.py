@@ -102,11 +102,11 @@ def test_a_store_without_a_group_is_its_makers_alone(public: Path) -> None:
     assert as_user(ANNA, lambda: put(store, public, "v1.0"), group=TEAM) == ""
     refused = as_user(BEN, lambda: put(store, public, "v1.1"), group=TEAM)
     assert "not allowed" in refused
-    told: list[str] = []
+    reported: list[str] = []
 
     def look() -> None:
-        told.extend(one.found for one in checkup.examine(store.root) if one.level == "fail")
-        raise PublishError("; ".join(told))
+        reported.extend(one.found for one in checkup.examine(store.root) if one.level == "fail")
+        raise PublishError("; ".join(reported))
 
     assert "not allowed while trying to write" in as_user(BEN, look, group=TEAM)
 
@@ -162,9 +162,9 @@ def test_root_is_nobody_at_the_server(public: Path) -> None:
             put(store, public, "v1.1")
         assert "root_squash" in caught.value.hint
         assert store.resolve("demo").version == "v1.0"
-        told = [one for one in checkup.examine(store.root) if one.level == "fail"]
-        assert len(told) == 1
-        assert "root_squash" in told[0].advice
+        reported = [one for one in checkup.examine(store.root) if one.level == "fail"]
+        assert len(reported) == 1
+        assert "root_squash" in reported[0].advice
         (server / "anybody").mkdir()
         (server / "anybody").chmod(0o777)
         careless = new_store(point / "anybody" / "containers")
@@ -175,7 +175,7 @@ def test_root_is_nobody_at_the_server(public: Path) -> None:
 
 
 @pytest.mark.needs("mkfs.btrfs", "btrfs", "/dev/loop-control")
-def test_a_quota_that_is_used_up_is_told_before_anything_is_written(public: Path) -> None:
+def test_a_quota_that_is_used_up_is_reported_before_anything_is_written(public: Path) -> None:
     """A quota of a folder, as projects have them on Lustre and XFS: df shows room that there is not."""
     image, point = public / "btrfs.img", public / "fsx"
     with image.open("wb") as file:

@@ -38,7 +38,7 @@ def client(handler: Callable[[httpx.Request], httpx.Response]) -> RegistryClient
 @pytest.mark.parametrize(
     "value", ["\u00b2", "9" * 400, "-1", "1e9", "Mon, 01 Jan 0001 00:00:00 GMT", "Mon, 01 Jan 99999 00:00:00"]
 )
-def test_a_time_to_wait_that_is_none(value: str) -> None:
+def test_an_invalid_time_to_wait(value: str) -> None:
     headers = [(b"Retry-After", value.encode("latin-1"))]
     with client(lambda _: httpx.Response(429, headers=headers)) as registry, pytest.raises(RegistryError):
         registry.ping()
@@ -47,7 +47,7 @@ def test_a_time_to_wait_that_is_none(value: str) -> None:
 @pytest.mark.parametrize(
     "value", ["bytes 2-3/" + "9" * 5000, "bytes " + "1" * 5000 + "-3/4", "bytes \u00b2-3/4"]
 )
-def test_a_range_that_is_none(value: str) -> None:
+def test_an_invalid_range(value: str) -> None:
     headers = [(b"Content-Range", value.encode("latin-1"))]
     with (
         client(lambda _: httpx.Response(206, headers=headers, content=b"34")) as registry,
@@ -56,7 +56,7 @@ def test_a_range_that_is_none(value: str) -> None:
         list(chunks(registry.session, "a/b", BLOB, offset=2))
 
 
-def test_a_place_in_an_upload_that_is_none() -> None:
+def test_an_invalid_place_in_an_upload() -> None:
     sent: list[tuple[str, bytes]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -108,7 +108,7 @@ def test_a_token_server_without_an_address(realm: str) -> None:
     ],
     ids=str,
 )
-def test_a_token_that_is_none(answer: Any) -> None:
+def test_an_invalid_token(answer: Any) -> None:
     body = json.dumps(answer).encode()
     token = lambda: httpx.Response(200, content=body)  # noqa: E731
     with (
@@ -163,7 +163,7 @@ def test_lists_nested_without_end(status: int) -> None:
 
 
 @pytest.mark.parametrize("link", ["https://h.example:x/", "https://h.example:99999999/"])
-def test_a_list_that_goes_on_nowhere(link: str) -> None:
+def test_a_list_whose_next_page_is_nowhere(link: str) -> None:
     headers = {"Link": f'<{link}>; rel="next"'}
     with (
         client(lambda _: httpx.Response(200, headers=headers, content=b'{"tags":["a"]}')) as registry,

@@ -81,7 +81,7 @@ def everything(engine: Engine, folder: Path) -> None:
     "nonsense", [[], "text", 7, {"Id": 7}, b"{", b"\xff\xfe", [[1]], {"error": {"a": 1}}]
 )
 @pytest.mark.parametrize("where", ["/version", "/info", "/networks", "/json", "/build", "/push"])
-def test_an_answer_that_is_none(where: str, nonsense: Any, start: Start, tmp_path: Path) -> None:
+def test_an_invalid_answer(where: str, nonsense: Any, start: Start, tmp_path: Path) -> None:
     answers = {"/version": VERSION, "/info": INFO, "/networks": [], "/json": IMAGE, where: nonsense}
     with pytest.raises(SqshpipeError) as caught, Engine.connect(start(answers)) as engine:
         everything(engine, tmp_path)
@@ -103,6 +103,6 @@ def test_a_question_that_is_never_answered(
 @pytest.mark.parametrize(
     "host", ["tcp://:abc", "tcp://127.0.0.1:99999999", "tcp://[::1", "nonsense", "unix://", "fd://", "\0"]
 )
-def test_an_address_that_is_none(host: str) -> None:
+def test_an_invalid_address(host: str) -> None:
     with pytest.raises(ToolError, match="no Docker Engine answers at"):
         Engine.connect(host)

@@ -45,14 +45,14 @@ def test_a_name_that_is_not_utf8_can_be_recorded(spec: ImageSpec, tmp_path: Path
     assert explain(recorded, BASE, gather(spec, BASE)) == ("context caf\\xe9 changed",)
 
 
-def test_a_pattern_that_is_none_is_told_with_its_file(spec: ImageSpec, tmp_path: Path) -> None:
+def test_an_invalid_pattern_is_reported_with_its_file(spec: ImageSpec, tmp_path: Path) -> None:
     (tmp_path / ".dockerignore").write_text("data\na[z-a]\n")
     with pytest.raises(ConfigError, match=r"dockerignore: a\[z-a\] is not a valid pattern"):
         gather(spec, BASE)
 
 
 @pytest.mark.parametrize("epoch", ["\u00b2", "9" * 14, "9" * 30, "9" * 5000, "yesterday", "1e5"])
-def test_a_time_that_is_none(epoch: str, spec: ImageSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_time(epoch: str, spec: ImageSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
     base = BaseImage(reference=spec.base, digest=BASE, index_digest=None, platform=LINUX, locked=True)
     with pytest.raises(ConfigError, match="SOURCE_DATE_EPOCH"):

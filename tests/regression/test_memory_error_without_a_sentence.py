@@ -90,7 +90,7 @@ def test_a_command_with_little_memory_ends_in_a_sentence(
     assert "unexpected" not in ended.stderr
 
 
-def test_the_last_words_of_mksquashfs_are_one_sentence(
+def test_the_last_lines_of_mksquashfs_are_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "mksquashfs"

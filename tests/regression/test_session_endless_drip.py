@@ -69,14 +69,17 @@ ASKED: dict[str, Callable[[RegistryClient, Path], Any]] = {
 @pytest.mark.parametrize("kind", ASKED)
 def test_it_is_given_up_after_the_usual_attempts(kind: str, tmp_path: Path) -> None:
     line = Line(piece=1, seconds=59)
-    with line.client() as client, pytest.raises(Unreachable, match="sends less than 1 KiB a second") as told:
+    with (
+        line.client() as client,
+        pytest.raises(Unreachable, match="sends less than 1 KiB a second") as reported,
+    ):
         ASKED[kind](client, tmp_path)
-    assert "a/b" in told.value.message
+    assert "a/b" in reported.value.message
     assert line.requests == ATTEMPTS
     assert not (tmp_path / "blob").exists()
 
 
-def test_an_error_that_drips_is_told_by_its_status() -> None:
+def test_an_error_that_drips_is_reported_by_its_status() -> None:
     now = itertools.count(step=59)
     patience = RetryPolicy(attempts=1, sleep=lambda _: None, clock=lambda: float(next(now)))
 

@@ -18,7 +18,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("location", ["http://[", "https://h.example:99999999/x", *NAMES])
-def test_it_is_told_in_a_sentence(location: str) -> None:
+def test_it_is_reported_in_a_sentence(location: str) -> None:
     headers = [(b"location", location.encode())]
     transport = Streamed(lambda _request: httpx.Response(307, headers=headers))
     with _client(transport) as client, pytest.raises(RegistryError, match="not a valid address"):

@@ -131,8 +131,8 @@ def test_no_bytes_go_while_a_record_cannot_be_read_and_restore_is_the_way_out(st
     assert report.blobs == []
     assert [one.action for one in report.verdicts if one.image == "other"] == ["keep", "wait", "wait"]
     assert {one.action for one in report.verdicts if one.image == "demo"} == {"keep"}
-    told = CliRunner().invoke(app, ["store", "rebuild", "--store", str(store.root)])
-    assert isinstance(told.exception, PublishError), "exit code 8"
+    reported = CliRunner().invoke(app, ["store", "rebuild", "--store", str(store.root)])
+    assert isinstance(reported.exception, PublishError), "exit code 8"
     assert path.read_bytes()[-1:] != b"}", "nothing is restored unasked"
     restore.restore(store.layout, "demo:v1.0", AMD64)
     assert store.rebuild() == []

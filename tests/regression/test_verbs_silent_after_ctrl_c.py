@@ -17,7 +17,7 @@ from tests.support.servers.registry import Quiet, serving
 ROOT = Path(__file__).parents[2]
 
 
-def test_ctrl_c_is_told(tmp_path: Path) -> None:
+def test_ctrl_c_is_reported(tmp_path: Path) -> None:
     asked = tmp_path / "asked"
 
     class Silent(Quiet):
@@ -34,10 +34,10 @@ def test_ctrl_c_is_told(tmp_path: Path) -> None:
         while not asked.exists() and time.monotonic() < until:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, reported = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "sqshpipe: interrupted" in told
-    assert "Traceback" not in told
+    assert "sqshpipe: interrupted" in reported
+    assert "Traceback" not in reported
 
 
 def test_a_reader_that_leaves_is_no_failure() -> None:

@@ -44,6 +44,6 @@ def problems(dist: Path, tag: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    told = problems(ROOT / "dist", sys.argv[1])
-    sys.stderr.writelines(f"{line}\n" for line in told)
-    sys.exit(1 if told else 0)
+    reported = problems(ROOT / "dist", sys.argv[1])
+    sys.stderr.writelines(f"{line}\n" for line in reported)
+    sys.exit(1 if reported else 0)

@@ -36,7 +36,7 @@ if [ {system} = / ]; then # Debian's root with the name of Ubuntu
 fi
 rm -rf usr/bin/enroot etc/enroot etc/slurm usr/local/bin/squashfuse
 echo ClusterName=x > opt/slurm/etc/slurm.conf
-: > told
+: > commands
 mkdir -p old && pivot_root . old && umount -l old # in a mere chroot no user namespace can be made
 exec env -i PATH=/given/tools:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -s
 """
@@ -59,7 +59,7 @@ def pinned(path: Path, version: str) -> settings.Pinned:
 
 
 class Node:
-    """A shell in a root of its own; `told`: what package manager and systemd were asked since then."""
+    """A shell in a root of its own; `commands`: what package manager and systemd were asked since then."""
 
     def __init__(self, shell: subprocess.Popen[str]) -> None:
         self._shell = shell
@@ -77,8 +77,8 @@ class Node:
             said.append(line)
         raise AssertionError("the shell has ended: " + "".join(said))
 
-    def told(self) -> list[str]:
-        return self.run("cat /told; : > /told")[1].split("\n")
+    def commands(self) -> list[str]:
+        return self.run("cat /commands; : > /commands")[1].split("\n")
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ def test_every_benchmark_is_there_and_in_the_documents() -> None:
         assert f"<!-- figures: {part} -->" in written
 
 
-def test_one_whose_programs_are_missing_is_left_out_and_that_is_told(tmp_path: Path) -> None:
+def test_one_whose_programs_are_missing_is_left_out_and_that_is_reported(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "bench", "--size", "tiny", "--output", str(tmp_path), "mirror", "plan"]
     done = subprocess.run(
         argv, cwd=ROOT, env={**os.environ, "PATH": "/nonexistent"}, capture_output=True, text=True

@@ -114,7 +114,7 @@ def test_the_store_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
     assert look(tmp_path, MIRROR)["store"].status == "warn"
 
 
-def test_what_is_wrong_with_a_store_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_with_a_store_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -128,9 +128,11 @@ def test_what_is_wrong_with_a_store_is_told(tmp_path: Path, monkeypatch: pytest.
     }
     config = load(tmp_path / "images.yaml", environment=settings)
     monkeypatch.setattr(os, "link", refuse)
-    told = [check for check in examine(config) if check.name == "store"]
-    assert any("hard links are refused (Operation not permitted)" in check.found for check in told)
-    assert any("no folder for leases" in check.found and "mkdir -m 1777" in check.advice for check in told)
+    reported = [check for check in examine(config) if check.name == "store"]
+    assert any("hard links are refused (Operation not permitted)" in check.found for check in reported)
+    assert any(
+        "no folder for leases" in check.found and "mkdir -m 1777" in check.advice for check in reported
+    )
     assert not [path for path in root.rglob("*") if not path.is_dir()]
     grouped = dataclasses.replace(config, store=dataclasses.replace(config.store, group="no-such-group"))
     assert [check.found for check in examine(grouped) if check.status == "fail"] == [
@@ -143,7 +145,7 @@ def test_a_registry_that_does_not_answer(tmp_path: Path) -> None:
     assert (check.status, "127.0.0.1:1" in check.found) == ("fail", True)
 
 
-def test_little_space_and_network_disks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_space_and_network_disks_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 5 << 30})
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
     assert look(tmp_path, MIRROR)["scratch"].status == "warn"
@@ -154,7 +156,7 @@ def test_little_space_and_network_disks_are_told(tmp_path: Path, monkeypatch: py
     assert "local disk" in look(tmp_path, MIRROR)["scratch"].advice
 
 
-def test_no_configuration_is_the_first_thing_told() -> None:
+def test_no_configuration_is_the_first_thing_reported() -> None:
     checks = {check.name: check for check in examine(None, ConfigError("gone", hint="write one"))}
     assert checks["images.yaml"] == Check(name="images.yaml", status="fail", found="gone", advice="write one")
 

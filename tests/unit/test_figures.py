@@ -49,7 +49,7 @@ def test_a_part_is_replaced_between_its_marks_and_nothing_else() -> None:
     assert "아직 측정하지 않았습니다." in figures.page(text.replace("convert", "readme ko"), {})
 
 
-def test_medians_spreads_ratios_and_what_was_left_out_are_told() -> None:
+def test_medians_spreads_ratios_and_what_was_left_out_are_reported() -> None:
     made = tables.convert(CONVERT)
     assert "| **sqshpipe native** | 3.0 s | 2.0 s to 4.0 s | 1.00 |" in made
     assert "| umoci, mksquashfs | 6.0 s | 6.0 s to 6.0 s | 2.00 | 500 ms |" in made
@@ -58,25 +58,25 @@ def test_medians_spreads_ratios_and_what_was_left_out_are_told() -> None:
 
 
 def test_it_says_where_a_peer_is_better_and_only_there() -> None:
-    told = tables.better(CONVERT)
-    assert "- quicker: a <fast> peer (0.50)" in told
-    assert "- less CPU: umoci, mksquashfs (0.50)" in told
-    assert "- a smaller file: a <fast> peer (0.90)" in told
-    assert "written" not in told
+    reported = tables.better(CONVERT)
+    assert "- quicker: a <fast> peer (0.50)" in reported
+    assert "- less CPU: umoci, mksquashfs (0.50)" in reported
+    assert "- a smaller file: a <fast> peer (0.90)" in reported
+    assert "written" not in reported
     slow = copy.deepcopy(CONVERT)
     slow["rows"] = slow["rows"][:2]
     assert tables.better(slow).startswith("No peer")
 
 
 def test_a_peer_is_compared_with_what_has_the_same_start() -> None:
-    told = copy.deepcopy(CONVERT)
-    told["rows"] += [
+    reported = copy.deepcopy(CONVERT)
+    reported["rows"] += [
         _row("sqshpipe native, from the registry", 5.0),
         _row("enroot import", 4.0),
         _row("enroot import, top layer changed", 2.0),
         {**_row("mksquashfs alone", 0.1), "floor": True},
     ]
-    better = tables.better(told)
+    better = tables.better(reported)
     assert "enroot import (0.80)" in better, "beside what reads the same registry"
     assert "top layer changed (" not in better, "2.0 s beside 1.0 s, not beside 3.0 s from nothing"
     assert "alone" not in better, "nobody can choose a part of the work"
@@ -84,13 +84,13 @@ def test_a_peer_is_compared_with_what_has_the_same_start() -> None:
 
 @pytest.mark.parametrize("korean", [False, True])
 def test_the_readme_compares_from_nothing_and_after_a_change(korean: bool) -> None:
-    told = copy.deepcopy(CONVERT)
-    told["rows"] += [
+    reported = copy.deepcopy(CONVERT)
+    reported["rows"] += [
         _row("enroot's steps", 9.0),
         _row("enroot's steps, top layer changed", 5.0),
         {**_row("mksquashfs alone", 0.1), "floor": True},
     ]
-    made = tables.readme(told, korean=korean)
+    made = tables.readme(reported, korean=korean)
     assert "| **sqshpipe native** | 3.0 s | 1.00 | 1.0 s | 1.00 |" in made
     assert "| enroot's steps | 9.0 s | 3.00 | 5.0 s | 5.00 |" in made
     assert "| umoci, mksquashfs | 6.0 s | 2.00 | 6.0 s | 6.00 |" in made, "keeps nothing between runs"
@@ -98,13 +98,13 @@ def test_the_readme_compares_from_nothing_and_after_a_change(korean: bool) -> No
     assert "make bench SIZE=small" in made
     assert "2026-11-22, A processor, 2 cores, 8 GB" in made
     assert "a <fast> peer (0.50)" in made
-    told["rows"] = told["rows"][:2]
+    reported["rows"] = reported["rows"][:2]
     assert ("더 나은 도구는 없었습니다" if korean else "No peer was better") in tables.readme(
-        told, korean=korean
+        reported, korean=korean
     )
 
 
-def test_points_are_told_in_the_unit_that_they_have() -> None:
+def test_points_are_reported_in_the_unit_that_they_have() -> None:
     points = [{"image_megabytes": 300, "peak_bytes": 131_000_000, "inodes": 10_101}]
     made = tables.points({"points": points})
     assert "| 300 | 131 MB | 10,101 |" in made

@@ -185,6 +185,6 @@ def test_nvidias_tools_and_the_aws_cli_are_installed_as_pinned(node: Node, given
     assert node.run("aws --version")[1].split()[0] == "aws-cli/2.31.0"
     node.run(GPU)
     assert "ok       nvidia-container-cli sees the driver" in node.run("bash /given/bootstrap.sh")[1]
-    node.told()
+    node.commands()
     node.run("bash /given/bootstrap.sh")
-    assert not [line for line in node.told() if "nvidia" in line or "unzip" in line], "once is enough"
+    assert not [line for line in node.commands() if "nvidia" in line or "unzip" in line], "once is enough"

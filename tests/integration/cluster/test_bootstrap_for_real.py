@@ -29,7 +29,7 @@ TOOLS = {
     # installs what it is given as a file, and like dpkg asks about a changed enroot.conf without an option
     "apt-get": """\
 #!/bin/bash
-echo "apt-get $*" >> /told
+echo "apt-get $*" >> /commands
 [ "$1" != install ] || touch /installed
 for each; do
     case $each in
@@ -42,7 +42,7 @@ done
     "dpkg": "#!/bin/sh\ntest -e /installed\n",
     "systemctl": """\
 #!/bin/sh
-echo "systemctl $*" >> /told
+echo "systemctl $*" >> /commands
 case $* in
     "is-active --quiet slurmd") exit 0 ;;
     is-active*) exit 3 ;;
@@ -98,17 +98,17 @@ def test_a_bare_node_becomes_ready_and_a_second_run_changes_nothing(node: Node) 
     assert code == 0, said
     assert "MISSING" not in said
     assert "not yet  the store /fsx/containers" in said, "the first cluster comes before the first release"
-    told = node.told()
-    assert any(line.startswith("apt-get install") and "squashfs-tools" in line for line in told)
-    assert "systemctl restart slurmd" in told
-    assert "systemctl restart slurmctld" not in told, "it is not active here"
+    reported = node.commands()
+    assert any(line.startswith("apt-get install") and "squashfs-tools" in line for line in reported)
+    assert "systemctl restart slurmd" in reported
+    assert "systemctl restart slurmctld" not in reported, "it is not active here"
     assert node.run("stat -c %u:%g:%a /opt/sqshpipe/bin/pyxis-importer")[1].split() == ["0:0:755"]
     node.run("mount --bind /opt/slurm /opt/slurm && mount -o remount,ro,bind /opt/slurm; touch /mark")
     code, said = node.run("bash /given/bootstrap.sh")
     assert code == 0, (
         "nothing is written where all is as it should be, such as on the head node's disk: " + said
     )
-    assert not [line for line in node.told() if line.startswith(("apt-get", "systemctl restart"))]
+    assert not [line for line in node.commands() if line.startswith(("apt-get", "systemctl restart"))]
     assert node.run("find /etc /opt /var/lib/sqshpipe -newer /mark -type f")[1] == "\n"
     assert node.run("mkdir -p /fsx/containers/leases; bash /given/bootstrap.sh --check")[0] == 1
     assert node.run("chmod 1777 /fsx/containers/leases; bash /given/bootstrap.sh --check")[0] == 0
@@ -124,10 +124,12 @@ def test_a_run_that_stopped_half_way_is_completed_by_the_next(node: Node, given:
     node.run("touch /broken")
     assert node.run("bash /given/bootstrap.sh")[0] == 1, "slurmd does not come up"
     assert node.run("bash /given/bootstrap.sh --check")[0] == 1
-    node.told()
+    node.commands()
     node.run("rm /broken")
     assert node.run("bash /given/bootstrap.sh")[0] == 0
-    assert "systemctl restart slurmd" in node.told(), "what the stopped run wrote still waits for a restart"
+    assert "systemctl restart slurmd" in node.commands(), (
+        "what the stopped run wrote still waits for a restart"
+    )
 
 
 def test_a_newer_enroot_is_installed_over_a_configured_one(node: Node, given: Path) -> None:

@@ -40,7 +40,7 @@ LINES = {  # what a version takes
 SYSTEMCTL = """\
 #!/bin/bash
 # the units slurmctld and slurmd, without systemd
-echo "systemctl $*" >> /told
+echo "systemctl $*" >> /commands
 unit=${*: -1}
 active() { [ -e /run/$unit.started ] && kill -0 "$(cat /run/$unit.started)" 2> /dev/null; }
 case "$1 $unit" in
@@ -129,7 +129,7 @@ def put_pyxis(node: Node, given: Path, version: str, place: str, line: str | Non
 def start_slurm(node: Node) -> None:
     node.run("systemctl start slurmctld; systemctl start slurmd")
     assert works(node), node.run("tail /var/log/slurm*.out")[1]
-    node.told()
+    node.commands()
 
 
 def works(node: Node, etc: str = "/opt/slurm/etc") -> bool:
@@ -161,7 +161,7 @@ def test_slurmd_runs_with_what_this_pyxis_knows(node: Node, given: Path, version
     start_slurm(node)
     code, said = node.run("SETTLE_SECONDS=2 bash /given/bootstrap.sh")
     assert code == 0, said
-    assert "systemctl restart slurmd" in node.told()
+    assert "systemctl restart slurmd" in node.commands()
     assert works(node), said + node.run("tail -n 20 /var/log/slurmd.out")[1]
     assert node.run("cat /opt/slurm/etc/plugstack.conf.d/pyxis.conf")[1].rstrip() == (
         f"optional {path}{LINES[version]}"
@@ -170,7 +170,7 @@ def test_slurmd_runs_with_what_this_pyxis_knows(node: Node, given: Path, version
     assert ("each step unpacks its image" in said) == (version != "0.24.0")
     assert node.run("SETTLE_SECONDS=2 bash /given/bootstrap.sh --check")[0] == 0
     assert node.run("SETTLE_SECONDS=2 bash /given/bootstrap.sh")[0] == 0
-    assert "systemctl restart slurmd" not in node.told(), "a second run changes nothing"
+    assert "systemctl restart slurmd" not in node.commands(), "a second run changes nothing"
 
 
 def test_the_line_keeps_its_options_and_the_file_its_other_lines(node: Node, given: Path) -> None:

@@ -71,7 +71,7 @@ def serve(node: Node, given: Path, kind: bootstrap.Kind, version: str) -> None:
     assert code == 0, said
     node.run("systemctl start slurmctld; systemctl start slurmd")
     assert works(node, kind), node.run("tail /var/log/slurm*.out")[1]
-    node.told()
+    node.commands()
 
 
 def works(node: Node, kind: bootstrap.Kind) -> bool:
@@ -101,7 +101,7 @@ def test_what_a_service_brings_is_used(node: Node, given: Path, kind: bootstrap.
     before = node.run("cat /var/lib/sqshpipe-bootstrap/before/etc/enroot/enroot.conf")[1]
     assert before.rstrip() == "ENROOT_DATA_PATH /opt/dlami/nvme/enroot"
     assert node.run("SETTLE_SECONDS=2 bash /given/bootstrap.sh")[0] == 0
-    assert node.told().count("systemctl restart slurmd") == 1, "a second run changes nothing"
+    assert node.commands().count("systemctl restart slurmd") == 1, "a second run changes nothing"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_a_service_brings_is_left_alone(
     code, said = node.run("bash /given/bootstrap.sh")
     assert code == 0, said
     assert node.run(f"find {ETC[kind]} {FOLDERS} -newer /mark ! -type d")[1].strip() == ""
-    assert not any(line.startswith("systemctl restart") for line in node.told())
+    assert not any(line.startswith("systemctl restart") for line in node.commands())
     assert works(node, kind)
     assert node.run("/opt/sqshpipe/bin/pyxis-importer release")[0] == 0
     for row in ("note     left alone: /etc/systemd/system/slurmd.service.d/memlock.conf", "ok       pyxis"):

@@ -212,8 +212,8 @@ def test_gets_of_one_user_import_an_image_once(place: Path) -> None:
         place / "prefix",
     )
     asked = [get(program, "ubuntu:24.04", number, USERS[number % 2]) for number in range(16)]
-    told = [each.communicate(timeout=60) for each in asked]
-    assert {err for _, err in told} == {""}
+    reported = [each.communicate(timeout=60) for each in asked]
+    assert {err for _, err in reported} == {""}
     users = 2 if os.geteuid() == 0 else 1
-    assert len({out for out, _ in told}) == users, "users do not read each other's imports"
+    assert len({out for out, _ in reported}) == users, "users do not read each other's imports"
     assert calls.read_text().splitlines() == ["import"] * users

@@ -57,9 +57,9 @@ def test_a_running_step_keeps_its_file_and_an_ended_one_does_not(
     job = slurm.run([*argv, "--wrap", f"srun --wait=0 sh {step}"]).stdout.strip()
     leases = published.root / "leases"
     assert until(lambda: out.exists() and out.read_text().count("rank ") == NODES * TASKS), slurm.tail()
-    told = [json.loads(each.read_text()) for each in leases.glob("job-*")]
-    assert {(each["job"], each["step"], each["version"]) for each in told} == {(job, "0", "v1.0")}
-    assert sorted(each["host"] for each in told) == ["n1", "n2"], "a lease a node, on one host too"
+    reported = [json.loads(each.read_text()) for each in leases.glob("job-*")]
+    assert {(each["job"], each["step"], each["version"]) for each in reported} == {(job, "0", "v1.0")}
+    assert sorted(each["host"] for each in reported) == ["n1", "n2"], "a lease a node, on one host too"
 
     def prune() -> str:
         words = ["store", "prune", "--keep", "1", "--grace", "0m", "--delete-after", "0m"]

@@ -131,7 +131,7 @@ def check_is(folder: Path, wanted: str) -> None:
     assert node_check.leases(folder).verdict == wanted
 
 
-def test_what_is_no_squashfs_is_told(tmp_path: Path) -> None:
+def test_what_is_no_squashfs_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "x.sqsh"
     file.write_bytes(b"nothing" * 100)
     with pytest.raises(FormatError):

@@ -164,17 +164,17 @@ def test_a_name_of_one_job_is_made_for_that_job(
     stack = old.slurm.folder / "plugstack.conf"
     stack.write_text(stack.read_text().rstrip() + " container_scope=job\n")
     monkeypatch.setitem(old.env, "SLURM_JOB_ID", "77")
-    told = old.sqshpipe("node", "unpack", published.resolve("demo").path)
-    assert told.stdout.startswith("sqshpipe-")
-    assert (old.data / f"pyxis_77_{told.stdout.strip()}").is_dir()
+    reported = old.sqshpipe("node", "unpack", published.resolve("demo").path)
+    assert reported.stdout.startswith("sqshpipe-")
+    assert (old.data / f"pyxis_77_{reported.stdout.strip()}").is_dir()
 
 
 def test_of_eight_that_unpack_at_once_one_does(old: Old, published: Store) -> None:
     file = published.resolve("demo").path
     with ThreadPoolExecutor(TASKS) as pool:
-        told = list(pool.map(lambda _: old.sqshpipe("node", "unpack", file), range(TASKS)))
-    assert len({done.stdout for done in told}) == 1
-    assert sum("unpacked in" in done.stderr for done in told) == 1
+        reported = list(pool.map(lambda _: old.sqshpipe("node", "unpack", file), range(TASKS)))
+    assert len({done.stdout for done in reported}) == 1
+    assert sum("unpacked in" in done.stderr for done in reported) == 1
     assert len(old.created()) == 1
 
 

@@ -153,9 +153,9 @@ def test_prune_spares_the_file_while_a_step_runs_and_takes_it_afterwards(
     argv = ["sbatch", "--parsable", f"-N{NODES}", f"--ntasks-per-node={TASKS}", f"--output={out}"]
     job = pyxis.run([*argv, "--wrap", step], env=environment(pyxis)).stdout.strip()
     assert until(lambda: out.exists() and out.read_text().count("up\n") == NODES * TASKS, 90), pyxis.tail()
-    told = [json.loads(each.read_text()) for each in leases.glob("job-*")]
-    assert {(each["job"], each["sha256"]) for each in told} == {(job, held.stem)}
-    assert sorted(each["host"] for each in told) == list(pyxis.nodes)
+    reported = [json.loads(each.read_text()) for each in leases.glob("job-*")]
+    assert {(each["job"], each["sha256"]) for each in reported} == {(job, held.stem)}
+    assert sorted(each["host"] for each in reported) == list(pyxis.nodes)
     prune = ["store", "prune", "--keep", "1", "--grace", "0m", "--delete-after", "0m"]
     assert f"job {job}" in sqshpipe(*prune, cluster=pyxis)
     assert held.exists()

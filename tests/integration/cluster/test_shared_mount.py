@@ -149,11 +149,11 @@ def test_commands_run_in_the_image_with_its_environment(node: Path, image: Path,
     script = (
         "cat /word; pwd; echo $GREETING, $FROM_HOST, $OF_JOB; python3 -c 'import json; print(json)' | cat"
     )
-    told = run(
+    reported = run(
         image, "--", "sh", "-c", script, HOST_WORD="a word", OF_JOB="of the job", LD_PRELOAD=""
     ).splitlines()
-    assert told[:3] == ["one mount", "/work", "from the image, a word, of the job"]
-    assert told[3].startswith("<module 'json' from '/usr/lib/python3")
+    assert reported[:3] == ["one mount", "/work", "from the image, a word, of the job"]
+    assert reported[3].startswith("<module 'json' from '/usr/lib/python3")
     assert run(image, "-e", "GREETING=mine", "--", "sh", "-c", "echo $GREETING") == "mine\n"
     assert run(image, "--entrypoint", "--", "a", "b") == "entrypoint a b\n"
     assert run(image) == "entrypoint command\n"
@@ -182,7 +182,12 @@ def test_ranks_that_run_together_read_one_device(node: Path, image: Path) -> Non
 
 def test_a_signal_reaches_the_command_and_the_mount_goes(node: Path, image: Path) -> None:
     rank = sqshpipe(
-        "run", image, "--", "sh", "-c", "trap 'echo told; exit 9' TERM; echo up; while :; do sleep 0.1; done"
+        "run",
+        image,
+        "--",
+        "sh",
+        "-c",
+        "trap 'echo stopped; exit 9' TERM; echo up; while :; do sleep 0.1; done",
     )
     assert rank.stdout is not None
     assert rank.stdout.readline() == "up\n"
@@ -221,11 +226,11 @@ def test_only_squashfs_files_are_mounted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["/proc/nowhere", "/etc/passwd/here"])
-def test_a_node_folder_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+def test_a_node_folder_that_cannot_be_made_is_reported(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     monkeypatch.setenv("SQSHPIPE_NODE_DIR", folder)
-    with pytest.raises(ToolError, match=f"cannot make {folder}") as told:
+    with pytest.raises(ToolError, match=f"cannot make {folder}") as reported:
         shared_mount.node_folder()
-    assert "SQSHPIPE_NODE_DIR" in (told.value.hint or "")
+    assert "SQSHPIPE_NODE_DIR" in (reported.value.hint or "")
 
 
 def test_what_else_lies_in_the_node_folder_is_left_alone(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_commands_that_pass_are_listed(image: Path) -> None:
 
 
 @pytest.mark.usefixtures("_here")
-def test_the_first_failure_ends_it_and_is_told(image: Path, tmp_path: Path) -> None:
+def test_the_first_failure_ends_it_and_is_reported(image: Path, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="exit code 7") as failed:
         smoke_test(image, ["echo fine", "echo no CUDA here; exit 7", f"touch {tmp_path}/third"])
     assert "| no CUDA here" in failed.value.message

@@ -106,7 +106,7 @@ def test_the_page_cache_is_filled_and_checked(published: Store) -> None:
 
 
 @pytest.mark.usefixtures("slurm")
-def test_a_node_that_cannot_be_warmed_is_told(published: Store, tmp_path: Path) -> None:
+def test_a_node_that_cannot_be_warmed_is_reported(published: Store, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     words = ["node", "prewarm", "demo", "--nodes", "n1", "--local", blocked / "folder", "--state", tmp_path]
@@ -132,7 +132,7 @@ def test_wrong_bytes_get_no_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mincore answers root only for files of others")
-def test_the_page_cache_is_told_truly(tmp_path: Path) -> None:
+def test_the_page_cache_is_reported_truly(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(os.urandom(3 << 20))
     page_cache.forget(file)
@@ -206,13 +206,13 @@ def test_eight_ranks_on_one_mount_count_the_page_cache_once(
 
 
 def test_a_node_is_compared_with_an_image(image: Path) -> None:
-    told = sqshpipe("node", "check", image)
-    assert f"architecture: image {os.uname().machine}, node {os.uname().machine}" in told
+    reported = sqshpipe("node", "check", image)
+    assert f"architecture: image {os.uname().machine}, node {os.uname().machine}" in reported
     assert "bad      libfabric" in sqshpipe("node", "check", image, "--efa", code=7)
 
 
 @pytest.mark.parametrize("command", [[], ["--", "python3", "-c", "import json"]], ids=["reads", "command"])
-def test_the_bench_tells_each_way(
+def test_the_bench_reports_each_way(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     monkeypatch.setenv("SQSHPIPE_NODE_DIR", str(tmp_path / "node"))
@@ -250,7 +250,7 @@ def test_the_bench_tells_each_way(
 
 
 @pytest.mark.needs("root")
-def test_an_ordinary_user_is_told_that_roots_copy_is_there(image: Path, tmp_path: Path) -> None:
+def test_an_ordinary_user_reads_that_roots_copy_is_there(image: Path, tmp_path: Path) -> None:
     """It cannot write into root's folder, and need not."""
     sha256 = record_of(image, "v1.0").sha256
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:

@@ -72,7 +72,7 @@ def _environment(folder: Path, registry: PrivateRegistry, path: str) -> dict[str
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory, registry: PrivateRegistry) -> Iterator[Place]:
     folder, tools = tmp_path_factory.mktemp("hostile-enroot"), tmp_path_factory.mktemp("tools")
-    (tools / "enroot").write_text(_FAKE.format(python=sys.executable, folder=str(folder / "told")))
+    (tools / "enroot").write_text(_FAKE.format(python=sys.executable, folder=str(folder / "reported")))
     (tools / "enroot").chmod(0o755)
     with prepared(folder, **_environment(tools, registry, str(tools))) as place:
         yield place
@@ -101,9 +101,9 @@ def pushed(case: HostileImage, place: Place, client: RegistryClient, repository:
         with (blobs / descriptor.digest.hex).open("rb") as stream:
             client.push_blob(repository, descriptor, stream)
     client.put_manifest(repository, "v1", raw, top["mediaType"])
-    told = place.folder / "told"
-    (told / "digests").write_text(" ".join(each["digest"][7:] for each in manifest["layers"]))
-    (told / "asked").unlink(missing_ok=True)
+    reported = place.folder / "reported"
+    (reported / "digests").write_text(" ".join(each["digest"][7:] for each in manifest["layers"]))
+    (reported / "asked").unlink(missing_ok=True)
     return f"docker://{client.host}/{repository}:v1"
 
 
@@ -119,7 +119,7 @@ def converted(case: HostileImage, place: Place, source: str, converter: str = "e
 @pytest.mark.needs("zstd")
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[case.name for case in CASES])
 def test_refused_before_enroot_sees_it(number: int, fake: Place, client: RegistryClient) -> None:
-    case, told = CASES[number], fake.folder / "told"
+    case, reported = CASES[number], fake.folder / "reported"
     with cleared(fake), untouched(fake):
         source = pushed(case, fake, client, f"hostile/fake-{number}")
         if not case.refused:
@@ -127,10 +127,10 @@ def test_refused_before_enroot_sees_it(number: int, fake: Place, client: Registr
             output.unlink(missing_ok=True)
             ended = fake.run("convert", source, "-o", output, "--converter", "native", *case.flags)
             assert ended.returncode == 0, ended.stderr
-            output.replace(told / "native.sqsh")
+            output.replace(reported / "native.sqsh")
         ended = converted(case, fake, source)
         judge(case, ended)
-        assert (told / "asked").exists() is not bool(case.refused)
+        assert (reported / "asked").exists() is not bool(case.refused)
         if case.refused:
             kept = [path.name for path in (fake.folder / "cache" / "enroot").glob("*.*")]
             assert kept == [], "half a layer stays"
@@ -142,7 +142,7 @@ def test_auto_makes_what_enroot_would_misread(fake: Place, client: RegistryClien
         ended = converted(case, fake, pushed(case, fake, client, "hostile/auto"), "auto")
         judge(case, ended)
         assert "native" in ended.stderr
-        assert not (fake.folder / "told" / "asked").exists()
+        assert not (fake.folder / "reported" / "asked").exists()
 
 
 @pytest.mark.skipif(REAL is None, reason="enroot is not installed")

@@ -58,7 +58,7 @@ def test_verify_refuses_the_same_images(place: Place) -> None:
     """A sound file against each hostile image: exit code 6, or 7 where the image is sound and another one."""
     output = place.folder / "out" / "x.sqsh"
     output.unlink(missing_ok=True)
-    good = place.folder / "told" / "good"
+    good = place.folder / "reported" / "good"
     write_layout(good, [base()])
     assert place.run("convert", f"oci:{good}", "-o", output, "--converter", "native").returncode == 0
     wrong = []

@@ -177,9 +177,9 @@ def test_a_folder_that_may_not_be_entered_is_no_reason_to_delete(store: Store) -
     """The service user can list the names, but reads no lease: nobody's bytes are free for that."""
     os.chown(store.layout.leases, USER, USER)
     store.layout.leases.chmod(0o744)
-    told = as_user(SERVICE, lambda: prune.prune(store.layout, ALL_OLD, prune.no_jobs), group=SERVICE)
-    assert told.startswith("PublishError")
-    assert "not known what is in use" in told
+    reported = as_user(SERVICE, lambda: prune.prune(store.layout, ALL_OLD, prune.no_jobs), group=SERVICE)
+    assert reported.startswith("PublishError")
+    assert "not known what is in use" in reported
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.EMFILE])

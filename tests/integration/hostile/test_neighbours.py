@@ -272,10 +272,10 @@ def test_what_a_registry_says_is_printed_harmlessly(capsys: pytest.CaptureFixtur
     for status in (400, 401, 403, 404, 429, 500):
         error = refused("h.example", f"manifest {EVIL}", status, body, had_credentials=False)
         output.failure(error)
-        told = capsys.readouterr().err
-        assert "\x1b" not in told
-        assert "\u202e" not in told
-        assert not any(line.startswith("sqshpipe: published") for line in told.splitlines())
+        reported = capsys.readouterr().err
+        assert "\x1b" not in reported
+        assert "\u202e" not in reported
+        assert not any(line.startswith("sqshpipe: published") for line in reported.splitlines())
     logs._StderrLogger().msg(logs._plain_line(None, "info", {"event": EVIL, "image": EVIL, "why": EVIL}))
     line = capsys.readouterr().err.removesuffix("\n")
     assert line.isprintable()

@@ -133,9 +133,9 @@ def test_a_folder_behind_another_users_link_is_refused(place: Path, user: int) -
     def warm() -> None:
         prewarm_on_node.onto_disk(place / "file.sqsh", SHA256, above / "nvme" / "deeper", state=None)
 
-    told = as_user(user, warm, group=user)
-    assert told.startswith("ToolError")
-    assert f"symlink of user {ATTACKER}" in told
+    reported = as_user(user, warm, group=user)
+    assert reported.startswith("ToolError")
+    assert f"symlink of user {ATTACKER}" in reported
     untouched(place)
 
 
@@ -415,8 +415,8 @@ def test_packs_behind_another_users_link_are_refused(place: Path, user: int) -> 
     cache = for_all(place / "cache")
     attack(cache / "packs", "link to a folder", place)
     os.chown(place / "victim", user, user)
-    told = as_user(user, PackCache(cache / "packs").refuse_others, group=user)
-    assert "everybody can put layer packs" in told
+    reported = as_user(user, PackCache(cache / "packs").refuse_others, group=user)
+    assert "everybody can put layer packs" in reported
     untouched(place)
 
 
@@ -466,7 +466,7 @@ def test_enroots_cache_behind_another_users_link_is_refused(place: Path, user: i
     for each in (scratch, place / "victim"):
         os.chown(each, user, user)
     attack(cache / "enroot", "link to a folder", place)
-    told = as_user(user, lambda: Places.below(scratch, cache=cache / "enroot"), group=user)
-    assert told.startswith("ToolError")
-    assert f"symlink of user {ATTACKER}" in told
+    reported = as_user(user, lambda: Places.below(scratch, cache=cache / "enroot"), group=user)
+    assert reported.startswith("ToolError")
+    assert f"symlink of user {ATTACKER}" in reported
     untouched(place)

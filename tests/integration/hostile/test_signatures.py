@@ -444,7 +444,7 @@ def test_a_policy_that_cannot_be_used(site: Site, break_: Callable[[Path], objec
         site.get(SIGNED)
 
 
-def test_a_policy_with_a_key_that_is_none(site: Site) -> None:
+def test_a_policy_with_an_invalid_key(site: Site) -> None:
     """The importer reads no keys, only their ids: it finds no new marks, since nobody can verify any more."""
     for change in (("BEGIN PUBLIC", "BEGUN PUBLIC"), (signing.open_key(site.public).keyid, "0" * 64)):
         assert site.require(site.public).exit_code == 0

@@ -14,7 +14,7 @@ from tests.support.images.hostile_images import CONFIG
 from tests.support.images.layers import image_config
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
-TELL = '#!/bin/sh\nfor word; do printf \'[%s]\' "$word"; done >> "$TOLD"\npwd >> "$TOLD"\n'
+SAVE_ARGUMENTS = '#!/bin/sh\nfor word; do printf \'[%s]\' "$word"; done >> "$SAVED"\npwd >> "$SAVED"\n'
 WORDS = [
     "$(touch pwned)",
     "`touch pwned`",
@@ -33,13 +33,13 @@ WORDS = [
 
 def _run(shell: str, folder: Path, settings: dict[str, object], *arguments: str) -> tuple[str, list[str]]:
     """Run the script below `folder` instead of the root; gives what the command was given, and all files."""
-    tell = folder / "tell"
-    tell.write_text(TELL)
-    tell.chmod(0o755)
+    program = folder / "program"
+    program.write_text(SAVE_ARGUMENTS)
+    program.chmod(0o755)
     work = folder / "work"
     settings = {
         **settings,
-        "Entrypoint": [str(tell), *WORDS],
+        "Entrypoint": [str(program), *WORDS],
         "WorkingDir": f"{work}/$(touch pwned)/it's ${{HOME}}",
     }
     files = startup_files(parse_config(image_config([], settings)))
@@ -48,7 +48,7 @@ def _run(shell: str, folder: Path, settings: dict[str, object], *arguments: str)
     script = files["etc/rc"].replace(b"/etc/rc.local", str(folder / "etc-rc.local").encode())
     (folder / "rc").write_bytes(script)
     argv = [shell, "sh"] if shell == "busybox" else [shell]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": "/expanded", "TOLD": str(folder / "told")}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": "/expanded", "SAVED": str(folder / "saved")}
     done = subprocess.run(
         [*argv, folder / "rc", *arguments],
         cwd=folder,
@@ -59,7 +59,7 @@ def _run(shell: str, folder: Path, settings: dict[str, object], *arguments: str)
     )
     assert done.returncode == 0, done.stderr
     found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-    return (folder / "told").read_text(), found
+    return (folder / "saved").read_text(), found
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -68,14 +68,14 @@ def test_only_the_command_runs_with_its_words_as_they_are(
     shell: str, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
     settings = {key: value for key, value in CONFIG.items() if key not in ("Entrypoint", "WorkingDir")}
-    told, files = _run(shell, tmp_path, settings, *arguments)
+    saved, files = _run(shell, tmp_path, settings, *arguments)
     given = [*WORDS, *(arguments or CONFIG["Cmd"])]
     work = f"{tmp_path}/work/$(touch pwned)/it's ${{HOME}}"
-    assert told == "".join(f"[{word}]" for word in given) + f"{work}\n"
+    assert saved == "".join(f"[{word}]" for word in given) + f"{work}\n"
     assert not [name for name in files if name.endswith("pwned")]
 
 
-def test_the_environment_file_has_one_line_a_variable_and_no_name_that_is_none() -> None:
+def test_the_environment_file_has_one_line_a_variable_and_no_invalid_name() -> None:
     files = startup_files(parse_config(image_config([], CONFIG)))
     lines = files["etc/environment"].decode().split("\n")[:-1]
     assert [line.partition("=")[0] for line in lines] == [

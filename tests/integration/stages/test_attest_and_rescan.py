@@ -316,7 +316,7 @@ def test_basic_scanning_looks_again_only_when_asked_and_is_asked_for_all_at_once
     assert clock.now == pytest.approx(1800, abs=1), "all share one limit"
 
 
-def test_what_has_become_unacceptable_is_told_or_yanked_by_policy(tmp_path: Path) -> None:
+def test_what_has_become_unacceptable_is_reported_or_yanked_by_policy(tmp_path: Path) -> None:
     found, store = look(tmp_path, BAD)
     assert (found.status, found.yanked) == ("unacceptable", False)
     assert "CVE-9" in found.why
@@ -401,7 +401,7 @@ def test_a_policy_that_scans_nothing_scans_no_sbom_either(tmp_path: Path, trivy:
     assert not (trivy / "log").exists()
 
 
-def test_the_verb_tells_and_exits_with_5(
+def test_the_verb_reports_and_exits_with_5(
     client: RegistryClient, tmp_path: Path, trivy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, source = pushed(client, "attest/verb")

@@ -177,7 +177,7 @@ def test_a_password_that_ends_in_the_middle_of_a_push_and_of_a_download_is_renew
         if seen.path.startswith("/v2/") and seen.method == "GET"
     ]
     assert not ranges[0]
-    assert sum(bool(one) for one in ranges) == 3, "cut three times, each time gone on from there"
+    assert sum(bool(one) for one in ranges) == 3, "cut three times, each time resumed from there"
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -231,7 +231,7 @@ def test_no_state_but_a_complete_one_passes(
             judge(pushed)
 
 
-def test_no_password_is_ever_told(
+def test_no_password_is_ever_shown(
     front: EcrFront,
     demo: Reference,
     ngc: RegistryClient,

@@ -197,7 +197,7 @@ def test_a_plan_says_what_it_could_not_ask(project: EcrFront, capfd: pytest.Capt
     assert '"repositories": null' in planned.stdout
 
 
-def test_a_scan_that_failed_is_told_and_the_other_images_are_looked_at(
+def test_a_scan_that_failed_is_reported_and_the_other_images_are_looked_at(
     project: EcrFront, ngc: TokenRegistry, tmp_path: Path
 ) -> None:
     configure(tmp_path, ngc, "several")
@@ -208,7 +208,7 @@ def test_a_scan_that_failed_is_told_and_the_other_images_are_looked_at(
     assert sqshpipe("registry", "mirror", "base", "unseen").exit_code == 0
     result = sqshpipe("scan", "--json")
     assert isinstance(error_of(result), ScanRejected)
-    told = json.loads(result.stdout)
-    assert (told["base"]["status"], told["base"]["passed"]) == ("unknown", False)
-    assert "broken (FAILED)" in told["base"]["why"]
-    assert (told["unseen"]["status"], told["unseen"]["passed"]) == ("unscanned", None)
+    reported = json.loads(result.stdout)
+    assert (reported["base"]["status"], reported["base"]["passed"]) == ("unknown", False)
+    assert "broken (FAILED)" in reported["base"]["why"]
+    assert (reported["unseen"]["status"], reported["unseen"]["passed"]) == ("unscanned", None)

@@ -100,7 +100,7 @@ def test_pin_says_what_a_base_is_made_for(base: Base) -> None:
         pin(base.reference("99.99"), AMD64, None, lambda _: base.client)
 
 
-def test_a_locked_digest_is_used_and_a_moved_tag_is_told(base: Base) -> None:
+def test_a_locked_digest_is_used_and_a_moved_tag_is_reported(base: Base) -> None:
     now = dt.datetime.now(dt.timezone.utc)
     held = LockedBase(digest=base.amd64.digest, index_digest=base.index.digest, locked_at=now)
     lock = Lock().updated(base.reference(), AMD64, held)

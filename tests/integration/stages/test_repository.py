@@ -52,7 +52,7 @@ def test_a_missing_repository_is_made_as_wanted_and_then_left_alone(ecr: Ecr) ->
     assert repository.apply(ecr, "team/demo", settings()) == ()
 
 
-def test_drift_is_told_and_mended(ecr: Ecr) -> None:
+def test_drift_is_reported_and_fixed(ecr: Ecr) -> None:
     ecr.call("create_repository", repositoryName="team/demo", imageTagMutability="MUTABLE")
     deleting = {
         "rules": [
@@ -71,7 +71,7 @@ def test_drift_is_told_and_mended(ecr: Ecr) -> None:
     assert repository.compare(repository.look(ecr, "team/demo"), "team/demo", settings()) == ()
 
 
-def test_encryption_is_set_at_birth_and_cannot_be_mended(ecr: Ecr) -> None:
+def test_encryption_is_set_at_birth_and_cannot_be_changed(ecr: Ecr) -> None:
     key = f"arn:aws:kms:{aws.REGION}:{aws.ACCOUNT}:key/1234"
     wanted = settings(kms_key=key)
     repository.apply(ecr, "team/kms", wanted)
@@ -81,7 +81,7 @@ def test_encryption_is_set_at_birth_and_cannot_be_mended(ecr: Ecr) -> None:
     assert repository.compare(found, "team/kms", settings(kms_key="1234")) == ()
     repository.apply(ecr, "team/plain", settings())
     left = repository.compare(repository.look(ecr, "team/plain"), "team/plain", wanted)
-    assert [(one.setting, one.mendable) for one in left] == [("encryption", False)]
+    assert [(one.setting, one.fixable) for one in left] == [("encryption", False)]
     assert repository.apply(ecr, "team/plain", wanted) == ()
 
 

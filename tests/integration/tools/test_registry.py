@@ -98,7 +98,7 @@ def test_layers_are_fetched_side_by_side(direct: RegistryClient, tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(d.digest.hex for d, _ in made)
 
 
-def test_a_download_that_is_cut_three_times_goes_on_where_it_was(
+def test_a_download_that_is_cut_three_times_is_resumed(
     direct: RegistryClient, through: RegistryClient, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     descriptor, data = blob(5 << 20, 2)
@@ -113,7 +113,7 @@ def test_a_download_that_is_cut_three_times_goes_on_where_it_was(
     assert through.fetch_blob("cut/down", descriptor, tmp_path / "blob").read_bytes() == data
 
 
-def test_a_partial_file_is_gone_on_with_and_a_damaged_one_is_not_trusted(
+def test_a_partial_file_is_resumed_and_a_damaged_one_is_not_trusted(
     through: RegistryClient, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     descriptor, data = blob(1 << 20, 3)
@@ -263,7 +263,7 @@ def test_what_is_refused_is_asked_once(
     assert len([seen for seen in sent if seen.headers.get("Authorization")]) == 1
 
 
-def test_wrong_and_missing_passwords_are_told_apart(registry: PrivateRegistry) -> None:
+def test_wrong_and_missing_passwords_are_distinguished(registry: PrivateRegistry) -> None:
     wrong = Credentials(username=registry.username, password="wrong-secret")
     with (
         RegistryClient(registry.address, credentials=lambda _: wrong) as client,

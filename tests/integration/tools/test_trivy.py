@@ -93,7 +93,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return cache
 
 
-def test_real_findings_block_are_told_from_the_bases_and_end_with_a_waiver(
+def test_real_findings_block_differ_from_the_bases_and_end_with_a_waiver(
     database: Path, registry: PrivateRegistry, tmp_path: Path
 ) -> None:
     held = Credentials(username=registry.username, password=registry.password)

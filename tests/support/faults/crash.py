@@ -109,8 +109,8 @@ class Nursery:
         strace = subprocess.Popen(["strace", *tracing, "-p", str(child)], stderr=subprocess.PIPE)
         assert strace.stderr is not None
         try:
-            told = strace.stderr.readline()
-            assert b"attached" in told, told
+            reported = strace.stderr.readline()
+            assert b"attached" in reported, reported
             os.kill(child, signal.SIGCONT)
             returncode = int(self._line())
             strace.wait(_SECONDS)

@@ -40,7 +40,7 @@ class Place:
         found = {}
         for top, folders, files in os.walk(self.folder):
             if Path(top) == self.folder:
-                folders[:] = [name for name in folders if name not in ("cache", "image", "out", "told")]
+                folders[:] = [name for name in folders if name not in ("cache", "image", "out", "reported")]
             for name in (*folders, *files):
                 path = Path(top) / name
                 status = path.lstat()
@@ -56,7 +56,7 @@ class Place:
 @contextlib.contextmanager
 def prepared(folder: Path, **environment: str) -> Iterator[Place]:
     """A place in the empty ``folder``; more of the environment that the command lines get by name."""
-    for name in ("victim", "scratch", "cache", "out", "told", "tmp", "home"):
+    for name in ("victim", "scratch", "cache", "out", "reported", "tmp", "home"):
         (folder / name).mkdir()
     (folder / "victim" / "kept").write_bytes(_KEPT)
     (folder / "victim" / "sub").mkdir()
@@ -67,7 +67,7 @@ def prepared(folder: Path, **environment: str) -> Iterator[Place]:
         "HOME": str(folder / "home"),
         "XDG_CACHE_HOME": str(folder / "home" / ".cache"),
     }
-    with Bounded(folder / "told", {**ours, **environment}) as bounded:
+    with Bounded(folder / "reported", {**ours, **environment}) as bounded:
         yield Place(folder=folder, bounded=bounded)
 
 
@@ -93,18 +93,18 @@ def written(case: HostileImage, place: Place) -> str:
 
 
 def judge(case: HostileImage, ended: Ended) -> None:
-    told = f"{ended.stderr[-1500:]} ({ended.seconds:.1f} s, {ended.peak >> 20} MB)"
-    assert not ended.hung, f"it hangs: {told}"
-    assert ended.peak < PEAK, told
-    assert "Traceback" not in ended.stderr, told
-    assert "unexpected" not in ended.stderr, told
+    reported = f"{ended.stderr[-1500:]} ({ended.seconds:.1f} s, {ended.peak >> 20} MB)"
+    assert not ended.hung, f"it hangs: {reported}"
+    assert ended.peak < PEAK, reported
+    assert "Traceback" not in ended.stderr, reported
+    assert "unexpected" not in ended.stderr, reported
     if case.refused:
-        assert ended.returncode == FormatError.exit_code, told
-        assert re.search(case.refused, ended.stderr), told
+        assert ended.returncode == FormatError.exit_code, reported
+        assert re.search(case.refused, ended.stderr), reported
         assert len(ended.stderr) < 20_000
-        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", ended.stderr), "what is told is safe to print"
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", ended.stderr), "what is reported is safe to print"
     else:
-        assert ended.returncode == 0, told
+        assert ended.returncode == 0, reported
 
 
 @contextlib.contextmanager

@@ -13,23 +13,23 @@ def as_user(uid: int, action: Callable[[], object], *, group: int, umask: int = 
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        told = "the action ended the process"
+        outcome = "the action ended the process"
         try:
             os.setgroups([group])
             os.setgid(group)
             os.setuid(uid)
             os.umask(umask)
             action()
-            told = ""
+            outcome = ""
         except SqshpipeError as error:
-            told = f"{type(error).__name__}: {error}"
+            outcome = f"{type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001 - the test shows it
-            told = f"unforeseen {error!r}"
+            outcome = f"unforeseen {error!r}"
         finally:
-            os.write(writer, told.encode())
+            os.write(writer, outcome.encode())
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        told = pipe.read().decode()
+        outcome = pipe.read().decode()
     os.waitpid(child, 0)
-    return told
+    return outcome

@@ -1,6 +1,6 @@
 """Whole images from somebody who means ill, each with how a conversion of it must end.
 
-`refused` is a word of the sentence that goes with exit code 6; without one the image is sound, however odd it
+`refused` is a part of the sentence that goes with exit code 6; without one the image is sound, however odd it
 looks, and `holds` says what must be in the file. Every image of `hostile_tars` is one as well.
 """
 

@@ -1,4 +1,4 @@
-"""Tars that must be refused: what each is, how it is made, and a word of the sentence that refuses it."""
+"""Tars that must be refused: what each is, how it is made, and a part of the sentence that refuses it."""
 
 from __future__ import annotations
 

@@ -287,11 +287,11 @@ class _EcrHandler(_Forwarder):
             said_bytes = response.read()
             if response.status == 201:
                 self._note_subject(name, body, media_type)
-                self._tell_moto(name, reference, body, media_type)
+                self._report_to_moto(name, reference, body, media_type)
             digest = response.headers.get("Docker-Content-Digest", "")
             self.answer(response.status, said_bytes, Docker_Content_Digest=digest)
 
-    def _tell_moto(self, name: str, reference: str, body: bytes, media_type: str) -> None:
+    def _report_to_moto(self, name: str, reference: str, body: bytes, media_type: str) -> None:
         image: dict[str, Any] = {"repositoryName": name, "imageManifest": body.decode()}
         image |= {"imageManifestMediaType": media_type, "imageDigest": str(Digest.of(body))}
         if ":" not in reference:

@@ -44,12 +44,12 @@ def write_database(cache: Path, *advisories: Advisory) -> None:
         packages = platforms.setdefault(one.platform.encode(), {})
         value = {"FixedVersion": one.fixed} if one.fixed else {"Status": 2}
         packages.setdefault(one.package.encode(), {})[one.id.encode()] = json.dumps(value).encode()
-        told = {
+        facts = {
             "Title": f"{one.id} made up",
             "Severity": one.severity,
             "VendorSeverity": {"nvd": numbers[one.severity]},
         }
-        details[one.id.encode()] = json.dumps(told).encode()
+        details[one.id.encode()] = json.dumps(facts).encode()
         source = {"ID": "debian", "Name": "made up", "URL": "https://example.com"}
         sources[one.platform.encode()] = json.dumps(source).encode()
     root: Bucket = {**platforms, b"vulnerability": details, b"data-source": sources}

@@ -104,7 +104,7 @@ def test_each_failure_names_the_call_and_what_to_do(
     assert hint in caught.value.hint
 
 
-def test_a_profile_or_region_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_or_region_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "not-there")
     with pytest.raises(NoAwsCredentials, match="not-there"):
         Ecr("123456789012", "us-east-1").call("describe_repositories")

@@ -96,12 +96,12 @@ class Raw:
         yield self._body
 
 
-def told(answer: Answer) -> str:
+def error_name(answer: Answer) -> str:
     return str(answer[1]["__type"]) if isinstance(answer, tuple) else type(answer).__name__
 
 
 @pytest.mark.parametrize("operation", CALLS)
-@pytest.mark.parametrize("trouble", PASSING, ids=told)
+@pytest.mark.parametrize("trouble", PASSING, ids=error_name)
 def test_trouble_that_passes_is_waited_out(
     monkeypatch: pytest.MonkeyPatch, operation: str, trouble: Answer
 ) -> None:
@@ -112,7 +112,7 @@ def test_trouble_that_passes_is_waited_out(
 
 
 @pytest.mark.parametrize("operation", CALLS)
-@pytest.mark.parametrize("trouble", PASSING, ids=told)
+@pytest.mark.parametrize("trouble", PASSING, ids=error_name)
 def test_trouble_that_lasts_names_the_call_and_what_to_do(
     monkeypatch: pytest.MonkeyPatch, operation: str, trouble: Answer
 ) -> None:

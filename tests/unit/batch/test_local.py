@@ -85,15 +85,15 @@ def test_an_image_runs_after_those_that_it_is_based_on(config: Config) -> None:
 
 
 def test_what_is_based_on_a_failure_is_not_run_and_says_why(config: Config) -> None:
-    executor, told = Recorder(broken=["parent"]), []
-    outcomes = {one.task.image: one for one in run(config, all_tasks(config), executor, done=told.append)}
+    executor, reported = Recorder(broken=["parent"]), []
+    outcomes = {one.task.image: one for one in run(config, all_tasks(config), executor, done=reported.append)}
     assert {name: one.code for name, one in outcomes.items()} == {
         **dict.fromkeys(("parent", "child", "aunt", "grandchild"), 7),
         "alone": 0,
     }
     assert outcomes["grandchild"].error == "not run: child, which it is based on, failed"
     assert [task.image for task in executor.ran] == ["alone", "parent"]
-    assert len(told) == 5
+    assert len(reported) == 5
 
 
 def test_here_an_image_waits_for_its_own_base_alone(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ def test_a_file_that_the_system_refuses_is_named_and_is_no_defect(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _ends_with(monkeypatch, OSError(number, "Because of this", "/fsx/containers")) == 3
-    told = capsys.readouterr().err.splitlines()
-    assert told[0] == "sqshpipe: /fsx/containers: Because of this"
-    assert len(told) == 2
-    assert "defect" not in told[1]
+    reported = capsys.readouterr().err.splitlines()
+    assert reported[0] == "sqshpipe: /fsx/containers: Because of this"
+    assert len(reported) == 2
+    assert "defect" not in reported[1]
 
 
 def test_what_nobody_foresaw_is_called_a_defect(
@@ -42,10 +42,10 @@ def test_a_full_disk_is_no_defect_where_no_file_is_named(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _ends_with(monkeypatch, OSError(number, "Because of this")) == 3
-    told = capsys.readouterr().err
-    assert told.startswith("sqshpipe: a disk is full: Because of this\n")
-    assert "TMPDIR" in told
-    assert "defect" not in told
+    reported = capsys.readouterr().err
+    assert reported.startswith("sqshpipe: a disk is full: Because of this\n")
+    assert "TMPDIR" in reported
+    assert "defect" not in reported
 
 
 def test_no_folder_for_temporary_files_is_a_full_disk(

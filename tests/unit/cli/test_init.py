@@ -54,16 +54,16 @@ def test_what_it_writes_is_a_configuration_that_loads(tmp_path: Path) -> None:
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def _told(url: str, **more: object) -> str:
+def _direct_url(url: str, **more: object) -> str:
     return json.dumps({"url": url, **more})
 
 
 def _git(url: str, commit: str = COMMIT) -> str:
-    return _told(url, vcs_info={"vcs": "git", "commit_id": commit})
+    return _direct_url(url, vcs_info={"vcs": "git", "commit_id": commit})
 
 
 @pytest.mark.parametrize(
-    ("told", "wanted"),
+    ("recorded", "wanted"),
     [
         (_git("https://me:secret@github.com/team/sqshpipe.git"), f"team/sqshpipe@{COMMIT}"),
         (_git("ssh://git@github.com/team/a.b"), f"team/a.b@{COMMIT}"),
@@ -73,17 +73,17 @@ def _git(url: str, commit: str = COMMIT) -> str:
         (_git("https://github.com/team/sqshpipe/more"), "OWNER/sqshpipe@v1"),
         (_git("https://github.com/team/sq\nrun: id"), "OWNER/sqshpipe@v1"),
         (_git("https://github.com/team/sqshpipe", "main"), "OWNER/sqshpipe@v1"),
-        (_told("https://github.com/team/sqshpipe/a.whl", archive_info={}), "OWNER/sqshpipe@v1"),
-        (_told("file:///home/me/sqshpipe", dir_info={}), "OWNER/sqshpipe@v1"),
+        (_direct_url("https://github.com/team/sqshpipe/a.whl", archive_info={}), "OWNER/sqshpipe@v1"),
+        (_direct_url("file:///home/me/sqshpipe", dir_info={}), "OWNER/sqshpipe@v1"),
         (None, "OWNER/sqshpipe@v1"),
     ],
 )
 def test_the_workflow_uses_the_action_of_what_is_installed_here(
-    told: str | None, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recorded: str | None, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Installed:
         def read_text(self, name: str) -> str | None:
-            return told if name == "direct_url.json" else None
+            return recorded if name == "direct_url.json" else None
 
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed())
     result = CliRunner().invoke(app, ["init", "mine", "--folder", str(tmp_path)])

@@ -43,16 +43,16 @@ def test_exit_code_says_whether_something_would_run_and_nothing_changes(
 ) -> None:
     before = tree(released)
     for more in ([], ["--json"]):
-        told = plan(released, *words, *more)
-        assert told.exit_code == code
-    assert json.loads(told.stdout)["changes"] is (code == 10)
+        reported = plan(released, *words, *more)
+        assert reported.exit_code == code
+    assert json.loads(reported.stdout)["changes"] is (code == 10)
     assert tree(released) == before
 
 
-def test_where_and_how_much_is_told_to_people_and_machines(released: Path) -> None:
-    told = plan(released, "--tag", "v2")
+def test_where_and_how_much_is_shown_to_people_and_machines(released: Path) -> None:
+    reported = plan(released, "--tag", "v2")
     target = str(released / "store" / "demo" / "v2.sqsh")
-    assert target in told.stdout
+    assert target in reported.stdout
     (image,) = json.loads(plan(released, "--tag", "v2", "--json").stdout)["images"]
     assert (image["publishes"], image["writes"]) == (target, 0)  # the same bytes under one more name
 
@@ -78,7 +78,7 @@ LOCKED = (
 ON_BASE = "{demo: {base: 'registry.invalid/base:1', dockerfile: Dockerfile}}"
 
 
-def test_sound_sources_are_told_without_asking_anybody(tmp_path: Path) -> None:
+def test_sound_sources_are_reported_without_asking_anybody(tmp_path: Path) -> None:
     """The registry's name leads nowhere, and there is no store."""
     (tmp_path / "Dockerfile").write_text("FROM registry.invalid/base:1\nRUN true\n")
     done = offline(sources(tmp_path, ON_BASE, LOCKED))

@@ -57,7 +57,7 @@ def test_control_characters_of_a_hostile_name_are_escaped(capsys):
     assert "\nsqshpipe: all is well" not in err
 
 
-def test_quiet_tells_errors_only(capsys):
+def test_quiet_shows_errors_only(capsys):
     _configure(quiet=True)
     with ConsoleProgress().stage("pin"):
         pass

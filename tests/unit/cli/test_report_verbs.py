@@ -18,7 +18,7 @@ def _run(*words: str) -> str:
     return result.stdout
 
 
-def test_diff_tells_base_size_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diff_shows_base_size_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     store = showcase(tmp_path / "store", tmp_path / "work")
     said = _run(
@@ -66,7 +66,7 @@ def test_the_sboms_win_where_both_have_one_by_the_same_tool(tmp_path: Path) -> N
     assert "sbom.cdx.json is not JSON" in broken["note"]
 
 
-def test_sboms_tell_of_a_release_whose_bytes_are_gone(tmp_path: Path) -> None:
+def test_sboms_describe_a_release_whose_bytes_are_gone(tmp_path: Path) -> None:
     store = showcase(tmp_path / "store", tmp_path / "work")
     attach_sbom(store, "pytorch", "24.01", {"a": "v1"})
     attach_sbom(store, "pytorch", "24.02", {"a": "v2"})

@@ -97,9 +97,9 @@ def test_what_the_terminal_cannot_show_is_escaped(locale: str, store: Path, tmp_
     shown = shell("", "show", "demo:v1", *words, **variables)
     assert shown.returncode == 0, shown.stderr
     assert b"state" in shown.stdout
-    told = shell("", "show", "demo:v1", "--json", *words, **variables)
-    assert told.stdout.isascii()
-    assert json.loads(told.stdout)["image"] == "demo"
+    reported = shell("", "show", "demo:v1", "--json", *words, **variables)
+    assert reported.stdout.isascii()
+    assert json.loads(reported.stdout)["image"] == "demo"
     compared = shell("", "diff", "demo:v1", "demo:v2", *words, **variables)
     assert compared.returncode == 0, compared.stderr
     assert b"demo:v1" in compared.stdout

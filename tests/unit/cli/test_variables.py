@@ -24,9 +24,9 @@ def test_every_variable_that_is_read_is_known() -> None:
 def test_a_misspelt_variable_is_warned_about(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     output.configure(quiet=False, verbose=False, json_log=False)
     variables.warn_of_misspelt({name: "/fsx", "SQSHPIPE_STORE": "/fsx"})
-    told = capsys.readouterr().err
-    assert told.startswith(f"warning: the variable {name} is not read: did you mean SQSHPIPE_")
-    assert told.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert reported.startswith(f"warning: the variable {name} is not read: did you mean SQSHPIPE_")
+    assert reported.count("\n") == 1
     output.configure(quiet=False, verbose=False, json_log=True)
     try:
         variables.warn_of_misspelt({name: ""})

@@ -62,7 +62,7 @@ def load(tmp_path: Path, text: str) -> settings.ClusterSettings:
         ),
     ],
 )
-def test_a_bad_value_is_told_with_its_key(tmp_path: Path, text: str, says: str) -> None:
+def test_a_bad_value_is_reported_with_its_key(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load(tmp_path, text)
     assert says in refused.value.message

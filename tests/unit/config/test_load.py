@@ -299,7 +299,7 @@ def test_alias_bomb_is_refused(write: Write) -> None:
         quiet(write("\n".join(lines)))
 
 
-def test_several_errors_are_told_at_once(write: Write) -> None:
+def test_several_errors_are_reported_at_once(write: Write) -> None:
     with pytest.raises(ConfigError) as caught:
         quiet(write(IMAGE + "    keep: 0\n    kep: 1\n"))
     assert len(caught.value.message.splitlines()) == 2

@@ -26,7 +26,7 @@ def test_what_was_not_used_for_the_longest_time_goes_first(tmp_path: Path) -> No
     assert trim(tmp_path, limit=250) == 0
 
 
-def test_downloads_that_nobody_goes_on_with_go_and_fresh_ones_stay(tmp_path: Path) -> None:
+def test_downloads_that_nobody_resumes_are_removed_and_fresh_ones_stay(tmp_path: Path) -> None:
     old = put(tmp_path, f"{digest(1)}.partial", 10, days_ago=8)
     new = put(tmp_path, f"{digest(2)}.partial", 10, days_ago=1)
     assert trim(tmp_path) == 10

@@ -129,7 +129,7 @@ def given_up(error: Exception) -> module.Converter:
 
 
 @pytest.mark.parametrize("error", [CannotImport("no"), WouldMisread("no")])
-def test_auto_goes_on_with_native_where_enroot_does_not_do(
+def test_auto_continues_with_native_where_enroot_does_not_do(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enroot_gives_up(error, tmp_path, monkeypatch)
@@ -172,13 +172,13 @@ def test_a_failure_leaves_what_was_there(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_a_folder_that_is_not_there_is_told_before_the_work(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_reported_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="no such folder"):
         converted(tmp_path, tmp_path / "missing" / "x.sqsh")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_before_the_work(tmp_path: Path) -> None:
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o555)
     with pytest.raises(ToolError, match="permission denied"):

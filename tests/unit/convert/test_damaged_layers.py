@@ -38,7 +38,7 @@ def written(
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zstd", "none"])
-def test_damage_in_the_middle_of_a_layer_is_told_by_its_digest(tmp_path: Path, kind: str) -> None:
+def test_damage_in_the_middle_of_a_layer_is_reported_by_its_digest(tmp_path: Path, kind: str) -> None:
     """Whatever meets it first: the decompressor, the reader of tars or the diff_id."""
     source = written(tmp_path, LAYER, flipped, kind)
     with pytest.raises(FormatError, match=r"layer 1 of oci:.* has digest sha256:") as caught:

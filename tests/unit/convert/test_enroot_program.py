@@ -187,7 +187,7 @@ def test_a_password_survives_the_shell_that_enroot_gives_it_to(password: str) ->
 @pytest.mark.parametrize(
     "password", ["two words", "line\nbreak", '"quoted', "$with'quote", "$back\\slash", "$a}b", ""]
 )
-def test_a_password_that_netrc_cannot_hold_is_refused_without_telling_it(password: str) -> None:
+def test_a_password_that_netrc_cannot_hold_is_refused_without_showing_it(password: str) -> None:
     with pytest.raises(ToolError, match="password for host cannot be written") as caught:
         netrc_line("host", "user", password)
     assert not password or password not in str(caught.value)

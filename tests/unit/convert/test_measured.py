@@ -84,7 +84,7 @@ NO_MEASURES = (
 
 
 @pytest.mark.parametrize("text", NO_MEASURES)
-def test_what_is_no_measure_is_none(tmp_path: Path, text: str) -> None:
+def test_what_is_not_a_measure_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "native.json").write_text(text)
     assert measured.expected(tmp_path, 1 << 30) is None
 

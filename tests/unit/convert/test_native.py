@@ -251,7 +251,7 @@ def test_packs_in_use_survive_a_trim(tmp_path: Path) -> None:
     assert cache.packs() == []
 
 
-def test_a_cache_that_is_no_folder_is_told(tmp_path: Path) -> None:
+def test_a_cache_that_is_no_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(ToolError, match="cache"):
         convert(image(tmp_path / "image", LayerBuilder().file("a", b"a")), tmp_path)

@@ -39,7 +39,7 @@ def test_an_archive_with_and_without_a_name(tmp_path: Path) -> None:
     "text",
     ["", "demo", "docker:demo", "docker://", "tar:file", "oci:", "docker-archive:", "/path/to/file", "://x"],
 )
-def test_what_is_no_source_is_told_with_what_to_write(text: str, tmp_path: Path) -> None:
+def test_what_is_no_source_is_reported_with_what_to_write(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         name_and_layers(text, tmp_path)
     assert caught.value.hint

@@ -188,7 +188,7 @@ def test_a_layer_that_lost_members_is_noticed(tmp_path: Path) -> None:
         unpacked(Layers(LayerBuilder().file("a")), tmp_path / "root", tree)
 
 
-def test_a_full_disk_is_told_with_place_and_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_place_and_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_arguments: object) -> int:
         raise OSError(28, "No space left on device")
 
@@ -198,7 +198,7 @@ def test_a_full_disk_is_told_with_place_and_path(tmp_path: Path, monkeypatch: py
     assert "SQSHPIPE_SCRATCH" in caught.value.hint
 
 
-def test_a_time_that_scratch_cannot_hold_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_that_scratch_cannot_hold_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.os, "utime", lambda *_, **__: None)
     with pytest.raises(ToolError, match=r"cannot hold the time of /f"):
         unpacked(Layers(LayerBuilder().file("f", b"x", mtime=0x9000_0000)), tmp_path / "root")

@@ -58,7 +58,7 @@ def with_entry(file: SquashfsFile, path: bytes, **changes: object) -> SquashfsFi
 
 
 @pytest.mark.parametrize(
-    ("path", "changes", "told"),
+    ("path", "changes", "reported"),
     [
         (b"d/a", {"mode": 0o600}, "mode 644, should be 600"),
         (b"d/a", {"mtime": 5}, "time 1700000000, should be 5"),
@@ -74,12 +74,12 @@ def with_entry(file: SquashfsFile, path: bytes, **changes: object) -> SquashfsFi
     ],
 )
 def test_each_difference_is_named(
-    file: SquashfsFile, path: bytes, changes: dict[str, object], told: str
+    file: SquashfsFile, path: bytes, changes: dict[str, object], reported: str
 ) -> None:
     with pytest.raises(VerificationError) as caught:
         verify(with_entry(file, path, **changes))
     assert f"{file.path} differs from what it was made of in one place" in caught.value.message
-    assert f"/{path.decode()}: {told}" in caught.value.message
+    assert f"/{path.decode()}: {reported}" in caught.value.message
 
 
 def test_missing_and_needless_paths_are_named(file: SquashfsFile) -> None:

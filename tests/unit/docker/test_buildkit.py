@@ -140,7 +140,7 @@ def built(
     return buildkit.build(frontend, wanted, engine(), docker_config=tmp_path, folder=folder, task=task)
 
 
-def test_what_buildx_is_asked_for_and_what_it_tells(install: Install, tmp_path: Path) -> None:
+def test_what_buildx_is_asked_for_and_what_it_reports(install: Install, tmp_path: Path) -> None:
     build = (
         'for word; do case "$word" in '
         "--metadata-file=*) echo "
@@ -196,7 +196,7 @@ def test_an_old_command_line_is_not_asked_for_what_it_does_not_know(install: Ins
     assert "--provenance" not in call
 
 
-def test_of_steps_side_by_side_the_failed_one_is_told(install: Install, tmp_path: Path) -> None:
+def test_of_steps_side_by_side_the_failed_one_is_reported(install: Install, tmp_path: Path) -> None:
     said = [
         "#5 [a 1/2] RUN make",
         "#6 [b 1/2] RUN pip install it",
@@ -224,7 +224,7 @@ def test_of_steps_side_by_side_the_failed_one_is_told(install: Install, tmp_path
 
 
 def test_only_what_the_users_own_steps_say_is_passed_on(install: Install, tmp_path: Path) -> None:
-    told = [
+    reported = [
         "#1 [internal] load build definition from Dockerfile",
         "#1 transferring dockerfile: 96B 0.0s done",
         "#1 DONE 0.0s",
@@ -239,14 +239,14 @@ def test_only_what_the_users_own_steps_say_is_passed_on(install: Install, tmp_pa
         "#8 exporting to image",
         "#8 writing image sha256:2635beba done",
     ]
-    (tmp_path / "said").write_text("\n".join(told), encoding="utf-8")
+    (tmp_path / "said").write_text("\n".join(reported), encoding="utf-8")
     install("28.2.2", buildx=BUILDX, build=f"cat {tmp_path}/said >&2")
     found = buildkit.find_frontend(engine())
     assert found is not None
     heard: list[str] = []
     task = SimpleNamespace(line=heard.append)
     built(found, order(tmp_path), tmp_path, cast("Task", task))
-    assert heard == [told[3], told[6], told[7], told[8], told[9]]
+    assert heard == [reported[3], reported[6], reported[7], reported[8], reported[9]]
 
 
 def test_a_secret_is_named_by_its_source_and_has_to_be_there(

@@ -131,7 +131,7 @@ def test_an_answer_is_not_asked_for_again(message: str, hint: str) -> None:
     assert message in caught.value.message
 
 
-def test_a_push_that_tells_no_digest_is_not_taken_as_done() -> None:
+def test_a_push_that_reports_no_digest_is_not_taken_as_done() -> None:
     with pytest.raises(RegistryError, match="did not report its digest"):
         push(Client([{"status": "done"}]))
 
@@ -186,11 +186,11 @@ def test_docker_host_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         Engine.connect()
 
 
-def test_a_long_build_is_told_by_its_end() -> None:
+def test_a_long_build_is_reported_by_its_end() -> None:
     lines = ["", *(f"line {number}" for number in range(100))]
-    told = build_failure(Path("a/Dockerfile"), " why \n", lines, root="/r").message.splitlines()
-    assert told[0] == "building a/Dockerfile failed: why"
-    assert told[1:] == [f"  | line {number}" for number in range(85, 100)]
+    reported = build_failure(Path("a/Dockerfile"), " why \n", lines, root="/r").message.splitlines()
+    assert reported[0] == "building a/Dockerfile failed: why"
+    assert reported[1:] == [f"  | line {number}" for number in range(85, 100)]
 
 
 def test_credentials_of_a_build_are_for_the_owner_alone_and_go_with_it(

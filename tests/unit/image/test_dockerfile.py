@@ -202,7 +202,7 @@ HERE = {
     "on the next line": "RUN cat \\\n  <<EOF\nFROM {image}\nEOF\n",
     "a variable in the word": "RUN <<$E\nFROM {image}\n$E\n",
     "as a trigger": "ONBUILD RUN <<EOF\nFROM {image}\nEOF\n",
-    "an end that is none": "RUN <<EOF\nFROM {image}\n EOF\nEOF \nFROM {image}\nEOF\n",
+    "a line that is not the end": "RUN <<EOF\nFROM {image}\n EOF\nEOF \nFROM {image}\nEOF\n",
 }
 
 

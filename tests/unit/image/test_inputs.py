@@ -108,14 +108,14 @@ CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, object], Digest, tu
 
 @pytest.mark.parametrize("case", CHANGES)
 def test_each_change_gives_another_key_and_is_named(context: Path, case: str) -> None:
-    change, fields, base, told = CHANGES[case]
+    change, fields, base, reported = CHANGES[case]
     before = gather(spec(context), BASE)
     recorded = json.loads(json.dumps(before.record()))
     assert explain(recorded, BASE, gather(spec(context), BASE)) == ()
     change(context)
     after = gather(spec(context, **fields), base)
     assert after.key != before.key
-    assert explain(recorded, BASE, after) == told
+    assert explain(recorded, BASE, after) == reported
 
 
 def test_dockerignore_leaves_files_out(context: Path) -> None:
@@ -156,9 +156,9 @@ def test_many_differences_are_counted(context: Path) -> None:
     recorded = gather(spec(context), BASE).record()
     for number in range(9):
         (context / f"new{number}").write_text("x")
-    told = explain(recorded, BASE, gather(spec(context), BASE))
-    assert told[-1] == "4 more files of the context"
-    assert len(told) == 6
+    reported = explain(recorded, BASE, gather(spec(context), BASE))
+    assert reported[-1] == "4 more files of the context"
+    assert len(reported) == 6
 
 
 def test_records_that_say_nothing_explain_nothing(context: Path) -> None:

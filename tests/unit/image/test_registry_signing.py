@@ -112,9 +112,9 @@ def test_the_difference(signed_by: tuple[str, ...], settings: EcrSettings, diffe
         registry_scan=None,
         signed_by=signed_by,
     )
-    told = [one.sentence for one in compare(found, "team/demo", settings)]
-    assert len(told) == differs
-    assert all("registry signing" in one and "--registry-signing" in one for one in told)
+    reported = [one.sentence for one in compare(found, "team/demo", settings)]
+    assert len(reported) == differs
+    assert all("registry signing" in one and "--registry-signing" in one for one in reported)
 
 
 def test_who_may_sign() -> None:

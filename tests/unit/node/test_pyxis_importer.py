@@ -93,11 +93,11 @@ def test_a_store_that_is_not_mounted_is_no_unknown_image(
     enroot.write_text(f"#!/bin/sh\ntouch {imported}\n")
     enroot.chmod(0o755)
     values = {"store": str(root), "missing": missing, "enroot": str(enroot), "state": str(tmp_path / "state")}
-    with pytest.raises(importer.Refused) as told:
+    with pytest.raises(importer.Refused) as reported:
         importer.get(importer.Settings({"schema": 1, **values}), f"docker://{reference}")
-    assert not isinstance(told.value, importer.NotPublished)
-    assert f"there is no store at {root}: is its file system mounted" in str(told.value)
-    assert f"sqshpipe store create {root}" in str(told.value)
+    assert not isinstance(reported.value, importer.NotPublished)
+    assert f"there is no store at {root}: is its file system mounted" in str(reported.value)
+    assert f"sqshpipe store create {root}" in str(reported.value)
     assert not imported.exists()
     program = tmp_path / "pyxis-importer"
     program.write_bytes(Path(importer.__file__).read_bytes())
@@ -434,8 +434,8 @@ def test_events_are_folded_as_the_store_folds_them(tmp_path: Path, seed: int) ->
     for name in [f"{version}{platform}" for version in versions for platform in ("", ".linux-arm64")]:
         (folder / f"{name}.json").write_bytes(b"{}")  # which records there are changes no answer
     history = importer.History(str(folder), "demo")
-    told = {channel: names for channel, names in history.channels.items() if names}
-    assert told == {channel: names for channel, names in state.channels.items() if names}
+    reported = {channel: names for channel, names in history.channels.items() if names}
+    assert reported == {channel: names for channel, names in state.channels.items() if names}
     for version in versions:
         standing = state.releases.get(version)
         expected = standing.state("linux/amd64") if standing else "published"
@@ -546,12 +546,17 @@ def test_leases_come_with_get_and_go_with_release(
     path = importer.get(settings(store), "demo")
     importer.get(settings(store), "demo")
     (lease,) = (store.root / "leases").iterdir()
-    told = json.loads(lease.read_text())
+    reported = json.loads(lease.read_text())
     assert lease.stat().st_mode & 0o777 == 0o644
-    assert path.endswith(f"{told['sha256']}.sqsh")
-    assert (told["image"], told["version"], told["job"], told["step"]) == ("demo", "v1.1", "17", "0")
-    assert (told["host"], told["uid"], told["cluster"]) == ("node7", os.getuid(), "gpuwest")
-    assert told["created"] < told["expires"]
+    assert path.endswith(f"{reported['sha256']}.sqsh")
+    assert (reported["image"], reported["version"], reported["job"], reported["step"]) == (
+        "demo",
+        "v1.1",
+        "17",
+        "0",
+    )
+    assert (reported["host"], reported["uid"], reported["cluster"]) == ("node7", os.getuid(), "gpuwest")
+    assert reported["created"] < reported["expires"]
     in_job(monkeypatch, step="1")
     importer.get(settings(store), "demo")
     assert len(list((store.root / "leases").iterdir())) == 2
@@ -583,7 +588,7 @@ def test_two_nodes_of_one_host_have_a_lease_each(
     assert json.loads(own.read_text())["host"] == node
     assert own.name == f"job-17.0-{node}-{os.getuid()}.json"
     importer.release(settings(store))
-    assert list((store.root / "leases").iterdir()) == [other], "the other node's step goes on"
+    assert list((store.root / "leases").iterdir()) == [other], "the other node's step still runs"
 
 
 def test_the_lease_lasts_as_long_as_the_job(store: HandmadeStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -602,8 +607,8 @@ def test_an_end_that_is_no_time_does_not_stop_the_job(
     slurm_says(monkeypatch, JOB_END_TIME=end)
     assert importer.get(settings(store), "demo")
     (lease,) = (store.root / "leases").iterdir()
-    told = json.loads(lease.read_text())
-    assert told["created"] < told["expires"] < "2200"
+    reported = json.loads(lease.read_text())
+    assert reported["created"] < reported["expires"] < "2200"
 
 
 def test_a_lease_that_cannot_be_left_does_not_stop_the_job(

@@ -37,40 +37,40 @@ class Recorder:
         self.sent.append(event)
 
 
-def tell(folder: Path, send: Recorder, *events: Notification, target: Notify = COMMAND) -> None:
-    with Notifier((target,), folder / "told", send=send, pause=0.01) as notifier:
+def notify(folder: Path, send: Recorder, *events: Notification, target: Notify = COMMAND) -> None:
+    with Notifier((target,), folder / "sent", send=send, pause=0.01) as notifier:
         for event in events:
             notifier.send(event)
 
 
-def test_each_event_is_told_once_also_by_a_later_run(tmp_path: Path) -> None:
+def test_each_event_is_reported_once_also_by_a_later_run(tmp_path: Path) -> None:
     send = Recorder()
-    tell(tmp_path, send, PUBLISHED)
-    tell(tmp_path, send, PUBLISHED)
+    notify(tmp_path, send, PUBLISHED)
+    notify(tmp_path, send, PUBLISHED)
     other = Notification(kind="published", image="demo", text="demo:v2 is published", about="v2")
-    tell(tmp_path, send, other)
+    notify(tmp_path, send, other)
     assert send.sent == [PUBLISHED, other]
 
 
 def test_a_failure_is_tried_again(tmp_path: Path) -> None:
     send = Recorder(failures=2)
-    tell(tmp_path, send, PUBLISHED)
+    notify(tmp_path, send, PUBLISHED)
     assert (send.sent, send.tries) == ([PUBLISHED], 3)
 
 
 def test_what_could_not_be_sent_is_a_warning_and_sent_by_the_next_run(tmp_path: Path) -> None:
     send = Recorder(failures=3)
     with capture_logs() as logs:
-        tell(tmp_path, send, PUBLISHED)
+        notify(tmp_path, send, PUBLISHED)
     assert send.sent == []
     assert [line["log_level"] for line in logs] == ["warning"]
-    tell(tmp_path, send, PUBLISHED)
+    notify(tmp_path, send, PUBLISHED)
     assert send.sent == [PUBLISHED]
 
 
-def test_only_what_is_asked_for_is_told(tmp_path: Path) -> None:
+def test_only_what_is_asked_for_is_reported(tmp_path: Path) -> None:
     send = Recorder()
-    tell(tmp_path, send, PUBLISHED, target=Notify(command=("true",), on=frozenset({"failed"})))
+    notify(tmp_path, send, PUBLISHED, target=Notify(command=("true",), on=frozenset({"failed"})))
     assert send.sent == []
 
 
@@ -86,9 +86,9 @@ def test_a_message_that_hangs_holds_nothing_up(tmp_path: Path) -> None:
 
 
 def test_no_place_for_markers_is_no_reason_to_be_silent(tmp_path: Path) -> None:
-    (tmp_path / "told").write_text("a file, not a folder")
+    (tmp_path / "sent").write_text("a file, not a folder")
     send = Recorder()
-    tell(tmp_path, send, PUBLISHED)
+    notify(tmp_path, send, PUBLISHED)
     assert send.sent == [PUBLISHED]
 
 

@@ -73,7 +73,7 @@ def test_a_header_that_is_plain_is_parsed_alike() -> None:
     assert plain > 1000
 
 
-def test_a_view_stays_when_the_reader_goes_on() -> None:
+def test_a_view_stays_when_the_reader_continues() -> None:
     content = random.Random(1).randbytes(300_000)
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as out:

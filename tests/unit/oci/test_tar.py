@@ -386,14 +386,14 @@ SEEDS = [seed for seed in SEEDS if len(seed) < 20_000] + [
     st.booleans(),
 )
 def test_random_damage_ends_in_a_format_error_or_well(
-    seed: bytes, damages: list[tuple[int, bytes]], cut: int, mend: bool
+    seed: bytes, damages: list[tuple[int, bytes]], cut: int, repair: bool
 ) -> None:
     data = bytearray(seed)
     for position, value in damages:
         start = position % len(data)
         data[start : start + len(value)] = value
     del data[len(seed) - cut % 1500 :]
-    if mend:  # right checksums, so that the damage gets past them
+    if repair:  # right checksums, so that the damage gets past them
         for start in range(0, len(data) - 511, 512):
             if data[start + 257 : start + 262] == b"ustar":
                 data[start + 148 : start + 156] = b" " * 8

@@ -168,8 +168,8 @@ HISTORY: dict[str, tuple[Callable[[Repository], object], set[str]]] = {
         lambda r: r.replace("images.yaml", "defaults:\n", "defaults:\n  platform: linux/arm64\n"),
         ALL,
     ),
-    "whom to tell": (
-        lambda r: r.write("images.yaml", IMAGES + "notify: [{command: [tell]}]\n"),
+    "whom to notify": (
+        lambda r: r.write("images.yaml", IMAGES + "notify: [{command: [notify-us]}]\n"),
         set(),
     ),
     "one base": (
@@ -265,7 +265,7 @@ def test_an_unreadable_past_means_everything(repository: Repository) -> None:
 
 
 @pytest.mark.parametrize("revision", ["nowhere", "--output=x", "deadbeef"])
-def test_unknown_revisions_are_told(repository: Repository, revision: str) -> None:
+def test_unknown_revisions_are_reported(repository: Repository, revision: str) -> None:
     with pytest.raises(ConfigError, match=r"revision|does not know"):
         repository.affected(revision)
 

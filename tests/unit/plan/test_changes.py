@@ -165,7 +165,7 @@ def test_what_runs_and_why(case: str) -> None:
     json.dumps(result.as_json())
 
 
-def test_moved_tag_is_told_and_not_taken() -> None:
+def test_moved_tag_is_reported_and_not_taken() -> None:
     image = plan((observed(moved_to=NEW),)).images[0]
     assert not image.has_changes
     assert str(OLD)[:19] in image.notes[0]
@@ -202,7 +202,7 @@ def test_another_scan_policy_is_a_reason_to_scan_a_new_version() -> None:
     assert scan.reason.endswith("; waivers changed")
 
 
-def test_another_scan_policy_is_told_of_what_is_published_and_changes_nothing_there() -> None:
+def test_another_scan_policy_is_reported_for_what_is_published_and_changes_nothing_there() -> None:
     image = plan((observed(taken=released(scan_policy=STRICT), scan_policy=LAX),)).images[0]
     assert not image.has_changes
     (note,) = image.notes

@@ -98,14 +98,14 @@ def test_helpers_come_before_the_file(docker: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["strange.example.com", "broken.example.com"])
-def test_a_broken_helper_is_told_without_what_it_said(docker: Path, host: str) -> None:
+def test_a_broken_helper_is_reported_without_what_it_said(docker: Path, host: str) -> None:
     write(docker, credsStore="fake")
     with pytest.raises(ToolError, match="docker-credential-fake") as caught:
         credentials_for(host)
     assert "secret-text" not in str(caught.value)
 
 
-def test_a_missing_helper_is_told(docker: Path) -> None:
+def test_a_missing_helper_is_reported(docker: Path) -> None:
     write(docker, credHelpers={"x.example.com": "not-there"})
     with pytest.raises(ToolError, match="docker-credential-not-there") as caught:
         credentials_for("x.example.com")
@@ -114,7 +114,7 @@ def test_a_missing_helper_is_told(docker: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{not json, password: hunter2", "[]", '"x"'])
-def test_a_damaged_file_is_told_without_quoting_it(docker: Path, text: str) -> None:
+def test_a_damaged_file_is_reported_without_quoting_it(docker: Path, text: str) -> None:
     (docker / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json") as caught:
         credentials_for("x.example.com")

@@ -193,6 +193,6 @@ def test_a_refusal_of_ecrs_names_the_action_that_would_allow_it(method: str, pat
     body = (
         b'{"errors": [{"code": "DENIED", "message": "User: x is not authorized to perform: ecr:Other on"}]}'
     )
-    told = refused(ECR, "it", 403, body, had_credentials=True, action=needed(method, path))
-    assert "allow the action ecr:Other;" in told.hint, "AWS's own word counts"
+    reported = refused(ECR, "it", 403, body, had_credentials=True, action=needed(method, path))
+    assert "allow the action ecr:Other;" in reported.hint, "AWS's own word counts"
     assert "ecr:" not in refused(HOST, "it", 403, b"", had_credentials=True, action=action).hint

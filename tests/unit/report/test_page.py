@@ -92,7 +92,7 @@ def test_hostile_records_stay_text(tmp_path: Path) -> None:
     assert HOSTILE not in text
 
 
-def test_packages_of_sboms_are_told_and_stay_text(tmp_path: Path) -> None:
+def test_packages_of_sboms_are_reported_and_stay_text(tmp_path: Path) -> None:
     store = showcase(tmp_path / "store", tmp_path / "work")
     for version in ("v1.4", "v1.5"):
         attach_sbom(store, "megatron-training", version, {f"{HOSTILE}{version}": HOSTILE})
@@ -103,7 +103,7 @@ def test_packages_of_sboms_are_told_and_stay_text(tmp_path: Path) -> None:
     assert not [tag for tag, _ in parsed.tags if tag == "img"]
 
 
-def test_damage_is_told_and_is_no_end(tmp_path: Path) -> None:
+def test_damage_is_reported_and_does_not_end_the_run(tmp_path: Path) -> None:
     store = showcase(tmp_path / "store", tmp_path / "work")
     (store.root / "pytorch" / "24.02.json").chmod(0o644)
     (store.root / "pytorch" / "24.02.json").write_text("{")

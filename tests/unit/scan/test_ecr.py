@@ -195,7 +195,7 @@ def test_an_old_basic_result_is_made_anew_where_ecr_does_that() -> None:
     assert run(refusing).completed_at == DONE - timedelta(days=3)
     enhanced = Script(complete([enhanced_finding("CVE-1", "a")], completed=DONE - timedelta(days=3)))
     run(enhanced)
-    assert enhanced.started == 0, "enhanced scanning goes on by itself"
+    assert enhanced.started == 0, "enhanced scanning runs by itself"
 
 
 def test_all_pages_belong_to_the_result() -> None:

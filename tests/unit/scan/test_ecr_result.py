@@ -102,7 +102,7 @@ def test_basic_findings_over_pages() -> None:
     ]
 
 
-def test_enhanced_findings_are_told_by_their_key() -> None:
+def test_enhanced_findings_are_reported_by_their_key() -> None:
     layer = str(Digest.of(b"layer"))
     found = read(
         [

@@ -77,13 +77,16 @@ def test_what_the_base_brought_blocks_only_if_the_policy_says_so() -> None:
     layers = Base(layers=frozenset({BASE}))
     both = (finding(layer=BASE, id="CVE-B"), finding(layer=OWN, id="CVE-O"))
     assert decisions(judge(*both, base=layers)) == ["blocks", "blocks"]
-    told = judge(*both, base=layers, new_since_base=True)
-    assert [(one.finding.id, one.decision) for one in told.judged] == [("CVE-O", "blocks"), ("CVE-B", "base")]
+    reported = judge(*both, base=layers, new_since_base=True)
+    assert [(one.finding.id, one.decision) for one in reported.judged] == [
+        ("CVE-O", "blocks"),
+        ("CVE-B", "base"),
+    ]
     by_name = Base(findings=frozenset({("CVE-1", "openssl")}))
     assert decisions(judge(finding(), base=by_name, new_since_base=True)) == ["base"]
     assert decisions(judge(finding(package="other"), base=by_name, new_since_base=True)) == ["blocks"]
     unknown = judge(finding(), new_since_base=True)
-    assert decisions(unknown) == ["blocks"], "what cannot be told counts as new"
+    assert decisions(unknown) == ["blocks"], "what is not known counts as new"
     assert any("count as new" in warning for warning in unknown.warnings)
 
 
@@ -173,9 +176,9 @@ def test_sarif_shows_what_was_decided() -> None:
     )
     run = as_sarif(verdict, image="demo", reference="r/demo@sha256:…", location="Dockerfile")["runs"][0]
     assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == ["CVE-B", "CVE-W"]
-    told = [
+    reported = [
         (one["ruleId"], [s["justification"] for s in one.get("suppressions", [])]) for one in run["results"]
     ]
-    assert told == [("CVE-B", []), ("CVE-B", ["brought by the base image"]), ("CVE-W", ["not reachable"])]
+    assert reported == [("CVE-B", []), ("CVE-B", ["brought by the base image"]), ("CVE-W", ["not reachable"])]
     for result in run["results"]:
         assert run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == result["ruleId"]

@@ -126,9 +126,9 @@ def test_words_that_are_new_and_refusals(stubbed: Stubbed, configuration: Any) -
     if isinstance(configuration[2], dict):
         configuration[2]["ecrConfiguration"]["rescanDurationState"]["rescanDuration"] = "FOREVER"
     ecr = stubbed(scanning(), images({"imagePushedAt": PUSHED}), configuration)
-    with pytest.raises(RegistryError) as told:
+    with pytest.raises(RegistryError) as reported:
         watch.look(ecr, "team/demo", [IMAGE])
-    assert "FOREVER" in told.value.message or "inspector2:GetConfiguration" in told.value.hint
+    assert "FOREVER" in reported.value.message or "inspector2:GetConfiguration" in reported.value.hint
 
 
 @pytest.fixture

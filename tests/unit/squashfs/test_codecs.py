@@ -60,7 +60,7 @@ def test_what_is_written_is_read(tmp_path: Path, codec: Codec, block_size: int) 
 
 
 @pytest.mark.parametrize("compressor", [Compressor.LZO, Compressor.LZMA])
-def test_what_we_cannot_read_is_told(compressor: Compressor) -> None:
+def test_what_we_cannot_read_is_reported(compressor: Compressor) -> None:
     with pytest.raises(FormatError, match=compressor.name.lower()):
         make_expand(compressor)
 

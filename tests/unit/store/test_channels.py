@@ -49,7 +49,7 @@ def test_promote_follows_a_channel_and_is_done_once(store: Store) -> None:
     assert store.resolve("demo:stable").version == "v1.2"
 
 
-def test_an_event_tells_who_when_and_from_what(store: Store) -> None:
+def test_an_event_says_who_when_and_from_what(store: Store) -> None:
     store.promote("demo:v1.0", "stable")
     store.promote("demo:v1.1", "stable", reason="tested")
     events = sorted(store.layout.events("demo").iterdir())

@@ -25,7 +25,7 @@ from tests.support.store.releases import new_store, publish
 from tests.unit.node.test_prefetch import BAD
 
 MORE: dict[str, dict[str, Any]] = {
-    "files that are none": {"files": [["a", "b"]]},
+    "invalid files": {"files": [["a", "b"]]},
     "too many blocks": {"files": [["a", "b", [[0, 1]] * (startup.MOST_RUNS + 1)]]},
     "a path without end": {"files": [["a" * (startup.LONGEST_PATH + 1), "b", []]]},
     "a million files": {"files": [["a", "b", []]] * 1_000_000},

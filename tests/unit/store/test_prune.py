@@ -271,7 +271,7 @@ def test_a_lease_that_the_file_system_cannot_read_holds_everything(
     assert {line.state for line in store.listed("demo")} == {"published"}
 
 
-def test_a_store_that_cannot_be_read_is_told_in_a_sentence(
+def test_a_store_that_cannot_be_read_is_reported_in_a_sentence(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Path, **_: object) -> None:
@@ -298,8 +298,8 @@ def test_a_record_that_cannot_be_read_holds_all_bytes_that_might_be_its(store: S
         report = prune.prune(store.layout, NOW, no_jobs)
     assert "has schema 2" in report.broken[0]
     assert blob.exists()
-    told = "there are records or events that cannot be read, and it may be theirs"
-    assert (str(blob.relative_to(store.root)), told) in foreseen.kept
+    reported = "there are records or events that cannot be read, and it may be theirs"
+    assert (str(blob.relative_to(store.root)), reported) in foreseen.kept
     assert not list(prune.temporaries(store.layout))
 
 

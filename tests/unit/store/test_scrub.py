@@ -68,7 +68,7 @@ def test_bytes_put_right_by_hand_are_taken_back(store: Store) -> None:
     assert store.resolve("demo:v1.0").state == "published"
 
 
-def test_a_run_that_was_cut_is_gone_on_from(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_cut_is_resumed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     look, looked = scrubbing._look, []
 
     def cut(*arguments: object) -> str:

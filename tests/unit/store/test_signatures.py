@@ -114,7 +114,7 @@ def test_signatures_travel_with_a_copy(store: Store, tmp_path: Path) -> None:
     signatures.verify(copy.layout, copy.resolve("demo:v1.0"), [signing.open_key(public)])
 
 
-def test_keys_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     private, public = write_keys(tmp_path, "secret", passphrase=b"word")
     with pytest.raises(ConfigError, match="no private key that can sign"):
         signing.open_signer(private)
@@ -187,9 +187,7 @@ def test_an_envelope_without_a_bundle_still_counts(store: Store, tmp_path: Path)
         lambda bundle: bundle.update(messageSignature=bundle.pop("dsseEnvelope")),
     ],
 )
-def test_a_bundle_that_is_none(
-    store: Store, tmp_path: Path, change: Callable[[dict[str, Any]], object]
-) -> None:
+def test_an_invalid_bundle(store: Store, tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     private, public = write_keys(tmp_path, "ours")
     release = store.resolve("demo:v1.0")
     path = signatures.sign(store.layout, release, signing.open_signer(private))

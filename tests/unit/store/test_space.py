@@ -19,7 +19,9 @@ from pipeline.system.temporary import temporary_name
 from tests.support.store.releases import folder, new_store, publish
 
 
-def test_no_room_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_is_reported_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = new_store(tmp_path / "containers")
     monkeypatch.setattr(space, "MARGIN_BYTES", 1 << 60)
     with pytest.raises(ToolError, match="is needed"):
@@ -52,7 +54,7 @@ def test_a_shared_store_stays_shared_below(tmp_path: Path) -> None:
     assert set(modes.values()) == {0o2770}
 
 
-def test_a_group_that_is_none(tmp_path: Path) -> None:
+def test_a_group_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no group"):
         Store(tmp_path / "containers", group="no-such-group").create()
     folders.create_root(tmp_path / "other")
@@ -155,15 +157,15 @@ def test_a_new_store_on_lustre_is_striped_before_anything_is_written(tmp_path: P
     publish(store, "v1.1")
     assert lustre.read_text() == f"setstripe -c 4 -S 4194304 {store.layout.blobs}\n"
     assert checkup.examine(store.root, stripe=(4, 4 << 20)) == checkup.examine(store.root)
-    told = [finding.found for finding in checkup.examine(store.root, stripe=(8, 4 << 20))]
-    assert f"{store.layout.blobs} is striped over 4 targets in 4194304 bytes" in told
+    reported = [finding.found for finding in checkup.examine(store.root, stripe=(8, 4 << 20))]
+    assert f"{store.layout.blobs} is striped over 4 targets in 4194304 bytes" in reported
 
 
-def test_striping_that_is_wished_for_elsewhere_is_told(tmp_path: Path) -> None:
+def test_striping_that_is_wished_for_elsewhere_is_reported(tmp_path: Path) -> None:
     store = new_store(tmp_path / "containers", stripe=(4, 4 << 20))
     publish(store, "v1.0")
-    told = [finding.found for finding in checkup.examine(store.root, stripe=(4, 4 << 20))]
-    assert "store: {stripe: …} is set, and the store is not on Lustre" in told
+    reported = [finding.found for finding in checkup.examine(store.root, stripe=(4, 4 << 20))]
+    assert "store: {stripe: …} is set, and the store is not on Lustre" in reported
 
 
 def test_the_quota_of_lustre_is_asked_where_space_cannot_be_reserved(
@@ -180,7 +182,7 @@ def test_the_quota_of_lustre_is_asked_where_space_cannot_be_reserved(
     assert folder(store.layout.blobs) == []
 
 
-def test_a_quota_that_is_used_up_is_told_before_the_work(
+def test_a_quota_that_is_used_up_is_reported_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: int) -> bool:
@@ -193,17 +195,17 @@ def test_a_quota_that_is_used_up_is_told_before_the_work(
     assert folder(store.layout.blobs) == []
 
 
-def test_a_store_that_a_group_cannot_work_in_is_told(tmp_path: Path) -> None:
+def test_a_store_that_a_group_cannot_work_in_is_reported(tmp_path: Path) -> None:
     name = grp.getgrgid(os.getgid()).gr_name
     publish(new_store(tmp_path / "alone"), "v1.0")
-    told = [finding.found for finding in checkup.examine(tmp_path / "alone", group=name)]
-    assert any(f"not all of group {name} can publish" in text for text in told)
+    reported = [finding.found for finding in checkup.examine(tmp_path / "alone", group=name)]
+    assert any(f"not all of group {name} can publish" in text for text in reported)
     publish(new_store(tmp_path / "shared", group=name), "v1.0")
-    told = [finding.found for finding in checkup.examine(tmp_path / "shared", group=name)]
-    assert not any("of group" in text for text in told)
+    reported = [finding.found for finding in checkup.examine(tmp_path / "shared", group=name)]
+    assert not any("of group" in text for text in reported)
 
 
-def test_what_killed_runs_left_is_told(tmp_path: Path) -> None:
+def test_what_killed_runs_left_is_reported(tmp_path: Path) -> None:
     store = new_store(tmp_path / "containers")
     publish(store, "v1.0")
     dead = temporary_name(".sqsh").replace(f".{os.getpid()}.", ".4194304.")

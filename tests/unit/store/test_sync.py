@@ -77,7 +77,7 @@ def test_damaged_bytes_do_not_become_a_release(source: Store, target: Store) -> 
     assert folder(target.layout.blobs) == []
 
 
-def test_a_cut_inside_a_file_is_gone_on_from(
+def test_a_copy_cut_inside_a_file_is_resumed(
     source: Store, target: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(source, "v2.0", bytes(range(256)) * 40, image="big")
@@ -131,14 +131,14 @@ def test_what_was_pruned_at_the_target_stays_so(source: Store, target: Store) ->
     assert target.resolve("demo:v1.0").path.read_bytes() == b"v1.0"
 
 
-@pytest.mark.parametrize("mended", [False, True], ids=["damaged", "put right by hand"])
-def test_a_copy_mends_what_a_scrub_found_damaged(source: Store, target: Store, mended: bool) -> None:
+@pytest.mark.parametrize("repaired", [False, True], ids=["damaged", "put right by hand"])
+def test_a_copy_repairs_what_a_scrub_found_damaged(source: Store, target: Store, repaired: bool) -> None:
     sync(source, target)
     blob = target.resolve("demo:v1.0").path
     blob.chmod(0o644)
     blob.write_bytes(b"rot!")
     scrub(target.layout)
-    if mended:
+    if repaired:
         blob.write_bytes(b"v1.0")
     assert sync(source, target).copied == ["demo:v1.0"]
     assert target.resolve("demo:v1.0").path.read_bytes() == b"v1.0"

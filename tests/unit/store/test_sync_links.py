@@ -181,7 +181,7 @@ def test_other_readers_of_attachments_refuse_it_too(source: Store, change: Chang
         sbom.comparable(source.layout, before, after)
 
 
-def test_a_signature_behind_a_link_is_none(source: Store, tmp_path: Path) -> None:
+def test_a_signature_behind_a_link_does_not_count(source: Store, tmp_path: Path) -> None:
     release = source.resolve("demo:v1.0")
     (tmp_path / "elsewhere" / "x.dsse.json").write_text(json.dumps({}))
     (beside(source) / "x.dsse.json").symlink_to(tmp_path / "elsewhere" / "x.dsse.json")

@@ -89,7 +89,7 @@ def test_runs_in_the_folder_asked_for(tmp_path: Path) -> None:
     assert run(python("import os; print(os.getcwd())"), cwd=tmp_path).stdout == f"{tmp_path.resolve()}\n"
 
 
-def test_a_missing_folder_is_told_as_such(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_as_such(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="no such folder"):
         run(python("pass"), cwd=tmp_path / "missing")
 

@@ -172,7 +172,7 @@ def test_space_that_is_there_passes(tmp_path: Path) -> None:
     require_space([SpaceRequirement(folder=tmp_path / "not" / "yet", size=1, purpose="unpacking")])
 
 
-def test_missing_space_is_told_with_place_and_amount(tmp_path: Path) -> None:
+def test_missing_space_is_reported_with_place_and_amount(tmp_path: Path) -> None:
     half = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize * 2 // 3
     needs = [
         SpaceRequirement(folder=tmp_path, size=half, purpose="layers"),
@@ -185,7 +185,7 @@ def test_missing_space_is_told_with_place_and_amount(tmp_path: Path) -> None:
     assert "SQSHPIPE_SCRATCH" in caught.value.hint
 
 
-def test_missing_inodes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_inodes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.statvfs(tmp_path)
     few = os.statvfs_result((*real[:5], 100, 10, 10, *real[8:]))
     monkeypatch.setattr(os, "statvfs", lambda _path: few)
@@ -193,16 +193,16 @@ def test_missing_inodes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         require_space([SpaceRequirement(folder=tmp_path, size=0, purpose="unpacking", files=11)])
 
 
-def test_removal_is_told_when_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removal_is_reported_when_it_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "busy"
     (folder / "d").mkdir(parents=True)
 
     def refuse(*_arguments: object, **_more: object) -> None:
         raise OSError(16, "busy")
 
-    told: list[str] = []
+    reported: list[str] = []
     monkeypatch.setattr(os, "rename", refuse)
     monkeypatch.setattr(scratch.shutil, "rmtree", lambda *_, **__: None)
-    monkeypatch.setattr(scratch.log, "warning", lambda text, **_: told.append(text), raising=False)
+    monkeypatch.setattr(scratch.log, "warning", lambda text, **_: reported.append(text), raising=False)
     remove_tree(folder)
-    assert told == ["scratch could not be removed"]
+    assert reported == ["scratch could not be removed"]
