@@ -53,6 +53,7 @@ class PrivateEngine:
     host's network. All its files lie in one folder under `parent`, which is removed at the end. Start it from
     the main thread: the engine ends when the thread that started it ends. `plain_http` names registries,
     beside those on loopback, that it speaks to without TLS; `hosts` is what it reads instead of /etc/hosts.
+    `containerd_store` asks for the containerd image store; an engine that is too old for it has its own.
 
     Raises ToolError when it cannot be started, with the daemon's last lines.
     """
@@ -63,10 +64,12 @@ class PrivateEngine:
         parent: Path = Path("/var/tmp"),  # not /tmp: images may not fit into memory
         plain_http: tuple[str, ...] = (),
         hosts: Path | None = None,
+        containerd_store: bool = False,
     ) -> None:
         self._parent = parent
         self._plain_http = plain_http
         self._hosts = hosts
+        self._containerd_store = containerd_store
         self._root: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -124,6 +127,7 @@ class PrivateEngine:
             "ip-forward": False,
             # systemd would get pids of the private namespace
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
+            **({"features": {"containerd-snapshotter": True}} if self._containerd_store else {}),
         }
         (root / "daemon.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
         argv = ["setpriv", "--pdeathsig", "KILL"]  # should this process be killed, the engine goes with it

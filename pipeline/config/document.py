@@ -300,6 +300,11 @@ class ImageModel(ImageSettings):
     target: str | None = Field(
         default=None, description="Stage of the Dockerfile to build. Without it: the last one."
     )
+    compression: Literal["zstd"] | None = Field(
+        default=None,
+        description="Compression of the layers that are built; the base's stay as they are. `zstd` needs a "
+        "Docker Engine with the containerd image store. Without it: as the engine does, gzip.",
+    )
     test: list[str] = Field(
         default=[],
         description="Shell commands that must succeed in the finished .sqsh before it is published.",
@@ -320,7 +325,8 @@ class ImageModel(ImageSettings):
     @model_validator(mode="after")
     def _mirror_builds_nothing(self) -> ImageModel:
         if self.dockerfile is None:
-            given = [k for k in ("context", "build_args", "secrets", "target") if k in self.model_fields_set]
+            building = ("context", "build_args", "secrets", "target", "compression")
+            given = [key for key in building if key in self.model_fields_set]
             if given:
                 raise ValueError(f"{given[0]} needs a dockerfile: without one the base is mirrored unchanged")
         return self

@@ -259,6 +259,7 @@ class _Reader:
             build_args=dict(model.build_args),
             secrets={secret: self.secret(entry) for secret, entry in model.secrets.items()},
             target=model.target,
+            compression=model.compression,
             convert=ConvertOptions(**settings.convert.model_dump()),
             scan=self.scan(key, settings.scan),
             slurm=SlurmSettings(**settings.slurm.model_dump()),

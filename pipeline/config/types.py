@@ -213,6 +213,7 @@ class ImageSpec:
     build_args: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, SecretSource] = field(default_factory=dict)
     target: str | None = None
+    compression: Literal["zstd"] | None = None  # of the layers that are built; None: as the engine does
     convert: ConvertOptions = field(default_factory=ConvertOptions)
     scan: ScanPolicy = field(default_factory=ScanPolicy)
     slurm: SlurmSettings = field(default_factory=SlurmSettings)

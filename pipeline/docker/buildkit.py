@@ -17,8 +17,9 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -27,6 +28,7 @@ from pipeline.docker.errors import lost
 from pipeline.docker.events import build_failure
 from pipeline.errors import ConfigError, ToolError
 from pipeline.oci.digest import Digest
+from pipeline.oci.manifest import Manifest, parse_manifest
 from pipeline.progress import NO_TASK, Task
 from pipeline.system import process
 from pipeline.system.disk import write_text
@@ -40,6 +42,7 @@ _PROBE_TIMEOUT = 30.0  # seconds
 _LOOK = 300.0  # seconds between two looks at the engine while it builds
 _MISSED = 2  # looks in a row that it may not miss: one may come at a bad moment
 _METADATA = ".metadata.json"
+_HISTORY = ("history", "inspect", "attachment")  # reads a manifest that no registry has yet
 _KEPT_LINES = 2000
 _NUMBERED = re.compile(r"#(\d+) (.*)")
 _NOISE = ("sha256:", "extracting ", "resolve ", "DONE ", "...")
@@ -65,6 +68,26 @@ def find_frontend(engine: Engine) -> Frontend | None:
     return _with_buildx(programs) or _old_enough(programs, engine)
 
 
+def require_zstd(frontend: Frontend | None, engine: Engine, image: str) -> None:
+    """Raise ToolError where `image` cannot get zstd layers: before a build of minutes, not after it."""
+    if not engine.containerd_store:
+        raise ToolError(
+            f"{image} has compression: zstd, but this Docker Engine ({engine.version}) always pushes gzip, "
+            "since it has no containerd image store",
+            hint='set "features": {"containerd-snapshotter": true} in its daemon.json and start it again '
+            "(tried with Docker Engine 29; 20.10 has no such store), or remove compression",
+        )
+    if frontend is not None and frontend.has_buildx:
+        known = process.run(_buildx(frontend, *_HISTORY, "--help"), check=False, timeout=_PROBE_TIMEOUT)
+        if " ".join(_HISTORY) in known.stdout:
+            return
+    raise ToolError(
+        f"{image} has compression: zstd, and no buildx here can show how layers are compressed "
+        f"({' '.join(_HISTORY)})",
+        hint="install a newer buildx (tried with 0.30), or remove compression",
+    )
+
+
 def build(
     frontend: Frontend,
     order: BuildRequest,
@@ -79,7 +102,8 @@ def build(
     Returns the digest of its config, or None when buildx does not report it.
 
     `docker_config` is a folder with the credentials for the bases. `folder` is an empty folder for temporary
-    files. Raises ToolError with the last lines of the step that failed, also when the disk is full.
+    files. Steps that the engine's cache has with gzip layers are run again where zstd is wanted. Raises
+    ToolError with the last lines of the step that failed, also when the disk is full.
     """
     dockerfile = folder / order.path.name
     write_text(dockerfile, order.dockerfile)
@@ -105,7 +129,20 @@ def build(
             raise lost(f"building {order.path} failed", silent=True) from error
     if done.returncode != 0:
         raise _failure(order, list(printed), engine)
-    return _config_digest(dockerfile.with_name(_METADATA))
+    found = _metadata(dockerfile.with_name(_METADATA))
+    others = 0 if order.zstd_over is None else _not_zstd(frontend, found, order.zstd_over, environment)
+    if others and not order.no_cache:
+        log.info("the engine's cache has steps with gzip layers, running all steps again", layers=others)
+        again = replace(order, no_cache=True)
+        return build(frontend, again, engine, docker_config=docker_config, folder=folder, task=task)
+    if others:
+        raise ToolError(
+            f"building {order.path} gave {others} layers that are not zstd and not of its base",
+            hint="the last stage has to build on the base of images.yaml; else remove compression",
+        )
+    # with the containerd image store only the metadata have it
+    config = found.get("containerimage.config.digest")
+    return Digest.parse(str(config)) if config else None
 
 
 @contextmanager
@@ -141,8 +178,11 @@ def secret_option(identifier: str, source: str) -> str:
 def _options(frontend: Frontend, order: BuildRequest, dockerfile: Path) -> list[str]:
     options = ["--progress=plain", f"--file={dockerfile}", f"--tag={order.tag}"]
     if frontend.has_buildx:
+        # without force-compression, which would compress the base's layers again
+        zstd = "--output=type=image,compression=zstd,oci-mediatypes=true"
+        options += ["--load" if order.zstd_over is None else zstd]
         # attestations would turn one image into an index of two manifests
-        options += ["--load", "--provenance=false", "--sbom=false"]
+        options += ["--provenance=false", "--sbom=false"]
         options += [f"--metadata-file={dockerfile.with_name(_METADATA)}"]
     if order.network is not None:
         options += [f"--network={order.network}"]
@@ -172,15 +212,36 @@ def _environment(engine: Engine, docker_config: Path) -> dict[str, str]:
     }
 
 
-def _config_digest(metadata: Path) -> Digest | None:
-    """With the containerd image store only the metadata have it."""
+def _metadata(path: Path) -> dict[str, Any]:
+    """What buildx says about a build; nothing where the command line is not buildx."""
     try:
-        found = json.loads(metadata.read_bytes()).get("containerimage.config.digest")
+        found = json.loads(path.read_bytes())
     except FileNotFoundError:
-        return None
-    except (ValueError, AttributeError) as error:
+        return {}
+    except ValueError as error:
         raise ToolError(f"buildx leaves metadata that cannot be read: {error}") from error
-    return Digest.parse(str(found)) if found else None
+    if not isinstance(found, dict):
+        raise ToolError(f"buildx leaves metadata that cannot be read: {str(found)[:80]}")
+    return found
+
+
+def _not_zstd(
+    frontend: Frontend, built: dict[str, Any], base: frozenset[Digest], environment: dict[str, str]
+) -> int:
+    """How many layers of what was `built` are neither zstd nor of the base; nothing is pushed yet."""
+    build = str(built.get("buildx.build.ref")).rpartition("/")[2]
+    argv = _buildx(frontend, *_HISTORY, build, str(built.get("containerimage.digest")))
+    said = process.run(argv, env=environment, timeout=_PROBE_TIMEOUT).stdout
+    manifest = parse_manifest(said.encode(), None)
+    if not isinstance(manifest, Manifest):
+        raise ToolError(f"buildx built an index, not one image: {manifest.digest}")
+    return sum(layer.compression != "zstd" for layer in manifest.layers if layer.digest not in base)
+
+
+def _buildx(frontend: Frontend, *words: str) -> list[str]:
+    """A command of buildx for the builder that `frontend` builds with."""
+    program, buildx, _, builder = frontend.argv
+    return [program, buildx, builder, *words]
 
 
 def _worth_showing(line: str, internal: set[str]) -> bool:

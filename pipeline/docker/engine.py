@@ -84,6 +84,7 @@ class BuildRequest:
     network: str | None = None
     registries: tuple[str, ...] = ()  # hosts of the images that it builds on
     no_cache: bool = False
+    zstd_over: frozenset[Digest] | None = None  # the base's layers, where all others are to be zstd
 
 
 @final

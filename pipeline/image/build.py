@@ -7,7 +7,7 @@ import io
 import os
 import tarfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -71,6 +71,7 @@ def build(
     revision: str | None,
     engine: Engine,
     fresh: bool = False,
+    base_layers: Collection[Digest] = (),
     credentials: CredentialsProvider = credentials_for,
     scratch: Path | None = None,
     task: Task = NO_TASK,
@@ -78,9 +79,11 @@ def build(
     """Build `spec` on `base` with BuildKit where a command line has it, else with the classic builder.
 
     `fresh` takes no step from the engine's cache, so that package updates inside a Dockerfile arrive.
+    `base_layers` are the digests of the base's layers, which matter to an image with a compression only.
     `scratch` is where to work, None for the usual place. Raises ConfigError when the Dockerfile is missing,
-    does not build on the base, or wants secrets that cannot be given; ToolError when a step fails, with its
-    last lines, and for a full disk, ours or the engine's.
+    does not build on the base, or wants secrets that cannot be given; ToolError when the engine cannot
+    compress as the image wants, when a step fails, with its last lines, and for a full disk, ours or the
+    engine's.
     """
     dockerfile, context = _paths(spec)
     frontend = buildkit.find_frontend(engine)
@@ -89,9 +92,13 @@ def build(
             f"{spec.name} has build secrets, and only BuildKit can give them to a build",
             hint="install buildx (Debian and Ubuntu: docker-buildx; else https://github.com/docker/buildx)",
         )
+    if spec.compression is not None:
+        buildkit.require_zstd(frontend, engine, spec.name)
     with scratch_folder(scratch or folders.scratch_from(os.environ)) as folder:
         copy = _copied(spec, base, key, dockerfile, context, folder, classic=frontend is None)
         order = _order(spec, base, key, copy, version=version, revision=revision, engine=engine, fresh=fresh)
+        if spec.compression is not None:
+            order = replace(order, zstd_over=frozenset(base_layers))
         config_digest: Digest | None = None
         with docker_config({host: credentials(host) for host in order.registries}) as config:
             if frontend is not None:

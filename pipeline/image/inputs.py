@@ -51,6 +51,7 @@ class BuildInputs:
     target: str | None
     platform: str
     period: int | None = None
+    compression: str | None = None
     dockerfile_text: str = ""
 
     @property
@@ -66,6 +67,7 @@ class BuildInputs:
                 "target": self.target,
                 "platform": self.platform,
                 "period": self.period,
+                **self._compression(),
             },
             separators=(",", ":"),
             ensure_ascii=True,
@@ -86,7 +88,12 @@ class BuildInputs:
             "target": self.target,
             "platform": self.platform,
             "period": self.period,
+            **self._compression(),
         }
+
+    def _compression(self) -> dict[str, str]:
+        """Nothing where images.yaml has no such key: the keys of builds from before stay the same."""
+        return {} if self.compression is None else {"compression": self.compression}
 
 
 def gather(
@@ -114,6 +121,7 @@ def gather(
         target=spec.target,
         platform=str(spec.platform),
         period=_period(spec.max_age, now or datetime.now(timezone.utc)),
+        compression=spec.compression,
         dockerfile_text=content.decode(errors="backslashreplace"),
     )
 
@@ -193,6 +201,8 @@ def explain(recorded: Mapping[str, Any], base: Digest | None, now: BuildInputs) 
         changes.append(f"platform {recorded.get('platform')} -> {now.platform}")
     if recorded.get("period") != now.period:
         changes.append("older than max_age" if now.period is not None else "max_age is no longer set")
+    if recorded.get("compression") != now.compression:
+        changes.append(f"compression {recorded.get('compression')} -> {now.compression}")
     depth = recorded.get("context_depth")
     folded = _folded(now.context, depth if isinstance(depth, int) else None)
     files = _differences("context", mapping(recorded.get("context")), folded, values=False)

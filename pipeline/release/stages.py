@@ -101,17 +101,19 @@ def _engine_for(spec: ImageSpec, repository: Reference) -> Engine:
 def _built(run: Run, spec: ImageSpec, version: Version, pinned: Pinned, engine: Engine) -> BuiltImage:
     if pinned.inputs is None:
         raise ConfigError(f"{spec.name} has no dockerfile: its base is mirrored, there is nothing to build")
-    key = pinned.inputs.key
+    key, base = pinned.inputs.key, pinned.base
+    over = _source(run, base.reference, base.digest).manifest().layers if spec.compression else ()
     with run.progress.stage("build") as task:
         built = build(
             spec,
-            pinned.base,
+            base,
             key=key,
             version=version,
             revision=run.revision,
             engine=engine,
             # A new period of max_age exists for what a Dockerfile fetches: no step from the engine's cache.
             fresh=pinned.inputs.period is not None,
+            base_layers=[layer.digest for layer in over],
             credentials=run.clients.credentials,
             scratch=run.config.scratch,
             task=task,

@@ -105,6 +105,7 @@ images:
     build_args: {{TRANSFORMERS: "4.36.0", TOKENIZERS_VERSION: "0.15"}}
     secrets: {{hf: {{env: HF_TOKEN}}, netrc: {{file: netrc}}}}
     target: final
+    compression: zstd
     test: ["python -c 'import torch'"]
 """
         )
@@ -116,6 +117,7 @@ images:
         "netrc": SecretSource(file=tmp_path / "netrc"),
     }
     assert demo.test == ("python -c 'import torch'",)
+    assert demo.compression == "zstd"
     assert not demo.mirrored
 
 

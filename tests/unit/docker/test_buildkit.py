@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +22,15 @@ CONFIG = Digest.of(b"config")
 Install = Callable[..., Path]
 
 
-def engine(*, has_buildkit: bool = True) -> Engine:
+def engine(*, has_buildkit: bool = True, containerd_store: bool = True) -> Engine:
     return cast(
         "Engine",
         SimpleNamespace(
             host="unix:///fake.sock",
             variables={"DOCKER_HOST": "unix:///fake.sock"},
             has_buildkit=has_buildkit,
+            containerd_store=containerd_store,
+            version="28.0.0",
             root="/r",
             answers=lambda: True,
         ),
@@ -39,7 +43,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     folders: list[str] = []
 
     def installed(
-        version: str, *, buildx: str = "", build: str = "exit 0", engine_answers: bool = True
+        version: str,
+        *,
+        buildx: str = "",
+        build: str = "exit 0",
+        history: str = "exit 0",
+        engine_answers: bool = True,
     ) -> Path:
         folder = tmp_path / f"bin{len(folders)}"
         folder.mkdir()
@@ -52,6 +61,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
             f"'buildx version '*) [ -n '{buildx}' ] && echo '{buildx}' ;;\n"
             f"*' version --format') {answer} ;;\n"
             f"'buildx build'*|'build '*) {build} ;;\n"
+            f"'buildx --builder=default history inspect') {history} ;;\n"
             "esac\n",
             encoding="utf-8",
         )
@@ -163,6 +173,102 @@ def test_what_buildx_is_asked_for_and_what_it_reports(install: Install, tmp_path
     ):
         assert word in call
     assert call.endswith(f" {tmp_path}")
+
+
+GZIP, ZSTD = (f"application/vnd.oci.image.layer.v1.tar+{kind}" for kind in ("gzip", "zstd"))
+OF_THE_BASE, BUILT = Digest.of(b"layer of the base"), Digest.of(b"built layer")
+SHOWS_HISTORY = "echo 'Usage: docker buildx history inspect attachment [OPTIONS]'"
+
+
+def compressing(tmp_path: Path, cached: str, anew: str) -> dict[str, str]:
+    """A fake buildx whose built layer has the media type `cached`, or `anew` with ``--no-cache``."""
+    for name, kind in (("cached", cached), ("anew", anew)):
+        layers = [(GZIP, OF_THE_BASE), (kind, BUILT)]
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": f"{CONFIG}",
+                "size": 2,
+            },
+            "layers": [{"mediaType": of, "digest": str(digest), "size": 3} for of, digest in layers],
+        }
+        (tmp_path / name).write_text(json.dumps(manifest), encoding="utf-8")
+    said = {
+        "buildx.build.ref": "default/default/reference",
+        "containerimage.digest": str(Digest.of(b"manifest")),
+        "containerimage.config.digest": str(CONFIG),
+    }
+    (tmp_path / "metadata").write_text(json.dumps(said), encoding="utf-8")
+    build = (
+        f"name={tmp_path}/cached; "
+        'for word; do case "$word" in '
+        f"--no-cache) name={tmp_path}/anew ;; "
+        f'--metadata-file=*) cp {tmp_path}/metadata "${{word#*=}}" ;; '
+        f"esac; done; cp $name {tmp_path}/built"
+    )
+    history = f'[ "$7" = {Digest.of(b"manifest")} ] && cat {tmp_path}/built'
+    return {"build": build, "history": history}
+
+
+def with_zstd(tmp_path: Path, *, no_cache: bool = False) -> BuildRequest:
+    return dataclasses.replace(order(tmp_path), no_cache=no_cache, zstd_over=frozenset({OF_THE_BASE}))
+
+
+def builds(tmp_path: Path) -> list[str]:
+    calls = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+    return [call for call in calls if " buildx build " in call]
+
+
+def test_zstd_is_asked_for_and_the_base_keeps_its_layers(install: Install, tmp_path: Path) -> None:
+    install("28.2.2", buildx=BUILDX, **compressing(tmp_path, ZSTD, ZSTD))
+    found = buildkit.find_frontend(engine())
+    assert found is not None
+    assert built(found, with_zstd(tmp_path), tmp_path) == CONFIG
+    (call,) = builds(tmp_path)
+    assert " --output=type=image,compression=zstd,oci-mediatypes=true " in call
+    assert "force-compression" not in call
+    assert "--load" not in call
+
+
+def test_steps_that_are_cached_with_gzip_are_run_again_once(install: Install, tmp_path: Path) -> None:
+    install("28.2.2", buildx=BUILDX, **compressing(tmp_path, GZIP, ZSTD))
+    found = buildkit.find_frontend(engine())
+    assert found is not None
+    assert built(found, with_zstd(tmp_path), tmp_path) == CONFIG
+    assert [" --no-cache " in call for call in builds(tmp_path)] == [False, True]
+
+
+@pytest.mark.parametrize("no_cache", [False, True])
+def test_layers_that_stay_gzip_are_an_error_before_the_push(
+    install: Install, tmp_path: Path, no_cache: bool
+) -> None:
+    install("28.2.2", buildx=BUILDX, **compressing(tmp_path, GZIP, GZIP))
+    found = buildkit.find_frontend(engine())
+    assert found is not None
+    with pytest.raises(ToolError, match="gave 1 layers that are not zstd and not of its base") as caught:
+        built(found, with_zstd(tmp_path, no_cache=no_cache), tmp_path)
+    assert caught.value.exit_code == 3
+    assert [" --no-cache " in call for call in builds(tmp_path)] == ([True] if no_cache else [False, True])
+
+
+def test_zstd_needs_the_containerd_image_store(install: Install, tmp_path: Path) -> None:
+    install("28.2.2", buildx=BUILDX, history=SHOWS_HISTORY)
+    plain = engine(containerd_store=False)
+    with pytest.raises(ToolError, match=r"this Docker Engine \(28.0.0\) always pushes gzip") as caught:
+        buildkit.require_zstd(buildkit.find_frontend(plain), plain, "demo")
+    assert '"features": {"containerd-snapshotter": true}' in caught.value.hint
+    buildkit.require_zstd(buildkit.find_frontend(engine()), engine(), "demo")
+
+
+@pytest.mark.parametrize("options", [{}, {"buildx": BUILDX}], ids=["no buildx", "an older buildx"])
+def test_zstd_needs_a_buildx_that_shows_how_layers_are_compressed(
+    install: Install, options: dict[str, str]
+) -> None:
+    install("20.10.24", **options)
+    with pytest.raises(ToolError, match="no buildx here can show how layers are compressed"):
+        buildkit.require_zstd(buildkit.find_frontend(engine()), engine(), "demo")
 
 
 def test_an_engine_that_hangs_while_it_builds_is_not_waited_for(

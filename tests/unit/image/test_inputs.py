@@ -97,6 +97,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, object], Digest, tu
         ("argument A was removed", "argument B is new"),
     ),
     "target": (lambda _: None, {"target": "final"}, BASE, ("target None -> final",)),
+    "compression": (lambda _: None, {"compression": "zstd"}, BASE, ("compression None -> zstd",)),
     "platform": (
         lambda _: None,
         {"platform": Platform.parse("linux/arm64")},
@@ -300,6 +301,12 @@ def test_names_that_are_no_utf8_count(context: Path) -> None:
     assert isinstance(inputs, BuildInputs)
     assert len(inputs.key) == 64
     json.dumps(inputs.record())
+
+
+def test_without_a_compression_key_and_record_are_those_from_before_it(context: Path) -> None:
+    inputs = gather(spec(context), BASE)
+    assert "compression" not in inputs.record()
+    assert inputs.key.startswith("520ccc9613df")
 
 
 def test_the_dockerfile_is_recorded_as_text_unless_it_is_long(context: Path) -> None:
