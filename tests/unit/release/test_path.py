@@ -165,6 +165,7 @@ def test_a_missing_scanner_ends_the_run_before_anything_is_built(
         raise ConfigError("nothing here can scan it")
 
     monkeypatch.setattr(stages, "chosen", missing)
+    run.store().create()
     with pytest.raises(ConfigError, match="nothing here can scan"):
         path.release(run, spec, V1, until=until)
     assert "mirror" not in calls
