@@ -48,7 +48,9 @@ def list_releases(
     limit: Annotated[
         int, typer.Option("--limit", min=0, help="Largest number of releases for each image; 0: all.")
     ] = 0,
-    every: Annotated[bool, typer.Option("--all", help="Also list releases that no longer resolve.")] = False,
+    any_state: Annotated[
+        bool, typer.Option("--any-state", help="Also list releases that no longer resolve.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """List the releases of the store, newest first.
@@ -61,7 +63,7 @@ def list_releases(
     chosen = [image for image in images if any(fnmatchcase(image, one) for one, _ in wanted)]
     lines, unreadable = _lines(opened, chosen)
     matching = [line for line in lines if _matches(line, wanted, channel)]
-    resolving = [line for line in matching if every or line.state == "published"]
+    resolving = [line for line in matching if any_state or line.state == "published"]
     rows = _newest(resolving, limit) if limit else resolving
     if as_json:
         output.data_json([line._asdict() for line in rows])
@@ -112,7 +114,7 @@ def _print_hidden(not_resolving: int, older: int) -> None:
     if output.is_quiet():
         return
     if not_resolving:
-        output.note(f"{not_resolving} not shown, because they no longer resolve: --all shows them")
+        output.note(f"{not_resolving} not shown, because they no longer resolve: --any-state shows them")
     if older:
         output.note(f"{older} older not shown: --limit 0 shows them")
 

@@ -316,7 +316,12 @@ def test_the_page_of_a_hostile_store_is_text(place: Place) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["list --all --store S", "show demo:v1 --store S", "store lease list --store S", "squashfs cat Q X"],
+    [
+        "list --any-state --store S",
+        "show demo:v1 --store S",
+        "store lease list --store S",
+        "squashfs cat Q X",
+    ],
 )
 def test_a_terminal_gets_text(words: str, place: Place) -> None:
     ours, theirs = pty.openpty()

@@ -104,7 +104,7 @@ def test_a_move_that_fails_leaves_the_file(squashfs: Path, root: Path) -> None:
         ([], ["demo:v3", "demo:v1", "other:v1"]),
         (["demo"], ["demo:v3", "demo:v1"]),
         (["d*", "other"], ["demo:v3", "demo:v1", "other:v1"]),
-        (["demo:v[12]", "--all"], ["demo:v2", "demo:v1"]),
+        (["demo:v[12]", "--any-state"], ["demo:v2", "demo:v1"]),
         (["--channel", "stable"], ["demo:v1"]),
         (["demo:stable"], ["demo:v1"]),
         (["--limit", "1"], ["demo:v3", "other:v1"]),
@@ -118,10 +118,10 @@ def test_list_takes_patterns_channel_and_limit(words: list[str], expected: list[
 def test_list_says_how_many_it_hides(filled: Path) -> None:
     done = sqshpipe("list", "demo", "--limit", "1", "--store", filled)
     assert done.stderr.splitlines() == [
-        "1 not shown, because they no longer resolve: --all shows them",
+        "1 not shown, because they no longer resolve: --any-state shows them",
         "1 older not shown: --limit 0 shows them",
     ]
-    assert sqshpipe("list", "--all", "--store", filled).stderr == ""
+    assert sqshpipe("list", "--any-state", "--store", filled).stderr == ""
 
 
 def test_history_shows_what_happened_and_who_did_it(filled: Path) -> None:

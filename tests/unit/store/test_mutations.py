@@ -139,7 +139,7 @@ def check(sample: Sample, root: Path, name: str, change: Callable[[Path], None])
         assert code == 0, err
     _names(root, was, mutated, hurt, blob)
     assert run("store", "scrub", "--store", str(root))[0] in (0, 7)
-    assert run("list", "--all", "--store", str(root))[0] in (0, 8)
+    assert run("list", "--any-state", "--store", str(root))[0] in (0, 8)
     _look(root, was, mutated, bytes_were, name)
     assert run("store", "rebuild", "--store", str(root))[0] in (0, 8)
 
