@@ -176,7 +176,7 @@ def verify(
     keep_owners: KeepOwners = False,
     keep_xattrs: KeepXattrs = False,
     enroot: Annotated[
-        bool, typer.Option("--enroot", help="The file was made by enroot: allow its known differences.")
+        bool, typer.Option("--made-by-enroot", help="Allow the known differences of enroot's files.")
     ] = False,
     max_unpacked: MaxUnpacked = "1T",
     max_ratio: MaxRatio = 250,
