@@ -1,4 +1,4 @@
-"""Errors of a disk that does not take what is written to it, as one sentence."""
+"""Reading from and writing to a disk: its errors as one sentence, reads past the page cache."""
 
 from __future__ import annotations
 
