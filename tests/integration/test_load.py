@@ -27,14 +27,10 @@ from pipeline.oci.platform import Platform
 from pipeline.plan import changes
 from tests import soak
 from tests.support.images.layers import LayerBuilder, write_layout
+from tests.support.peak import with_peak
 from tests.support.store.releases import new_store
 
 _ROOT = Path(__file__).parents[2]
-# A process of its own: what a child's own figure says begins with the memory of whom it was forked from.
-_MEASURED = (
-    "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode;"
-    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
-)
 LINUX = Platform(os="linux", architecture="amd64")
 
 
@@ -102,12 +98,11 @@ def test_many_at_once_stay_within_their_limits(
 
     def one(number: int) -> tuple[int, str, int]:
         out = tmp_path / f"{number}.sqsh"
-        argv = [sys.executable, "-c", _MEASURED, sys.executable, "-m", "pipeline", "convert"]
+        argv = [sys.executable, "-m", "pipeline", "convert"]
         argv += [f"oci:{images[number]}", "-o", str(out), "--json", "--converter", "native"]
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-        said, peak = done.stdout.rstrip().rpartition("\n")[::2]
-        sha256 = json.loads(said)["sha256"] if said else done.stderr[-500:]
-        return done.returncode, sha256, int(peak) << 10
+        done, peak = with_peak(argv, env=environment)
+        sha256 = json.loads(done.stdout)["sha256"] if done.stdout else done.stderr[-500:]
+        return done.returncode, sha256, peak
 
     started = time.monotonic()
     with ThreadPoolExecutor(count) as pool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.images.layers import LayerBuilder, write_layout
+from tests.support.peak import with_peak
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,6 @@ def test_one_folder_with_many_names(tmp_path: Path, members: int, most: float) -
     argv = [sys.executable, "-m", "pipeline", "-q", "convert", f"oci:{tmp_path / 'layout'}"]
     argv += ["-o", str(tmp_path / "many.sqsh"), "--converter", "native"]
     variables = {"SQSHPIPE_CACHE": str(tmp_path / "cache"), "SQSHPIPE_SCRATCH": str(tmp_path / "scratch")}
-    with subprocess.Popen(argv, env={**os.environ, **variables}, stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    assert usage.ru_maxrss * 1024 < most
+    done, peak = with_peak(argv, env={**os.environ, **variables})
+    assert done.returncode == 0, done.stderr
+    assert peak < most
