@@ -78,7 +78,6 @@ def convert_enroot(
         raise ConfigError("enroot keeps neither owners nor extended attributes", hint=OTHER_CONVERTER)
     tool, packer = Enroot.find(), _packer()
     manifest = source.manifest()
-    tool.refuse_layers([layer.media_type for layer in manifest.layers])
     refuse_config(source.config())
     layers = cache / "enroot"
     _require_space(manifest, scratch, layers, output)

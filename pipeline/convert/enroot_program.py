@@ -1,7 +1,7 @@
 """Drives ``enroot import`` (github.com/NVIDIA/enroot): its arguments, places, credentials and errors.
 
-What each version can do: digests in a reference and zstd layers came with 4.0.0. Older ones want
-``HOST#repository:tag``.
+Digests in a reference came with 4.0.0; older ones want ``HOST#repository:tag``. Which layers a version can
+read itself does not matter here: it finds them in its cache (`pipeline.convert.enroot`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,7 @@ Version = tuple[int, int, int]
 INSTALL_HINT = "install enroot 4 or later (github.com/NVIDIA/enroot), or use --converter native"
 OTHER_CONVERTER = "use --converter native or mksquashfs"
 OLDEST: Version = (3, 4, 0)
-DIGESTS_AND_ZSTD: Version = (4, 0, 0)
-ONE_MEDIA_TYPE: Version = (4, 1, 2)  # the last that takes the first layer's media type for all
+DIGESTS: Version = (4, 0, 0)
 
 _LINES = re.compile(r"[\r\n]")
 _RUN = re.compile(r"[\r\n\"$`\\]|(^|/)\.\.(/|$)")
@@ -133,21 +132,7 @@ class Enroot:
 
     @property
     def takes_digests(self) -> bool:
-        return self.version >= DIGESTS_AND_ZSTD
-
-    def refuse_layers(self, media_types: Sequence[str]) -> None:
-        """Raise CannotImport when this version cannot read layers of these media types."""
-        if not self.takes_digests and any(media_type.endswith("zstd") for media_type in media_types):
-            raise CannotImport(
-                f"enroot {self.version_text} cannot read zstd layers",
-                hint=f"they came with enroot 4.0.0; {OTHER_CONVERTER}",
-            )
-        kinds = {media_type.endswith("zstd") for media_type in media_types}
-        if len(kinds) > 1 and self.version <= ONE_MEDIA_TYPE:
-            raise CannotImport(
-                f"enroot {self.version_text} cannot read an image with zstd and other layers",
-                hint=f"it takes every layer for what the first one is; {OTHER_CONVERTER}",
-            )
+        return self.version >= DIGESTS
 
     def import_image(
         self,

@@ -183,11 +183,6 @@ def _notes(seen: Observation) -> tuple[str, ...]:
         )
     if seen.base is not None and seen.base_problem:
         notes.append(f"{seen.base_problem}; the locked digest is used")
-    if seen.spec.compression == "zstd" and seen.spec.convert.converter == "enroot":
-        notes.append(
-            "compression: zstd gives zstd layers over those of the base: enroot up to 4.1.2 cannot read such "
-            "an image, converter: native can"
-        )
     return tuple(notes)
 
 

@@ -96,19 +96,6 @@ def test_digests_came_with_version_4() -> None:
     assert enroot(4, 0, 0).takes_digests
 
 
-def test_layers_that_a_version_would_spoil_are_refused() -> None:
-    with pytest.raises(ToolError, match="cannot read zstd"):
-        enroot(3, 4, 1).refuse_layers([GZIP, ZSTD])
-    with pytest.raises(ToolError, match="zstd and other layers"):
-        enroot(4, 1, 2).refuse_layers([GZIP, ZSTD])
-
-
-def test_layers_that_a_version_reads_pass() -> None:
-    enroot(3, 4, 1).refuse_layers([GZIP, GZIP])
-    enroot(4, 0, 0).refuse_layers([ZSTD, DOCKER_ZSTD])
-    enroot(4, 1, 3).refuse_layers([GZIP, ZSTD, DOCKER_ZSTD])
-
-
 @pytest.mark.parametrize(
     ("settings", "what"),
     [

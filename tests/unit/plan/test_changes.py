@@ -240,12 +240,3 @@ def test_a_registry_of_ours_that_is_down_hides_no_known_change() -> None:
     assert (made.has_changes, made.unknown) == (True, "registry.example does not answer")
     build = next(step for step in made.images[0].steps if step.stage == "build")
     assert build.reason.endswith("unless the registry has it")
-
-
-@pytest.mark.parametrize(("converter", "said"), [("enroot", True), ("auto", False), ("native", False)])
-def test_zstd_layers_over_a_base_of_gzip_are_noted_where_enroot_has_to_read_them(
-    converter: Any, said: bool
-) -> None:
-    spec = dataclasses.replace(SPEC, compression="zstd", convert=ConvertOptions(converter=converter))
-    (image,) = plan((observed(spec=spec),)).images
-    assert any("enroot up to 4.1.2 cannot read" in note for note in image.notes) is said
