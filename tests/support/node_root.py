@@ -2,7 +2,7 @@
 
 SQSHPIPE_TEST_NODE_ROOT may name the root of another system, which is the node then: Ubuntu 22.04 or 24.04 by
 debootstrap (variant minbase, components main and universe) with slurmd, slurmctld, slurm-client, unzip, curl,
-libslurm-dev, gcc, make, squashfs-tools, squashfuse and python3.
+libslurm-dev, gcc, libc6-dev, make, squashfs-tools, squashfuse and python3.
 """
 
 from __future__ import annotations
