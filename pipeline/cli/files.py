@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import completion
+from pipeline.cli import completion, options
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ _SUFFIXES = (".sqsh", ".squashfs", ".sqfs", ".img")
 _INSIDE = re.compile(r"/[A-Za-z0-9._/@%+-]+")  # what every shell, pyxis and mount take as it is
 
 
-def mounted_data(options: list[str] | None) -> list[tuple[str, str]]:
+def mounted_data(given: list[str] | None) -> list[tuple[str, str]]:
     """(NAME[:VERSION], folder inside) of each --data. Raises ConfigError."""
     found = []
-    for text in options or ():
+    for text in given or ():
         name, _, inside = text.rpartition("=")
         if not name or not _INSIDE.fullmatch(inside):
             raise ConfigError(
@@ -70,11 +70,11 @@ def wanted(
         return signed.check_path(image_file(Path(name).expanduser(), digest))
     if name.lower().endswith(_SUFFIXES):
         raise ConfigError(f"{name[:200]!r} is not IMAGE[:VERSION]", hint=f"for the file write ./{name[:200]}")
-    from pipeline.cli.stores import host_platform, open_store
+    from pipeline.cli.stores import host_platform, look_up_store
     from pipeline.store import trust
     from pipeline.store.layout import RANGES
 
-    opened = open_store(store)
+    opened = look_up_store(store, options.find_config())
     release = opened.resolve(name, host_platform())
     if not data:
         require_image(release)

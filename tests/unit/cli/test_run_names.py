@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.cli.files import wanted
 from pipeline.errors import ConfigError
+from tests.support.store.releases import new_store, publish
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,21 @@ def test_a_file_needs_a_slash(name: str, tmp_path: Path, monkeypatch: pytest.Mon
             wanted(name, None)
         assert caught.value.hint == f"for the file write ./{name}"
     assert wanted(f"./{name}", None).path == tmp_path / name
+
+
+def test_a_named_store_needs_no_images_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank of a step looks its file up, and reading images.yaml takes as long as all the rest."""
+    released = publish(new_store(tmp_path / "store"), "v1.0")
+    monkeypatch.chdir(tmp_path)
+    Path("images.yaml").write_text("schema: [")
+    assert wanted("demo:v1.0", tmp_path / "store").path == released.path
+
+
+def test_images_yaml_is_read_where_it_may_require_signatures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(new_store(tmp_path / "store"), "v1.0")
+    monkeypatch.chdir(tmp_path)
+    Path("images.yaml").write_text("store: {require_signature: [")
+    with pytest.raises(ConfigError, match=r"images\.yaml"):
+        wanted("demo:v1.0", tmp_path / "store")
