@@ -180,6 +180,17 @@ def test_ranks_that_run_together_read_one_device(node: Path, image: Path) -> Non
     assert mounts(node) == []
 
 
+def test_a_kernel_mount_reads_ahead_by_one_block(node: Path, image: Path) -> None:
+    """Newer kernels would read 4 MiB of a library around each page that a start needs."""
+    if os.geteuid() != 0:
+        pytest.skip("a kernel mount needs root")
+    file, holder = running.image_file(image), shared_mount.holder_of(os.getpid())
+    device = shared_mount.acquire(image, file.sha256, holder, kind="kernel").device
+    ahead = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue/read_ahead_kb").read_text()
+    shared_mount.release(file.sha256, holder)
+    assert ahead == "128\n"
+
+
 def test_a_signal_reaches_the_command_and_the_mount_goes(node: Path, image: Path) -> None:
     rank = sqshpipe(
         "run",
