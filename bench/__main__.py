@@ -4,8 +4,8 @@
 
 Each writes FOLDER/NAME.json. Without --output that is bench/results, and docs/benchmarks.md, its charts and
 the READMEs are written from it (`python -m bench.figures`). One that fails costs the others nothing, and the
-exit code is 1; one whose programs are not installed is left out and reported, without a failure. `native`
-converts an image of gigabytes and runs only when it is named or the size is large.
+exit code is 1; one whose programs are not installed is left out and reported, without a failure. `native`,
+`from_store` and `verdict` convert an image of gigabytes and run only when named or when the size is large.
 """
 
 from __future__ import annotations
@@ -54,12 +54,15 @@ def _lines(name: str, flag: str, *counts: tuple[int, ...]) -> Runner:
     return run
 
 
-def _native(_size: str, file: Path) -> int:
-    with tempfile.TemporaryDirectory(prefix="sqshpipe-bench-", dir="/var/tmp") as folder:
-        image = f"{folder}/image"
-        return _module("native_image", image) or _module(
-            "native", image, "--folder", folder, "--output", str(file)
-        )
+def _on_the_large_image(name: str) -> Runner:
+    def run(_size: str, file: Path) -> int:
+        with tempfile.TemporaryDirectory(prefix="sqshpipe-bench-", dir="/var/tmp") as folder:
+            image = f"{folder}/image"
+            return _module("native_image", image) or _module(
+                name, image, "--folder", folder, "--output", str(file)
+            )
+
+    return run
 
 
 def _sign(file: Path, name: str, size: str) -> None:
@@ -71,6 +74,7 @@ def _sign(file: Path, name: str, size: str) -> None:
     file.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
 
 
+LARGE = ("native", "from_store", "verdict")
 RUNNERS: dict[str, Runner] = {
     "convert": _sized("convert"),
     "growth": _sized("growth"),
@@ -88,9 +92,9 @@ RUNNERS: dict[str, Runner] = {
         "native_synthetic", "--files", (1000,), (10_000,), (10_000, 100_000), (100_000, 1_000_000)
     ),
     "native_memory": _lines("native_memory", "--megabytes", (4,), (100, 300), (300, 600), (500, 1000, 2000)),
-    "native": _native,
+    "difference": _counted("difference", "--megabytes", (4, 60, 400, 2000)),
+    **{name: _on_the_large_image(name) for name in LARGE},
 }
-
 
 _REGISTRY = ("docker-registry", "htpasswd")
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -100,6 +104,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "store": ("mksquashfs",),
     "small_files": ("squashfuse", "fusermount3"),
     "native": ("mksquashfs",),
+    "from_store": _REGISTRY,
+    "difference": ("mkfs.xfs", "fusermount3"),
 }
 """Programs without which a benchmark says nothing; single peers are left out by the benchmark itself."""
 
@@ -114,7 +120,7 @@ def main() -> int:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     folder: Path = given.output or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = given.names or [name for name in RUNNERS if name != "native" or given.size == "large"]
+    wanted = given.names or [name for name in RUNNERS if name not in LARGE or given.size == "large"]
     failed, left_out = [], []
     for name in wanted:
         if why := absent(*NEEDS.get(name, ())):

@@ -35,17 +35,17 @@ from pipeline.oci.platform import Platform
 PLATFORM = Platform(os="linux", architecture="amd64")
 
 
-def with_another_top(image: Path, folder: Path) -> Path:
-    """The layout of the next version; what it shares is the same file."""
+def with_another_layer(image: Path, folder: Path, number: int, plain: Iterator[bytes]) -> Path:
+    """The layout of the next version, with the tar `plain` as layer `number`; the rest are the same files."""
     shutil.copytree(image, folder, copy_function=os.link)
     (folder / "index.json").unlink()
     shutil.copy(image / "index.json", folder)
     source = open_layout(image, platform=PLATFORM)
     config, manifest = json.loads(source.config().raw), json.loads(source.manifest().raw)
-    layer = write_layer(folder, "top", iter((top(5),)))
-    config["rootfs"]["diff_ids"][-1] = f"sha256:{layer.diff_id}"
+    layer = write_layer(folder, "new", plain)
+    config["rootfs"]["diff_ids"][number] = f"sha256:{layer.diff_id}"
     manifest["config"] = put(folder, config, f"{MEDIA}.config.v1+json")
-    manifest["layers"][-1] |= {"digest": f"sha256:{layer.digest}", "size": layer.stored}
+    manifest["layers"][number] |= {"digest": f"sha256:{layer.digest}", "size": layer.stored}
     index = {"schemaVersion": 2, "manifests": [put(folder, manifest, f"{MEDIA}.manifest.v1+json")]}
     (folder / "index.json").write_text(json.dumps(index))
     return folder
@@ -74,7 +74,7 @@ class Bench:
     def __init__(self, image: Path, work: Path) -> None:
         self._work = work
         self._old, self._cache, self._first = image, work / "cache", work / "store"
-        self.new = with_another_top(image, work / "next")
+        self.new = with_another_layer(image, work / "next", -1, iter((top(5),)))
         self.first = release(f"oci:{image}", self._cache, self._first)
 
     def _store(self) -> Path:

@@ -342,9 +342,27 @@ def native(data: Found) -> str:
     """Ratios of the large image beside their goals."""
     image = data["image"]
     size, layers = image["unpacked_bytes"] / 1e9, len(image["layers"])
-    about = f"{size:.1f} GB unpacked, {image['entries']:,} members, {layers} layers."
-    rows = [(name, _ratio(ratio), goal) for name, ratio, goal in data["ratios"]]
-    return f"{_signature(data, about)}\n\n{_grid(('', 'ratio', 'goal'), rows)}"
+    return goals(data, f"{size:.1f} GB unpacked, {image['entries']:,} members, {layers} layers.")
+
+
+def goals(data: Found, about: str = "") -> str:
+    """Figures beside their goals."""
+    rows = [(name, _ratio(figure), goal) for name, figure, goal in data["ratios"]]
+    return f"{_signature(data, about)}\n\n{_grid(('', 'figure', 'goal'), rows)}"
+
+
+def difference(data: Found) -> str:
+    """What a version costs by the layer that changed, and the time on a slow store."""
+    what = ("changed", "grew", "read", "sent")
+    rows = [
+        (name, *(_megabytes(one[key]) for key in what), _megabytes(one["size"] / 100))
+        for name, one in data["versions"].items()
+    ]
+    head = ("layer", "changed", "XFS grows by", "prewarm reads", "sync to S3 sends", "1 % of the file")
+    slow = (name for name in data["ratios"] if name[0].startswith("2 ms"))
+    times = [(name, _ratio(figure), goal) for name, figure, goal in slow]
+    about = f"A .sqsh of {_megabytes(data['size'])}"
+    return f"{_signature(data, about)}\n\n{_grid(head, rows)}\n{_grid(('', 'ratio', 'goal'), times)}"
 
 
 def points(data: Found) -> str:

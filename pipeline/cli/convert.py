@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -229,7 +228,8 @@ def verify(
         output.data(str(file))
 
 
-def _stored(store: str | None, config: Path, scratch: Path) -> AbstractContextManager[StoredLayers | None]:
+@contextlib.contextmanager
+def _stored(store: str | None, config: Path, scratch: Path) -> Iterator[StoredLayers | None]:
     """The releases of a folder or a bucket from which layers are taken. ConfigError if it may not be one."""
     from pipeline.cli.stores import load_settings
     from pipeline.config.types import StoreSettings
@@ -238,19 +238,27 @@ def _stored(store: str | None, config: Path, scratch: Path) -> AbstractContextMa
     from pipeline.store.store import Store
 
     if store is None:
-        return contextlib.nullcontext()
+        yield None
+        return
     if not store.startswith("s3://"):
-        return StoredLayers(Store(Path(store)))
+        with StoredLayers(Store(Path(store))) as stored:
+            yield stored
+        return
     settings = load_settings(config) if config.is_file() else StoreSettings(configured=None)
     if not settings.trust_synced:
         raise ConfigError(
             f"{store} may not be used: layers from there are those of whoever writes to the bucket",
             hint=f"if you trust them, write store: {{trust_synced: true}} into {config}",
         )
-    from pipeline.plan.layers import stored_layers
+    from pipeline.attest.required import required_of
+    from pipeline.convert.from_bucket import BucketReleases
 
-    settings = dataclasses.replace(settings, s3=store)
-    return stored_layers(None, settings, source=config, scratch=scratch)
+    required = required_of(settings, config)
+    with (
+        BucketReleases(store, scratch=scratch, required=required) as copy,
+        StoredLayers(None, synced=True, copy=copy) as stored,
+    ):
+        yield stored
 
 
 def _limits(max_unpacked: str, max_ratio: int) -> Limits:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.config.types import Config, ImageSpec
     from pipeline.image.repository import Difference
     from pipeline.plan.changes import Plan
+    from pipeline.plan.known import KnownReleases
     from pipeline.scan.watch import Watch
     from pipeline.store.record import Release
 
@@ -57,9 +58,8 @@ def plan(
     if matrix:
         output.data(json.dumps([spec.name for spec in specs]))
         return
-    made = _made(settings, specs, tag)
+    made, watches = _made(settings, specs, tag)
     drift = _repository_drift(settings, specs)
-    watches = _watches(settings, specs)
     if as_json:
         differs = None if drift is None else [one.as_json() for one in drift]
         unwatched = [watch.as_json(release) for release, watch in watches]
@@ -120,15 +120,15 @@ def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[Di
         return None
 
 
-def _watches(settings: Config, specs: tuple[ImageSpec, ...]) -> list[tuple[Release, Watch]]:
+def _watches(
+    settings: Config, specs: tuple[ImageSpec, ...], known: KnownReleases
+) -> list[tuple[Release, Watch]]:
     """The newest release of each image that nobody watches any more after some day, where it lies in ECR."""
     if settings.registry.ecr is None:
         return []
     from pipeline.scan import watch
-    from pipeline.store.store import Store
 
-    store = Store(settings.store.root)
-    return watch.of_releases(newest for spec in specs for newest in watch.published(store, [spec.name])[:1])
+    return watch.of_releases(newest for spec in specs for newest in known.published(spec.name)[:1])
 
 
 def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str) -> tuple[ImageSpec, ...]:
@@ -145,18 +145,24 @@ def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str
     return tuple(spec for spec in specs if spec.name in reasons)
 
 
-def _made(settings: Config, specs: tuple[ImageSpec, ...], tag: str | None) -> Plan:
+def _made(
+    settings: Config, specs: tuple[ImageSpec, ...], tag: str | None
+) -> tuple[Plan, list[tuple[Release, Watch]]]:
     from pipeline.bases import clients as bases
     from pipeline.config.lock import read_lock
     from pipeline.config.names import check_version
     from pipeline.plan import changes as planning
     from pipeline.plan import observe
+    from pipeline.plan.known import known_releases
 
     channels = [channel for spec in specs for channel in spec.channels]
     version = None if tag is None else check_version(tag, channels=channels)
-    with bases.Clients(settings) as clients:
-        seen = observe.observe(settings, specs, read_lock(settings.lock_path), clients, version=version)
-    return planning.plan(seen)
+    if not specs:
+        return planning.plan(()), []
+    with known_releases(settings) as known, bases.Clients(settings) as clients:
+        lock = read_lock(settings.lock_path)
+        seen = observe.observe(settings, specs, lock, clients, known, version=version)
+        return planning.plan(seen), _watches(settings, specs, known)
 
 
 def plan_lines(made: Plan) -> Iterator[str]:

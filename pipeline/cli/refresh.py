@@ -118,13 +118,15 @@ def _rebuild(
     from pipeline.bases.refresh import next_version
     from pipeline.batch import local
     from pipeline.config.lock import read_lock
-    from pipeline.plan import changes, observe
+    from pipeline.plan import changes, known, observe
     from pipeline.store.store import Store
 
     lock: Lock = read_lock(settings.lock_path)
     specs = tuple(settings.images.values())
-    with bases.Clients(settings) as clients:
-        seen = observe.observe(settings, specs, lock, clients)
+    store = Store(settings.store.root)
+    store.require()  # what is rebuilt is published
+    with known.known_releases(settings) as releases, bases.Clients(settings) as clients:
+        seen = observe.observe(settings, specs, lock, clients, releases)
     plans = {made.image: made for made in changes.plan(seen).images}
     wanted = [
         one.spec
@@ -134,7 +136,6 @@ def _rebuild(
     if not wanted:
         output.log().info("nothing to rebuild")
         return ()
-    store = Store(settings.store.root)
     tasks = local.tasks_for(
         settings,
         wanted,

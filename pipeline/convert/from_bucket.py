@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -27,6 +28,9 @@ from pipeline.store.sharing import layers_of
 from pipeline.store.sync_source import Bucket, SyncReport, attachment_prefix, recorded
 from pipeline.system.parallel import Crew
 from pipeline.system.scratch import SpaceRequirement, require_space, scratch_folder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = structlog.get_logger()
 
@@ -44,10 +48,11 @@ def open_s3(url: str) -> Bucket:
 
 
 class BucketReleases:
-    """The releases in the bucket at `url`; it is asked when its records are first needed.
+    """The releases in the bucket at `url`; it is listed once, when its records are first needed.
 
-    A bucket that fails is not asked again. Where signatures are `required`, only signed releases are used.
-    Downloads go to a folder in `scratch`, which `close` removes.
+    For several threads at once. A bucket that fails is not asked again. Where signatures are `required`, only
+    signed releases are used. Downloads go to a folder in `scratch`. A context manager: what was downloaded is
+    removed when it ends, and nothing is asked for any more.
     """
 
     def __init__(
@@ -67,24 +72,34 @@ class BucketReleases:
         self._opened = contextlib.ExitStack()
         self._layout: Layout | None = None
         self._brought: set[str] = set()
+        self._lock = threading.Lock()
 
-    def close(self) -> None:
-        """Remove what was downloaded."""
-        self._opened.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.bucket, self._records = None, []
+            self._opened.close()
 
     def records(self) -> Sequence[Record]:
         """All releases there that may have layers, newest first; none when the bucket cannot be read."""
-        if self._records is None:
-            report = SyncReport()
-            try:
+        try:
+            return [record for record in self.every_record() if record.packs and not record.external]
+        except SqshpipeError as error:
+            self.leave_out(error)
+            return ()
+
+    def every_record(self) -> Sequence[Record]:
+        """All releases there, newest first. Raises SqshpipeError when the bucket cannot be read."""
+        with self._lock:
+            if self._records is None:
+                report = SyncReport()
                 self.bucket = self._open_bucket(self.url)
-                found = list(recorded(self.bucket, [], report))
-                self._records = [record for record in reversed(found) if record.packs and not record.external]
-            except SqshpipeError as error:
-                self.leave_out(error)
-            for sentence in report.broken:
-                log.debug("a record is not used", why=sentence)
-        return self._records or ()
+                self._records = list(recorded(self.bucket, [], report))[::-1]
+                for sentence in report.broken:
+                    log.debug("a record is not used", why=sentence)
+            return self._records
 
     def is_believed(self, record: Record) -> bool:
         """Whether what a record says of layers is believed, by who trusts the writers of the bucket."""
@@ -119,27 +134,31 @@ class BucketReleases:
 
     def _with_attached(self, record: Record) -> Layout | None:
         """A folder with the layers and the signatures beside a release; None when they cannot be read."""
-        from pipeline.store.signatures import ENVELOPE_SUFFIX, SUFFIX
-
         prefix = attachment_prefix(record)
         try:
-            if self._layout is None:
-                self._layout = Layout(self._opened.enter_context(scratch_folder(self._scratch)))
-            if self.bucket is None or prefix in self._brought:
+            with self._lock:
+                if self.bucket is None:
+                    return None
+                if self._layout is None:
+                    self._layout = Layout(self._opened.enter_context(scratch_folder(self._scratch)))
+                if prefix not in self._brought:
+                    self._bring_attached(self.bucket, self._layout, record, prefix)
+                    self._brought.add(prefix)
                 return self._layout
-            for key, size in self.bucket.keys(prefix):
-                name = key.removeprefix(prefix)
-                wanted = name == LAYERS or name.endswith((SUFFIX, ENVELOPE_SUFFIX))
-                if wanted and "/" not in name and size <= attachments.LIMIT:
-                    attachments.add(self._layout, record, name, self.bucket.get(key) or b"")
         except (PublishError, OSError) as error:  # of this release
             log.info("a release cannot be a source of layers", release=prefix, why=str(error))
-            return None
         except SqshpipeError as error:
             self.leave_out(error)
-            return None
-        self._brought.add(prefix)
-        return self._layout
+        return None
+
+    def _bring_attached(self, bucket: Bucket, layout: Layout, record: Record, prefix: str) -> None:
+        from pipeline.store.signatures import ENVELOPE_SUFFIX, SUFFIX
+
+        for key, size in bucket.keys(prefix):
+            name = key.removeprefix(prefix)
+            wanted = name == LAYERS or name.endswith((SUFFIX, ENVELOPE_SUFFIX))
+            if wanted and "/" not in name and size <= attachments.LIMIT:
+                attachments.add(layout, record, name, bucket.get(key) or b"")
 
 
 class _Download:

@@ -53,14 +53,12 @@ class Releases(Protocol):
         Raises PublishError, OSError.
         """
 
-    def close(self) -> None: ...
-
 
 class StoredLayers:
     """The layers that releases of `store` have. A context manager: leases and files are held until it ends.
 
     `synced` says whether releases that `sync` brought from other stores are used too. All in `copy`, which is
-    asked for what the store does not have, are such.
+    asked for what the store does not have, are such; whoever opened `copy` closes it afterwards.
     """
 
     def __init__(self, store: Store | None, *, synced: bool = False, copy: Releases | None = None) -> None:
@@ -68,8 +66,6 @@ class StoredLayers:
         if copy is not None and synced:
             self._places.append(copy)
         self._opened = contextlib.ExitStack()
-        for place in self._places:
-            self._opened.callback(place.close)
         self._held: dict[tuple[int, _Name], tuple[Held, bytes] | None] = {}
         self._pairs: list[dict[Pair, list[tuple[Record, Compared]]] | None] = [None for _ in self._places]
 
@@ -225,9 +221,6 @@ class _Mounted:
         if os.fstat(descriptor).st_size != record.size:
             return None
         return Held(name=f"{record.image}:{record.version}", path=path, descriptor=descriptor), layers
-
-    def close(self) -> None:
-        """Leases and files are in what `open` was given."""
 
 
 def _drop(lease: Path) -> None:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.attest.required import required_of, store_of
-from pipeline.config.types import Config, ImageSpec, StoreSettings
+from pipeline.config.types import Config, ImageSpec
 from pipeline.convert.convert import choose_converter
-from pipeline.convert.from_bucket import BucketReleases
 from pipeline.convert.from_store import StoredLayers
 from pipeline.convert.packing import codec_of, pack_cache
 from pipeline.errors import SqshpipeError
 from pipeline.oci.digest import Digest
 from pipeline.oci.reference import Reference
+from pipeline.plan.known import KnownReleases
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.images import image_manifest
 from pipeline.registry.source import RegistrySource
 from pipeline.squashfs.cache import pack_key
-from pipeline.store.store import Store
 from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
@@ -32,8 +29,8 @@ ClientFor = Callable[[str], RegistryClient]
 class LayerSources:
     """The layer packs in the cache and those that releases have. For several threads at once."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, known: KnownReleases) -> None:
+        self._known = known
         self._lock = threading.Lock()
         self._cache = pack_cache(config.cache)
         self._opened: dict[str, StoredLayers] = {}
@@ -86,24 +83,9 @@ class LayerSources:
     def _stored(self) -> dict[str, StoredLayers]:
         """The releases of the store and of its copy in S3, by what the plan calls them."""
         if not self._opened:
-            config, settings = self._config, self._config.store
-            store = store_of(settings, config.path)
-            self._opened = {"the store": StoredLayers(store, synced=settings.trust_synced)}
-            if settings.s3 is not None:
-                copy = stored_layers(None, settings, source=config.path, scratch=config.scratch)
-                self._opened[settings.s3] = copy
+            store, copy, synced = self._known.store, self._known.copy, self._known.synced
+            if store is not None:
+                self._opened["the store"] = StoredLayers(store, synced=synced)
+            if copy is not None:
+                self._opened[copy.url] = StoredLayers(None, synced=synced, copy=copy)
         return self._opened
-
-
-def stored_layers(
-    store: Store | None, settings: StoreSettings, *, source: Path, scratch: Path
-) -> StoredLayers:
-    """The layers that releases of `store` have, and those of its copy in S3 where images.yaml names one.
-
-    Downloads go to a folder in `scratch`. Raises as `store_of` does.
-    """
-    copy = None
-    if settings.s3 is not None:
-        required = required_of(settings, source) if store is None else store.required
-        copy = BucketReleases(settings.s3, scratch=scratch, required=required)
-    return StoredLayers(store, synced=settings.trust_synced, copy=copy)

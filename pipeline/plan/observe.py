@@ -1,6 +1,6 @@
 """The facts that a plan needs: digests that the tags of bases name, earlier releases, what the registry has.
 
-Only reads: registries by HEAD, the store's records, the build contexts. Images are looked at in parallel;
+Only reads: registries by HEAD, records of releases, the build contexts. Images are looked at in parallel;
 a base that several share is asked for once.
 """
 
@@ -19,14 +19,13 @@ from pipeline.image.pin import BaseImage, pin
 from pipeline.oci.digest import Digest
 from pipeline.plan.changes import Observation
 from pipeline.plan.current import ReleaseFacts, image_key, is_same_image
+from pipeline.plan.known import KnownReleases
 from pipeline.plan.layers import LayerSources
 from pipeline.registry.client import RegistryClient
 from pipeline.store.record import Release
-from pipeline.store.store import Store
 from pipeline.system.parallel_reads import each
 
 _WORKERS = 16
-_LIVE = ("published", "hidden", "yanked")
 
 ClientFor = Callable[[str], RegistryClient]
 _Pinned = BaseImage | SqshpipeError
@@ -37,6 +36,7 @@ def observe(
     specs: Sequence[ImageSpec],
     lock: Lock,
     client_for: ClientFor,
+    known: KnownReleases,
     *,
     version: Version | None = None,
     now: datetime | None = None,
@@ -53,11 +53,11 @@ def observe(
     keys = {(str(spec.base), str(spec.platform)): spec for spec in specs}
     found = each(lambda spec: _pin(spec, lock, client_for), keys.values(), workers=_WORKERS)
     pinned = dict(zip(keys, found, strict=True))
-    with LayerSources(config) as sources:
+    with LayerSources(config, known) as sources:
 
         def one(spec: ImageSpec) -> Observation:
             base = pinned[str(spec.base), str(spec.platform)]
-            return _observe(config, spec, base, client_for, sources, version, moment)
+            return _observe(config, spec, base, client_for, known, sources, version, moment)
 
         return tuple(each(one, specs, workers=_WORKERS))
 
@@ -74,20 +74,20 @@ def _observe(
     spec: ImageSpec,
     pinned: _Pinned,
     client_for: ClientFor,
+    known: KnownReleases,
     sources: LayerSources,
     version: Version | None,
     now: datetime,
 ) -> Observation:
-    store = Store(config.store.root)
     platform = str(spec.platform)
-    newest = _newest(store, spec)
-    taken = _facts(store.release(spec.name, version, platform)) if version else None
+    newest = _facts(known.newest(spec.name, platform))
+    taken = _facts(known.release(spec.name, version, platform)) if version else None
     seen = Observation(
         spec=spec,
         version=version,
         newest=newest,
         taken=taken,
-        target=store.layout.link(spec.name, version, platform) if version else None,
+        target=known.layout.link(spec.name, version, platform) if version else None,
         scan_policy=inputs.scan_policy(spec.scan),
     )
     if isinstance(pinned, SqshpipeError):
@@ -118,15 +118,6 @@ def _layers(
         return sources.notes(seen.spec, seen.spec.base, base.digest, client_for, "the base")
     image = config.registry.repository(seen.spec.name)
     return sources.notes(seen.spec, image, seen.pushed, client_for, "the image")
-
-
-def _newest(store: Store, spec: ImageSpec) -> ReleaseFacts | None:
-    """The last release that can still be used, for the spec's platform."""
-    platform = str(spec.platform)
-    for line in store.listed(spec.name):
-        if line.platform == platform and line.state in _LIVE:
-            return _facts(store.release(spec.name, line.version, platform))
-    return None
 
 
 def _facts(release: Release | None) -> ReleaseFacts | None:

@@ -75,7 +75,10 @@ def release(
         stages.require_scanner(run, spec)
     if until is Stage.BUILD:
         return Reached(pinned=pinned, built=stages.build_only(run, spec, version, pinned))
-    with stages.early_packs(run, spec, until, store) as early:
+    with (
+        stages.bucket(run, until, store) as copy,
+        stages.early_packs(run, spec, until, store, copy) as early,
+    ):
         pushed = stages.in_registry(run, spec, version, pinned, early)
         on_pushed(pushed)
         if until is Stage.PUSH:
@@ -85,11 +88,11 @@ def release(
         stages.pack_early(run, spec, pushed, store, early)
         report = stages.scanned(run, spec, pushed)
         if store is None:
-            verified = stages.try_file(run, spec, version, report, until, early)
+            verified = stages.try_file(run, spec, version, report, until, early, copy)
             return Reached(pinned=pinned, pushed=pushed, report=report, verified=verified)
         same = stages.same_file(run, spec, report.image, store)
         if same is None:
-            made = stages.publish_new(run, spec, version, pinned, report, store, early)
+            made = stages.publish_new(run, spec, version, pinned, report, store, early, copy)
         else:
             made = stages.publish_same(run, spec, version, pinned, report, store, same)
     stages.attested(run, made, store)

@@ -40,6 +40,7 @@ from pipeline.text import short
 
 if TYPE_CHECKING:
     from pipeline.convert.early import EarlyPacking
+    from pipeline.convert.from_bucket import BucketReleases
     from pipeline.convert.from_store import StoredLayers
 
 
@@ -131,8 +132,17 @@ def scanned(run: Run, spec: ImageSpec, pushed: PushedImage) -> ScanReport:
     return report
 
 
+def bucket(run: Run, until: Stage, store: Store | None) -> AbstractContextManager[BucketReleases | None]:
+    """The releases in the store's copy in S3; None where images.yaml names none or no conversion follows."""
+    if run.config.store.s3 is None or not until.reaches(Stage.CONVERT):
+        return nullcontext()
+    from pipeline.plan.known import copy_in_s3
+
+    return copy_in_s3(run.config, store)
+
+
 def early_packs(
-    run: Run, spec: ImageSpec, until: Stage, store: Store | None
+    run: Run, spec: ImageSpec, until: Stage, store: Store | None, copy: BucketReleases | None
 ) -> AbstractContextManager[EarlyPacking | None]:
     """What packs layers in the background, while build and scan run; None when that is useless.
 
@@ -148,7 +158,7 @@ def early_packs(
         spec.convert,
         cache=run.config.cache,
         limits=run.config.limits,
-        stored=lambda: _stored(run, store),
+        stored=lambda: _stored(run, store, copy),
     )
 
 
@@ -167,11 +177,12 @@ def try_file(
     report: ScanReport,
     until: Stage,
     early: EarlyPacking | None,
+    copy: BucketReleases | None,
 ) -> VerifiedSquashfs | None:
     """Convert, verify and test in scratch, up to `until`; the file is removed again."""
     with scratch_folder(run.config.scratch) as folder:
         output = folder / f"{spec.name}.sqsh"
-        file = _converted(run, spec, report, output, early)
+        file = _converted(run, spec, report, output, early, None, copy)
         verified = _verified(run, file) if until.reaches(Stage.VERIFY) else None
         if until.reaches(Stage.TEST):
             tested(run, spec, output, f"{spec.name}:{version}", None)
@@ -198,11 +209,12 @@ def publish_new(
     report: ScanReport,
     store: Store,
     early: EarlyPacking | None,
+    copy: BucketReleases | None,
 ) -> Release:
     """Convert, verify and test in the store's staging folder, then publish."""
     store.make_room(report.image.size)  # a .sqsh is about as large as the compressed layers
     with store.staging() as staged:
-        verified = _verified(run, _converted(run, spec, report, staged, early, store))
+        verified = _verified(run, _converted(run, spec, report, staged, early, store, copy))
         make = partial(publish, verified, platform=str(spec.platform))
         return _tested_and_published(
             run, spec, version, pinned, report, store, staged, verified.file.sha256, make
@@ -272,9 +284,10 @@ def _converted(
     report: ScanReport,
     output: Path,
     early: EarlyPacking | None,
-    store: Store | None = None,
+    store: Store | None,
+    copy: BucketReleases | None,
 ) -> SquashfsFile:
-    with run.progress.stage("convert") as task, _stored(run, store) as stored:
+    with run.progress.stage("convert") as task, _stored(run, store, copy) as stored:
         if early is not None:
             early.finish(task)
         file = convert(
@@ -292,14 +305,15 @@ def _converted(
     return file
 
 
-def _stored(run: Run, store: Store | None) -> AbstractContextManager[StoredLayers | None]:
+def _stored(
+    run: Run, store: Store | None, copy: BucketReleases | None
+) -> AbstractContextManager[StoredLayers | None]:
     """The releases from which layers are taken: those of the store, and of its copy in S3."""
-    config = run.config
-    if store is None and config.store.s3 is None:
+    if store is None and copy is None:
         return nullcontext()
-    from pipeline.plan.layers import stored_layers
+    from pipeline.convert.from_store import StoredLayers
 
-    return stored_layers(store, config.store, source=config.path, scratch=config.scratch)
+    return StoredLayers(store, synced=run.config.store.trust_synced, copy=copy)
 
 
 def _verified(run: Run, file: SquashfsFile) -> VerifiedSquashfs:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 
 from pipeline.squashfs.layout import ALIGNMENT, Range
 from pipeline.squashfs.pack import Pack
+from pipeline.system.parallel import Crew
 
 _PIECE = 1 << 20
-_MOST = 1 << 30  # bytes that one copy call may take, so that an interruption is noticed
+_MOST = 16 << 20  # bytes of a piece
+_AT_ONCE = 8  # pieces: a disk, and a store that is far away, answer several reads in the time of one
 _UNSUPPORTED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
 
 
@@ -21,23 +25,49 @@ def copy_ranges(
     stopped: Callable[[], bool],
     on_bytes: Callable[[int], None],
 ) -> None:
-    """Copy every range to its place in the file `target`; `on_bytes` is called with the bytes of each.
+    """Copy every range to its place in the file `target`, several pieces at once.
 
-    Returns early when `stopped()`. OSError when the file cannot be written.
+    `on_bytes` is called with the bytes of each piece. Returns early when `stopped()`. OSError when the file
+    cannot be written.
     """
     in_kernel: dict[int, bool] = {}
+    under_way: deque[tuple[Pack, Range, Future[None]]] = deque()
+
+    def copy(source: int, part: Range) -> None:
+        in_kernel[source] = copy_range(source, target, part, stopped, in_kernel=in_kernel.get(source, True))
+
+    def take_oldest() -> None:
+        pack, piece, future = under_way.popleft()
+        try:
+            future.result()
+        except OSError as error:
+            raise pack.unreadable(error, piece.source) from error
+        # The kernel begins to write it to the disk now; by itself it waits for seconds, or for gigabytes.
+        os.posix_fadvise(target, piece.target, piece.length, os.POSIX_FADV_DONTNEED)
+        on_bytes(piece.length)
+
+    with Crew(_AT_ONCE, name="stitch-pieces") as crew:
+        for piece, source, position in _parts(packs, ranges):
+            if len(under_way) == 2 * _AT_ONCE:
+                take_oldest()
+            if stopped():
+                return
+            part = Range(piece.layer, position, piece.length, piece.target)
+            under_way.append((packs[piece.layer], piece, crew.submit(copy, source, part)))
+        while under_way:
+            take_oldest()
+
+
+def _parts(packs: Sequence[Pack], ranges: Iterable[Range]) -> Iterator[tuple[Range, int, int]]:
+    """Pieces of the ranges, with the open file that has each, and its position there."""
     for item in ranges:
-        pack, done = packs[item.layer], 0
-        for source, position, length in pack.where(item.source, item.length):
-            part = Range(item.layer, position, length, item.target + done)
-            try:
-                in_kernel[source] = copy_range(
-                    source, target, part, stopped, in_kernel=in_kernel.get(source, True)
-                )
-            except OSError as error:
-                raise pack.unreadable(error, item.source + done) from error
-            done += length
-        on_bytes(item.length)
+        done = 0
+        for source, begin, length in packs[item.layer].where(item.source, item.length):
+            at, end = begin, begin + length
+            while at < end:
+                count = min(_MOST - at % ALIGNMENT, end - at)  # a block is cloned as a whole
+                yield Range(item.layer, item.source + done, count, item.target + done), source, at
+                at, done = at + count, done + count
 
 
 def copy_range(

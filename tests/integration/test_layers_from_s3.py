@@ -174,8 +174,7 @@ def test_requests_are_large_and_nothing_is_asked_for_twice(
 def test_what_lies_near_is_one_request(site: Site, released: Release, bucket: Bucket) -> None:
     """Four chunks between two pieces cost less than a request; what is there already is not fetched again."""
     with contextlib.ExitStack() as opening:
-        copy = opened(site, bucket)
-        opening.callback(copy.close)
+        copy = opening.enter_context(opened(site, bucket))
         (record,) = copy.records()
         found = copy.open(record, opening)
         assert found is not None
@@ -221,7 +220,7 @@ def test_tails_that_are_moved_and_fragments_that_are_made_again(site: Site, buck
 def test_the_mounted_store_comes_first(site: Site, released: Release, bucket: Bucket) -> None:
     other = new_store(site.folder / "empty")
     for store, wanted in ((site.store, False), (other, True)):
-        with StoredLayers(store, synced=True, copy=opened(site, bucket)) as found:
+        with opened(site, bucket) as copy, StoredLayers(store, synced=True, copy=copy) as found:
             pack = found.open(released.packs[0], released.packs, xattrs=False, scratch=site.folder)
             assert pack is not None
             assert ("s3://" in pack.sources[0].name) is wanted
@@ -237,7 +236,7 @@ def test_a_store_and_a_bucket_together_have_a_layer(site: Site, bucket: Bucket) 
     other.release("v1.0", large, LayerBuilder().whiteout("two"))
     sync(other.store, bucket)
     key = site.release("v1.0", large, LayerBuilder().whiteout("one")).packs[0]
-    with StoredLayers(site.store, synced=True, copy=opened(site, bucket)) as found:
+    with opened(site, bucket) as copy, StoredLayers(site.store, synced=True, copy=copy) as found:
         pack = found.open(key, [key], xattrs=False, scratch=site.folder, every=True)
         assert pack is not None
         assert ["s3://" in held.name for held in pack.sources] == [False, True]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +35,7 @@ from pipeline.oci.manifest import OCI_LAYER, Manifest
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.plan.changes import plan
+from pipeline.plan.known import known_releases
 from pipeline.plan.observe import observe
 from pipeline.progress import NO_PROGRESS
 from pipeline.registry.client import RegistryClient
@@ -98,8 +102,8 @@ class Site:
     def plan(self, version: str, *layers: LayerBuilder) -> tuple[str, ...]:
         """The notes of a plan on another machine."""
         spec = self._spec(version, *layers)
-        with self._machine(version) as run:
-            seen = observe(run.config, [spec], run.lock, run.clients, version=version)
+        with self._machine(version) as run, known_releases(run.config) as known:
+            seen = observe(run.config, [spec], run.lock, run.clients, known, version=version)
         return plan(seen).images[0].notes
 
     def _spec(self, version: str, *layers: LayerBuilder) -> ImageSpec:
@@ -246,6 +250,17 @@ def test_rebuild_makes_the_layers_that_a_killed_release_left_out(
     assert blobs(asked, site.manifest) == [2]
 
 
+def listing(prefixes: list[str]) -> Callable[[S3Bucket, str], Iterator[tuple[str, int]]]:
+    """`S3Bucket.keys` that writes down what is listed."""
+    real = S3Bucket.keys
+
+    def keys(self: S3Bucket, prefix: str) -> Iterator[tuple[str, int]]:
+        prefixes.append(prefix)
+        return real(self, prefix)
+
+    return keys
+
+
 def test_a_runner_without_the_file_system_uses_the_copy_in_s3(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,11 +282,56 @@ def test_a_runner_without_the_file_system_uses_the_copy_in_s3(
             f"{human_bytes(sum(held))} from {url}, {human_bytes(top)} from the registry"
         )
         site.settings = replace(site.settings, configured=tmp_path / "not-mounted")
+        listed: list[str] = []
+        monkeypatch.setattr(S3Bucket, "keys", listing(listed))
         reached, asked = site.reach("runner", BASE, MIDDLE, new, until=Stage.TEST)
         assert blobs(asked, site.manifest) == [3]
+        assert listed.count("") == 1, "the bucket is listed more than once"
         assert site.packs("runner") == 1
         assert [entry.name for entry in (tmp_path / "runner" / "scratch").iterdir()] == []
     site.settings = mounted
     made, _ = site.release("v1.1", BASE, MIDDLE, new)
     assert reached.verified is not None
     assert reached.verified.file.sha256 == made.sha256
+
+
+def test_a_runner_without_the_file_system_plans_with_the_copy_in_s3(
+    site: Site, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows what is published; without a copy that it may believe, one sentence says what it needs."""
+    site.release("v1.0", BASE, files("top", 10, seed=5))
+    base = f"{proxy.address}/{site.own}-base/v1.0:v1"
+    config, url = tmp_path / "images.yaml", "s3://containers/team"
+
+    def planned(store: str, *words: str) -> tuple[int, str]:
+        config.write_text(
+            f"version: 1\nregistry: {{url: {proxy.address}/{site.own}}}\nstore: {{{store}}}\n"
+            f"images:\n  demo: {{base: '{base}', scan: {{scanner: none}}, convert: {{converter: native}}}}\n"
+        )
+        argv = [sys.executable, "-m", "pipeline", "plan", "--config", str(config), *words]
+        folders = {"SQSHPIPE_CACHE": str(tmp_path / "c"), "SQSHPIPE_SCRATCH": str(tmp_path / "s")}
+        done = subprocess.run(
+            argv, env={**os.environ, **folders}, capture_output=True, text=True, timeout=60, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    with aws.moto_server() as address:
+        aws.use(monkeypatch, address)
+        boto3.client("s3").create_bucket(Bucket="containers")
+        sync(site.store, S3Bucket(url))
+        root = f"root: {tmp_path / 'not-mounted'}, "
+        code, said = planned(f"{root}s3: '{url}', trust_synced: true")
+        assert code == 0, said
+        assert "demo  nothing to do: nothing changed since v1.0" in said
+        code, said = planned(f"{root}s3: '{url}', trust_synced: true", "--tag", "v1.1")
+        assert code == 10, said
+        assert "the file of v1.0 is the same" in said
+        code, said = planned(root.removesuffix(", "))
+        assert code == 8, said
+        assert "is its file system mounted?" in said
+        assert "store: {s3: s3://BUCKET/PREFIX, trust_synced: true}" in said
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        code, said = planned(f"{root}s3: '{url}', trust_synced: true")
+        assert code not in (0, 1, 10), said
+        assert "containers" in said

@@ -17,7 +17,8 @@ import zstandard
 
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import SquashfsFile, convert
-from pipeline.convert.from_store import Releases, StoredLayers
+from pipeline.convert.from_bucket import BucketReleases
+from pipeline.convert.from_store import StoredLayers
 from pipeline.convert.packing import pack_cache
 from pipeline.convert.verify import QUICK_CHECKS, verify
 from pipeline.errors import FormatError
@@ -54,7 +55,7 @@ class Site:
 
     folder: Path
     store: Store
-    copy: Callable[[], Releases] | None = None
+    copy: Callable[[], BucketReleases] | None = None
     """Opens the store's copy, which takes the place of the store."""
     opened: list[int] = field(default_factory=list)
     """Numbers of the layers that the last conversion read."""
@@ -83,9 +84,12 @@ class Site:
                 opened.append(index)
                 return source.open_layer(index)
 
-        store, copy = (None, self.copy()) if self.copy else (site.store, None)
-        sources = StoredLayers(store, synced=synced, copy=copy) if stored else contextlib.nullcontext()
-        with sources as found:
+        with contextlib.ExitStack() as opening:
+            found = None
+            if stored:
+                copy = opening.enter_context(self.copy()) if self.copy else None
+                store = None if self.copy else site.store
+                found = opening.enter_context(StoredLayers(store, synced=synced, copy=copy))
             return convert(
                 Counting(),
                 ConvertOptions(converter="native", block_size=BLOCK, **options),

@@ -20,6 +20,7 @@ from pipeline.cli.plan import _watches
 from pipeline.config.reading import load
 from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
+from pipeline.plan.known import known_releases
 from pipeline.scan import watch
 from pipeline.store.store import Store
 from tests.support.store.releases import new_store, record_for
@@ -180,7 +181,8 @@ def test_doctor_does_not_say_that_all_is_well_when_it_cannot_ask(stubbed: Stubbe
 def test_plan_names_the_day_of_the_newest_release(stubbed: Stubbed, config: Path) -> None:
     stubbed(scanning(), images(long_ago(5)), set_to())
     settings = load(config)
-    ((release, found),) = _watches(settings, settings.select(()))
+    with known_releases(settings) as known:
+        ((release, found),) = _watches(settings, settings.select(()), known)
     assert found.unwatched_from == datetime.now(timezone.utc).date() + timedelta(days=10)
     assert found.as_json(release)["release"] == "demo:v1.0"
 

@@ -6,7 +6,10 @@ import errno
 import hashlib
 import os
 import random
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,3 +148,71 @@ def test_a_copy_in_small_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         lambda source, target, count, **more: real(source, target, min(count, 1000), **more),
     )
     assert build(tmp_path, layer).read_bytes() == want
+
+
+class Held:
+    """A pack in a file of its own; one whose bytes lie in that file from position 100 on."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    def where(self, position: int, length: int) -> Iterator[tuple[int, int, int]]:
+        yield self._file, 100 + position, length
+
+    def unreadable(self, error: OSError, position: int) -> Exception:
+        return ValueError(position, error.errno)
+
+
+def copied(folder: Path, ranges: list[Range], size: int) -> tuple[bytes, bytes, list[int]]:
+    """What the pack has, what the target then has, and the bytes of each piece."""
+    content, lengths = noise(size), list[int]()
+    with (folder / "pack").open("w+b") as pack, (folder / "target").open("w+b") as target:
+        pack.write(bytes(100) + content)
+        pack.flush()
+        packs: Any = [Held(pack.fileno())]
+        copying.copy_ranges(packs, ranges, target.fileno(), lambda: False, lengths.append)
+        target.seek(0)
+        return content, target.read(), lengths
+
+
+def test_pieces_end_on_borders_of_blocks_and_are_reported_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A border inside of a block would cost that block twice where the rest of a piece is cloned."""
+    monkeypatch.setattr(copying, "_MOST", 4 * ALIGNMENT)
+    content, made, lengths = copied(
+        tmp_path, [Range(0, 0, 50_000, 0), Range(0, 60_000, 20_000, 53_248)], 80_000
+    )
+    assert made[:50_000] == content[:50_000]
+    assert made[53_248:] == content[60_000:]
+    assert lengths[:3] == [4 * ALIGNMENT - 100, 4 * ALIGNMENT, 4 * ALIGNMENT]
+    assert sum(lengths) == 70_000
+
+
+def test_several_pieces_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is far away takes as long for each read, so one after the other takes a minute."""
+    monkeypatch.setattr(copying, "_MOST", ALIGNMENT)
+    all_are_here, real = threading.Barrier(copying._AT_ONCE), copying.copy_range
+
+    def late(*args: Any, **more: Any) -> bool:
+        all_are_here.wait(timeout=20)
+        return real(*args, **more)
+
+    monkeypatch.setattr(copying, "copy_range", late)
+    size = copying._AT_ONCE * ALIGNMENT - 100
+    content, made, _ = copied(tmp_path, [Range(0, 0, size, 0)], size)
+    assert made == content
+
+
+def test_the_pack_learns_where_it_could_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "_MOST", ALIGNMENT)
+    real = copying.copy_range
+
+    def failing(source: int, target: int, item: Range, *args: Any, **more: Any) -> bool:
+        if item.source == 3 * ALIGNMENT:
+            raise OSError(errno.ESTALE, "stale")
+        return real(source, target, item, *args, **more)
+
+    monkeypatch.setattr(copying, "copy_range", failing)
+    with pytest.raises(ValueError, match=rf"{3 * ALIGNMENT - 100}, {errno.ESTALE}"):
+        copied(tmp_path, [Range(0, 0, 100_000, 0)], 100_000)
