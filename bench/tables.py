@@ -346,8 +346,8 @@ def native(data: Found) -> str:
 
 
 def goals(data: Found, about: str = "") -> str:
-    """Figures beside their goals."""
-    rows = [(name, _ratio(figure), goal) for name, figure, goal in data["ratios"]]
+    """Figures beside their goals, exact enough to see whether they are met."""
+    rows = [(name, f"{figure:.{2 if figure < 10 else 1}f}", goal) for name, figure, goal in data["ratios"]]
     return f"{_signature(data, about)}\n\n{_grid(('', 'figure', 'goal'), rows)}"
 
 
