@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.system.parallel_reads import each
+from tests.support.store.releases import new_store
 
 
 def test_results_come_in_order_from_no_more_threads_than_allowed() -> None:
@@ -58,6 +59,7 @@ def test_a_failure_is_raised_without_waiting_for_the_others() -> None:
 def test_one_signal_ends_a_command_that_waits_for_a_silent_server(
     verb: list[str], number: signal.Signals, tmp_path: Path
 ) -> None:
+    new_store(tmp_path / "store")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         (tmp_path / "images.yaml").write_text(
