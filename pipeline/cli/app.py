@@ -231,12 +231,23 @@ def _refused_by_system(error: OSError) -> int:
     if error.errno == errno.ENOENT and "temporary directory" in str(error):
         output.failure(ToolError("no folder for temporary files takes one: is the disk full?", hint=_FULL))
         return ToolError.exit_code
+    if error.errno == errno.ENOENT and _is_nowhere():
+        output.failure(ConfigError("the working directory was deleted", hint="cd to a folder that is there"))
+        return ConfigError.exit_code
     if error.filename is None or error.errno not in _WHAT_TO_DO:
         output.unexpected(error)
         return SqshpipeError.exit_code
     message = f"{os.fsdecode(error.filename)}: {error.strerror}"
     output.failure(ToolError(message, hint=_WHAT_TO_DO[error.errno]))
     return ToolError.exit_code
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd() is this
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _help_hint(error: typer.TyperException) -> str:

@@ -72,7 +72,11 @@ def find_config(name: Path = DEFAULT_CONFIG) -> Path:
     """
     if name.is_absolute() or name.exists():
         return name
-    for folder in Path.cwd().parents:
+    try:
+        above = Path.cwd().parents
+    except FileNotFoundError:  # the working directory was deleted
+        return name
+    for folder in above:
         found = folder / name
         try:
             if found.stat().st_uid in (os.geteuid(), 0):

@@ -56,15 +56,14 @@ def cron(
 
 
 def _schedule(config: Path, store: Path | None, registry: str | None, metrics: Path | None) -> Schedule:
-    import getpass
-
     from pipeline.bases.schedule import Schedule
+    from pipeline.store.events import user_name
     from pipeline.system import self_command
 
     return Schedule(
         program=self_command.installed(),
         config=config.absolute(),
-        user=getpass.getuser(),
+        user=user_name(),
         store=store.absolute() if store else None,
         registry=registry or "",
         metrics=metrics.absolute() if metrics else None,

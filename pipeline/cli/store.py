@@ -15,7 +15,7 @@ from pipeline.cli.profile import attach
 from pipeline.cli.prune import prune
 from pipeline.cli.rebuild import rebuild
 from pipeline.cli.scrub import scrub
-from pipeline.cli.stores import configured_store, host_platform, open_store
+from pipeline.cli.stores import configured_store, host_platform, look_up_store, open_store
 from pipeline.cli.verbs import Verbs
 from pipeline.errors import (
     EXIT_PLAN_HAS_CHANGES,
@@ -270,10 +270,14 @@ def sync(
     """
     from pipeline.aws.s3 import S3Bucket
     from pipeline.cli.progress import ConsoleProgress
-    from pipeline.store.sync import compare, parse_place
+    from pipeline.store.sync import compare
     from pipeline.store.sync import sync as run
 
-    places = [parse_place(text, S3Bucket) for text in (source, target)]
+    config = options.find_config()
+    places = [
+        S3Bucket(text) if text.startswith("s3://") else look_up_store(Path(text), config)
+        for text in (source, target)
+    ]
     if dry_run:
         _print_missing(compare(places[0], places[1], names=only or ()), target, as_json=as_json)
         return

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from pipeline.config.document import ConvertModel
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.convert import convert, recorded
 from pipeline.convert.from_store import StoredLayers, packed_otherwise
@@ -26,6 +29,8 @@ from pipeline.store.record import Record, mapping
 from pipeline.store.sharing import is_vouched, layers_of, ranges_of, with_attached
 from pipeline.store.store import Store
 from pipeline.system.scratch import scratch_folder
+
+_UNKNOWN = "its record does not name the options of a conversion that this version knows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +106,11 @@ class Again:
 def _options_of(record: Record) -> ConvertOptions:
     """How a release was converted. Raises ConfigError when its record names other options than are known."""
     found = mapping(mapping(record.converter).get("options"))
-    known = {each.name for each in fields(ConvertOptions)}
-    options = ConvertOptions(converter="native", **{key: one for key, one in found.items() if key in known})
-    if recorded(options) != found:
-        raise ConfigError("its record does not name the options of a conversion that this version knows")
-    return options
+    usual = recorded(ConvertOptions(converter="native"))
+    if {key: type(one) for key, one in found.items()} != {key: type(one) for key, one in usual.items()}:
+        raise ConfigError(_UNKNOWN)
+    try:
+        ConvertModel.model_validate(found)
+    except ValidationError as error:
+        raise ConfigError(_UNKNOWN) from error
+    return ConvertOptions(converter="native", **found)

@@ -216,11 +216,17 @@ def attempt(entering: Entering) -> int:
     try:
         become(entering)
     except SqshpipeError as error:
-        sys.stderr.write(f"sqshpipe: {error}\n")
+        _say(str(error))
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - a command that ends without a sentence helps nobody
-        sys.stderr.write(f"sqshpipe: cannot enter the image: unexpected {error!r}\n")
+        _say(f"cannot enter the image: unexpected {error!r}")
         return 1
+
+
+def _say(sentence: str) -> None:
+    with contextlib.suppress(OSError):  # a stderr that is full changes no exit code
+        sys.stderr.write(f"sqshpipe: {sentence}\n")
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -231,8 +231,9 @@ def publish_data(
     """Make a release of the data in a folder or a tar: read back and compared, never scanned.
 
     `images`: also of one that is itself a container image. Raises PublishError when the version has other
-    content, and what `convert_data` raises.
+    content, ConfigError when the folder has the store in it, and what `convert_data` raises.
     """
+    _refuse_overlap(source, store.root)
     with store.staging() as staged:
         file = convert_data(source, ConvertOptions(), output=staged, images=images, task=task)
         compare(file, task)
@@ -255,6 +256,19 @@ def publish_data(
             created=utc(),
         )
         return store.publish(record, staged, sha256=file.sha256)
+
+
+def _refuse_overlap(source: Path, root: Path) -> None:
+    """Raise ConfigError for a folder that has the store in it or lies in it: its own files would be data."""
+    if not source.is_dir():
+        return
+    here, store = source.resolve(), root.resolve()
+    for outer, inner in ((here, store), (store, here)):
+        if any(each.samefile(outer) for each in (inner, *inner.parents)):
+            raise ConfigError(
+                f"{source} and the store {root} lie in each other, so the store would be in the data",
+                hint="import the folder below it that holds the data, or move the data",
+            )
 
 
 def _attached(ranges: bytes | None, layers: bytes | None) -> dict[str, bytes]:

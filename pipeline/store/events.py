@@ -82,15 +82,19 @@ def moment(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)
 
 
-def whoami() -> str:
-    """user@host, for the history."""
+def user_name() -> str:
+    """Who runs this: the name, or the number where the system has no name for it."""
     import pwd
 
     try:
-        user = pwd.getpwuid(os.getuid()).pw_name
+        return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        user = str(os.getuid())
-    return f"{user}@{os.uname().nodename}"
+        return str(os.getuid())
+
+
+def whoami() -> str:
+    """user@host, for the history."""
+    return f"{user_name()}@{os.uname().nodename}"
 
 
 def read_event(layout: Layout, image: str, number: int) -> Event | None:

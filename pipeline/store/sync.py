@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
 
 from pipeline.config.names import DEFAULT_CHANNEL, split_name, stem
-from pipeline.errors import ConfigError, VerificationError
+from pipeline.errors import ConfigError, SqshpipeError, VerificationError
 from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.ranges import Piece, pieces
-from pipeline.store import attachments, caches, channels, publish, publish_steps, space
+from pipeline.store import attachments, caches, channels, publish, publish_steps, space, trust
 from pipeline.store.attachments import NotOfTheStoreError
 from pipeline.store.events import wrong_content
 from pipeline.store.fetching import fetch
@@ -144,6 +144,8 @@ def _to_store(
                 try:
                     if _bring(record, source, target.layout, before, wanted, holders, report, task):
                         touched[record.image] = None
+                        if trust.may_be_named(target.layout, record, target.required):
+                            _advance(target.layout, record)
                 except NotOfTheStoreError as error:
                     report.refused.append(error.message)
                 except UnreadableError as error:  # of this image at the target: the others are copied
@@ -193,7 +195,6 @@ def _bring(
         _bring_release(layout, record, source, holders, report, task)
     else:
         report.present += 1
-    _advance(layout, record)
     return True
 
 
@@ -337,11 +338,5 @@ def _mirror(source: Store | Bucket, target: Store | Bucket, channel: str, report
                 target.promote(name, channel, allow_external=True, reason=f"as at {source.root}")
         except UnreadableError as error:  # noqa: PERF203 - the channels of other images are set
             report.broken += [error.message] if error.message not in report.broken else []
-
-
-Opener = Callable[[str], Bucket]
-
-
-def parse_place(text: str, open_bucket: Opener) -> Store | Bucket:
-    """A folder, or s3://bucket/prefix opened by `open_bucket`."""
-    return open_bucket(text) if text.startswith("s3://") else Store(Path(text))
+        except SqshpipeError as error:
+            report.refused.append(f"{channel} of {image} stays as it is: {error.message}")

@@ -734,3 +734,38 @@ def _on_a_machine(folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert not Path("/etc/sqshpipe/signatures.json").exists()
     assert done.stdout.splitlines()[-2:] == ["v1.0", str(store.find(SIGNED, HOST).path)]
+
+
+def test_a_sync_lets_no_channel_name_an_unsigned_release(site: Site, tmp_path: Path) -> None:
+    """Whoever writes the other store cannot stop the jobs that name `latest`, nor the channels of others."""
+    policy = trust.NODE_POLICY.read_bytes()
+    target = new_store(tmp_path / "target")
+    trust.NODE_POLICY.unlink()
+    site.store.promote(UNSIGNED, "stable")
+    publish(site.store, "v1.0", squashfs_like("zeta"), image="zeta", platform=HOST)
+    site.sign("zeta:v1.0")
+    site.store.promote("zeta:v1.0", "stable")
+    trust.NODE_POLICY.write_bytes(policy)
+    words = ["store", "sync", site.store.root, target.root]
+    assert run(*words).exit_code == 0
+    assert target.state("demo").current("latest") == "v1.0"
+    assert target.resolve("demo", HOST).version == "v1.0"
+    assert "stable of demo stays as it is" in refused(*words, "--channel", "stable", as_=PublishError)
+    assert target.state("demo").current("stable") is None
+    assert target.state("zeta").current("stable") == "v1.0"
+
+
+def test_a_sync_asks_for_the_signatures_of_images_yaml(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust.NODE_POLICY.unlink()
+    target = new_store(tmp_path / "target")
+    monkeypatch.chdir(tmp_path)
+    Path("images.yaml").write_text(
+        f"version: 1\nregistry: {{url: registry.example.com/x}}\n"
+        f"store: {{root: {target.root}, require_signature: {site.public}}}\n"
+        "images: {demo: {base: registry.example.com/base:1, dockerfile: null}}\n"
+    )
+    done = run("store", "sync", site.store.root, target.root)
+    assert done.exit_code == 0, done.output
+    assert target.state("demo").current("latest") == "v1.0"

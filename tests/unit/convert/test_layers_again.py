@@ -226,3 +226,24 @@ def test_the_event_says_what_older_readers_take_for_a_repair(site: Site) -> None
     with pytest.raises(UnreadableError, match="not named by 64 hex digits"):
         read_truth(layout, "demo")
     assert before == "published"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("compressor", value) for value in (None, 7, "xz", [], {})),
+        *(("zstd_level", value) for value in ("3", [3], 0, 23, None, True)),
+        *(("block_size", value) for value in (-1, "128K", [], 100_000)),
+        *(("keep_owners", value) for value in (1, "no", None)),
+        ("converter", "native"),
+        ("unknown", 1),
+    ],
+    ids=repr,
+)
+def test_a_record_with_odd_options_is_left_out(option: str, value: Any, site: Site) -> None:
+    """One sentence for that release; the others are made."""
+    release = site.release("v1.0", top(1))
+    converter = dict(release.converter or {})
+    converter["options"] = {**converter["options"], option: value}
+    why = again(site).make(dataclasses.replace(release, converter=converter))
+    assert why == "its record does not name the options of a conversion that this version knows"
