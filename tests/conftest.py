@@ -17,6 +17,7 @@ import structlog
 from demo.engine import PrivateEngine
 from pipeline.errors import ToolError
 from pipeline.oci.reference import Reference
+from pipeline.system import log
 
 if TYPE_CHECKING:
     from demo.registry import PrivateRegistry
@@ -93,5 +94,6 @@ def base(engine: PrivateEngine, registry: PrivateRegistry) -> Reference:
 def _logs_as_they_were() -> Iterator[None]:
     """A verb that ran in this process has set structlog up, perhaps for -q: the next test begins without."""
     yield
+    log.set_up.clear()
     if structlog.is_configured():
         structlog.reset_defaults()

@@ -12,8 +12,6 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import structlog
-
 from pipeline.attest import image_signing, provenance
 from pipeline.attest.image_signing import Signature
 from pipeline.attest.sbom import MEDIA_TYPE as SBOM_TYPE
@@ -30,8 +28,7 @@ from pipeline.store.layout import SBOM, SIGNATURE
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.system import atomic
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 PROVENANCE = "provenance.intoto.json"
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import botocore.exceptions
-import structlog
 from botocore.config import Config
 
 from pipeline.aws import errors
@@ -22,8 +21,7 @@ from pipeline.errors import ConfigError, ToolError, VerificationError
 from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.ranges import Piece
 from pipeline.store.sync_source import Sent
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 PART_BYTES = 64 << 20
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})

@@ -17,15 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import structlog
-
 from pipeline.config.names import Version
 from pipeline.config.types import Config, ImageSpec, SlurmSettings
 from pipeline.errors import ConfigError, SqshpipeError
 from pipeline.system import process, self_command
+from pipeline.system.log import log
 from pipeline.system.parallel import Crew
-
-log = structlog.get_logger()
 
 _OURS = "sqshpipe: "
 _LAST_LINES = 3

@@ -15,15 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 
-import structlog
-
 from pipeline.batch.local import ImageOutcome, Task, left_out, outcome
 from pipeline.config.types import SlurmSettings
 from pipeline.errors import ToolError
 from pipeline.slurm import array as slurm_array
 from pipeline.slurm.array import TaskState
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 _ATTEMPTS = 3
 _SILENCE = 600.0  # seconds that the controller may not answer: it restarts now and then

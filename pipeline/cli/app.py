@@ -27,6 +27,7 @@ from pipeline.cli import (
     ecr,
     init,
     job,
+    logs,
     node,
     options,
     output,
@@ -68,9 +69,9 @@ for path in (
     doctor.doctor,
 ):
     app.command(rich_help_panel="From Dockerfile to .sqsh")(path)
-app.command("list", logs=False, rich_help_panel="Releases")(releases.list_releases)
+app.command("list", rich_help_panel="Releases")(releases.list_releases)
 for quick in (releases.show, releases.resolve, report.diff):  # they answer within a job script
-    app.command(logs=False, rich_help_panel="Releases")(quick)
+    app.command(rich_help_panel="Releases")(quick)
 for about in (
     report.report,
     releases.promote,
@@ -115,6 +116,7 @@ def _global_options(
     ] = False,
 ) -> None:
     output.configure(quiet=quiet, verbose=verbose, json_log=log_format is options.LogFormat.json)
+    logs.begin()
     variables.warn_of_misspelt(os.environ)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import output
+from pipeline.system.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,11 +90,9 @@ def follow(settings: Config, tasks: Sequence[Task], executor: Executor) -> tuple
 
         def done(outcome: ImageOutcome) -> None:
             if outcome.code == 0:
-                output.log().info(
-                    "done", name=outcome.task.image, version=outcome.task.version, where=outcome.where
-                )
+                log.info("done", name=outcome.task.image, version=outcome.task.version, where=outcome.where)
             else:
-                output.log().error(
+                log.error(
                     "failed", name=outcome.task.image, code=outcome.code, why=outcome.error.partition("\n")[0]
                 )
             task = outcome.task

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
 
 from pipeline.cli import output
-
-# structlog takes rich for tracebacks that we never print. That is a third of the start of each rank of `run`.
-if "rich" in sys.modules:
-    import structlog
-else:
-    sys.modules["rich"] = None  # type: ignore[assignment] # an import of it fails, which structlog expects
-    try:
-        import structlog
-    finally:
-        del sys.modules["rich"]
+from pipeline.system.log import log, set_up
 
 _FOR_MACHINES_ONLY = ("timestamp", "level", "run", "image")
 
@@ -38,7 +28,7 @@ class _Library(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            structlog.get_logger().warning(record.getMessage(), tool=record.name)
+            log.warning(record.getMessage(), tool=record.name)
         except Exception:  # noqa: BLE001 - a line that cannot be printed ends nothing
             self.handleError(record)
 
@@ -47,9 +37,15 @@ class _Library(logging.Handler):
 
 
 def begin() -> None:
-    """Set structlog up once a process, as the global options say."""
+    """Take the warnings of libraries, and set structlog up at the first line, as the global options say."""
     logging.lastResort = _Library(logging.WARNING)
     logging.captureWarnings(capture=True)  # which nobody then prints: they are for programmers
+    set_up[:] = [_configure]
+
+
+def _configure() -> None:
+    import structlog
+
     level = logging.ERROR if output.is_quiet() else logging.DEBUG if output.is_verbose() else logging.INFO
     renderer: Any = structlog.processors.JSONRenderer() if output.logs_json() else _plain_line
     structlog.configure(

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import ConfigError, SqshpipeError, ToolError
 from pipeline.report.text import cells, folded
@@ -107,13 +106,6 @@ def be_verbose() -> None:
 def note(text: str) -> None:
     """One line of progress, escaped, through whatever is drawn on stderr at the moment."""
     _writers[-1](escaped(text))
-
-
-def log() -> Any:
-    """structlog's logger; it is imported at the first call, so that other verbs start faster."""
-    import structlog
-
-    return structlog.get_logger()
 
 
 def is_quiet() -> bool:

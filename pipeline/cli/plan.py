@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli import options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError
+from pipeline.system.log import log
 from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _repository_drift(settings: Config, specs: tuple[ImageSpec, ...]) -> list[Di
             Ecr(ecr.account, ecr.region), settings.registry, [spec.name for spec in specs]
         )
     except RegistryError as error:
-        output.log().warning(
+        log.warning(
             "whether the repositories are as images.yaml wants them is not known",
             reason=error.headline,
             hint=error.hint,
@@ -132,16 +133,12 @@ def _watches(
 
 
 def _only_affected(settings: Config, specs: tuple[ImageSpec, ...], revision: str) -> tuple[ImageSpec, ...]:
-    import structlog
-
     from pipeline.plan.affected import affected_since
 
     reasons = {found.image: found.reasons for found in affected_since(settings, revision)}
     for spec in specs:
         if spec.name in reasons:
-            structlog.get_logger().info(
-                "image is affected", name=spec.name, because="; ".join(reasons[spec.name])
-            )
+            log.info("image is affected", name=spec.name, because="; ".join(reasons[spec.name]))
     return tuple(spec for spec in specs if spec.name in reasons)
 
 
@@ -225,7 +222,7 @@ def lock(
             f"Release in this order: sqshpipe release {made_by}, then sqshpipe lock, then what is built on it"
         )
     for answer in problems[1:]:
-        output.log().warning("the base is not known", base=str(answer.reference), why=str(answer.problem))
+        log.warning("the base is not known", base=str(answer.reference), why=str(answer.problem))
     if changed and dry_run:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
     if problems and problems[0].problem is not None:  # what could be found out is written nevertheless

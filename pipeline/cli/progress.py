@@ -9,17 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import structlog
+from structlog.contextvars import bound_contextvars
 
 from pipeline.cli import output
 from pipeline.progress import Progress, Task
+from pipeline.system.log import log
 from pipeline.text import human_bytes, human_seconds, said
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
-
-log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -69,7 +68,7 @@ class ConsoleProgress:
         entry = StageTime(name)
         self.stages.append(entry)
         started = time.monotonic()
-        with structlog.contextvars.bound_contextvars(stage=name):
+        with bound_contextvars(stage=name):
             try:
                 with _meter(entry) as task:
                     yield task
@@ -82,7 +81,7 @@ class ConsoleProgress:
 
     def skip(self, name: str, why: str) -> None:
         self.stages.append(StageTime(name, outcome="skipped", text=why))
-        with structlog.contextvars.bound_contextvars(stage=name):
+        with bound_contextvars(stage=name):
             log.info(f"skipped: {why}")
 
     def result(self, text: str) -> None:

@@ -12,6 +12,7 @@ import typer
 from pipeline.cli import options, output
 from pipeline.cli.stores import open_store
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
+from pipeline.system.log import log
 from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
@@ -124,11 +125,9 @@ def _policy(
 
 def _print_report(report: PruneReport, *, dry_run: bool, as_json: bool) -> None:
     if report.unreachable:
-        output.log().warning(
-            f"nothing is hidden or deleted, since running jobs are not known: {report.unreachable}"
-        )
+        log.warning(f"nothing is hidden or deleted, since running jobs are not known: {report.unreachable}")
     for message in report.broken:
-        output.log().warning(f"no bytes are deleted: {message}")
+        log.warning(f"no bytes are deleted: {message}")
     if as_json:
         output.data_json(dataclasses.asdict(report))
         return
@@ -139,4 +138,4 @@ def _print_report(report: PruneReport, *, dry_run: bool, as_json: bool) -> None:
     for path, reason in report.kept:
         output.data(f"{'keep':<6}  {path}  {reason}")
     word = "would free" if dry_run else "freed"
-    output.log().info(f"{word} {human_bytes(report.freed)} in {len(report.blobs)} files")
+    log.info(f"{word} {human_bytes(report.freed)} in {len(report.blobs)} files")

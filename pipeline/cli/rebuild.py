@@ -10,6 +10,7 @@ import typer
 from pipeline.cli import options, output
 from pipeline.cli.stores import host_platform, open_store
 from pipeline.errors import PublishError, SqshpipeError
+from pipeline.system.log import log
 
 if TYPE_CHECKING:
     from pipeline.store.store import Store
@@ -63,7 +64,7 @@ def rebuild(
         ways_out.replace_event(opened.layout, name)
     broken = opened.rebuild()
     for message in broken:
-        output.log().warning(message)
+        log.warning(message)
     output.data_path(opened.layout.manifest)
     if broken:
         raise PublishError("not everything in the store can be read", hint=_WAYS_OUT)
@@ -95,7 +96,7 @@ def _make_layers(opened: Store, root: Path | None, config: Path) -> None:
                 why_not = error.headline
             if why_not:
                 failed += 1
-                output.log().warning(f"{name}: {why_not}")
+                log.warning(f"{name}: {why_not}")
             else:
                 opened.refresh(record.image)
                 output.data(f"{name}  {record.platform}")

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli import batch, options, output
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, ConfigError
+from pipeline.system.log import log
 
 if TYPE_CHECKING:
     from pipeline.bases.refresh import RefreshResult
@@ -73,11 +74,11 @@ def refresh(
 
 def _log(found: RefreshResult) -> None:
     for change in found.changes:
-        output.log().info(change.reason, images=", ".join(change.images))
+        log.info(change.reason, images=", ".join(change.images))
     for problem in found.problems:
-        output.log().warning("the base cannot be checked", base=str(problem.base), why=problem.error.headline)
+        log.warning("the base cannot be checked", base=str(problem.base), why=problem.error.headline)
     if not found.changes and not found.problems:
-        output.log().info("nothing changed")
+        log.info("nothing changed")
 
 
 def _notify(settings: Config, found: RefreshResult) -> None:
@@ -134,7 +135,7 @@ def _rebuild(
         if plans[one.spec.name].has_changes and (one.newest is not None or one.spec.name in found.images)
     ]
     if not wanted:
-        output.log().info("nothing to rebuild")
+        log.info("nothing to rebuild")
         return ()
     tasks = local.tasks_for(
         settings,

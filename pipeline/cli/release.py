@@ -170,7 +170,7 @@ def opened(
 ) -> Iterator[OpenRelease]:
     import secrets
 
-    import structlog
+    from structlog.contextvars import bound_contextvars
 
     from pipeline.bases.clients import Clients
     from pipeline.cli.progress import ConsoleProgress
@@ -180,7 +180,7 @@ def opened(
     settings = load(config, store=store, registry=registry)
     spec = settings.image(name)
     run_id = secrets.token_hex(4)
-    with structlog.contextvars.bound_contextvars(run=run_id, image=name), Clients(settings) as clients:
+    with bound_contextvars(run=run_id, image=name), Clients(settings) as clients:
         console = ConsoleProgress()
         run = Run(
             config=settings,

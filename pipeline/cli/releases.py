@@ -10,6 +10,7 @@ import typer
 from pipeline.cli import completion, options, output
 from pipeline.cli.stores import host_platform, look_up_store, open_store
 from pipeline.errors import ConfigError, PublishError
+from pipeline.system.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -227,10 +228,8 @@ def rollback(
 
 
 def _print_channel(store: Store, image: str, channel: str, *, changed: bool) -> None:
-    import structlog
-
     version = store.state(image).current(channel)
-    structlog.get_logger().info(f"{image}:{channel} {'now names' if changed else 'names'} {version}")
+    log.info(f"{image}:{channel} {'now names' if changed else 'names'} {version}")
     output.data(f"{image}:{version}")
 
 
@@ -250,7 +249,7 @@ def yank(
         if version != before.get(channel):
             now = f"now names {version}" if version else "names no release now"
             was = f", before {before[channel]}" if before.get(channel) else ""
-            output.log().info(f"{image}:{channel} {now}{was}")
+            log.info(f"{image}:{channel} {now}{was}")
 
 
 def _channels(state: ImageState) -> dict[str, str | None]:
@@ -285,7 +284,7 @@ def _mark(store: Store, name: str, kind: str, reason: str) -> None:
         "keep": "is kept",
         "unkeep": "is not kept",
     }
-    output.log().info(f"{name} {texts[kind]}" + ("" if changed else ", as before"))
+    log.info(f"{name} {texts[kind]}" + ("" if changed else ", as before"))
     output.data(name)
 
 

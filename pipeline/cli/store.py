@@ -24,6 +24,7 @@ from pipeline.errors import (
     PublishError,
     SqshpipeError,
 )
+from pipeline.system.log import log
 from pipeline.text import human_bytes
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def usage(
 
     found = count(open_store(root, config).layout)
     for sentence in found.broken:
-        output.log().warning(sentence)
+        log.warning(sentence)
     costs = [cost for cost in found.costs if image in (None, cost.image)]
     if as_json:
         output.data_json({**dataclasses.asdict(found), "costs": [dataclasses.asdict(cost) for cost in costs]})
@@ -288,13 +289,13 @@ def sync(
     else:
         for name in report.copied:
             output.data(name)
-        output.log().info(
+        log.info(
             f"{len(report.copied)} copied, {report.present} were there",
             sent=human_bytes(report.bytes_copied),
             reused=human_bytes(report.bytes_reused),
         )
     if report.pruned and not as_json:
-        output.log().info(
+        log.info(
             f"{len(report.pruned)} were pruned at {target} and stay so; --only IMAGE:VERSION copies one",
             releases=" ".join(report.pruned),
         )
@@ -313,7 +314,7 @@ def _print_missing(report: SyncReport, target: str, *, as_json: bool) -> None:
     else:
         for name in report.copied:
             output.data(name)
-        output.log().info(f"{len(report.copied)} would be copied to {target}, {report.present} are there")
+        log.info(f"{len(report.copied)} would be copied to {target}, {report.present} are there")
     if report.copied:
         raise typer.Exit(EXIT_PLAN_HAS_CHANGES)
 

@@ -28,13 +28,12 @@ _VOLUME = [
 class _Verb:
     """A verb as typer calls it; the only place that expands `~`, in arguments and in variables."""
 
-    def __init__(self, function: Callable[..., Any], *, logs: bool) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         functools.update_wrapper(
             self, function, assigned=("__module__", "__name__", "__qualname__", "__doc__")
         )
         self.__annotations__ = {}  # those of the signature are evaluated
         self._function = function
-        self._logs = logs
 
     @functools.cached_property
     def __signature__(self) -> inspect.Signature:
@@ -48,10 +47,6 @@ class _Verb:
             output.be_quiet()
         if verbose_verb:
             output.be_verbose()
-        if self._logs:
-            from pipeline.cli import logs
-
-            logs.begin()
         if given.get("config") == options.DEFAULT_CONFIG:
             given["config"] = options.find_config()
         return self._function(*words, **{name: _expanded(value) for name, value in given.items()})
@@ -81,13 +76,11 @@ class Verbs(typer.Typer):
     def __init__(self, help: str, **attributes: Any) -> None:  # noqa: A002 - typer's name
         super().__init__(help=help, no_args_is_help=True, rich_markup_mode="markdown", **attributes)
 
-    def command(
-        self, name: str | None = None, *, logs: bool = True, **attributes: Any
-    ) -> Callable[[Any], Any]:
-        """Register a function as a verb; without `logs`, one that need not wait for structlog to load."""
+    def command(self, name: str | None = None, **attributes: Any) -> Callable[[Any], Any]:
+        """Register a function as a verb."""
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            super(Verbs, self).command(name, **attributes)(_Verb(function, logs=logs))
+            super(Verbs, self).command(name, **attributes)(_Verb(function))
             return function
 
         return register

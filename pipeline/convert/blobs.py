@@ -11,16 +11,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
-import structlog
-
 from pipeline.errors import ToolError
 from pipeline.oci.config import ImageConfig
 from pipeline.oci.manifest import Descriptor, Manifest
 from pipeline.progress import Task
 from pipeline.registry.source import RegistrySource
 from pipeline.system import untrusted
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 CACHE_LIMIT = 100 << 30  # bytes of blobs that stay for the next conversion
 _PARTIAL_AGE = 7 * 86400.0  # seconds after which nobody will resume a download

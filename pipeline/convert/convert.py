@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import structlog
-
 from pipeline.config.types import ConvertOptions
 from pipeline.convert import measured
 from pipeline.convert.interface import Converted, Converter
@@ -38,13 +36,12 @@ from pipeline.squashfs.cache import Compared, Pair
 from pipeline.squashfs.proof import ReadBack
 from pipeline.squashfs.ranges import PackRanges
 from pipeline.system.hashing import hashed
+from pipeline.system.log import log
 from pipeline.system.memory import out_of_memory
 from pipeline.system.scratch import held_folder, scratch_folder
 
 if TYPE_CHECKING:
     from pipeline.convert.from_store import StoredLayers
-
-log = structlog.get_logger()
 
 # Counted up when a converter gives other bytes for the same input: releases are then made anew.
 CONVERTER_VERSIONS: Mapping[str, int] = {"enroot": 1, "mksquashfs": 1, "native": 2}

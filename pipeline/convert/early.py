@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import structlog
-
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.from_store import StoredLayers
 from pipeline.convert.packing import Packing, codec_of, pack_cache, until_sound
@@ -27,10 +25,9 @@ from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.pack import PackDamaged
 from pipeline.squashfs.stitch import StitchOptions, require_all
 from pipeline.squashfs.stored import StoredPack
+from pipeline.system.log import log
 from pipeline.system.parallel import CancelToken, StoppedError
 from pipeline.system.polite import PoliteHalt, lowest_priority
-
-log = structlog.get_logger()
 
 _WAIT = 0.5  # seconds between two looks at the thread: a signal is handled between them
 _PATIENCE = (
@@ -102,7 +99,7 @@ class EarlyPacking:
             self._cache.discard(error)
         except SqshpipeError as error:
             log.debug("packing before the verdict failed", why=error.headline)
-        except Exception:  # the conversion meets it again, where it is reported
+        except Exception:  # noqa: BLE001 - the conversion meets it again, where it is reported
             log.debug("packing before the verdict failed", exc_info=True)
 
     def _pack(self, source: ImageSource, cancel: CancelToken, *, whole: bool) -> None:

@@ -15,7 +15,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
 
-import structlog
 from zstandard import ZstdCompressor
 
 from pipeline.authn import place_of
@@ -46,10 +45,10 @@ from pipeline.progress import Task
 from pipeline.registry.errors import Refused
 from pipeline.registry.images import image_manifest
 from pipeline.registry.source import RegistrySource
+from pipeline.system.log import log
 from pipeline.system.scratch import THE_RESULT, SpaceRequirement, held_folder, require_space
 from pipeline.text import said
 
-log = structlog.get_logger()
 _UNPACKED = 2  # layers unpacked are at least this many times as large as stored
 _MOST_TAGS = 200  # looked at for one that stands for a digest
 

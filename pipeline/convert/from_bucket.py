@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
-
 from pipeline.errors import PublishError, SqshpipeError, VerificationError
 from pipeline.squashfs.stored import Held, SourceFailed
 from pipeline.squashfs.writing import write_at
@@ -26,13 +24,12 @@ from pipeline.store.layout import LAYERS, Layout
 from pipeline.store.record import Record
 from pipeline.store.sharing import layers_of
 from pipeline.store.sync_source import Bucket, SyncReport, attachment_prefix, recorded
+from pipeline.system.log import log
 from pipeline.system.parallel import Crew
 from pipeline.system.scratch import SpaceRequirement, require_space, scratch_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-log = structlog.get_logger()
 
 _CHUNK = 1 << 16  # bytes: ranges are rounded to it
 _GAP = 4  # chunks that are downloaded too, since one more request takes as long

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import structlog
-
 from pipeline.errors import FormatError, PublishError
 from pipeline.squashfs.cache import Compared, Pair
 from pipeline.squashfs.layers import LayerIndex, read_layer
@@ -25,12 +23,11 @@ from pipeline.store.layout import LAYERS
 from pipeline.store.record import Record, mapping, rows
 from pipeline.store.sharing import Holders, is_vouched, layers_of
 from pipeline.store.store import Store
+from pipeline.system.log import log
 from pipeline.text import shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-log = structlog.get_logger()
 
 _LEASE = 24 * 3600.0  # seconds that a conversion may take
 _MOST_SOURCES = 8  # of one layer

@@ -15,8 +15,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import structlog
-
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.from_store import StoredLayers
 from pipeline.convert.interface import Converted
@@ -41,9 +39,8 @@ from pipeline.squashfs.ranges import of_layers
 from pipeline.squashfs.stitch import Stitched, StitchOptions, stitch
 from pipeline.squashfs.stored import NotHeld, SourceFailed, StoredPack
 from pipeline.system.disk import cannot_write
+from pipeline.system.log import log
 from pipeline.system.memory import require_memory
-
-log = structlog.get_logger()
 
 _ENTRY = 500  # bytes that an entry takes, and what the writer of inodes needs of it
 _KINDS = (EntryKind.FILE, *EntryKind)  # by number; there is no kind 0

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import structlog
-
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.from_store import StoredLayers
 from pipeline.convert.tree import RatioGuard, Seen, open_entries, require_layer, worker_count
@@ -31,10 +29,9 @@ from pipeline.squashfs.pack import Pack, PackDamaged
 from pipeline.squashfs.packwriter import PackWriter
 from pipeline.squashfs.stored import NotHeld, SourceFailed
 from pipeline.squashfs.superblock import Compressor
+from pipeline.system.log import log
 from pipeline.system.parallel import CancelToken, run_all
 from pipeline.system.scratch import THE_RESULT, SpaceRequirement, require_space
-
-log = structlog.get_logger()
 
 _FOLDER = "packs"
 _IN_FLIGHT = 96 << 20  # plain bytes between reading and writing, all layers together

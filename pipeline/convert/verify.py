@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import structlog
-
 from pipeline.convert.blobs import CachedSource
 from pipeline.convert.convert import ConverterRecord, SquashfsFile, WrittenFile
 from pipeline.convert.enroot_differences import Aspect, Difference, is_known
@@ -33,8 +31,7 @@ from pipeline.squashfs.inode import Inode
 from pipeline.squashfs.proof import ReadBack
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.system.hashing import hashed
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 COMPARED = ("superblock", "length", "tree", "content")
 CHECKS = (*COMPARED, "start files")

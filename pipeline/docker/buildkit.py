@@ -21,8 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from pipeline.docker.engine import BuildRequest, Engine
 from pipeline.docker.errors import lost
 from pipeline.docker.events import build_failure
@@ -32,8 +30,7 @@ from pipeline.oci.manifest import Manifest, parse_manifest
 from pipeline.progress import NO_TASK, Task
 from pipeline.system import process
 from pipeline.system.disk import write_text
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 _BUILDX = re.compile(r"docker/buildx\s+v?(\d+)\.(\d+)")
 _OLDEST_BUILDX = (0, 10)  # the first that knows --provenance

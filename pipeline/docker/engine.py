@@ -18,7 +18,6 @@ from typing import IO, Any, final
 
 import docker
 import requests
-import structlog
 import tenacity
 import urllib3
 from docker.errors import DockerException
@@ -42,8 +41,7 @@ from pipeline.oci.reference import Reference
 from pipeline.progress import NO_TASK, Task
 from pipeline.registry.credentials import Credentials
 from pipeline.system.disk import cannot_write
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 _CONNECT_TIMEOUT = 10  # seconds
 _ANSWER_TIMEOUT = 120  # seconds: a question that no work hangs on; an engine under load takes its time

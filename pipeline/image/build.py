@@ -14,8 +14,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-import structlog
-
 from pipeline.config import folders
 from pipeline.config.names import Version
 from pipeline.config.types import ImageSpec
@@ -32,10 +30,9 @@ from pipeline.oci.digest import Digest
 from pipeline.progress import NO_TASK, Task
 from pipeline.registry.credentials import CredentialsProvider, credentials_for
 from pipeline.system.disk import cannot_write
+from pipeline.system.log import log
 from pipeline.system.scratch import SpaceRequirement, require_space, scratch_folder
 from pipeline.text import utc
-
-log = structlog.get_logger()
 
 _CLASSIC_DOCKERFILE = ".sqshpipe.Dockerfile"
 _CLASSIC_IGNORE = f"{_CLASSIC_DOCKERFILE}\n.dockerignore\n"

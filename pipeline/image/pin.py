@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import structlog
-
 from pipeline.config.lock import Lock, LockedBase
 from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
@@ -19,8 +17,7 @@ from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.images import image_manifest
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 
 class DoesNotExist(RegistryError):

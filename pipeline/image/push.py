@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import structlog
-
 from pipeline.authn import place_of
 from pipeline.config.names import Version
 from pipeline.docker.engine import Engine
@@ -25,8 +23,7 @@ from pipeline.progress import NO_TASK, Task
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import CredentialsProvider, RenewableProvider, credentials_for
 from pipeline.registry.images import image_manifest
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,16 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from pipeline.aws.ecr import AwsRefused, Ecr
 from pipeline.config.names import check_version
 from pipeline.config.types import EcrSettings, RegistrySettings
 from pipeline.errors import ConfigError
 from pipeline.image import registry_rules
 from pipeline.oci.reference import Reference
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 # What ECR calls a repository where other rules hold for the tags that match its filters.
 _WITH_EXCLUSION = "_WITH_EXCLUSION"

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import structlog
-
 from pipeline.errors import ConfigError, ToolError
 from pipeline.node import pyxis_importer
 from pipeline.store import creation
 from pipeline.store.layout import Layout
 from pipeline.system import process, untrusted
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 PROGRAM = "pyxis-importer"
 STATE_MODE = 0o1777  # of the folders in it: every job's user leaves marks there, and removes only its own

@@ -15,8 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import FormatError, SqshpipeError, ToolError
 from pipeline.node import mounted_file, pyxis_importer, shared_mount, shim
 from pipeline.node.pyxis_importer import Refused, Settings
@@ -25,8 +23,7 @@ from pipeline.slurm import client
 from pipeline.squashfs.reader import SquashfsImage
 from pipeline.store import trust
 from pipeline.store.layout import Layout
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 EXPIRY = 600.0  # seconds after which a job is looked for that has had no epilog; less than prune's grace
 MOST_NAMED = 64  # files that the comment of one job may name: each is looked for in the whole store

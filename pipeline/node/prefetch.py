@@ -13,18 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
-
 from pipeline.errors import ToolError
 from pipeline.node import pyxis_importer, shared_mount
 from pipeline.node.image_file import ImageFile
 from pipeline.system import untrusted
+from pipeline.system.log import log
 
 if TYPE_CHECKING:  # each rank of `run` loads this module
     from pipeline.node.prewarm_on_node import Warmed
     from pipeline.squashfs.startup import Range
-
-log = structlog.get_logger()
 
 MOST = 1 << 30
 """Bytes that are read ahead at most, and no more than a tenth of the free memory."""

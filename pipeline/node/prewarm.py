@@ -11,15 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import ConfigError, ToolError
 from pipeline.node import tool
 from pipeline.node.prewarm_on_node import Warmed
 from pipeline.slurm import client
 from pipeline.system import process
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 SBCAST_FROM_NODES = 8
 """From so many nodes on, sbcast's tree spares the shared file system what each node would read."""

@@ -17,17 +17,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import ToolError, VerificationError
 from pipeline.node import pyxis_importer, shared_copy
 from pipeline.node.shared_copy import Copied
 from pipeline.squashfs.ranges import PackRanges
 from pipeline.system import untrusted
+from pipeline.system.log import log
 from pipeline.system.temporary import temporary_name
 from pipeline.text import human_bytes
-
-log = structlog.get_logger()
 
 _BLOCK = 4 << 20
 _HELD = frozenset({errno.EPERM, errno.EACCES, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})

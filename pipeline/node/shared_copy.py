@@ -13,15 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import FormatError
 from pipeline.squashfs.copying import copy_range
 from pipeline.squashfs.layout import Range
 from pipeline.squashfs.ranges import MOST_BYTES, PackRanges, pieces
 from pipeline.system import untrusted
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 SUFFIX = ".ranges"
 _COPY = ".sqsh"

@@ -23,16 +23,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import ConfigError, ToolError
 from pipeline.node import mounted_file, pyxis_importer, user_mount
 from pipeline.node.user_mount import User
 from pipeline.system import mount as mounts
 from pipeline.system import untrusted
 from pipeline.system.alive import has_ended, start_time
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 ROOT_NODE_FOLDER = Path("/run/sqshpipe")
 _LONGEST = 1 << 14  # bytes of the names of a file

@@ -19,15 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-import structlog
 import tenacity
 
 from pipeline.config.types import Notify
 from pipeline.errors import ScanRejected, SqshpipeError
 from pipeline.system import process
+from pipeline.system.log import log
 from pipeline.text import shown
-
-log = structlog.get_logger()
 
 Kind = Literal["published", "blocked", "failed", "base-moved"]
 _ATTEMPTS = 3

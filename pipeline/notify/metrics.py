@@ -13,13 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import SqshpipeError
 from pipeline.system import untrusted
+from pipeline.system.log import log
 from pipeline.text import escaped
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import structlog
-
 from pipeline.attest.required import required_of, store_of
 from pipeline.config.types import Config
 from pipeline.convert.from_bucket import BucketReleases
@@ -16,8 +14,7 @@ from pipeline.errors import PublishError
 from pipeline.store.layout import Layout
 from pipeline.store.record import Release, release_of
 from pipeline.store.store import Store
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 _LIVE = ("published", "hidden", "yanked")
 _HOW = "store: {s3: s3://BUCKET/PREFIX, trust_synced: true} in images.yaml"

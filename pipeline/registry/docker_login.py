@@ -14,13 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from pipeline.authn import Credentials, host_of
 from pipeline.errors import ConfigError, ToolError
 from pipeline.system import process
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _DOCKER_HUB_KEY = "https://index.docker.io/v1/"

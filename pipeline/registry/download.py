@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 import httpx
-import structlog
 
 from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
@@ -27,9 +26,8 @@ from pipeline.registry.session import WORTH_AGAIN, Session
 from pipeline.system import untrusted
 from pipeline.system.disk import cannot_write
 from pipeline.system.hashing import hashed
+from pipeline.system.log import log
 from pipeline.system.parallel import Crew
-
-log = structlog.get_logger()
 
 _T = TypeVar("_T")
 _READ = 1 << 20

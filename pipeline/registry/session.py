@@ -14,7 +14,6 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-import structlog
 import tenacity
 
 from pipeline.aws.ecr_actions import needed
@@ -25,8 +24,7 @@ from pipeline.registry.errors import refused, unreachable
 from pipeline.registry.headers import resolve
 from pipeline.registry.pace import steadily
 from pipeline.system import http as our_http
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 # 4 MiB is what the distribution specification asks registries to take for a manifest; an error page is no
 # longer.

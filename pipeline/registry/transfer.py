@@ -10,17 +10,14 @@ import functools
 import threading
 from collections.abc import Iterator
 
-import structlog
-
 from pipeline.errors import FormatError, RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Descriptor, Index, Manifest
 from pipeline.progress import NO_TASK, Task
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.download import checked, chunks, first_failure
+from pipeline.system.log import log
 from pipeline.system.parallel import Crew
-
-log = structlog.get_logger()
 
 _MAX_MANIFESTS = 512
 

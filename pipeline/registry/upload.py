@@ -14,7 +14,6 @@ from typing import BinaryIO
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
-import structlog
 
 from pipeline.errors import RegistryError
 from pipeline.oci.digest import Digest
@@ -23,8 +22,7 @@ from pipeline.progress import NO_TASK, Task
 from pipeline.registry.auth import Scope
 from pipeline.registry.errors import Refused
 from pipeline.registry.session import Session, TryAgain
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 Opener = Callable[[int], Iterator[bytes]]
 """Gives a blob's bytes from an offset on; called again when an upload is resumed."""

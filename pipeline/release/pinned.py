@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import structlog
-
 from pipeline.config.types import ImageSpec
 from pipeline.errors import RegistryError
 from pipeline.image import inputs
 from pipeline.image.inputs import BuildInputs
 from pipeline.image.pin import BaseImage, pin
 from pipeline.release.run import Run
+from pipeline.system.log import log
 from pipeline.text import short
-
-log = structlog.get_logger()
 
 # AWS's documents use these as examples; they belong to nobody.
 EXAMPLE_ACCOUNTS = frozenset({"123456789012", "111122223333", "000000000000"})

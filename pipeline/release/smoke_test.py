@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import VerificationError
 from pipeline.progress import NO_TASK, Task
 from pipeline.release import start_profile
 from pipeline.slurm import client
 from pipeline.system import process, self_command
+from pipeline.system.log import log
 from pipeline.text import said
-
-log = structlog.get_logger()
 
 SECONDS = 1800.0
 _LAST_LINES = 12

@@ -10,8 +10,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import SqshpipeError
 from pipeline.squashfs import startup
 from pipeline.squashfs.reader import SquashfsImage
@@ -20,8 +18,7 @@ from pipeline.store import profiles
 from pipeline.store.record import Release
 from pipeline.store.store import Store
 from pipeline.system import self_command
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 _BEFORE = 3  # versions that are asked for a profile
 

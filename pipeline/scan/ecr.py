@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import structlog
-
 from pipeline.aws.ecr import AwsRefused, Ecr
 from pipeline.errors import ScanRejected
 from pipeline.oci.digest import Digest
 from pipeline.scan.ecr_result import Ended, Pending, read
 from pipeline.scan.findings import ScanResult
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 _THROTTLED = frozenset({"ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded"})
 # A scan that ECR starts by itself shows within this time; then we ask for one.

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Literal
 
-import structlog
-
 from pipeline.authn import place_of
 from pipeline.aws.ecr import Ecr
 from pipeline.config.ecr_hosts import parse_host
@@ -27,8 +25,7 @@ from pipeline.scan.findings import Base, ScanResult
 from pipeline.scan.policy import Verdict, evaluate
 from pipeline.scan.trivy import Trivy
 from pipeline.scan.waivers import read_waivers
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 ClientFor = Callable[[str], RegistryClient]
 Scanner = Literal["none", "ecr", "trivy"]

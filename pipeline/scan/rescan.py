@@ -13,8 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import structlog
-
 from pipeline.config.types import Config, ScanPolicy
 from pipeline.errors import PublishError, SqshpipeError
 from pipeline.oci.digest import Digest
@@ -27,8 +25,7 @@ from pipeline.store import attachments
 from pipeline.store.layout import SBOM
 from pipeline.store.record import IMAGE, Release
 from pipeline.store.store import Store
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 Status = Literal["acceptable", "unacceptable", "unknown"]
 

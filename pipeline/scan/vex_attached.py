@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import structlog
-
 from pipeline.errors import ConfigError, FormatError, RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.oci.manifest import Manifest
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.referrers import Referrer, referrers
 from pipeline.scan import vex
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 _TYPES = (
     "application/vnd.in-toto+json",  # a statement, bare or in a DSSE envelope: Docker Scout

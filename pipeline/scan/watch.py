@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from typing import Any, Literal
 
-import structlog
-
 from pipeline.aws.ecr import AwsRefused, Ecr
 from pipeline.config.ecr_hosts import parse_host
 from pipeline.errors import RegistryError
@@ -25,8 +23,7 @@ from pipeline.scan.judge import ecr_of
 from pipeline.scan.rescan import image_of
 from pipeline.store.record import Release
 from pipeline.store.store import Store
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 Mode = Literal["LAST_PULL_DATE", "LAST_IN_USE_AT"]
 SET = "aws inspector2 update-configuration --ecr-configuration rescanDuration=LIFETIME"

@@ -35,6 +35,7 @@ from pipeline.store.reading import (
 )
 from pipeline.store.state import File, ImageState
 from pipeline.system import atomic
+from pipeline.system.log import log
 
 _ROUNDS = 200
 
@@ -47,9 +48,7 @@ def refresh(layout: Layout, image: str, *, rebuild: bool = False) -> Loaded:
     """
     loaded = read_truth(layout, image) if rebuild else load(layout, image)
     for message in loaded.broken:
-        import structlog
-
-        structlog.get_logger().warning("left out a record that cannot be read", reason=message)
+        log.warning("left out a record that cannot be read", reason=message)
     for _ in range(_ROUNDS):
         files = list(loaded.state.files())
         links = _Links.of(loaded.state, files)

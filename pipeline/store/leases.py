@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from pipeline.errors import ConfigError, PublishError
 from pipeline.store import folders
 from pipeline.store.events import moment, whoami
 from pipeline.store.layout import Layout
 from pipeline.store.record import Record, Release
 from pipeline.system import atomic
+from pipeline.system.log import log
 from pipeline.text import shown, utc
 
 SCHEMA = 1
@@ -41,8 +40,6 @@ _FAILS = frozenset(
     {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
 """What no user can make another one's reading of a file answer."""
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

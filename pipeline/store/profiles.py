@@ -10,8 +10,6 @@ import json
 import re
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import FormatError, PublishError
 from pipeline.squashfs import startup
 from pipeline.squashfs.reader import SquashfsImage
@@ -19,8 +17,7 @@ from pipeline.squashfs.startup import Profile
 from pipeline.store import attachments, sealed
 from pipeline.store.layout import Layout
 from pipeline.store.record import Record, Release
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 LIMIT = 8 << 20
 """Bytes of one profile; a start of 3,600 reads takes about 60 KB."""

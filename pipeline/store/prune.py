@@ -18,8 +18,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import ToolError
 from pipeline.store import caches, channels, inventory, leases, retention
 from pipeline.store.events import Change
@@ -30,6 +28,7 @@ from pipeline.store.retention import DELETE, HIDE, KEEP, UNHIDE, WAIT, LiveJobs,
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import ImageState
 from pipeline.system import atomic, exclusive
+from pipeline.system.log import log
 from pipeline.system.temporary import (
     FOREIGN_WRITER_AGE_SECONDS,
     is_foreign,
@@ -38,7 +37,6 @@ from pipeline.system.temporary import (
     temporary_name,
 )
 
-log = structlog.get_logger()
 _BLOB = re.compile(r"([0-9a-f]{64})\.sqsh")
 _ASIDE = re.compile(r"\.tmp\..*\.([0-9a-f]{64})\.pruned")
 

@@ -10,8 +10,6 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-import structlog
-
 from pipeline.errors import FormatError, PublishError
 from pipeline.squashfs.layers import MOST_BYTES as LAYERS_BYTES
 from pipeline.squashfs.ranges import MOST_BYTES, PackRanges
@@ -21,8 +19,7 @@ from pipeline.store.reading import exists, load, read_record
 from pipeline.store.record import Record
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import VersionState
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 _MOST_HOLDERS = 8  # files that one file is put together from
 

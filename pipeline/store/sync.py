@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import structlog
-
 from pipeline.config.names import DEFAULT_CHANNEL, split_name, stem
 from pipeline.errors import ConfigError, SqshpipeError, VerificationError
 from pipeline.progress import NO_TASK, Task
@@ -41,9 +39,8 @@ from pipeline.store.sync_source import (
     recorded,
 )
 from pipeline.system import atomic, untrusted
+from pipeline.system.log import log
 from pipeline.system.temporary import is_orphan, temporary_name
-
-log = structlog.get_logger()
 
 _SHORTEST = 1 << 20  # bytes that are worth a copy inside a bucket
 

@@ -27,6 +27,7 @@ from pipeline.store.layout import Layout
 from pipeline.store.reading import load, read_record
 from pipeline.store.record import Record
 from pipeline.system import untrusted
+from pipeline.system.log import log
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key
@@ -170,10 +171,8 @@ def may_be_named(layout: Layout, record: Record, required: Required | None) -> b
     there = read_record(layout, record.image, record.version, record.platform)
     if there is not None and is_signed(layout, there, required):
         return True
-    import structlog
-
     name = f"{record.image}:{record.version}"
-    structlog.get_logger().warning(
+    log.warning(
         f"no channel names {name} before it is signed: sqshpipe attest sign {name} --key PRIVATE.pem, "
         f"then sqshpipe promote {name} CHANNEL"
     )

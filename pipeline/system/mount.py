@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import structlog
-
 from pipeline.errors import ToolError
 from pipeline.system import mount_api, process
-
-log = structlog.get_logger()
+from pipeline.system.log import log
 
 Kind = Literal["kernel", "fuse"]
 HINT = "mounting needs root with loop devices, or squashfuse and /dev/fuse (apt install squashfuse)"

@@ -25,12 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import structlog
-
 from pipeline.errors import ToolError
+from pipeline.system.log import log
 from pipeline.text import said, shown
-
-log = structlog.get_logger()
 
 TERM_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 ORPHAN_GRACE = 1.0  # seconds for the rest of the group, and for output, once the leader has ended

@@ -15,13 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from pipeline.errors import ToolError
+from pipeline.system.log import log
 from pipeline.system.mountinfo import existing, mount_of
 from pipeline.text import human_bytes
-
-log = structlog.get_logger()
 
 SCRATCH_VARIABLE = "SQSHPIPE_SCRATCH"
 CACHE_VARIABLE = "SQSHPIPE_CACHE"

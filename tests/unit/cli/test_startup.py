@@ -70,13 +70,22 @@ def test_an_image_that_is_published_loads_neither_engine_nor_converter(released:
     assert not {name for name in loaded if name.startswith("pipeline.squashfs")}
 
 
+def test_a_hook_of_a_job_loads_what_it_needs(tmp_path: Path) -> None:
+    """No rank starts before a Prolog has ended."""
+    words = ["node", "mount-for-job", "0" * 64, "--job", "1", "--user", "0:0"]
+    done, loaded = started([*words, "--settings", str(tmp_path / "no.json")], tmp_path)
+    assert "no.json" in done.stderr
+    assert "pipeline.node.job_mount" in loaded
+    assert not loaded & HEAVY - loaded_by_typer()
+
+
 def test_a_rank_of_run_loads_what_it_needs(tmp_path: Path) -> None:
     """Eight of them start at once on a node, before any rank of a job is there."""
     (tmp_path / "text.sqsh").write_text("no squashfs")
     done, loaded = started(["run", str(tmp_path / "text.sqsh")], tmp_path)
     assert "not a squashfs" in done.stderr
     assert "pipeline.node.run" in loaded
-    assert not loaded & (HEAVY - {"structlog", "asyncio"}) - loaded_by_typer()
+    assert not loaded & HEAVY - loaded_by_typer()
     assert not {name for name in loaded if name.startswith(("pipeline.convert.", "pipeline.squashfs.pack"))}
 
 
