@@ -6,6 +6,7 @@ variable CI is set) the same test fails: what is not run there is not checked an
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,6 +29,14 @@ _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the long campaigns (marker slow)")
     parser.addoption("--fuzz-seconds", default="4", help="how long each fuzzer runs")
+
+
+def pytest_collection_finish() -> None:
+    """What pytest and our modules have made stays until the end: the garbage collector need not look at it
+    again and again. Without this it takes an eighth of the time of all tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
