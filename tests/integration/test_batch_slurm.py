@@ -77,6 +77,7 @@ def test_results_failures_and_demands(cluster: Slurm, tmp_path: Path) -> None:
     assert found["good"].where in cluster.nodes
 
 
+@pytest.mark.slow  # test_many_images does it with real conversions
 def test_eight_images_with_a_node_killed_in_the_middle(cluster: Slurm, tmp_path: Path) -> None:
     script = 'sleep 3; echo "{\\"path\\": \\"$SLURMD_NODENAME\\"}"'
     tasks = [task(f"image{number}", script, tmp_path) for number in range(8)]
