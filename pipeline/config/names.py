@@ -89,11 +89,6 @@ def is_platform(name: str) -> bool:
     return bool(_PLATFORM.fullmatch(name))
 
 
-def may_be_of(name: str, version: str) -> bool:
-    """Whether the record file of that stem may be `version`'s, for whatever platform."""
-    return name == version or name.startswith(version + ".")
-
-
 def is_of(name: str, version: str) -> bool:
     """Whether the record file of that stem is `version`'s and no longer version's, for a known platform."""
     return name == version or _PLATFORM_SUFFIX.sub("", name) == version

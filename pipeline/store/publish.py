@@ -10,7 +10,7 @@ from pipeline.progress import NO_TASK, Task
 from pipeline.store import caches, channels, events, folders, publish_steps, space
 from pipeline.store.events import Change
 from pipeline.store.layout import Layout
-from pipeline.store.reading import add_versions, exists, fold_events, load, read_record, refuse_newer
+from pipeline.store.reading import add_versions, exists, fold_events, kind_of, read_record, refuse_newer
 from pipeline.store.record import DATA, Record
 from pipeline.store.state import ImageState, VersionState
 from pipeline.system import atomic
@@ -32,9 +32,9 @@ def publish(
         refuse_newer(layout, record.image)
         state = fold_events(layout, ImageState(image=record.image))  # raises before anything is brought
         named = record.version in state.releases
-        add_versions(layout, state, [record.version])
+        records = add_versions(layout, state, [record.version])
         _refuse_channel_name(layout, record)
-        _refuse_other_kind(layout, record)
+        _refuse_other_kind(record, kind_of(layout, record.image, records))
         there = read_record(layout, record.image, record.version, record.platform)
         if there is not None:
             publish_steps.refuse_other_content(record, there)
@@ -69,12 +69,11 @@ def _refuse_channel_name(layout: Layout, record: Record) -> None:
         )
 
 
-def _refuse_other_kind(layout: Layout, record: Record) -> None:
+def _refuse_other_kind(record: Record, kind: str | None) -> None:
     """One name, one kind: what a channel names is then always an image, or always data."""
-    others = load(layout, record.image).state.kinds() - {record.kind}
-    if others:
+    if kind not in (None, record.kind):
         raise PublishError(
-            f"{record.image} is the name of {'data' if DATA in others else 'an image'}, and "
+            f"{record.image} is the name of {'data' if kind == DATA else 'an image'}, and "
             f"{record.image}:{record.version} is {'data' if record.kind == DATA else 'an image'}",
             hint="choose another name",
         )

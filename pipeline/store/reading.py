@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.config.names import DEFAULT_PLATFORM, is_of, may_be_of
+from pipeline.config.names import DEFAULT_PLATFORM, is_of
 from pipeline.store import index, sealed
 from pipeline.store.events import checksum_of, read_events
 from pipeline.store.index import Head, head_of
@@ -86,16 +87,17 @@ def fold_events(layout: Layout, state: ImageState) -> ImageState:
     return state
 
 
-def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> None:
-    """Read the records of `versions`, of every platform, into `state`.
+def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> set[str]:
+    """Read the records of `versions`, of every platform, into `state`. Gives the stems of all records.
 
     Raises UnreadableError when one of them is damaged.
     """
     wanted = frozenset(versions)
     if not wanted:
-        return
+        return set()
     there = records_in(layout.image(state.image), set())
-    for name in sorted(name for name in there if any(may_be_of(name, version) for version in wanted)):
+    begins = tuple(f"{version}." for version in wanted)
+    for name in sorted(name for name in there if name in wanted or name.startswith(begins)):
         try:
             record = _read_record(f"{layout.image(state.image)}/{name}{RECORD_SUFFIX}")
         except sealed.UnreadableError:
@@ -104,6 +106,18 @@ def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> 
             continue
         if record is not None and record.version in wanted:
             state.add(record)
+    return there
+
+
+def kind_of(layout: Layout, image: str, there: Iterable[str]) -> str | None:
+    """The kind of the releases of `image`, all of which have one: that of the first record `there` that can
+    be read.
+    """
+    for name in sorted(there):
+        with suppress(sealed.UnreadableError):
+            if record := _read_record(f"{layout.image(image)}/{name}{RECORD_SUFFIX}"):
+                return record.kind
+    return None
 
 
 def load(layout: Layout, image: str) -> Loaded:
@@ -215,20 +229,14 @@ def signature_of(path: Path) -> Signature:
 
 def records_in(folder: Path, links: set[str]) -> set[str]:
     """Stems of the records in `folder`; the names of its symlinks are added to `links`."""
-    records: set[str] = set()
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if name.startswith("."):
-                    continue
-                if name.endswith(RECORD_SUFFIX) and name != INDEX:
-                    records.add(name.removesuffix(RECORD_SUFFIX))
-                elif name.endswith(LINK_SUFFIX):
-                    links.add(name)
+        found = os.listdir(folder)  # noqa: PTH208 - thousands of them
     except (FileNotFoundError, NotADirectoryError):
-        return records
-    return records
+        return set()
+    names = [name for name in found if not name.startswith(".")]
+    links.update(name for name in names if name.endswith(LINK_SUFFIX))
+    suffix = len(RECORD_SUFFIX)
+    return {name[:-suffix] for name in names if name.endswith(RECORD_SUFFIX) and name != INDEX}
 
 
 def read_head(layout: Layout, image: str) -> Head | None:

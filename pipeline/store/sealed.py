@@ -58,7 +58,8 @@ def seal(text: str) -> bytes:
     A lone surrogate, which represents a byte that is not UTF-8, becomes its escape as plain characters: UTF-8
     cannot hold it, and the strict reader refuses it.
     """
-    text = _SURROGATE.sub(lambda found: f"\\\\u{ord(found[0]):04x}", text)
+    if not text.isascii():
+        text = _SURROGATE.sub(lambda found: f"\\\\u{ord(found[0]):04x}", text)
     body = text.rstrip().removesuffix("}")
     before = body.rstrip().encode() + (b",\n  " if body.endswith("\n") else b", ")
     end = b"\n}\n" if body.endswith("\n") else b"}\n"

@@ -130,10 +130,6 @@ class ImageState:
     def newest_first(self) -> list[tuple[str, VersionState]]:
         return sorted(self.releases.items(), key=lambda item: (item[1].created, item[0]), reverse=True)
 
-    def kinds(self) -> set[str]:
-        """The kinds (image, data) of the releases of this image; of each platform of each version."""
-        return {held.kind for one in self.releases.values() for held in one.platforms.values()}
-
     def stems(self) -> Iterator[tuple[str, str, str, StoredFile]]:
         """(stem of the record's file name, version, platform, bytes) of every record."""
         for version, standing in self.releases.items():
