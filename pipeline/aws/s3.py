@@ -190,7 +190,7 @@ class S3Bucket:
         try:
             yield
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-            raise ToolError(
+            raise errors.bad_bundle(error) or ToolError(
                 f"{self.name}: {doing} failed: {error}",
                 hint="check the bucket's name, region and rights (s3:ListBucket, GetObject, PutObject)",
             ) from error
