@@ -194,7 +194,8 @@ class S3Bucket:
                 f"{self.name}: {doing} failed: {error}",
                 hint="check the bucket's name, region and rights (s3:ListBucket, GetObject, PutObject)",
             ) from error
-        except (ResponseParserError, LookupError, TypeError, ValueError) as error:
+        except (ResponseParserError, LookupError, TypeError, ValueError, RecursionError) as error:
+            # boto3 asks for the bucket's region at a redirect, and is redirected again
             raise ToolError(
                 f"{self.name}: {doing} failed: the answer is not what S3 answers ({error})",
                 hint="check AWS_ENDPOINT_URL, and what stands between this machine and the service",

@@ -102,21 +102,31 @@ def compare(source: Store | Bucket, target: Store | Bucket, *, names: Iterable[s
         records = published(source, wanted, report)
     else:
         records = recorded(source, wanted, report)
+    failed: list[SqshpipeError] = []
     for record in records:
-        name = f"{record.image}:{record.version}"
-        there = _recorded_at(target, record)
-        if there is not None:
-            publish_steps.refuse_other_content(record, there)
-        standing = VersionState()
-        if isinstance(target, Store):
-            standing = read_truth(target.layout, record.image).state.releases.get(record.version) or standing
-        if standing.pruned and (record.image, record.version) not in wanted:
-            report.pruned.append(name)
-        elif there is None or standing.pruned or record.platform in standing.damaged:
-            report.copied.append(name)
-        else:
-            report.present += 1
+        with report.each(failed):
+            _compare(record, target, wanted, report)
+    if failed:
+        raise failed[0]
     return report
+
+
+def _compare(
+    record: Record, target: Store | Bucket, wanted: list[tuple[str, str | None]], report: SyncReport
+) -> None:
+    name = f"{record.image}:{record.version}"
+    there = _recorded_at(target, record)
+    if there is not None:
+        publish_steps.refuse_other_content(record, there)
+    standing = VersionState()
+    if isinstance(target, Store):
+        standing = read_truth(target.layout, record.image).state.releases.get(record.version) or standing
+    if standing.pruned and (record.image, record.version) not in wanted:
+        report.pruned.append(name)
+    elif there is None or standing.pruned or record.platform in standing.damaged:
+        report.copied.append(name)
+    else:
+        report.present += 1
 
 
 def _recorded_at(target: Store | Bucket, record: Record) -> Record | None:

@@ -178,6 +178,19 @@ def test_an_object_that_has_grown_since_the_listing_is_not_read(
     assert sent < 40 << 20
 
 
+@pytest.mark.parametrize("status", [301, 307])
+def test_a_redirect_of_everything_is_one_sentence(server: OddS3, status: int) -> None:
+    """boto3 asked where the bucket is, was redirected, and asked again until Python's stack was full."""
+
+    def fault(request: Request) -> bool:
+        request.answer(status)
+        return True
+
+    server.fault = fault
+    with pytest.raises(ToolError, match="not what S3 answers"):
+        S3Bucket("s3://b/pre").read("x", 0, 10)
+
+
 @pytest.mark.parametrize(("status", "of"), [(503, ToolError), (500, ToolError), (403, VerificationError)])
 def test_a_service_that_fails_is_not_an_object_that_does(
     server: OddS3, status: int, of: type[SqshpipeError]
