@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False  # not typing's: until `main` runs, Ctrl-C ends in Python's own report
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def main() -> NoReturn:
@@ -13,8 +15,10 @@ def main() -> NoReturn:
         from pipeline.cli.app import main as run
 
         run()
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not isinstance(error.__cause__ or error, KeyboardInterrupt):  # 3.11 wraps it where a class is made
+            raise
+        sys.exit(130)
 
 
 if __name__ == "__main__":

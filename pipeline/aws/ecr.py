@@ -10,7 +10,7 @@ import threading
 from http import HTTPStatus
 from typing import Any, Literal
 
-from pipeline.aws.errors import profile, trouble
+from pipeline.aws.errors import bad_bundle, profile, trouble
 from pipeline.errors import RegistryError
 
 Service = Literal["ecr", "inspector2"]
@@ -72,7 +72,7 @@ class Ecr:
                 f"{self.region!r} is not an AWS region", hint="check registry.ecr.region"
             ) from None
         except (aws.ConnectionError, aws.HTTPClientError) as error:
-            raise self._unreachable(name, error) from error
+            raise bad_bundle(error) or self._unreachable(name, error) from error
         except (aws.BotoCoreError, OSError, ValueError, LookupError) as error:
             raise trouble(error, asked=name) from None
         return answer

@@ -43,6 +43,25 @@ def profile() -> str:
     return f"profile {os.environ.get('AWS_PROFILE', 'default')}"
 
 
+def bad_bundle(error: Exception) -> ConfigError | None:
+    """Our error for a file of authorities that cannot be used; None for every other error of boto3's."""
+    inside = getattr(error, "kwargs", {}).get("error", error)
+    reason = inside.args[0] if isinstance(inside, Exception) and inside.args else inside
+    unreadable = isinstance(reason, (FileNotFoundError, IsADirectoryError, PermissionError))
+    if not unreadable and not re.search(r"\[X509|PEM lib|CA certificate bundle", str(inside)):
+        return None
+    why = (
+        reason.strerror
+        if isinstance(reason, OSError) and unreadable
+        else "no certificate can be read from it"
+    )
+    name = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or "ca_bundle"
+    return ConfigError(
+        f"the authorities for TLS in {shown(name)} cannot be used: {why}",
+        hint="check AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and ca_bundle in ~/.aws/config",
+    )
+
+
 def trouble(error: Exception, *, asked: str) -> SqshpipeError:
     """Our error for what boto3 raised before AWS answered; ``asked`` is the action, ``ecr:PutImage``.
 
@@ -51,6 +70,8 @@ def trouble(error: Exception, *, asked: str) -> SqshpipeError:
     """
     from botocore import exceptions as aws
 
+    if bundle := bad_bundle(error):
+        return bundle
     if isinstance(error, aws.ProfileNotFound):
         return NoAwsCredentials(
             f"the AWS profile {os.environ.get('AWS_PROFILE', '')!r} does not exist",

@@ -6,6 +6,7 @@ AWS_ENDPOINT_URL).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO, cast
 
 import botocore.exceptions
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 
 from pipeline.aws import errors
 from pipeline.aws.parts import plan
@@ -20,6 +22,7 @@ from pipeline.aws.upload import Upload, WrongCopyError
 from pipeline.errors import ConfigError, ToolError, VerificationError
 from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.ranges import Piece
+from pipeline.store.sealed import SMALL, UnreadableError
 from pipeline.store.sync_source import Sent
 from pipeline.system.log import log
 
@@ -54,20 +57,32 @@ class S3Bucket:
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
             for page in pages:
+                if page["IsTruncated"] and not page.get("NextContinuationToken"):
+                    raise ValueError("a page of the listing names no next one and is not the last")
                 for item in page.get("Contents", ()):
                     yield item["Key"].removeprefix(self._prefix), item["Size"]
 
-    def get(self, key: str) -> bytes | None:
-        """A small object's bytes; None when it does not exist."""
+    def get(self, key: str, *, limit: int = SMALL) -> bytes | None:
+        """A small object's bytes; None when it does not exist.
+
+        Raises UnreadableError when it has more than `limit` bytes: it may have grown since it was listed.
+        """
         with self._translate_errors(f"reading {key}"):
             try:
-                return bytes(
-                    self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"].read()
-                )
+                body = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)["Body"]
             except botocore.exceptions.ClientError as error:
                 if _code(error) in _MISSING:
                     return None
                 raise
+            content = b""
+            while len(content) <= limit and (more := body.read(limit + 1 - len(content))):
+                content += more
+            body.close()
+        if len(content) > limit:
+            raise UnreadableError(
+                f"{self.name}/{key} is larger than {limit >> 20} MiB", hint="look who made it"
+            )
+        return content
 
     def put_new(self, key: str, content: bytes) -> bool:
         """Write a new object; False, and nothing is written, when it exists already."""
@@ -100,14 +115,12 @@ class S3Bucket:
             if size is None:
                 raise _missing(f"{self.name}/{key}")
             if offset >= size:
-                import io
-
                 return io.BytesIO()
             last = "" if length is None else offset + length - 1
             answer = self._client.get_object(
                 Bucket=self._bucket, Key=self._prefix + key, Range=f"bytes={offset}-{last}"
             )
-        return cast("BinaryIO", answer["Body"])
+        return cast("BinaryIO", _Body(self, key, answer["Body"]))
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """These bytes of an object, fewer where it ends or the stream broke each of three times.
@@ -132,6 +145,8 @@ class S3Bucket:
                 raise _missing(f"{self.name}/{key}") from error
             if _code(error) == "InvalidRange":  # it ends before
                 return b""
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+                raise  # the service fails, not this object
             raise VerificationError(
                 f"{self.name}/{key} cannot be read: {error}", hint="check the rights and the storage class"
             ) from error
@@ -173,10 +188,37 @@ class S3Bucket:
         try:
             yield
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-            raise ToolError(
+            raise errors.bad_bundle(error) or ToolError(
                 f"{self.name}: {doing} failed: {error}",
                 hint="check the bucket's name, region and rights (s3:ListBucket, GetObject, PutObject)",
             ) from error
+        except (ResponseParserError, LookupError, TypeError, ValueError, RecursionError) as error:
+            # boto3 asks for the bucket's region at a redirect, and is redirected again
+            raise ToolError(
+                f"{self.name}: {doing} failed: the answer is not what S3 answers ({error})",
+                hint="check AWS_ENDPOINT_URL, and what stands between this machine and the service",
+            ) from error
+
+
+class _Body(io.RawIOBase):
+    """The bytes of one answer; what fails while they arrive is raised as S3Bucket raises it.
+
+    boto3's own stream gives its caller, inside `with`, the stream below it, which does not notice a cut.
+    """
+
+    def __init__(self, bucket: S3Bucket, key: str, body: Any) -> None:
+        self._bucket, self._key, self._body = bucket, key, body
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        with self._bucket._translate_errors(f"reading {self._key}"):  # noqa: SLF001 - the same module
+            return bytes(self._body.read(None if size < 0 else size))
+
+    def close(self) -> None:
+        self._body.close()
+        super().close()
 
 
 def _missing(name: str) -> VerificationError:

@@ -176,12 +176,8 @@ def _run() -> int:
         if message.strip():  # none where a group without a verb has shown its help
             output.failure(ConfigError(message, hint=_help_hint(error)))
         return ConfigError.exit_code
-    except (_Interrupted, KeyboardInterrupt, typer.Abort):
-        output.interrupted("interrupted")
-        return EXIT_SIGINT
-    except _Terminated:
-        output.interrupted("terminated")
-        return EXIT_SIGTERM
+    except (_Interrupted, _Terminated, KeyboardInterrupt, typer.Abort) as end:
+        return _ended_by(end)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         return EXIT_DONE
     except SystemExit as end:
@@ -189,7 +185,16 @@ def _run() -> int:
             return EXIT_DONE
         raise
     except Exception as error:  # noqa: BLE001 - the last resort, with exit code 1
+        if isinstance(error.__cause__, (_Interrupted, _Terminated)):  # 3.11 wraps it where a class is made
+            return _ended_by(error.__cause__)
         return _not_ours(error)
+
+
+def _ended_by(end: BaseException) -> int:
+    """The exit code after a signal, which is reported."""
+    terminated = isinstance(end, _Terminated)
+    output.interrupted("terminated" if terminated else "interrupted")
+    return EXIT_SIGTERM if terminated else EXIT_SIGINT
 
 
 def _not_ours(error: Exception) -> int:

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.cli import options, output
+from pipeline.errors import ConfigError
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 _VOLUME = [
@@ -67,7 +68,19 @@ class Page(TyperGroup):
         for param in found:
             if param.name in ("install_completion", "show_completion"):
                 param.hidden = True  # type: ignore[attr-defined] # all of these are options
+                param.callback = functools.partial(_for_this_shell, param.callback)
         return found
+
+
+def _for_this_shell(complete: Any, *words: Any) -> Any:
+    """What typer's option does; it ends with 1 in a shell that it does not know."""
+    try:
+        return complete(*words)
+    except typer.Exit as end:
+        raise ConfigError(
+            "there is no completion for this shell",
+            hint="start this command from bash, zsh, fish or powershell",
+        ) from end
 
 
 class Verbs(typer.Typer):

@@ -155,7 +155,7 @@ class BucketReleases:
             name = key.removeprefix(prefix)
             wanted = name == LAYERS or name.endswith((SUFFIX, ENVELOPE_SUFFIX))
             if wanted and "/" not in name and size <= attachments.LIMIT:
-                attachments.add(layout, record, name, bucket.get(key) or b"")
+                attachments.add(layout, record, name, bucket.get(key, limit=attachments.LIMIT) or b"")
 
 
 class _Download:

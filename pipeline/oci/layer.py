@@ -102,7 +102,7 @@ class Decompressed(ReadOnly):
                 raise MemoryError from error
             raise FormatError(
                 f"a layer's {self.compression} data is damaged or cut short: {error}",
-                hint="fetch it again; if that does not help, the image was pushed damaged",
+                hint="get it again; if that does not help, it is damaged where it comes from",
             ) from None
         self.unpacked += len(data)
         self._check_limits()

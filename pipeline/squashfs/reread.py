@@ -12,7 +12,7 @@ from typing import Protocol
 
 from isal import isal_zlib
 
-from pipeline.system.disk import reopened_direct
+from pipeline.system.disk import NOT_DIRECT, reopened_direct
 from pipeline.system.parallel import Crew
 
 Block = tuple[int, int, int]  # position, length in bytes, crc32
@@ -60,7 +60,7 @@ def reread(
             if not free:
                 take_oldest()
             buffer = free.popleft()
-            under_way.append((buffer, crew.submit(_read, disk, buffer, chunk)))
+            under_way.append((buffer, crew.submit(_read, disk, descriptor, buffer, chunk)))
         while under_way:
             take_oldest()
     return wrong
@@ -86,13 +86,24 @@ def _cut(start: int, end: int, inside: list[Block]) -> Iterator[_Chunk]:
         start, inside = stop, []
 
 
-def _read(descriptor: int, buffer: mmap.mmap, chunk: _Chunk) -> tuple[memoryview, list[Block]]:
+def _read(disk: int, descriptor: int, buffer: mmap.mmap, chunk: _Chunk) -> tuple[memoryview, list[Block]]:
+    """The bytes of a chunk and its wrong blocks. What cannot be read from `disk` comes from `descriptor`.
+
+    A direct read is refused where the one before it ended inside a page, as it does at the end of a file.
+    """
     start, end, blocks = chunk
     first = start - start % mmap.PAGESIZE
     space = memoryview(buffer)[: -(-(end - first) // mmap.PAGESIZE) * mmap.PAGESIZE]
     done = 0
     while first + done < end:
-        count = os.preadv(descriptor, [space[done:]], first + done)
+        try:
+            count = os.preadv(disk, [space[done:]], first + done)
+        except OSError as error:
+            if disk == descriptor or error.errno not in NOT_DIRECT:
+                raise
+            os.posix_fadvise(descriptor, first + done, len(space) - done, os.POSIX_FADV_DONTNEED)
+            disk = descriptor
+            continue
         if not count:
             raise OSError(errno.EIO, f"the file ends at {first + done}, before {end}")
         done += count

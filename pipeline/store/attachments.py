@@ -66,12 +66,20 @@ def read(layout: Layout, record: Record, name: str, *, limit: int = LIMIT) -> by
 def add(layout: Layout, record: Record, name: str, content: bytes) -> None:
     """Attach a file to a release; one that is there stays as it is. Raises as `read` does."""
     path = _folder(layout, record) / name
-    if not _NAME.fullmatch(name):
-        raise _refused(path)
+    check_name(record, name)
     check(layout, record)
     folders.make(path.parent)
     if read(layout, record, name) is None:
         atomic.create(path, content)
+
+
+def check_name(record: Record, name: str) -> None:
+    """Raise NotOfTheStoreError when nothing beside a release can have this name."""
+    if not _NAME.fullmatch(name):
+        raise NotOfTheStoreError(
+            f"{name!r} beside {record.image}:{record.version} is not a name that sqshpipe gives",
+            hint="look who made it, and remove it",
+        )
 
 
 def check(layout: Layout, record: Record) -> None:

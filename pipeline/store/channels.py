@@ -149,8 +149,21 @@ def rollback(
     return event
 
 
-def mark(layout: Layout, image: str, version: str, kind: str, *, reason: str = "") -> Event | None:
-    """yank, unyank, keep or unkeep a version. None when it is in that state already."""
+def mark(
+    layout: Layout,
+    image: str,
+    version: str,
+    kind: str,
+    *,
+    required: trust.Required | None = None,
+    reason: str = "",
+) -> Event | None:
+    """yank, unyank, keep or unkeep a version. None when it is in that state already.
+
+    Its channels leave a version that is yanked; where signatures are required they do so by `rollback`.
+    """
+    if kind == "yank" and trust.all_of(required):
+        _roll_back_from(layout, image, version, required=required, reason=reason)
 
     def decision(state: ImageState) -> Change | None:
         standing = known(layout, state, version)
@@ -163,6 +176,22 @@ def mark(layout: Layout, image: str, version: str, kind: str, *, reason: str = "
         return None if already[kind] else Change(kind=kind, version=version, reason=reason)
 
     return decide(layout, image, decision, wanted=lambda _: [version])
+
+
+def _roll_back_from(
+    layout: Layout, image: str, version: str, *, required: trust.Required | None, reason: str
+) -> None:
+    state = ImageState(image=image)
+    fold_events(layout, state)
+    for channel in state.channels_of(version):
+        try:
+            rollback(layout, image, channel, required=required, reason=reason)
+        except PublishError as error:  # noqa: PERF203 - of this channel
+            import structlog
+
+            structlog.get_logger().warning(
+                f"{image}:{channel} names no signed release now", why=error.headline
+            )
 
 
 def known(layout: Layout, state: ImageState, version: str) -> VersionState:

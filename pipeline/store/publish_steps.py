@@ -32,6 +32,10 @@ from pipeline.text import short
 _PIECE = 4 << 20
 
 
+class OtherContentError(PublishError):
+    """A version that was published before with other content."""
+
+
 @contextmanager
 def staging(layout: Layout) -> Iterator[Path]:
     """A name in blobs/sha256/ that a converter may write its .sqsh to, and longer names that begin with it.
@@ -154,9 +158,9 @@ def _taken(layout: Layout, record: Record) -> Record:
 
 
 def refuse_other_content(record: Record, there: Record) -> None:
-    """Raise PublishError when `there`, already published under that version, is not what `record` brings."""
+    """Raise OtherContentError when `there`, published under that version, is not what `record` brings."""
     if there.sha256 != record.sha256:
-        raise PublishError(
+        raise OtherContentError(
             f"{record.image}:{record.version} for {record.platform} was published at {there.created} with "
             f"other content (sha256 {short(there.sha256)}…, not {short(record.sha256)}…)",
             hint="a published version never changes, also after it was pruned: choose another version",

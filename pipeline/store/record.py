@@ -141,11 +141,6 @@ def parse_own(raw: bytes, path: str | Path) -> Record | None:
     return record
 
 
-def is_claim(raw: bytes) -> bool:
-    """Whether the bytes of a record file only claim its name for a channel."""
-    return len(raw) < 512 and b'"channel"' in raw and b'"sha256"' not in raw
-
-
 def claim(image: str, channel: str) -> bytes:
     """The file that takes the record name of a channel."""
     return sealed.seal(json.dumps({"schema": SCHEMA, "image": image, "channel": channel}))

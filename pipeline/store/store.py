@@ -348,9 +348,7 @@ class Store:
         return True
 
     def promote(self, name: str, channel: str, *, allow_external: bool = False, reason: str = "") -> bool:
-        """Let `channel` name the release "image:version" (or what another channel names). False: it does
-        already.
-        """
+        """Let `channel` name "image:version", or what another channel names. False: it does already."""
         from pipeline.store import channels
 
         self.require()
@@ -377,7 +375,8 @@ class Store:
 
         self.require()
         image, version = split_name(name)
-        return self._changed(image, channels.mark(self.layout, image, version, kind, reason=reason))
+        event = channels.mark(self.layout, image, version, kind, required=self.required, reason=reason)
+        return self._changed(image, event)
 
     def _changed(self, image: str, event: object | None) -> bool:
         self.refresh(image)

@@ -18,10 +18,9 @@ from pipeline.errors import ConfigError, SqshpipeError, VerificationError
 from pipeline.progress import NO_TASK, Task
 from pipeline.squashfs.ranges import Piece, pieces
 from pipeline.store import attachments, caches, channels, publish, publish_steps, space, trust
-from pipeline.store.attachments import NotOfTheStoreError
 from pipeline.store.events import wrong_content
 from pipeline.store.fetching import fetch
-from pipeline.store.layout import BROUGHT, RECORD_SUFFIX, Layout
+from pipeline.store.layout import BROUGHT, RANGES, RECORD_SUFFIX, Layout
 from pipeline.store.reading import fold_events, read_record, read_truth
 from pipeline.store.record import Record, parse_record
 from pipeline.store.sealed import UnreadableError
@@ -59,27 +58,33 @@ def sync(
     back only when `names` says that version. `latest` moves at a mounted target as if its releases were
     published there; each of `mirror_channels` will name there what it names at `source`. Raises PublishError
     when there is no store at one of the two, or a version has other content at `target`, VerificationError
-    when bytes do not arrive as recorded.
+    when bytes do not arrive as recorded: both after the others were copied.
     """
     for place in (source, target):
         if isinstance(place, Store):
             place.require()
     report = SyncReport()
     wanted = [_wanted(name) for name in names]
+    failed: list[SqshpipeError] = []
     if isinstance(source, Store):
         records = published(source, wanted, report)
         if isinstance(target, Store):
-            _to_store(records, MountedSource(source.layout), target, wanted, report, task)
+            _to_store(records, MountedSource(source.layout), target, wanted, report, failed, task)
         else:
-            _to_bucket(source.layout, records, target, report, task)
+            _to_bucket(source.layout, records, target, report, failed, task)
     elif isinstance(target, Store):
-        _to_store(recorded(source, wanted, report), BucketSource(source), target, wanted, report, task)
+        found = recorded(source, wanted, report)
+        _to_store(found, BucketSource(source), target, wanted, report, failed, task)
     else:
         raise ConfigError(
             "one side of a sync must be a mounted store", hint="copy buckets with the provider's own tool"
         )
     for channel in mirror_channels:
         _mirror(source, target, channel, report)
+    for error in failed[1:]:
+        log.error(error.headline, hint=error.hint)
+    if failed:
+        raise failed[0]
     return report
 
 
@@ -94,29 +99,43 @@ def compare(source: Store | Bucket, target: Store | Bucket, *, names: Iterable[s
         records = published(source, wanted, report)
     else:
         records = recorded(source, wanted, report)
+    failed: list[SqshpipeError] = []
     for record in records:
-        name = f"{record.image}:{record.version}"
-        there = _recorded_at(target, record)
-        if there is not None:
-            publish_steps.refuse_other_content(record, there)
-        standing = VersionState()
-        if isinstance(target, Store):
-            standing = read_truth(target.layout, record.image).state.releases.get(record.version) or standing
-        if standing.pruned and (record.image, record.version) not in wanted:
-            report.pruned.append(name)
-        elif there is None or standing.pruned or record.platform in standing.damaged:
-            report.copied.append(name)
-        else:
-            report.present += 1
+        with report.each(failed):
+            _compare(record, target, wanted, report)
+    if failed:
+        raise failed[0]
     return report
+
+
+def _compare(
+    record: Record, target: Store | Bucket, wanted: list[tuple[str, str | None]], report: SyncReport
+) -> None:
+    name = f"{record.image}:{record.version}"
+    there = _recorded_at(target, record)
+    if there is not None:
+        publish_steps.refuse_other_content(record, there)
+    standing = VersionState()
+    if isinstance(target, Store):
+        standing = read_truth(target.layout, record.image).state.releases.get(record.version) or standing
+    if standing.pruned and (record.image, record.version) not in wanted:
+        report.pruned.append(name)
+    elif there is None or standing.pruned or record.platform in standing.damaged:
+        report.copied.append(name)
+    else:
+        report.present += 1
 
 
 def _recorded_at(target: Store | Bucket, record: Record) -> Record | None:
     if isinstance(target, Store):
         return read_record(target.layout, record.image, record.version, record.platform)
-    key = f"{record.image}/{stem(record.version, record.platform)}{RECORD_SUFFIX}"
+    key = _key(record)
     raw = target.get(key)
-    return None if raw is None else parse_record(raw, Path(f"{target.name}/{key}"))
+    return None if raw is None else parse_record(raw, f"{target.name}/{key}")
+
+
+def _key(record: Record) -> str:
+    return f"{record.image}/{stem(record.version, record.platform)}{RECORD_SUFFIX}"
 
 
 def _wanted(name: str) -> tuple[str, str | None]:
@@ -129,6 +148,7 @@ def _to_store(
     target: Store,
     wanted: list[tuple[str, str | None]],
     report: SyncReport,
+    failed: list[SqshpipeError],
     task: Task,
 ) -> None:
     before: dict[str, ImageState] = {}
@@ -137,16 +157,14 @@ def _to_store(
     target.prepare()
     try:
         for record in records:
-            with atomic.translate_errors(f"copying {record.image}:{record.version} to {target.root}"):
-                try:
-                    if _bring(record, source, target.layout, before, wanted, holders, report, task):
-                        touched[record.image] = None
-                        if trust.may_be_named(target.layout, record, target.required):
-                            _advance(target.layout, record)
-                except NotOfTheStoreError as error:
-                    report.refused.append(error.message)
-                except UnreadableError as error:  # of this image at the target: the others are copied
-                    report.broken += [error.message] if error.message not in report.broken else []
+            with (
+                report.each(failed),
+                atomic.translate_errors(f"copying {record.image}:{record.version} to {target.root}"),
+            ):
+                if _bring(record, source, target.layout, before, wanted, holders, report, task):
+                    touched[record.image] = None
+                    if trust.may_be_named(target.layout, record, target.required):
+                        _advance(target.layout, record)
     finally:
         with atomic.translate_errors(f"writing the caches of {target.root}"):
             for image in touched:
@@ -179,9 +197,14 @@ def _bring(
     if standing.pruned and (record.image, record.version) not in wanted:
         report.pruned.append(f"{record.image}:{record.version}")
         return False
+    beside = list(source.attached(record))  # all of them can be read, or nothing is brought
+    for name, _ in beside:
+        attachments.check_name(record, name)
     if there is None:  # before its record: what is published here has none
         attachments.add(layout, record, BROUGHT, b"{}\n")
-    _bring_attachments(layout, record, source)
+        _attach(layout, record, [one for one in beside if one[0] == RANGES])  # the record names its sha256
+    else:
+        _attach(layout, record, beside)
     damaged = record.platform in standing.damaged
     if damaged:
         if wrong := wrong_content(layout, record.image, record.version, record.platform):
@@ -189,7 +212,7 @@ def _bring(
             return False
         publish.set_aside(layout, record)
     if there is None or damaged or standing.pruned or not publish_steps.bytes_are_there(layout, record):
-        _bring_release(layout, record, source, holders, report, task)
+        _bring_release(layout, record, source, beside, holders, report, task)
     else:
         report.present += 1
     return True
@@ -199,18 +222,27 @@ def _advance(layout: Layout, record: Record) -> None:
     channels.advance(layout, record.image, record.version, DEFAULT_CHANNEL)
 
 
-def _bring_attachments(layout: Layout, record: Record, source: SyncSource) -> None:
-    for name, content in list(source.attached(record)):  # all of them can be read, or nothing is brought
+def _attach(layout: Layout, record: Record, beside: Iterable[tuple[str, bytes]]) -> None:
+    for name, content in beside:
         if name != BROUGHT:  # it says what the other store brought
             attachments.add(layout, record, name, content)
 
 
 def _bring_release(
-    layout: Layout, record: Record, source: SyncSource, holders: Holders, report: SyncReport, task: Task
+    layout: Layout,
+    record: Record,
+    source: SyncSource,
+    beside: Sequence[tuple[str, bytes]],
+    holders: Holders,
+    report: SyncReport,
+    task: Task,
 ) -> None:
+    """The bytes, then what lies beside them: where bytes do not arrive, no SBOM of a stranger stays here."""
     if publish_steps.bytes_are_there(layout, record):
+        _attach(layout, record, beside)
         publish.commit_present(layout, record)
     else:
+        source.check_size(record)
         space.make_room(layout, record.size)
         with _partial(layout, record) as staged:
             digest, reused = _fetch(staged, record, source, layout, holders.of(record), report, task)
@@ -224,6 +256,7 @@ def _bring_release(
                     f"{record.image}:{record.version} arrived with sha256 {digest}, not {record.sha256}",
                     hint="run sqshpipe store scrub at the source, then sync again",
                 )
+            _attach(layout, record, beside)
             publish.commit_staged(layout, record, staged)
     holders.add(record)
     report.copied.append(f"{record.image}:{record.version}")
@@ -273,14 +306,17 @@ def _is_own(path: Path) -> bool:
 
 
 def _to_bucket(
-    layout: Layout, records: Iterable[Record], bucket: Bucket, report: SyncReport, task: Task
+    layout: Layout,
+    records: Iterable[Record],
+    bucket: Bucket,
+    report: SyncReport,
+    failed: list[SqshpipeError],
+    task: Task,
 ) -> None:
     holders = Holders(layout)
     for record in records:
-        try:
+        with report.each(failed):
             _upload(layout, record, bucket, holders, report, task)
-        except NotOfTheStoreError as error:  # noqa: PERF203 - the others are copied
-            report.refused.append(error.message)
 
 
 def _upload(
@@ -288,10 +324,9 @@ def _upload(
 ) -> None:
     source = MountedSource(layout)
     source.check(record)
-    key = f"{record.image}/{stem(record.version, record.platform)}{RECORD_SUFFIX}"
-    there = bucket.get(key)
+    there = _recorded_at(bucket, record)
     if there is not None:
-        publish_steps.refuse_other_content(record, parse_record(there, Path(f"{bucket.name}/{key}")))
+        publish_steps.refuse_other_content(record, there)
     present = set(dict(bucket.keys(attachment_prefix(record))))
     for name, content in list(source.attached(record)):  # all of them can be read, or nothing is brought
         if attachment_prefix(record) + name not in present:
@@ -305,10 +340,8 @@ def _upload(
         done = bucket.upload(record.file, file, sha256=record.sha256, task=task, pieces=shared, keys=keys)
         report.bytes_copied += done.sent
         report.bytes_reused += done.reused
-    if there is None and not bucket.put_new(key, record.as_bytes()):
-        publish_steps.refuse_other_content(
-            record, parse_record(bucket.get(key) or b"", Path(f"{bucket.name}/{key}"))
-        )
+    if there is None and not bucket.put_new(_key(record), record.as_bytes()):
+        publish_steps.refuse_other_content(record, _recorded_at(bucket, record) or record)
     report.copied.append(f"{record.image}:{record.version}")
 
 

@@ -6,18 +6,20 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from pipeline.config.names import is_image, stem
-from pipeline.errors import PublishError
+from pipeline.errors import SqshpipeError, VerificationError
 from pipeline.progress import Task
 from pipeline.squashfs.ranges import Piece
 from pipeline.store import attachments, sealed
 from pipeline.store.layout import Layout
+from pipeline.store.publish_steps import OtherContentError
 from pipeline.store.reading import read_record, read_truth
-from pipeline.store.record import Record, is_claim, parse_record
+from pipeline.store.record import Record, parse_own
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.state import ImageState
 from pipeline.store.store import Store
@@ -36,7 +38,9 @@ class Bucket(Protocol):
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(key, size) of every object under `prefix`."""
 
-    def get(self, key: str) -> bytes | None: ...
+    def get(self, key: str, *, limit: int = sealed.SMALL) -> bytes | None:
+        """An object's bytes; None when it does not exist. UnreadableError when it has more than `limit`."""
+
     def put_new(self, key: str, content: bytes) -> bool:
         """Write a new object; False, and nothing is written, when it exists already."""
 
@@ -88,6 +92,18 @@ class SyncReport:
     broken: list[str] = field(default_factory=list)
     """Records and events of the source that cannot be read, one sentence each; they are not copied."""
 
+    @contextmanager
+    def each(self, failed: list[SqshpipeError]) -> Iterator[None]:
+        """What is wrong with one release is reported, or added to `failed`: the others are copied."""
+        try:
+            yield
+        except attachments.NotOfTheStoreError as error:
+            self.refused.append(error.message)
+        except UnreadableError as error:  # of one image at the target
+            self.broken += [error.message] if error.message not in self.broken else []
+        except (VerificationError, OtherContentError) as error:
+            failed.append(error)
+
 
 def is_wanted(wanted: list[tuple[str, str | None]], image: str, version: str) -> bool:
     return not wanted or (image, version) in wanted or (image, None) in wanted
@@ -120,7 +136,7 @@ def _truth(layout: Layout, image: str, report: SyncReport) -> ImageState:
 
 
 def recorded(bucket: Bucket, wanted: list[tuple[str, str | None]], report: SyncReport) -> Iterator[Record]:
-    """The records of a bucket, oldest first. Raises PublishError for one that has another one's name."""
+    """The records of a bucket, oldest first; what is no record, or another one's, is reported as broken."""
     found = []
     matches = []
     for key, size in bucket.keys(""):
@@ -133,19 +149,14 @@ def recorded(bucket: Bucket, wanted: list[tuple[str, str | None]], report: SyncR
             matches.append(match)
     with Crew(_AT_ONCE, name="records") as crew:
         answers = [crew.submit(bucket.get, match[0]) for match in matches]
-        contents = [answer.result() or b"" for answer in answers]
-    for match, raw in zip(matches, contents, strict=True):
-        key = match[0]
-        try:
-            record = None if is_claim(raw) else parse_record(raw, Path(f"{bucket.name}/{key}"))
-        except UnreadableError as error:
-            report.broken.append(error.message)
-            continue
-        if record is None or not is_wanted(wanted, record.image, record.version):
-            continue
-        if (record.image, stem(record.version, record.platform)) != (match[1], match[2]):
-            raise PublishError(f"{bucket.name}/{key} is the record of {record.image}:{record.version}")
-        found.append(record)
+        for match, answer in zip(matches, answers, strict=True):
+            try:
+                record = parse_own(answer.result() or b"", f"{bucket.name}/{match[0]}")
+            except UnreadableError as error:  # noqa: PERF203 - the other records are read
+                report.broken.append(error.message)
+            else:
+                if record is not None and is_wanted(wanted, record.image, record.version):
+                    found.append(record)
     yield from sorted(found, key=lambda record: record.created)
 
 
@@ -154,6 +165,9 @@ class SyncSource(Protocol):
 
     def check(self, record: Record) -> None:
         """Raise NotOfTheStoreError when the record or the .sqsh file is not a regular file of the store."""
+
+    def check_size(self, record: Record) -> None:
+        """Raise VerificationError when the .sqsh file cannot have all bytes that the record says."""
 
     @property
     def shortest(self) -> int:
@@ -181,6 +195,9 @@ class MountedSource:
             if opened is not None:
                 os.close(opened)
 
+    def check_size(self, record: Record) -> None:
+        """The sha256 shows it."""
+
     def open_from(self, record: Record, offset: int, length: int | None = None) -> BinaryIO:  # noqa: ARG002
         path = self.layout.blob(record.sha256)
         opened = attachments.open_file(self.layout, path)
@@ -205,15 +222,27 @@ class BucketSource:
     def check(self, record: Record) -> None:
         """A bucket has nothing but objects."""
 
+    def check_size(self, record: Record) -> None:
+        size = self.bucket.size(record.file)
+        if size is not None and size < record.size:
+            raise VerificationError(
+                f"{self.bucket.name}/{record.file} has {size} bytes, and the record of {record.image}:"
+                f"{record.version} says {record.size}",
+                hint="sync from another copy",
+            )
+
     def open_from(self, record: Record, offset: int, length: int | None = None) -> BinaryIO:
         return self.bucket.open_from(record.file, offset, length)
 
     def attached(self, record: Record) -> Iterator[tuple[str, bytes]]:
         prefix = attachment_prefix(record)
         for key, _ in self.bucket.keys(prefix):
-            content = self.bucket.get(key)
-            if content is not None and "/" not in key.removeprefix(prefix):
-                yield key.removeprefix(prefix), content
+            name = key.removeprefix(prefix)
+            if not name or "/" in name:  # an object that stands for a folder, or in a deeper one
+                continue
+            content = self.bucket.get(key, limit=attachments.LIMIT)
+            if content is not None:
+                yield name, content
 
 
 def attachment_prefix(record: Record) -> str:

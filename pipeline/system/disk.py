@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pipeline.errors import ToolError
 
+NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
+"""With which a read is refused that cannot pass the page cache by."""
 _LARGER = "free some, or point SQSHPIPE_CACHE and SQSHPIPE_SCRATCH elsewhere"
 
 
@@ -70,7 +72,7 @@ def _reads(descriptor: int) -> bool:
         try:
             os.preadv(descriptor, [page], 0)
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            if error.errno in NOT_DIRECT:
                 return False
             raise
     return True

@@ -147,8 +147,22 @@ def _is_named(descriptor: int, path: Path) -> bool:
 
 
 def _remove_held(held: _Held) -> None:
-    """Remove the folder, then its lock file; a folder that cannot be removed keeps it, for a later run."""
-    folder = held.path.with_suffix("")
+    """Remove the folder, then its lock file; a folder that cannot be removed keeps it, for a later run.
+
+    A signal that comes meanwhile waits until all is gone; the second one does not.
+    """
+    try:
+        _remove(held.path)
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            _remove(held.path)
+        raise
+    finally:
+        os.close(held.lock)
+
+
+def _remove(lock: Path) -> None:
+    folder = lock.with_suffix("")
     try:
         with contextlib.suppress(FileNotFoundError):
             found = folder.lstat()
@@ -156,11 +170,9 @@ def _remove_held(held: _Held) -> None:
                 remove_tree(folder)
                 if folder.is_dir():
                     return
-        held.path.unlink()
+        lock.unlink(missing_ok=True)
     except OSError as error:
         log.warning("scratch could not be removed", folder=str(folder), why=error.strerror)
-    finally:
-        os.close(held.lock)
 
 
 def _host() -> str:

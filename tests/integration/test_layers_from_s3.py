@@ -331,6 +331,8 @@ def test_a_record_with_the_name_of_another_release(
     site: Site, released: Release, bucket: Bucket, cold: bytes
 ) -> None:
     bucket.replace("demo/v2.0.json", bucket.get("demo/v1.0.json"))
+    convert(site, cold, reads=[2])
+    bucket.replace("demo/v1.0.json", None)
     convert(site, cold, reads=LAYERS_OF_ALL)
 
 

@@ -16,7 +16,7 @@ from pipeline.aws.s3 import S3Bucket
 from pipeline.errors import ConfigError, PublishError, ToolError, VerificationError
 from pipeline.store import signatures
 from pipeline.store.store import Store
-from pipeline.store.sync import sync
+from pipeline.store.sync import compare, sync
 from tests.support.store.releases import new_store, publish
 
 PART = 5 << 20
@@ -137,6 +137,16 @@ def test_a_version_with_other_content_is_refused(source: Store, bucket: S3Bucket
     publish(other, "v1.0", b"other content")
     with pytest.raises(PublishError, match="other content"):
         sync(other, bucket)
+
+
+def test_half_a_record_in_the_bucket_stops_its_release_alone(source: Store, bucket: S3Bucket) -> None:
+    half = source.layout.record("demo", "v1.0", "linux/amd64").read_bytes()[:99]
+    bucket.put_new("demo/v1.0.json", half)
+    for report in (compare(source, bucket), sync(source, bucket)):
+        (sentence,) = report.broken
+        assert sentence.startswith(f"{bucket.name}/demo/v1.0.json is damaged")
+        assert len(report.copied) == 2
+    assert bucket.get("demo/v1.0.json") == half
 
 
 def test_what_cannot_be_reached(source: Store, aws: None) -> None:

@@ -194,7 +194,7 @@ def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3
 
 def content(bucket: S3Bucket, store: Store, version: str) -> bool:
     wanted = store.resolve(f"demo:{version}")
-    return bucket.get(wanted.file) == wanted.path.read_bytes()
+    return bucket.get(wanted.file, limit=1 << 30) == wanted.path.read_bytes()
 
 
 class Calls:

@@ -191,6 +191,28 @@ def test_a_rollback_names_no_unsigned_release(site: Site) -> None:
     assert site.store.state("demo").current("nightly") == "v1.0"
 
 
+def test_a_yank_moves_channels_to_signed_releases_alone(site: Site) -> None:
+    """As a rollback does: the channel went to what it had named before, which resolved on no node."""
+    publish(site.store, "v1.2", squashfs_like("v1.2"), platform=HOST)
+    site.sign("demo:v1.2")
+    policy = trust.NODE_POLICY.read_bytes()
+    trust.NODE_POLICY.unlink()
+    for version in ("v1.0", "v1.1", "v1.2"):
+        site.store.promote(f"demo:{version}", "nightly")
+    for version in ("v1.1", "v1.2"):
+        site.store.promote(f"demo:{version}", "unsigned")
+    trust.NODE_POLICY.write_bytes(policy)
+    done = run("yank", "demo:v1.2", "--store", site.store.root)
+    assert done.exit_code == 0, done.output
+    state = site.store.state("demo")
+    assert (state.current("nightly"), state.releases["v1.2"].yanked) == ("v1.0", True)
+    assert site.get("demo:nightly") == str(site.store.find(SIGNED, HOST).path)
+    assert "demo:v1.1 is not signed" in refused("resolve", "demo:unsigned", "--store", site.store.root)
+    assert "demo:unsigned names no signed release now" in done.output
+    assert run("yank", SIGNED, "--store", site.store.root).exit_code == 0
+    assert run("resolve", "demo:nightly", "--store", site.store.root).exit_code != 0
+
+
 NO_SIGNATURES = (
     "", "{", "[]", "7", "null", '{"dsseEnvelope": 7}', '{"dsseEnvelope": {"payload": 1}}', "[" * 100_000,
     '{"dsseEnvelope": {"payload": "!", "payloadType": "a", "signatures": [{"sig": "!", "keyid": 1}]}}',

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import socket
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -15,7 +17,8 @@ from botocore.awsrequest import AWSResponse
 from pipeline.aws import ecr_tokens
 from pipeline.aws.ecr import AwsRefused, Ecr
 from pipeline.aws.errors import NoAwsCredentials
-from pipeline.errors import RegistryError
+from pipeline.aws.s3 import S3Bucket
+from pipeline.errors import ConfigError, RegistryError
 from pipeline.oci.digest import Digest
 from pipeline.scan.ecr import Waiting, ask, wait
 from pipeline.scan.ecr_result import Pending
@@ -162,6 +165,31 @@ def test_a_region_that_is_not_enabled_and_a_proxy_that_breaks_tls(monkeypatch: p
     with pytest.raises(RegistryError, match="TLS certificate") as refused:
         Aws(monkeypatch, broken).ecr.call("describe_repositories")
     assert "AWS_CA_BUNDLE" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"]
+)
+def test_a_file_of_authorities_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
+    """It was called a certificate of ECR's that is not trusted, or a bucket without rights."""
+    bundle = tmp_path / "authorities.pem"
+    if content is not None:
+        bundle.write_bytes(content)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{server.getsockname()[1]}")
+        for name, value in {"CA_BUNDLE": str(bundle), "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+        for ask in (
+            lambda: Ecr("123456789012", "us-east-1").call("describe_repositories"),
+            lambda: S3Bucket("s3://b").size("a"),
+        ):
+            with pytest.raises(ConfigError, match="authorities for TLS in"):
+                ask()
 
 
 def test_the_gate_waits_through_throttling_and_ends_clearly_at_a_5xx(monkeypatch: pytest.MonkeyPatch) -> None:

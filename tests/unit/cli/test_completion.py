@@ -24,6 +24,19 @@ def store(tmp_path: Path) -> Store:
     return made
 
 
+@pytest.mark.parametrize("option", ["--show-completion", "--install-completion"])
+def test_a_shell_that_typer_does_not_know(option: str, tmp_path: Path) -> None:
+    """It ended with 1, the code of a defect, and said nothing of what to do."""
+    ours = "from pipeline.cli.app import main; main()"
+    there = "import shellingham; shellingham.detect_shell = lambda: ('tcsh', 'tcsh')"
+    words = [sys.executable, "-c", f"{there}; {ours}"]
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([*words, option], env=home, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stdout
+    assert "there is no completion for this shell" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def _tab(words: str, folder: Path, **variables: str) -> list[str]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SQSHPIPE_")},

@@ -288,6 +288,7 @@ def test_a_cut_tar_is_refused(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(FormatError) as caught:
             convert_data(tar, OPTIONS, output=tmp_path / "out")
         assert "layer" not in caught.value.message
+        assert "image" not in caught.value.hint
         assert not (tmp_path / "out").exists()
 
 

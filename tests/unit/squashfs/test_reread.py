@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import mmap
 import os
@@ -79,10 +80,41 @@ def test_a_part_of_a_file_is_read_to_its_end_and_no_further(folder: Path) -> Non
     assert hasher.digest() == hashlib.sha256(content[:end]).digest()
 
 
-def test_a_file_that_is_shorter_than_it_should_be_is_an_error(folder: Path) -> None:
-    path = written(folder, 5 * MIB)
-    with path.open("rb") as file, pytest.raises(OSError, match="the file ends at"):
+@pytest.mark.parametrize("size", [5 * MIB, 5 * MIB - 1, 5 * MIB + 4095, 4 * MIB + 7, 3])
+def test_a_file_that_is_shorter_than_it_should_be_is_an_error(
+    folder: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only where it ends on a page's edge: XFS calls a direct read inside a page an invalid argument."""
+    path, real = written(folder, size), os.preadv
+
+    def strict(descriptor: int, buffers: list[memoryview], at: int) -> int:
+        if at % mmap.PAGESIZE and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(22, "Invalid argument")
+        return real(descriptor, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", strict)
+    with path.open("rb") as file, pytest.raises(OSError, match=f"the file ends at {size}, before"):
         reread(file.fileno(), 6 * MIB, [])
+
+
+def test_direct_reads_that_are_refused_later_come_from_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may take the first one alone, which was the only one tried."""
+    content = written(tmp_path, 9 * MIB + 5).read_bytes()
+    real, hasher, refused = os.preadv, hashlib.sha256(), list[int]()
+
+    def refuse(descriptor: int, buffers: list[memoryview], at: int) -> int:
+        if at and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.append(at)
+            raise OSError(22, "Invalid argument")
+        return real(descriptor, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    with (tmp_path / "file").open("rb") as file:
+        assert reread(file.fileno(), len(content), blocks_of(content, 1), hasher=hasher) == []
+    assert hasher.digest() == hashlib.sha256(content).digest()
+    assert refused
 
 
 def test_a_file_whose_name_is_gone_is_read(folder: Path) -> None:

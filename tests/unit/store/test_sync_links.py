@@ -103,7 +103,7 @@ def test_a_release_with_something_from_elsewhere_is_refused_and_the_others_are_c
     report = sync(source, target)
     assert report.copied == ["demo:v2.0"]
     (refused,) = [*report.refused, *report.broken]
-    assert "not the store's own" in refused or "it is a symlink" in refused
+    assert any(why in refused for why in ("not the store's own", "it is a symlink", "is not a name that"))
     held = [each.read_bytes() for each in target.root.rglob("*") if each.is_file()]
     assert SECRET not in held
     assert target.release("demo", "v1.0") is None

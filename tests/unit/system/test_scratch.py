@@ -41,6 +41,31 @@ def test_the_folder_is_gone_after_an_exception(tmp_path: Path, error: type[BaseE
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_during_the_removal_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder stayed, and the message said that it was removed."""
+    real, calls = scratch.remove_tree, list[Path]()
+
+    def interrupted(folder: Path) -> None:
+        calls.append(folder)
+        if len(calls) == 1:
+            (folder / "a").unlink()
+            raise KeyboardInterrupt
+        real(folder)
+
+    monkeypatch.setattr(scratch, "remove_tree", interrupted)
+
+    def work() -> None:
+        with scratch_folder(tmp_path) as folder:
+            (folder / "a").touch()
+            (folder / "b").touch()
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_parent_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
