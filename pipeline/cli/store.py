@@ -310,7 +310,7 @@ def sync(
 
 def _print_missing(report: SyncReport, target: str, *, as_json: bool) -> None:
     for sentence in (*report.refused, *report.broken):
-        output.log().warning("cannot be copied", why=sentence)
+        log.warning("cannot be copied", why=sentence)
     if as_json:
         output.data_json(dataclasses.asdict(report))
     else:

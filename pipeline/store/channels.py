@@ -17,6 +17,7 @@ from pipeline.store.reading import add_versions, exists, fold_events, load, read
 from pipeline.store.record import claim
 from pipeline.store.state import ImageState, VersionState
 from pipeline.system import atomic
+from pipeline.system.log import log
 
 Decision = Callable[[ImageState], Change | None]
 Wanted = Callable[[ImageState], Iterable[str]]
@@ -187,11 +188,7 @@ def _roll_back_from(
         try:
             rollback(layout, image, channel, required=required, reason=reason)
         except PublishError as error:  # noqa: PERF203 - of this channel
-            import structlog
-
-            structlog.get_logger().warning(
-                f"{image}:{channel} names no signed release now", why=error.headline
-            )
+            log.warning(f"{image}:{channel} names no signed release now", why=error.headline)
 
 
 def known(layout: Layout, state: ImageState, version: str) -> VersionState:
