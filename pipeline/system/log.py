@@ -19,7 +19,7 @@ class _Log:
 
         if set_up and not structlog.is_configured():
             set_up[0]()
-        return getattr(structlog.get_logger(), method)
+        return getattr(structlog.get_logger(), method)  # noqa: TID251 - here alone
 
 
 log: Any = _Log()
