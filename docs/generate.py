@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from pipeline import errors
-from pipeline.cli.app import app
+from pipeline.cli.tree import command_line
 from pipeline.cluster import settings as cluster_settings
 from pipeline.config.schema import REFS, as_file, json_schema
 from pipeline.squashfs import startup
@@ -93,7 +93,7 @@ def _commands() -> str:
         "`sqshpipe COMMAND --help` says the same. `-q`, `-v` stand before or after the verb,",
         "`--log-format json` before it.",
     ]
-    every = typer.main.get_command(app)
+    every = typer.main.get_command(command_line())
     for path, command in _walk(every, "sqshpipe"):
         lines += ["", f"## {path}", "", inspect.cleandoc(command.help or "").replace("\f", ""), ""]
         rows = [row for row in map(_parameter, command.params) if row]

@@ -1,8 +1,4 @@
-"""The command line: the only place that prints results and exits.
-
-Here is the tree of verbs. Modules of verbs import nothing heavy at their top, so that ``sqshpipe resolve``
-starts fast.
-"""
+"""The command line: the only place that prints results and exits."""
 
 from __future__ import annotations
 
@@ -11,113 +7,14 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import typer
 
-from pipeline import __version__
-from pipeline.cli import (
-    attest,
-    cache,
-    ci,
-    cluster,
-    config,
-    convert,
-    doctor,
-    ecr,
-    init,
-    job,
-    logs,
-    node,
-    options,
-    output,
-    plan,
-    refresh,
-    registry,
-    release,
-    releases,
-    report,
-    run,
-    scan,
-    schedule,
-    squashfs,
-    store,
-    streams,
-    variables,
-)
-from pipeline.cli.verbs import Page, Verbs
+from pipeline.cli import output, streams
+from pipeline.cli.tree import command_line
 from pipeline.errors import EXIT_DONE, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, SqshpipeError, ToolError
 from pipeline.system.memory import out_of_memory
-
-app = Verbs(
-    "From a Dockerfile to an immutable, versioned .sqsh that every rank shares.",
-    name="sqshpipe",
-    cls=Page,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-for path in (
-    release.release,
-    plan.plan,
-    plan.lock,
-    refresh.refresh,
-    convert.convert,
-    convert.verify,
-    scan.scan,
-    init.init,
-    doctor.doctor,
-):
-    app.command(rich_help_panel="From Dockerfile to .sqsh")(path)
-app.command("list", rich_help_panel="Releases")(releases.list_releases)
-for quick in (releases.show, releases.resolve, report.diff):  # they answer within a job script
-    app.command(rich_help_panel="Releases")(quick)
-for about in (
-    report.report,
-    releases.promote,
-    releases.rollback,
-    releases.yank,
-    releases.keep,
-    releases.history,
-    run.run,
-):
-    app.command(rich_help_panel="Releases")(about)
-for name, group in {
-    "store": store.store,
-    "node": node.node,
-    "cluster": cluster.cluster,
-    "job": job.job,
-    "registry": registry.registry_verbs,
-    "ecr": ecr.ecr,
-    "attest": attest.attest,
-    "squashfs": squashfs.squashfs,
-    "cache": cache.cache,
-    "config": config.config,
-    "schedule": schedule.schedule,
-}.items():
-    app.add_typer(group, name=name, rich_help_panel="Groups of verbs")
-app.add_typer(ci.ci, name="ci", hidden=True)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        output.data(f"sqshpipe {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _global_options(
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    log_format: options.LogFormatOption = options.LogFormat.text,
-    version: Annotated[  # noqa: ARG001 - its callback ends the run
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-) -> None:
-    output.configure(quiet=quiet, verbose=verbose, json_log=log_format is options.LogFormat.json)
-    logs.begin()
-    variables.warn_of_misspelt(os.environ)
 
 
 class _Terminated(BaseException):
@@ -167,7 +64,7 @@ def _open_closed_streams() -> None:
 
 def _run() -> int:
     try:
-        return app(standalone_mode=False) or EXIT_DONE
+        return command_line(sys.argv[1:])(standalone_mode=False) or EXIT_DONE
     except SqshpipeError as error:
         output.failure(error)
         return error.exit_code

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,22 +95,3 @@ class Verbs(typer.Typer):
             return function
 
         return register
-
-    def __call__(self, *words: Any, **more: Any) -> Any:
-        """Run the command line."""
-        return typer.Typer.__call__(self.needed(sys.argv[1:]), *words, **more)
-
-    def needed(self, words: Sequence[str]) -> Verbs:
-        """The verb or group alone that is called: to build them all takes longer than a short verb."""
-        name = next((each for each in words if not each.startswith("-")), "")
-        verbs = [each for each in self.registered_commands if name == (each.name or _name_of(each.callback))]
-        groups = [each for each in self.registered_groups if name == each.name]
-        if not (verbs or groups):
-            return self
-        alone = copy.copy(self)
-        alone.registered_commands, alone.registered_groups = verbs, groups
-        return alone
-
-
-def _name_of(callback: Callable[..., Any] | None) -> str:
-    return callback.__name__.replace("_", "-") if callback else ""

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from demo.registry import PrivateRegistry
 from pipeline.aws.s3 import S3Bucket
 from pipeline.bases.clients import Clients
-from pipeline.cli.app import app
 from pipeline.config.lock import Lock
 from pipeline.config.names import Version
 from pipeline.config.types import (
@@ -46,6 +45,7 @@ from pipeline.squashfs.codecs import Codec
 from pipeline.store.record import Release
 from pipeline.store.sync import sync
 from pipeline.text import human_bytes
+from tests.support.command_line import app
 from tests.support.images.layers import LayerBuilder
 from tests.support.images.pushed import push_image
 from tests.support.servers import aws

@@ -15,12 +15,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from demo.registry import PrivateRegistry
-from pipeline.cli.app import app
 from pipeline.config.lock import read_lock
 from pipeline.config.reading import load
 from pipeline.oci.digest import Digest
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import credentials_provider
+from tests.support.command_line import app
 from tests.support.images.tiny_images import push_image
 from tests.support.servers.github import FakeGitHub
 from tests.support.servers.registry import Fault, FaultyProxy, serving

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from demo.registry import PrivateRegistry
-from pipeline.cli.app import app
 from pipeline.config.lock import read_lock
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
+from tests.support.command_line import app
 from tests.support.images.tiny_images import push_image
 from tests.support.servers.registry import Fault, FaultyProxy
 from tests.support.store.releases import new_store

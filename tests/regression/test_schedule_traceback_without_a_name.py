@@ -8,7 +8,7 @@ import pwd
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.app import app
+from tests.support.command_line import app
 
 
 @pytest.mark.parametrize("kind", ["cron", "systemd"])

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.app import app
 from pipeline.errors import ConfigError, PublishError
 from pipeline.store import prune, restore, sealed
 from pipeline.store.retention import Policy
 from pipeline.store.store import Store
+from tests.support.command_line import app
 from tests.support.store.releases import new_store, publish
 
 NOW = Policy(keep=1, named_grace=timedelta(0), delete_after=timedelta(0))

@@ -64,7 +64,7 @@ def load(*_, **__):
             os.kill(os.getpid(), signal.SIG{name})
     class Record:
         field = Field()
-app.app = load
+app.command_line = lambda _: load
 app.main()
 """
     done = subprocess.run([sys.executable, "-c", load], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -11,13 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline import doctor
-from pipeline.cli.app import app
 from pipeline.config.reading import load
 from pipeline.doctor import Check, examine
 from pipeline.errors import ConfigError
 from pipeline.squashfs.codecs import Codec
 from pipeline.squashfs.superblock import Compressor
 from pipeline.system.mountinfo import MountPoint
+from tests.support.command_line import app
 from tests.support.store.releases import new_store, record_for
 
 MIRROR = "version: 1\nimages: {demo: {base: 'debian:12', scan: {scanner: none}}}\n"

@@ -17,7 +17,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.attest import signing
-from pipeline.cli.app import app
 from pipeline.errors import ConfigError, PublishError, SqshpipeError, ToolError, VerificationError
 from pipeline.node import job_mount, signed
 from pipeline.node import pyxis_importer as importer
@@ -26,6 +25,7 @@ from pipeline.node.user_mount import User
 from pipeline.store import caches, sealed, signatures, trust
 from pipeline.store.record import Record
 from pipeline.store.store import Store
+from tests.support.command_line import app
 from tests.support.images.squashed import squash
 from tests.support.store.handmade_store import squashfs_like
 from tests.support.store.releases import new_store, publish

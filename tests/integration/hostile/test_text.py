@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import typer
 
-from pipeline.cli.app import app
+from tests.support.command_line import app
 from tests.support.faults import hostile_text
 from tests.support.faults.hostile_text import FAKE, FIELD, NAME
 from tests.support.images.squashfs import Stitcher

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from demo.registry import PrivateRegistry
 from pipeline.attest.attest import PROVENANCE, SIGNATURE, attest
 from pipeline.aws.ecr import AwsRefused, Ecr
-from pipeline.cli.app import app
 from pipeline.config.types import Config, ImageSpec, RegistrySettings, ScanPolicy, StoreSettings
 from pipeline.errors import ToolError
 from pipeline.oci.digest import Digest
@@ -36,6 +35,7 @@ from pipeline.scan.trivy import Trivy
 from pipeline.store.layout import SBOM
 from pipeline.store.record import Record, Release
 from pipeline.store.store import Store
+from tests.support.command_line import app
 from tests.support.images.pushed import push_image
 from tests.support.servers import scans
 from tests.support.store.releases import new_store

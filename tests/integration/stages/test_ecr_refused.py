@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.aws import ecr_tokens
-from pipeline.cli.app import app
 from pipeline.errors import EXIT_PLAN_HAS_CHANGES, RegistryError, ScanRejected, SqshpipeError
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
+from tests.support.command_line import app
 from tests.support.images.pushed import push_image
 from tests.support.servers import aws, scans
 from tests.support.servers.ecr_front import HOST, EcrFront

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.aws.ecr import Ecr
-from pipeline.cli.app import app
 from pipeline.config.reading import load
 from pipeline.config.types import EcrSettings, RegistrySettings
 from pipeline.doctor import _repositories
 from pipeline.errors import ConfigError
 from pipeline.image import registry_rules, repository
+from tests.support.command_line import app
 from tests.support.servers import aws
 
 

@@ -16,7 +16,6 @@ import pytest
 from typer.testing import CliRunner
 
 from demo.registry import PrivateRegistry
-from pipeline.cli.app import app
 from pipeline.config.types import ScanPolicy, VexPolicy
 from pipeline.errors import ConfigError, RegistryError
 from pipeline.oci.manifest import Descriptor
@@ -30,6 +29,7 @@ from pipeline.scan.judge import Judge, Subject
 from pipeline.scan.trivy import Trivy
 from tests.integration.tools.test_trivy import PACKAGE, RELEASE, layer, push
 from tests.integration.tools.test_trivy import database as database  # noqa: PLC0414 - a fixture
+from tests.support.command_line import app
 from tests.support.servers.trivy_database import Advisory, write_database
 
 pytestmark = pytest.mark.needs("docker-registry", "htpasswd")

@@ -133,6 +133,7 @@ def serve() -> None:
     import pipeline.cli.app
     import pipeline.cli.logs
     import pipeline.cli.progress
+    import pipeline.cli.tree
     import pipeline.config
     import pipeline.convert.convert
     import pipeline.convert.enroot
@@ -142,8 +143,8 @@ def serve() -> None:
     import pipeline.convert.verify
 
     # Making click's commands of typer's functions takes longer than what most of these do.
-    app = pipeline.cli.app
-    app.app = typer.main.get_command(app.app)  # type: ignore[assignment]
+    command = typer.main.get_command(pipeline.cli.tree.command_line())
+    vars(pipeline.cli.app)["command_line"] = lambda _: command
     for line in sys.stdin:
         print(json.dumps(_run(json.loads(line))), flush=True)  # noqa: T201 - to the test
 

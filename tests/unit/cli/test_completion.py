@@ -46,7 +46,11 @@ def _tab(words: str, folder: Path, **variables: str) -> list[str]:
         **variables,
     }
     done = subprocess.run(
-        [sys.executable, "-c", "from pipeline.cli.app import app; app(prog_name='sqshpipe')"],
+        [
+            sys.executable,
+            "-c",
+            "from pipeline.cli import tree; tree.command_line()(prog_name='sqshpipe')",
+        ],
         env=environment,
         cwd=folder,
         capture_output=True,

@@ -14,7 +14,7 @@ def _ends_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(app, "app", fail)
+    monkeypatch.setattr(app, "command_line", lambda _: fail)
     return app._run()
 
 

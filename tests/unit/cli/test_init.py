@@ -8,10 +8,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline.cli.app import app
 from pipeline.config.reading import load
 from pipeline.errors import ConfigError
 from pipeline.store.store import Store
+from tests.support.command_line import app
 
 
 def _init(*words: str) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipeline.cli.app import app
 from pipeline.errors import ConfigError
+from tests.support.command_line import app
 
 
 def plan(folder: Path, *words: str) -> Result:

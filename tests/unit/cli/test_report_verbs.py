@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.app import app
 from pipeline.errors import ConfigError, PublishError, ToolError
+from tests.support.command_line import app
 from tests.support.store.showcase import attach_sbom, hostile, showcase
 
 

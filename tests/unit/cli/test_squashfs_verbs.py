@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.app import app
 from pipeline.config.types import ConvertOptions
 from pipeline.convert.native import convert_native
 from pipeline.errors import ConfigError
 from pipeline.oci.layout import open_layout
 from pipeline.oci.platform import Platform
+from tests.support.command_line import app
 from tests.support.images.layers import LayerBuilder, write_layout
 
 

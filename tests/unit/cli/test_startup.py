@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from pipeline.cli import app
+from pipeline.cli.tree import command_line
 
 HEAVY = {"structlog", "pydantic", "httpx", "docker", "boto3", "botocore", "rich", "asyncio", "jinja2", "yaml"}
 LATER = {"bars", "logs", "progress"}  # imported by verbs while they run
@@ -103,7 +104,7 @@ def test_a_rank_of_run_loads_what_it_needs(tmp_path: Path) -> None:
 def test_the_verb_that_is_called_is_built_alone_and_says_the_same(
     words: list[str], needed: set[str] | None
 ) -> None:
-    trees = [typer.main.get_command(tree) for tree in (app.app.needed(words), app.app)]
+    trees = [typer.main.get_command(tree) for tree in (command_line(words), command_line())]
     alone, whole = (set(getattr(tree, "commands", ())) for tree in trees)
     assert alone == (needed or whole)
     said = []

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipeline.cli.app import app
 from pipeline.errors import ConfigError
 from pipeline.store.store import Store
+from tests.support.command_line import app
 from tests.support.store import releases
 from tests.unit.cli.test_squashfs_verbs import image as squashfs  # noqa: F401 - a fixture
 

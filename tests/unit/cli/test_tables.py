@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.app import app
 from pipeline.cli.tables import facts, listed
 from pipeline.report.text import cells
 from pipeline.store.store import ReleaseRow
+from tests.support.command_line import app
 from tests.support.store.showcase import hostile, showcase
 
 

@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from pipeline import __version__
-from pipeline.cli.app import app
+from tests.support.command_line import app
 
 TREE = """
     release plan lock refresh convert verify scan init doctor

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.batch import local
-from pipeline.cli.app import app
 from pipeline.errors import ConfigError
+from tests.support.command_line import app
 
 
 @pytest.mark.parametrize("tag", ["my release", "latest", "stable", "-v1", "a" * 129, "v1\nx"])

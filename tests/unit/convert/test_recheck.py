@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.app import app
 from pipeline.convert.convert import SquashfsFile
 from pipeline.convert.recheck import Recheck
 from pipeline.convert.verify import VerifiedSquashfs
@@ -25,6 +24,7 @@ from pipeline.store.record import Release
 from pipeline.store.scrub import Deep, ScrubReport, last_finding
 from pipeline.store.scrub import scrub as run
 from pipeline.store.sync import sync
+from tests.support.command_line import app
 from tests.support.images.layers import LayerBuilder
 from tests.support.store import releases
 from tests.support.store.releases import new_store

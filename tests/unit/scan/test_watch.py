@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from pipeline import doctor
 from pipeline.aws.ecr import Ecr
-from pipeline.cli.app import app
 from pipeline.cli.plan import _watches
 from pipeline.config.reading import load
 from pipeline.errors import RegistryError
@@ -23,6 +22,7 @@ from pipeline.oci.digest import Digest
 from pipeline.plan.known import known_releases
 from pipeline.scan import watch
 from pipeline.store.store import Store
+from tests.support.command_line import app
 from tests.support.store.releases import new_store, record_for
 from tests.unit.aws.test_ecr_trouble import session
 

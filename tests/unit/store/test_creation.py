@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.app import app
 from pipeline.errors import ConfigError, PublishError
 from pipeline.store import creation
 from pipeline.store.layout import Layout
 from pipeline.store.store import Store
+from tests.support.command_line import app
 from tests.support.store.releases import new_store, publish, record_for
 
 IMAGES = "version: 1\nregistry: {url: '127.0.0.1:9/team'}\nimages: {demo: {base: '127.0.0.1:9/a/b:1'}}\n"

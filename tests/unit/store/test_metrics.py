@@ -16,12 +16,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
-from pipeline.cli.app import app
 from pipeline.notify import metrics as of_a_run
 from pipeline.store import leases, scrub
 from pipeline.store.metrics import prometheus
 from pipeline.store.record import Release
 from pipeline.store.store import Store
+from tests.support.command_line import app
 from tests.support.store.releases import new_store, publish, record_for
 
 MONITORING = Path(__file__).parents[3] / "docs" / "monitoring"
