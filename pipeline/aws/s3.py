@@ -188,9 +188,11 @@ class S3Bucket:
         try:
             yield
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+            hint = "check the bucket's name, region and rights (s3:ListBucket, GetObject, PutObject)"
+            if isinstance(error, botocore.exceptions.ClientError) and _code(error) == "NoSuchUpload":
+                hint = "another sync has ended the same upload: run it again"
             raise errors.bad_bundle(error) or ToolError(
-                f"{self.name}: {doing} failed: {error}",
-                hint="check the bucket's name, region and rights (s3:ListBucket, GetObject, PutObject)",
+                f"{self.name}: {doing} failed: {error}", hint=hint
             ) from error
         except (ResponseParserError, LookupError, TypeError, ValueError, RecursionError) as error:
             # boto3 asks for the bucket's region at a redirect, and is redirected again

@@ -45,6 +45,7 @@ _AHEAD = 32  # entries of a folder: a shared file system answers many questions 
 _READERS = 16
 _LATEST = (1 << 32) - 1  # the last second that squashfs can hold
 _MAGIC = b"hsqs"
+_STAY = "it must be readable, and stay as it is until it is imported"
 
 Member = tuple[Entry, Read]
 
@@ -245,7 +246,7 @@ def _of_folder(source: Path) -> Generator[Member]:
                 path = error.filename
             raise ToolError(
                 f"cannot read {source}{shown(path)}: {error.strerror}",
-                hint="it must be readable, and stay as it is until it is imported",
+                hint=_STAY,
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -339,10 +340,15 @@ def _of_name(
 
 
 def _checked(entry: Entry, file: Readable) -> Read:
-    """What reads `file`, and keeps the checksum of what passes in `entry`."""
+    """What reads `file`, of as many bytes as `entry` says, and keeps their checksum in `entry`."""
+    left = entry.size
 
     def checked(size: int) -> bytes:
+        nonlocal left
         data = file.read(size)
+        left -= len(data)
+        if not data and left > 0:
+            raise ToolError(f"cannot read {shown(entry.path)}: it changed while it was read", hint=_STAY)
         entry.crc32 = zlib.crc32(data, entry.crc32)
         return data
 

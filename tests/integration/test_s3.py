@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.exceptions
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -147,6 +148,24 @@ def test_half_a_record_in_the_bucket_stops_its_release_alone(source: Store, buck
         assert sentence.startswith(f"{bucket.name}/demo/v1.0.json is damaged")
         assert len(report.copied) == 2
     assert bucket.get("demo/v1.0.json") == half
+
+
+def test_an_upload_that_another_sync_ends_is_named_so(
+    source: Store, bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that bring the same release share its upload, and the first ends it."""
+    client, part = bucket._client, bucket._client.upload_part
+
+    def late(**words: Any) -> Any:
+        monkeypatch.setattr(client, "upload_part", part)
+        sync(source, bucket, names=["demo:v1.1"])
+        raise botocore.exceptions.ClientError({"Error": {"Code": "NoSuchUpload"}}, "UploadPart")
+
+    monkeypatch.setattr(client, "upload_part", late)
+    with pytest.raises(ToolError, match="NoSuchUpload") as caught:
+        sync(source, bucket, names=["demo:v1.1"])
+    assert "run it again" in caught.value.hint
+    assert sync(source, bucket, names=["demo:v1.1"]).present == 1
 
 
 def test_what_cannot_be_reached(source: Store, aws: None) -> None:

@@ -155,7 +155,7 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
     names, kernel = f"{_I}/cluster/test_hostile_names.py", f"{_I}/cluster/test_kernel_mounts.py"
     warming, attest = f"{_I}/cluster/test_warming.py", f"{_I}/stages/test_attest_and_rescan.py"
     sync, s3, aws = f"{_U}/store/test_sync.py", f"{_I}/test_s3.py", f"{_U}/aws/test_ecr_trouble.py"
-    ranged = f"{_I}/test_layers_from_s3.py"
+    ranged, odd = f"{_I}/test_layers_from_s3.py", "tests/regression/test_s3_odd_answers.py"
     handed = "tests/regression/test_enroot_unpacked_before_the_check.py"
     builds, drips = f"{_I}/test_build_faults.py", "tests/regression/test_session_endless_drip.py"
     full = f"{_I}/test_full_disks.py"
@@ -204,6 +204,11 @@ def _elsewhere() -> list[tuple[str, str, str, str]]:
         ("sync", "source gives other bytes", CLEAR, f"{sync}::test_damaged_bytes_do_not_become_a_release"),
         ("sync to S3", "the line is cut", OVER, f"{s3}::test_an_upload_that_was_cut_is_resumed"),
         ("sync from S3", "the line is cut", OVER, f"{s3}::test_a_download_that_was_cut_is_resumed"),
+        ("sync from S3", "answers are cut short", f"{CLEAR}; {OVER}", f"{odd}::test_an_answer_that_is_cut_is_resumed"),
+        ("sync from S3", "one release is damaged or claims other sizes", f"{CLEAR}; the others are copied", f"{odd}::test_one_bad_release_does_not_stop_the_others"),
+        ("sync from S3", "an incomplete or odd listing", CLEAR, f"{odd}::test_what_is_no_complete_listing_is_not_an_empty_bucket"),
+        ("sync from S3", "an object grows after it was listed", f"{CLEAR}; the others are copied", f"{odd}::test_an_object_that_has_grown_since_the_listing_is_not_read"),
+        ("sync to S3", "half a record is there", f"{CLEAR}; the others are copied", f"{s3}::test_half_a_record_in_the_bucket_stops_its_release_alone"),
         ("sync to and from S3", "other bytes", CLEAR, f"{s3}::test_damage_on_either_side_is_found"),
         ("convert from S3", "an object goes, is cut, has other bytes", ON, f"{ranged}::test_an_object_that_changes_between_any_two_reads"),
         ("convert from S3", "answers are cut short", ON, f"{ranged}::test_answers_that_are_cut_short"),
