@@ -66,15 +66,9 @@ def _version_state_json(standing: VersionState) -> dict[str, Any]:
             platform: held.as_json() if (held := standing.platforms.get(platform)) else None
             for platform in sorted(standing.damaged)
         }
-    optional: dict[str, Any] = {
-        "yanked": standing.yanked,
-        "kept": standing.kept,
-        "hidden_at": standing.hidden_at,
-        "named_until": standing.named_until,
-        "reason": standing.reason,
-        "attached": standing.attached,
-    }
-    data.update({key: value for key, value in optional.items() if value})
+    for name in ("yanked", "kept", "hidden_at", "named_until", "reason", "attached"):
+        if value := getattr(standing, name):
+            data[name] = value
     return data
 
 
