@@ -37,6 +37,8 @@ def clock(value: object) -> str:
 
 def cells(text: str) -> int:
     """How many columns of a terminal `text` takes: wide characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
         for char in text

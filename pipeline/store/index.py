@@ -17,7 +17,7 @@ from pipeline.store.state import ImageState, VersionState, parse_channels, parse
 
 SCHEMA = 1
 _ENTRY = re.compile(
-    rb'^"([a-z0-9._-]+)": \{"schema": 1, "image": "([a-z0-9._-]+)", "events": ([0-9]{1,12}),', re.MULTILINE
+    rb'\n"([a-z0-9._-]+)": \{"schema": 1, "image": "([a-z0-9._-]+)", "events": ([0-9]{1,12}),'
 )
 _DAMAGED = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
@@ -66,15 +66,9 @@ def _version_state_json(standing: VersionState) -> dict[str, Any]:
             platform: held.as_json() if (held := standing.platforms.get(platform)) else None
             for platform in sorted(standing.damaged)
         }
-    optional: dict[str, Any] = {
-        "yanked": standing.yanked,
-        "kept": standing.kept,
-        "hidden_at": standing.hidden_at,
-        "named_until": standing.named_until,
-        "reason": standing.reason,
-        "attached": standing.attached,
-    }
-    data.update({key: value for key, value in optional.items() if value})
+    for name in ("yanked", "kept", "hidden_at", "named_until", "reason", "attached"):
+        if value := getattr(standing, name):
+            data[name] = value
     return data
 
 
@@ -121,7 +115,7 @@ def entries(raw: bytes) -> dict[str, tuple[int, bytes]]:
     found = [match for match in _ENTRY.finditer(raw) if match[1] == match[2]]
     ends = [match.start() for match in found[1:]] + [raw.rfind(b"\n}")]
     return {
-        match[1].decode(): (int(match[3]), raw[match.start(0) + len(match[1]) + 4 : end].rstrip(b",\n"))
+        match[1].decode(): (int(match[3]), raw[match.start() + len(match[1]) + 5 : end].rstrip(b",\n"))
         for match, end in zip(found, ends, strict=False)
     }
 

@@ -79,9 +79,10 @@ def lease_counts(lease: Lease, jobs: LiveJobs | None, now: datetime) -> bool:
 def judge(state: ImageState, policy: Policy, used: Mapping[str, str], now: datetime) -> list[Verdict]:
     """A verdict for every release of one image, newest first."""
     count = policy.per_image.get(state.image, policy.keep)
-    newest = [name for name, standing in state.newest_first() if standing.resolvable()][:count]
+    ordered = state.newest_first()
+    newest = [name for name, standing in ordered if standing.resolvable()][:count]
     verdicts = []
-    for version, standing in state.newest_first():
+    for version, standing in ordered:
         if not standing.platforms:
             continue
         digests = tuple(sorted(held.sha256 for held in standing.platforms.values()))
