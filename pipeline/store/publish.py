@@ -32,9 +32,10 @@ def publish(
         refuse_newer(layout, record.image)
         state = fold_events(layout, ImageState(image=record.image))  # raises before anything is brought
         named = record.version in state.releases
-        records = add_versions(layout, state, [record.version])
+        stems = add_versions(layout, state, [record.version])
+        stems.update(names[-1] for names in state.channels.values() if names)  # a listing may be late
         _refuse_channel_name(layout, record)
-        _refuse_other_kind(record, kind_of(layout, record.image, records))
+        _refuse_other_kind(record, kind_of(layout, record.image, stems))
         there = read_record(layout, record.image, record.version, record.platform)
         if there is not None:
             publish_steps.refuse_other_content(record, there)

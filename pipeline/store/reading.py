@@ -109,11 +109,11 @@ def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> 
     return there
 
 
-def kind_of(layout: Layout, image: str, there: Iterable[str]) -> str | None:
-    """The kind of the releases of `image`, all of which have one: that of the first record `there` that can
-    be read.
+def kind_of(layout: Layout, image: str, stems: Iterable[str]) -> str | None:
+    """The kind of the releases of `image`, which all have the same: that of the first record that can be
+    read. None when none of these stems has one.
     """
-    for name in sorted(there):
+    for name in sorted(stems):
         with suppress(sealed.UnreadableError):
             if record := _read_record(f"{layout.image(image)}/{name}{RECORD_SUFFIX}"):
                 return record.kind

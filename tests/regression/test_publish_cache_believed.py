@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PublishError
+from pipeline.store import reading
 from pipeline.store.index import write_index
 from pipeline.store.record import DATA, IMAGE
 from pipeline.store.store import Store
@@ -45,3 +46,11 @@ def test_the_kind_is_that_of_the_records(tmp_path: Path, kind: str, other: str, 
         publish(store, "v1.3", other)
     publish(store, "v1.3", kind)
     assert store.resolve("demo").version == "v1.3"
+
+
+def test_the_kind_is_known_where_a_listing_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new_store(tmp_path / "containers")
+    publish(store, "v1.0", DATA)
+    monkeypatch.setattr(reading, "records_in", lambda *_: set())
+    with pytest.raises(PublishError, match="demo is the name of data"):
+        publish(store, "v1.1", IMAGE)
