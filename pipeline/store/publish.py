@@ -35,7 +35,7 @@ def publish(
         stems = add_versions(layout, state, [record.version])
         stems.update(names[-1] for names in state.channels.values() if names)  # a listing may be late
         _refuse_channel_name(layout, record)
-        _refuse_other_kind(record, kind_of(layout, record.image, stems))
+        refuse_other_kind(record, kind_of(layout, record.image, stems))
         there = read_record(layout, record.image, record.version, record.platform)
         if there is not None:
             publish_steps.refuse_other_content(record, there)
@@ -70,10 +70,10 @@ def _refuse_channel_name(layout: Layout, record: Record) -> None:
         )
 
 
-def _refuse_other_kind(record: Record, kind: str | None) -> None:
+def refuse_other_kind(record: Record, kind: str | None) -> None:
     """One name, one kind: what a channel names is then always an image, or always data."""
     if kind not in (None, record.kind):
-        raise PublishError(
+        raise publish_steps.OtherContentError(
             f"{record.image} is the name of {'data' if kind == DATA else 'an image'}, and "
             f"{record.image}:{record.version} is {'data' if record.kind == DATA else 'an image'}",
             hint="choose another name",

@@ -33,7 +33,7 @@ _PIECE = 4 << 20
 
 
 class OtherContentError(PublishError):
-    """A version that was published before with other content."""
+    """A version was published before with other content, or the name is that of another kind of releases."""
 
 
 @contextmanager

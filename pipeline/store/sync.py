@@ -21,7 +21,7 @@ from pipeline.store import attachments, caches, channels, publish, publish_steps
 from pipeline.store.events import wrong_content
 from pipeline.store.fetching import fetch
 from pipeline.store.layout import BROUGHT, RANGES, RECORD_SUFFIX, Layout
-from pipeline.store.reading import fold_events, read_record, read_truth
+from pipeline.store.reading import fold_events, kind_of, read_record, read_truth, records_in
 from pipeline.store.record import Record, parse_record
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.sharing import Holder, Holders, ranges_of, with_attached
@@ -152,6 +152,7 @@ def _to_store(
     task: Task,
 ) -> None:
     before: dict[str, ImageState] = {}
+    kinds: dict[str, str] = {}
     touched: dict[str, None] = {}
     holders = Holders(target.layout)
     target.prepare()
@@ -161,6 +162,7 @@ def _to_store(
                 report.each(failed),
                 atomic.translate_errors(f"copying {record.image}:{record.version} to {target.root}"),
             ):
+                _refuse_other_kind(target.layout, record, kinds)
                 if _bring(record, source, target.layout, before, wanted, holders, report, task):
                     touched[record.image] = None
                     if trust.may_be_named(target.layout, record, target.required):
@@ -171,6 +173,13 @@ def _to_store(
                 caches.refresh(target.layout, image)
             if touched:
                 caches.refresh_manifest(target.layout)
+
+
+def _refuse_other_kind(layout: Layout, record: Record, kinds: dict[str, str]) -> None:
+    if record.image not in kinds:
+        there = kind_of(layout, record.image, records_in(layout.image(record.image), set()))
+        kinds[record.image] = there or record.kind
+    publish.refuse_other_kind(record, kinds[record.image])
 
 
 def _bring(
