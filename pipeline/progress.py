@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 
@@ -44,17 +43,4 @@ class _NoTask:
         pass
 
 
-class _NoProgress:
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Task]:  # noqa: ARG002 - nobody listens
-        yield NO_TASK
-
-    def skip(self, name: str, why: str) -> None:
-        pass
-
-    def result(self, text: str) -> None:
-        pass
-
-
 NO_TASK: Task = _NoTask()
-NO_PROGRESS: Progress = _NoProgress()

@@ -122,7 +122,7 @@ def _in_registry(settings: Config, spec: ImageSpec, clients: Clients, tag: str |
     from pipeline.config.lock import read_lock
     from pipeline.image import inputs
     from pipeline.image.pin import pin
-    from pipeline.image.push import PushedImage, adopt
+    from pipeline.image.push import adopt, pushed_image
     from pipeline.registry.images import image_manifest
 
     repository = settings.registry.repository(spec.name)
@@ -138,15 +138,7 @@ def _in_registry(settings: Config, spec: ImageSpec, clients: Clients, tag: str |
             )
         return found
     manifest = image_manifest(client, repository.with_tag(tag), spec.platform)
-    return PushedImage(
-        repository=repository,
-        digest=manifest.digest,
-        config_digest=manifest.config.digest,
-        size=manifest.config.size + manifest.size,
-        base=base,
-        build_key=None,
-        adopted=True,
-    )
+    return pushed_image(repository, manifest, base, None, adopted=True)
 
 
 def table(image: str, verdict: Verdict) -> list[str]:

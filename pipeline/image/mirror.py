@@ -7,7 +7,7 @@ platforms the index keeps its own.
 from __future__ import annotations
 
 from pipeline.image.pin import BaseImage
-from pipeline.image.push import PushedImage, key_tag
+from pipeline.image.push import PushedImage, key_tag, pushed_image
 from pipeline.oci.reference import Reference
 from pipeline.progress import NO_TASK, Task
 from pipeline.registry.client import RegistryClient
@@ -44,12 +44,4 @@ def mirror(
             task=task,
         )
     manifest = image_manifest(target_client, repository.with_digest(base.digest), None)
-    return PushedImage(
-        repository=repository,
-        digest=manifest.digest,
-        config_digest=manifest.config.digest,
-        size=manifest.config.size + manifest.size,
-        base=base,
-        build_key=None,
-        adopted=adopted,
-    )
+    return pushed_image(repository, manifest, base, None, adopted=adopted)

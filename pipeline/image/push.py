@@ -61,7 +61,7 @@ def adopt(repository: Reference, key: str, base: BaseImage, client: RegistryClie
     if found is None:
         return None
     manifest = image_manifest(client, repository.with_digest(found.digest), base.platform)
-    return _pushed(repository, manifest, base, key, adopted=True)
+    return pushed_image(repository, manifest, base, key, adopted=True)
 
 
 def push(
@@ -102,7 +102,7 @@ def push(
             f"{target} has the config {manifest.config.digest}, but {built.config_digest} was built",
             hint="the Docker Engine pushed another image than it built; run it again",
         )
-    return _pushed(repository, manifest, built.base, built.key, adopted=False)
+    return pushed_image(repository, manifest, built.base, built.key, adopted=False)
 
 
 def _winner(built: BuiltImage, repository: Reference, client: RegistryClient) -> PushedImage | None:
@@ -152,14 +152,15 @@ def tag_version(pushed: PushedImage, version: Version, client: RegistryClient) -
     client.put_manifest(name, version, manifest.raw, manifest.media_type)
 
 
-def _pushed(
-    repository: Reference, manifest: Manifest, base: BaseImage, key: str, *, adopted: bool
+def pushed_image(
+    repository: Reference, manifest: Manifest, base: BaseImage, key: str | None, *, adopted: bool
 ) -> PushedImage:
+    """The image of a manifest that is in the registry; `key` is None where the build key is not known."""
     return PushedImage(
         repository=repository,
         digest=manifest.digest,
         config_digest=manifest.config.digest,
-        size=manifest.config.size + sum(layer.size for layer in manifest.layers),
+        size=manifest.config.size + manifest.size,
         base=base,
         build_key=key,
         adopted=adopted,

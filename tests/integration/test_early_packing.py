@@ -30,7 +30,6 @@ from pipeline.errors import RegistryError, ScanRejected, ToolError
 from pipeline.oci.manifest import OCI_LAYER
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.progress import NO_PROGRESS
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.registry.source import RegistrySource
@@ -42,6 +41,7 @@ from pipeline.system import polite
 from pipeline.system.parallel import CancelToken, StoppedError
 from tests.support.images.layers import LayerBuilder
 from tests.support.images.pushed import push_image
+from tests.support.progress import NO_PROGRESS
 from tests.support.store.releases import new_store
 from tests.support.waiting import until
 

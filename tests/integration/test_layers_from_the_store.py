@@ -36,7 +36,6 @@ from pipeline.oci.reference import Reference
 from pipeline.plan.changes import plan
 from pipeline.plan.known import known_releases
 from pipeline.plan.observe import observe
-from pipeline.progress import NO_PROGRESS
 from pipeline.registry.client import RegistryClient
 from pipeline.registry.credentials import Credentials
 from pipeline.release import path
@@ -48,6 +47,7 @@ from pipeline.text import human_bytes
 from tests.support.command_line import app
 from tests.support.images.layers import LayerBuilder
 from tests.support.images.pushed import push_image
+from tests.support.progress import NO_PROGRESS
 from tests.support.servers import aws
 from tests.support.servers.registry import Fault, FaultyProxy
 from tests.support.store.releases import new_store

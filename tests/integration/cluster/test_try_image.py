@@ -10,12 +10,12 @@ from pipeline.bases.clients import Clients
 from pipeline.config.lock import Lock
 from pipeline.config.reading import load
 from pipeline.errors import VerificationError
-from pipeline.progress import NO_PROGRESS
 from pipeline.release import stages, start_profile
 from pipeline.release.run import Run
 from pipeline.release.smoke_test import Record, smoke_test
 from pipeline.store import profiles
 from tests.integration.cluster.conftest import record_of
+from tests.support.progress import NO_PROGRESS
 from tests.support.servers.slurm import Slurm
 from tests.support.store.releases import new_store
 

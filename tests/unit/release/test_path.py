@@ -21,12 +21,12 @@ from pipeline.oci.digest import Digest
 from pipeline.oci.entry import DEFAULT_LIMITS
 from pipeline.oci.platform import Platform
 from pipeline.oci.reference import Reference
-from pipeline.progress import NO_PROGRESS
 from pipeline.release import path, stages
 from pipeline.release.pinned import Pinned
 from pipeline.release.run import Run, Stage
 from pipeline.scan.gate import ScanReport
 from pipeline.store.sync import sync
+from tests.support.progress import NO_PROGRESS
 from tests.support.store.releases import new_store, publish
 
 BASE = Reference.parse("registry.example/base:1")
