@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from pipeline.node.image_file import ImageFile
     from pipeline.store.record import Release
+    from pipeline.system.mount import Kind
 
 Image = Annotated[
     str,
@@ -29,6 +30,9 @@ Data = Annotated[
     typer.Option("--data", metavar="NAME[:VERSION]=/INSIDE", help="Data that is seen inside; repeatable."),
 ]
 
+With = Annotated[
+    str | None, typer.Option("--with", help="kernel or fuse; default: the kernel where allowed.")
+]
 
 _SUFFIXES = (".sqsh", ".squashfs", ".sqfs", ".img")
 _INSIDE = re.compile(r"/[A-Za-z0-9._/@%+-]+")  # what every shell, pyxis and mount take as it is
@@ -45,6 +49,14 @@ def mounted_data(given: list[str] | None) -> list[tuple[str, str]]:
             )
         found.append((name, inside))
     return found
+
+
+def kind_of(text: str | None) -> Kind | None:
+    """What --with names. Raises ConfigError."""
+    kinds: dict[str | None, Kind | None] = {None: None, "kernel": "kernel", "fuse": "fuse"}
+    if text in kinds:
+        return kinds[text]
+    raise ConfigError(f"--with {text!r} is neither kernel nor fuse")
 
 
 def image(name: str, store: Path | None, digest: str | None = None) -> ImageFile:

@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli import files, options, output
 from pipeline.cli.cluster import write_out
-from pipeline.cli.files import Image, wanted
+from pipeline.cli.files import Image, With, kind_of, wanted
 from pipeline.cli.prewarm import prewarm, warm_here
 from pipeline.cli.profile import record
 from pipeline.cli.stores import named_root, open_store
@@ -20,7 +20,6 @@ from pipeline.errors import ConfigError, ToolError, VerificationError
 
 if TYPE_CHECKING:
     from pipeline.store.trust import Required
-    from pipeline.system.mount import Kind
 
 node = Verbs("A node of the cluster: set it up, check it, warm it, mount on it.")
 node.command()(prewarm)
@@ -34,10 +33,6 @@ Job = Annotated[
     str | None,
     typer.Option("--job", help="Held by this Slurm job until its epilog, instead of by a process."),
 ]
-With = Annotated[
-    str | None, typer.Option("--with", help="kernel or fuse; default: the kernel where allowed.")
-]
-
 Settings = Annotated[
     Path, typer.Option("--settings", help="pyxis-importer.json of the nodes, beside the importer.")
 ]
@@ -348,13 +343,6 @@ def hooks(
     for name, text in rendering.hooks(settings, command or str(tools.place())).items():
         write_out(text, folder / name, executable=True)
         output.data(str(folder / name))
-
-
-def kind_of(text: str | None) -> Kind | None:
-    kinds: dict[str | None, Kind | None] = {None: None, "kernel": "kernel", "fuse": "fuse"}
-    if text in kinds:
-        return kinds[text]
-    raise ConfigError(f"--with {text!r} is neither kernel nor fuse")
 
 
 def _seconds(value: float | None) -> str:

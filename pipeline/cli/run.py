@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import files, options
-from pipeline.cli.files import Image
-from pipeline.cli.node import With, kind_of
+from pipeline.cli.files import Image, With, kind_of
 
 
 def run(
