@@ -5,7 +5,8 @@
 
 - Converting, verifying and publishing with all packs at hand, against cp, fsync, a dropped page cache and
   reading back with as many threads into hashlib. In turn, the median counts.
-- From the verdict of a scan that takes `--scan` seconds to the published release, with no pack before.
+- From the verdict of a scan that takes `--scan` seconds to the published release, with no pack before: the
+  median of `--rounds`.
 - CPU-bound builds, alternating, with and without the base's layers being packed beside them: one job for each
   processor. It needs a machine that has nothing else to do, since packing waits where others take all.
 """
@@ -171,7 +172,10 @@ def measure(
     image: Path, work: Path, rounds: int, scan: float, keep: Callable[[dict[str, Any]], None]
 ) -> None:
     found: dict[str, Any] = {"scan_s": scan, "processors": len(os.sched_getaffinity(0))}
-    found["verdict"] = release_anew(image, work / "cache", work / "store", scan)
+    found["verdicts"] = []
+    for _ in range(rounds):
+        shutil.rmtree(work / "cache", ignore_errors=True)
+        found["verdicts"].append(release_anew(image, work / "cache", work / "store", scan))
     keep(found)
     warm, copies = [], []
     for _ in range(rounds):
@@ -188,9 +192,8 @@ def measure(
 
 def ratios(found: dict[str, Any]) -> list[tuple[str, float, str]]:
     """What, the figure, and the goal for it."""
-    rows = [
-        (f"scan of {found['scan_s']:.0f} s: verdict -> published, s", found["verdict"]["wall_s"], "<= 10")
-    ]
+    after = statistics.median(each["wall_s"] for each in found["verdicts"])
+    rows = [(f"scan of {found['scan_s']:.0f} s: verdict -> published, s", after, "<= 10")]
     if "warm" in found:
         ours = statistics.median(each["wall_s"] for each in found["warm"])
         theirs = statistics.median(found["copy_and_read_back_s"])
