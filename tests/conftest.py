@@ -18,7 +18,7 @@ import structlog
 from demo.engine import PrivateEngine
 from pipeline.errors import ToolError
 from pipeline.oci.reference import Reference
-from pipeline.system import log
+from pipeline.system.log import log
 
 if TYPE_CHECKING:
     from demo.registry import PrivateRegistry
@@ -103,6 +103,6 @@ def base(engine: PrivateEngine, registry: PrivateRegistry) -> Reference:
 def _logs_as_they_were() -> Iterator[None]:
     """A verb that ran in this process has set structlog up, perhaps for -q: the next test begins without."""
     yield
-    log.set_up.clear()
+    log.set_up()
     if structlog.is_configured():
         structlog.reset_defaults()

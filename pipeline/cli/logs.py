@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from pipeline.cli import output
-from pipeline.system.log import log, set_up
+from pipeline.system.log import log
 
 _FOR_MACHINES_ONLY = ("timestamp", "level", "run", "image")
 
@@ -40,7 +40,7 @@ def begin() -> None:
     """Take the warnings of libraries, and set structlog up at the first line, as the global options say."""
     logging.lastResort = _Library(logging.WARNING)
     logging.captureWarnings(capture=True)  # which nobody then prints: they are for programmers
-    set_up[:] = [_configure]
+    log.set_up(_configure, shows_debug=output.is_verbose)
 
 
 def _configure() -> None:

@@ -28,3 +28,21 @@ def test_a_librarys_warning_is_one_escaped_line() -> None:
     assert "Traceback" not in done.stderr
     assert "\x1b" not in done.stderr
     assert not [line for line in lines if line.lstrip().startswith((FAKE, "::"))]
+
+
+def test_nothing_is_loaded_for_a_line_that_is_not_shown() -> None:
+    """A hook of a job says in a line of `debug` which mount it has made, and nobody asked for it."""
+    program = (
+        "import sys\n"
+        "from pipeline.cli import logs, output\n"
+        "from pipeline.system.log import log\n"
+        "logs.begin()\n"
+        "log.debug('hidden')\n"
+        "assert 'structlog' not in sys.modules\n"
+        "output.be_verbose()\n"
+        "log.debug('shown', by='kernel')\n"
+        "log.info('too')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert [line.split() for line in done.stderr.splitlines()] == [["shown", "by=kernel"], ["too"]]
+    assert done.stdout == ""
