@@ -129,6 +129,7 @@ def test_an_image_waits_for_its_own_base_alone(cluster: Slurm, tmp_path: Path) -
     assert_nothing_left(cluster)
 
 
+@pytest.mark.slow  # half a minute until Slurm notices; test_many_images has a node that dies in each run
 def test_what_waits_for_a_base_whose_node_dies_waits_for_its_next_attempt(
     cluster: Slurm, tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ PROGRAM = f'cat /data/a/*.so /data/small/7 > /dev/null; python3 -c "{READ}" /dat
 ROOT = Path(__file__).parents[3]
 NOBODY = 65534
 AS_NOBODY = f"""
-import os, sys
+import os, sys, structlog  # this Python may lie where others cannot read it
 from pathlib import Path
 from pipeline.node import profile
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
