@@ -33,9 +33,8 @@ def publish(
         state = fold_events(layout, ImageState(image=record.image))  # raises before anything is brought
         named = record.version in state.releases
         stems = add_versions(layout, state, [record.version])
-        stems.update(names[-1] for names in state.channels.values() if names)  # a listing may be late
         _refuse_channel_name(layout, record)
-        refuse_other_kind(record, kind_of(layout, record.image, stems))
+        refuse_other_kind(record, kind_of(layout, state, stems))
         there = read_record(layout, record.image, record.version, record.platform)
         if there is not None:
             publish_steps.refuse_other_content(record, there)

@@ -109,13 +109,13 @@ def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> 
     return there
 
 
-def kind_of(layout: Layout, image: str, stems: Iterable[str]) -> str | None:
-    """The kind of the releases of `image`, which all have the same: that of the first record that can be
-    read. None when none of these stems has one.
+def kind_of(layout: Layout, state: ImageState, stems: Iterable[str]) -> str | None:
+    """The kind of an image's releases, which all have the same: that of the first record that can be read, of
+    these stems and of what channels name, since a listing may be late. None when there is none.
     """
-    for name in sorted(stems):
+    for name in sorted({*stems, *(named[-1] for named in state.channels.values() if named)}):
         with suppress(sealed.UnreadableError):
-            if record := _read_record(f"{layout.image(image)}/{name}{RECORD_SUFFIX}"):
+            if record := _read_record(f"{layout.image(state.image)}/{name}{RECORD_SUFFIX}"):
                 return record.kind
     return None
 

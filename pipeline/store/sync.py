@@ -21,7 +21,7 @@ from pipeline.store import attachments, caches, channels, publish, publish_steps
 from pipeline.store.events import wrong_content
 from pipeline.store.fetching import fetch
 from pipeline.store.layout import BROUGHT, RANGES, RECORD_SUFFIX, Layout
-from pipeline.store.reading import fold_events, kind_of, read_record, read_truth, records_in
+from pipeline.store.reading import fold_events, kind_of, read_record, read_truth
 from pipeline.store.record import Record, parse_record
 from pipeline.store.sealed import UnreadableError
 from pipeline.store.sharing import Holder, Holders, ranges_of, with_attached
@@ -100,24 +100,29 @@ def compare(source: Store | Bucket, target: Store | Bucket, *, names: Iterable[s
     else:
         records = recorded(source, wanted, report)
     failed: list[SqshpipeError] = []
+    before = _Before(target.layout) if isinstance(target, Store) else None
     for record in records:
         with report.each(failed):
-            _compare(record, target, wanted, report)
+            _compare(record, target, before, wanted, report)
     if failed:
         raise failed[0]
     return report
 
 
 def _compare(
-    record: Record, target: Store | Bucket, wanted: list[tuple[str, str | None]], report: SyncReport
+    record: Record,
+    target: Store | Bucket,
+    before: _Before | None,
+    wanted: list[tuple[str, str | None]],
+    report: SyncReport,
 ) -> None:
     name = f"{record.image}:{record.version}"
     there = _recorded_at(target, record)
     if there is not None:
         publish_steps.refuse_other_content(record, there)
     standing = VersionState()
-    if isinstance(target, Store):
-        standing = read_truth(target.layout, record.image).state.releases.get(record.version) or standing
+    if before is not None:
+        standing = before.of(record).releases.get(record.version) or standing
     if standing.pruned and (record.image, record.version) not in wanted:
         report.pruned.append(name)
     elif there is None or standing.pruned or record.platform in standing.damaged:
@@ -151,8 +156,7 @@ def _to_store(
     failed: list[SqshpipeError],
     task: Task,
 ) -> None:
-    before: dict[str, ImageState] = {}
-    kinds: dict[str, str] = {}
+    before = _Before(target.layout)
     touched: dict[str, None] = {}
     holders = Holders(target.layout)
     target.prepare()
@@ -162,7 +166,6 @@ def _to_store(
                 report.each(failed),
                 atomic.translate_errors(f"copying {record.image}:{record.version} to {target.root}"),
             ):
-                _refuse_other_kind(target.layout, record, kinds)
                 if _bring(record, source, target.layout, before, wanted, holders, report, task):
                     touched[record.image] = None
                     if trust.may_be_named(target.layout, record, target.required):
@@ -175,18 +178,29 @@ def _to_store(
                 caches.refresh_manifest(target.layout)
 
 
-def _refuse_other_kind(layout: Layout, record: Record, kinds: dict[str, str]) -> None:
-    if record.image not in kinds:
-        there = kind_of(layout, record.image, records_in(layout.image(record.image), set()))
-        kinds[record.image] = there or record.kind
-    publish.refuse_other_kind(record, kinds[record.image])
+class _Before:
+    """What a mounted target had before, read once an image, and the kind that its name has from then on."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._images: dict[str, tuple[ImageState, str]] = {}
+
+    def of(self, record: Record) -> ImageState:
+        """Raises OtherContentError for data under the name of an image, and the other way round."""
+        if record.image not in self._images:
+            state = read_truth(self._layout, record.image).state
+            kind = kind_of(self._layout, state, (stem for stem, *_ in state.stems()))
+            self._images[record.image] = state, kind or record.kind
+        state, kind = self._images[record.image]
+        publish.refuse_other_kind(record, kind)
+        return state
 
 
 def _bring(
     record: Record,
     source: SyncSource,
     layout: Layout,
-    before: dict[str, ImageState],
+    before: _Before,
     wanted: list[tuple[str, str | None]],
     holders: Holders,
     report: SyncReport,
@@ -194,15 +208,13 @@ def _bring(
 ) -> bool:
     """Copy one release; False when it was pruned at the target and stays so."""
     source.check(record)
-    if record.image not in before:
-        before[record.image] = read_truth(layout, record.image).state
-    standing = before[record.image].releases.get(record.version) or VersionState()
+    state = before.of(record)
+    standing = state.releases.get(record.version) or VersionState()
     there = read_record(layout, record.image, record.version, record.platform)
     if there is not None:
         publish_steps.refuse_other_content(record, there)
     else:
-        named = record.version in before[record.image].releases
-        publish.refuse_lost_record(layout, record, before[record.image], named=named)
+        publish.refuse_lost_record(layout, record, state, named=record.version in state.releases)
     if standing.pruned and (record.image, record.version) not in wanted:
         report.pruned.append(f"{record.image}:{record.version}")
         return False
