@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_finish() -> None:
     """What pytest and our modules have made stays until the end: the garbage collector need not look at it
-    again and again. Without this it takes an eighth of the time of all tests.
+    again and again. Without this that takes an eighth of the time of the unit and regression tests.
     """
     gc.collect()
     gc.freeze()

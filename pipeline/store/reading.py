@@ -111,7 +111,7 @@ def add_versions(layout: Layout, state: ImageState, versions: Iterable[str]) -> 
 
 def kind_of(layout: Layout, state: ImageState, stems: Iterable[str]) -> str | None:
     """The kind of an image's releases, which all have the same: that of the first record that can be read, of
-    these stems and of what channels name, since a listing may be late. None when there is none.
+    these stems and of what channels name, since a listing may be late. None without such a record.
     """
     for name in sorted({*stems, *(named[-1] for named in state.channels.values() if named)}):
         with suppress(sealed.UnreadableError):

@@ -176,15 +176,21 @@ def test_data_that_is_not_signed_is_shown_to_no_image(site: Site, words: list[st
     assert "not signed" in refused("node", "mount", unsigned, "--job", 7, "--store", site.store.root)
 
 
-def test_a_rollback_names_no_unsigned_release(site: Site) -> None:
-    """One from before the policy: a channel that names it would not resolve on any node."""
+def named_before_the_policy(site: Site, **channels: tuple[str, ...]) -> None:
+    """Publish v1.2, signed, and let each channel name its versions, one after the other, v1.1 unsigned."""
     publish(site.store, "v1.2", squashfs_like("v1.2"), platform=HOST)
     site.sign("demo:v1.2")
     policy = trust.NODE_POLICY.read_bytes()
     trust.NODE_POLICY.unlink()
-    for version in ("v1.0", "v1.1", "v1.2"):
-        site.store.promote(f"demo:{version}", "nightly")
+    for channel, versions in channels.items():
+        for version in versions:
+            site.store.promote(f"demo:{version}", channel)
     trust.NODE_POLICY.write_bytes(policy)
+
+
+def test_a_rollback_names_no_unsigned_release(site: Site) -> None:
+    """One from before the policy: a channel that names it would not resolve on any node."""
+    named_before_the_policy(site, nightly=("v1.0", "v1.1", "v1.2"))
     assert run("rollback", "demo", "nightly", "--store", site.store.root).exit_code == 0
     assert site.store.state("demo").current("nightly") == "v1.0"
     assert "no" in refused("rollback", "demo", "nightly", "--store", site.store.root, as_=PublishError)
@@ -193,15 +199,7 @@ def test_a_rollback_names_no_unsigned_release(site: Site) -> None:
 
 def test_a_yank_moves_channels_to_signed_releases_alone(site: Site) -> None:
     """As a rollback does: the channel went to what it had named before, which resolved on no node."""
-    publish(site.store, "v1.2", squashfs_like("v1.2"), platform=HOST)
-    site.sign("demo:v1.2")
-    policy = trust.NODE_POLICY.read_bytes()
-    trust.NODE_POLICY.unlink()
-    for version in ("v1.0", "v1.1", "v1.2"):
-        site.store.promote(f"demo:{version}", "nightly")
-    for version in ("v1.1", "v1.2"):
-        site.store.promote(f"demo:{version}", "unsigned")
-    trust.NODE_POLICY.write_bytes(policy)
+    named_before_the_policy(site, nightly=("v1.0", "v1.1", "v1.2"), unsigned=("v1.1", "v1.2"))
     done = run("yank", "demo:v1.2", "--store", site.store.root)
     assert done.exit_code == 0, done.output
     state = site.store.state("demo")
